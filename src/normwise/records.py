@@ -1,0 +1,369 @@
+"""Plain records of what was measured, and their JSON. Standard library only.
+
+Everything that is stored or drawn passes through here: ``report`` and ``advise`` read these classes and never import
+torch, so that a report can be redrawn from a file years later on a machine without it.
+
+Scores are always "higher is better". Times are in seconds, memory in bytes. A number that could not be measured is
+``None``, never NaN, so that the files are strict JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from normwise.errors import StoreError
+
+R = typing.TypeVar("R")
+
+STUDY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a learning curve, taken after ``step`` optimizer steps."""
+
+    step: int
+    epoch: float
+    train_loss: float | None
+    valid_score: float | None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What one switchable layer learned: its members and their weights for means and for variances (each sums to 1)."""
+
+    layer: str
+    members: list[str]
+    mean_weights: list[float]
+    var_weights: list[float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trial to run: the same cell always gives the same numbers.
+
+    ``stage`` is ``"tune"`` (chooses the learning rate) or ``"final"`` (is compared).
+    """
+
+    stage: str
+    method: str
+    batch_size: int
+    lr: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A stable name, unique in a study."""
+        return f"{self.stage}/{self.method}/b{self.batch_size}/lr{self.lr:.6g}/s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The outcome of one cell.
+
+    ``state`` is ``"complete"`` or ``"diverged"``; a diverged trial carries the task's floor as its scores and says why
+    in ``reason``. ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial,
+    ``peak_bytes`` the most memory one training step held beyond the model, its data and its optimizer.
+    """
+
+    cell: Cell
+    state: str
+    valid_score: float
+    test_score: float
+    valid_loss: float | None
+    test_loss: float | None
+    steps: int
+    step_seconds: float | None
+    seconds: float
+    peak_bytes: int | None
+    parameters: int
+    curve: list[Point] = field(default_factory=list)
+    mixtures: list[Mixture] = field(default_factory=list)
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; ``level`` is the nominal coverage, 0.95 unless told otherwise."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one method did at one batch size, over the seeds of the final stage.
+
+    ``behind`` and ``behind_test`` are the paired differences (best − this method), seed by seed, on validation and
+    test; ``None`` for the best itself. ``tied`` says that the validation interval does not exclude zero (the best is
+    tied with itself). ``probability_best`` is the share of bootstrap resamples in which the method has the highest
+    validation mean.
+    """
+
+    method: str
+    batch_size: int
+    lr: float
+    lr_at_edge: bool
+    runs: int
+    diverged: int
+    tune_diverged: int
+    valid: Interval
+    test: Interval
+    behind: Interval | None
+    behind_test: Interval | None
+    tied: bool
+    probability_best: float
+    step_seconds: float | None
+    peak_bytes: int | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which method to use at one batch size.
+
+    ``best`` has the highest validation mean, ``use`` is the advice: the best where it is clear, else the cheapest of
+    the ``tied``. ``confidence`` is the share of bootstrap resamples in which ``use`` is at most the settings'
+    ``tolerance`` behind the method that is highest in that resample. ``why`` holds full sentences.
+    """
+
+    batch_size: int
+    use: str
+    best: str
+    clear: bool
+    tied: list[str]
+    confidence: float
+    headline: str
+    why: list[str]
+    cautions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that fixes a study's numbers; two studies with equal settings have equal cells."""
+
+    task: str
+    methods: list[str]
+    batch_sizes: list[int]
+    seeds: list[int]
+    tune_seeds: list[int]
+    lrs: dict[str, list[float]]
+    epochs: dict[str, float]
+    score_name: str
+    optimizer: str
+    schedule: str
+    splits: dict[str, int]
+    model: str
+    tolerance: float = 0.005
+    quick: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole comparison as it is stored in ``study.json``.
+
+    ``lrs`` and ``epochs`` of the settings are keyed by the batch size as text (JSON has no other keys). ``machine`` and
+    ``versions`` are name → value; ``command`` reproduces the study. ``standings`` come best first within a batch size.
+    """
+
+    title: str
+    created: str
+    command: str
+    settings: Settings
+    versions: dict[str, str]
+    machine: dict[str, str]
+    trials: list[Trial]
+    standings: list[Standing]
+    verdicts: list[Verdict]
+    seconds: float
+    finished: bool = True
+    version: int = STUDY_VERSION
+
+
+def to_dict(record: object) -> dict:
+    """Turn a record into plain lists, dicts, strings and numbers.
+
+    Args:
+        record: any dataclass of this module.
+
+    Returns:
+        A dict that :func:`from_dict` turns back into an equal record.
+
+    Raises:
+        TypeError: ``record`` is not a dataclass.
+
+    Example:
+        >>> to_dict(Point(step=1, epoch=0.5, train_loss=2.0, valid_score=None))
+        {'step': 1, 'epoch': 0.5, 'train_loss': 2.0, 'valid_score': None}
+    """
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        raise TypeError(f"to_dict expects a record, got {type(record).__name__}")
+    return dataclasses.asdict(record)
+
+
+def from_dict(cls: type[R], data: object) -> R:
+    """Build a record from what :func:`to_dict` gave, checking every field's type.
+
+    Unknown fields are ignored (a newer normwise may have written them); missing ones take their default.
+
+    Args:
+        cls: the record's class.
+        data: a dict, as read from JSON.
+
+    Returns:
+        The record.
+
+    Raises:
+        StoreError: a field is missing or of the wrong type; the message names it.
+
+    Example:
+        >>> from_dict(Interval, {"value": 1.0, "low": 0.5, "high": 1.5})
+        Interval(value=1.0, low=0.5, high=1.5, level=0.95)
+    """
+    return _build(cls, data, cls.__name__)
+
+
+def dumps(record: object) -> str:
+    """Give a record's JSON text; strict JSON, keys in the order of the fields.
+
+    Args:
+        record: any dataclass of this module.
+
+    Returns:
+        The text, ending in a newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+
+    Example:
+        >>> print(dumps(Interval(1.0, 0.5, 1.5)), end="")
+        {
+          "value": 1.0,
+          "low": 0.5,
+          "high": 1.5,
+          "level": 0.95
+        }
+    """
+    return json.dumps(to_dict(record), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def load_study(path: str | os.PathLike[str]) -> Study:
+    """Read a ``study.json``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The study.
+
+    Raises:
+        StoreError: the file cannot be read, is not a study, or is of a newer version than this normwise knows.
+
+    Example:
+        >>> load_study("nowhere.json")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot read the study {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is not a study: it is not JSON ({error})") from error
+    version = data.get("version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise StoreError(f"{path} is not a study: it has no version number")
+    if version > STUDY_VERSION:
+        raise StoreError(f"{path} has version {version}, this normwise reads up to {STUDY_VERSION}: upgrade normwise")
+    return from_dict(Study, data)
+
+
+def write_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+        text: the whole content.
+
+    Raises:
+        StoreError: the folder is missing or cannot be written; an older file is left as it was.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomic(pathlib.Path(folder) / "a.txt", "hello")
+        ...     print((pathlib.Path(folder) / "a.txt").read_text())
+        hello
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # NamedTemporaryFile makes files only their owner can read; a report is meant to be shared.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _build(kind: typing.Any, data: object, where: str) -> typing.Any:
+    """Turn plain data into ``kind``: a record, a list, a dict, an optional or a scalar."""
+    if dataclasses.is_dataclass(kind):
+        return _build_record(kind, data, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if data is None else _build(arguments[0], data, where)
+    if origin is list:
+        return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(_expect(list, data, where))]
+    if origin is dict:
+        return {str(k): _build(arguments[1], v, f"{where}[{k!r}]") for k, v in _expect(dict, data, where).items()}
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        data = float(data)
+    value = _expect(kind, data, where)
+    if kind is float and not math.isfinite(value):
+        raise StoreError(f"{where} is {value}: numbers must be finite")
+    return value
+
+
+def _build_record(kind: typing.Any, data: object, where: str) -> typing.Any:
+    values = _expect(dict, data, where)
+    hints = typing.get_type_hints(kind)
+    given = {}
+    for f in dataclasses.fields(kind):
+        if f.name in values:
+            given[f.name] = _build(hints[f.name], values[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise StoreError(f"{where} has no field {f.name!r}")
+    return kind(**given)
+
+
+def _expect(kind: type, data: object, where: str) -> typing.Any:
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise StoreError(f"{where} should be {kind.__name__}, got {type(data).__name__}")
+    return data
