@@ -1,0 +1,392 @@
+"""The methods: how each makes an affine map of the cells' moments. A method is a few lines; ``METHODS`` is the family.
+
+Adding one is a function here, a row in ``METHODS`` and a formula in ``tests/oracles.py``. The family's tests, the
+command line's choices and the docs' table all read ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normwise.errors import InputError
+from normwise.moments import Affine, Moments, mix, pool, pool_groups, unbiased
+
+
+class Inputs(NamedTuple):
+    """All that a method may draw on besides the moments. One signature serves every method; each reads what it needs.
+
+    ``weight`` and ``bias`` are (C,). ``population`` stands in for the batch's own moments (the running averages in
+    evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong to the switchable mix.
+
+    Example:
+        >>> Inputs().eps
+        1e-05
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    num_groups: int = 1
+    population: Moments | None = None
+    over: tuple[str, ...] = ("instance", "layer", "batch")
+    mean_weight: Tensor | None = None
+    var_weight: Tensor | None = None
+    variance: str = "paper"
+
+
+def standardize(m: Moments, p: Inputs) -> Affine:
+    """The affine map to mean ``bias`` and standard deviation ``weight``: scale = weight / √(σ² + eps).
+
+    Args:
+        m: the moments to normalize by.
+        p: ``weight``, ``bias`` and ``eps`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> standardize(Moments(torch.ones(1, 1), torch.full((1, 1), 4.0)), Inputs(eps=0.0)).scale
+        tensor([[0.5000]])
+    """
+    scale = torch.rsqrt(m.var + p.eps)
+    if p.weight is not None:
+        scale = scale * p.weight.to(scale.dtype)
+    shift = torch.zeros_like(scale) if p.bias is None else p.bias.to(scale.dtype).unsqueeze(0)
+    return Affine(m.mean, scale, shift)
+
+
+def _instance_moments(cells: Moments, p: Inputs) -> Moments:
+    return cells
+
+
+def _layer_moments(cells: Moments, p: Inputs) -> Moments:
+    return pool(cells, 1)
+
+
+def _group_moments(cells: Moments, p: Inputs) -> Moments:
+    return pool_groups(cells, p.num_groups)
+
+
+def _batch_moments(cells: Moments, p: Inputs) -> Moments:
+    return pool(cells, 0) if p.population is None else p.population
+
+
+POOLS: dict[str, Callable[[Moments, Inputs], Moments]] = {
+    "instance": _instance_moments,
+    "layer": _layer_moments,
+    "group": _group_moments,
+    "batch": _batch_moments,
+}
+
+
+def none(cells: Moments, p: Inputs) -> Affine:
+    """No normalization: ``y = x · weight + bias``.
+
+    Args:
+        cells: moments per cell; only their dtype and device are read.
+        p: ``weight`` and ``bias`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> none(Moments(torch.ones(1, 1), torch.ones(1, 1)), Inputs())
+        Affine(center=tensor([[0.]]), scale=tensor([[1.]]), shift=tensor([[0.]]))
+    """
+    zero = cells.mean.new_zeros(1, 1)
+    one = torch.ones_like(zero)
+    return Affine(
+        zero,
+        one if p.weight is None else p.weight.to(one.dtype).unsqueeze(0),
+        zero if p.bias is None else p.bias.to(one.dtype).unsqueeze(0),
+    )
+
+
+def instance(cells: Moments, p: Inputs) -> Affine:
+    """Instance normalization (Ulyanov et al. 2016, arXiv 1607.08022): each cell by its own moments.
+
+    Formula: y = weight · (x − μ[n,c]) / √(σ²[n,c] + eps) + bias. With ``population`` (tracked statistics in evaluation)
+    that is used instead, which makes the layer a batch norm, as in torch.
+
+    Args:
+        cells: moments per cell, (N, C).
+        p: ``weight``, ``bias``, ``eps`` and ``population`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> instance(Moments(torch.ones(1, 1), torch.ones(1, 1)), Inputs(eps=0.0)).center
+        tensor([[1.]])
+    """
+    return standardize(cells if p.population is None else p.population, p)
+
+
+def layer(cells: Moments, p: Inputs) -> Affine:
+    """Layer normalization of a convolutional map (Ba et al. 2016, arXiv 1607.06450): over all channels of a sample.
+
+    Formula: y = weight · (x − μ[n]) / √(σ²[n] + eps) + bias, weight and bias per channel: group norm with one group.
+
+    Args:
+        cells: moments per cell, (N, C).
+        p: ``weight``, ``bias`` and ``eps`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> layer(Moments(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2)), Inputs(eps=0.0)).center
+        tensor([[1.]])
+    """
+    return standardize(_layer_moments(cells, p), p)
+
+
+def group(cells: Moments, p: Inputs) -> Affine:
+    """Group normalization (Wu & He 2018, arXiv 1803.08494): over the channels of a group, per sample.
+
+    Formula: y = weight · (x − μ[n,g]) / √(σ²[n,g] + eps) + bias, g = c // (C / num_groups).
+
+    Args:
+        cells: moments per cell, (N, C).
+        p: ``weight``, ``bias``, ``eps`` and ``num_groups`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> group(Moments(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2)), Inputs(eps=1.0, num_groups=1)).center
+        tensor([[1.]])
+    """
+    return standardize(_group_moments(cells, p), p)
+
+
+def batch(cells: Moments, p: Inputs) -> Affine:
+    """Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167): over the samples, per channel.
+
+    Formula: y = weight · (x − μ[c]) / √(σ²[c] + eps) + bias, with the batch's moments, or ``population`` where given.
+
+    Args:
+        cells: moments per cell, (N, C).
+        p: ``weight``, ``bias``, ``eps`` and ``population`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> batch(Moments(torch.tensor([[0.0], [2.0]]), torch.zeros(2, 1)), Inputs(eps=0.0)).center
+        tensor([[1.]])
+    """
+    return standardize(_batch_moments(cells, p), p)
+
+
+def switchable(cells: Moments, p: Inputs) -> Affine:
+    """Switchable normalization (Luo et al. 2019, arXiv 1806.10779): a learned mix of other methods' moments.
+
+    Formula: y = weight · (x − Σₖ wₖ μₖ) / √(Σₖ w′ₖ σ²ₖ + eps) + bias, w = softmax(mean_weight), w′ =
+    softmax(var_weight), k ∈ ``over``. ``variance="paper"`` takes biased variances; ``"official"`` makes the instance
+    variance unbiased and lets that value feed the others, as published checkpoints expect.
+
+    Args:
+        cells: moments per cell, (N, C).
+        p: everything is read.
+
+    Returns:
+        The map.
+
+    Raises:
+        InputError: every member would rest on a single element.
+
+    Example:
+        >>> cells = Moments(torch.tensor([[0.0, 2.0]]), torch.ones(1, 2), elements=4)
+        >>> p = Inputs(over=("instance", "layer"), mean_weight=torch.ones(2), var_weight=torch.ones(2))
+        >>> switchable(cells, p).center
+        tensor([[0.5000, 1.5000]])
+    """
+    N, C = cells.mean.shape
+    kept = defined_members(p, N, C, cells.elements)
+    if not kept:
+        raise InputError(
+            f"switchable normalization over {', '.join(p.over)}: with {N} sample(s), {C} channel(s) and one element a "
+            "channel every member would rest on a single value, whose variance is 0. Give larger inputs or batches, or "
+            "call .eval() to use the running averages of the batch member"
+        )
+    if p.variance == "official":
+        cells = Moments(cells.mean, unbiased(cells), cells.elements)
+    members = [POOLS[p.over[k]](cells, p) for k in kept]
+    return standardize(mix(members, _shares(p.mean_weight, kept, cells), _shares(p.var_weight, kept, cells)), p)
+
+
+def _shares(logits: Tensor | None, kept: list[int], cells: Moments) -> Tensor:
+    """Softmax over the members that are kept; equal shares without weights."""
+    if logits is None:
+        return cells.mean.new_full((len(kept),), 1 / len(kept))
+    logits = logits.to(cells.mean.dtype)
+    return torch.softmax(logits if len(kept) == len(logits) else logits[kept], 0)
+
+
+def defined_members(p: Inputs, samples: int, channels: int, elements: int | Tensor) -> list[int]:
+    """Which members of a switchable mix have a meaning: those whose statistics rest on more than one element.
+
+    Args:
+        p: ``over``, ``num_groups`` and ``population`` are read.
+        samples: N.
+        channels: C.
+        elements: per cell; where cells differ in size all members are taken as defined.
+
+    Returns:
+        The positions of the defined members in ``over``.
+
+    Example:
+        >>> defined_members(Inputs(over=("instance", "layer", "batch")), samples=8, channels=4, elements=1)
+        [1, 2]
+    """
+    if not isinstance(elements, int) or samples == 0:
+        return list(range(len(p.over)))
+    behind = {
+        "instance": elements,
+        "layer": channels * elements,
+        "group": channels // p.num_groups * elements,
+        "batch": samples * elements if p.population is None else 2,
+    }
+    return [k for k, name in enumerate(p.over) if behind[name] > 1]
+
+
+def _track_batch(cells: Moments) -> Moments:
+    return pool(cells, 0)
+
+
+def _track_instance(cells: Moments) -> Moments:
+    # torch's convention: the mean over samples of each instance's own moments, not the moments of the whole batch.
+    elements = cells.elements if isinstance(cells.elements, int) else cells.elements.float().mean(0, keepdim=True)
+    return Moments(cells.mean.mean(0, keepdim=True), cells.var.mean(0, keepdim=True), elements)
+
+
+def _always(p: Inputs) -> bool:
+    return True
+
+
+def _never(p: Inputs) -> bool:
+    return False
+
+
+def _without_population(p: Inputs) -> bool:
+    return p.population is None
+
+
+def _beyond_population(p: Inputs) -> bool:
+    return p.population is None or p.over != ("batch",)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of ``METHODS``.
+
+    ``pools`` names the axes over which moments are shared. ``reads_cells`` tells whether the input's own moments are
+    needed at all: in evaluation a batch norm saves that pass. ``running`` says whether running averages are kept by
+    default and ``track`` what they follow, ``None`` where a method can keep none. ``parameters`` are the learned ones
+    beside weight and bias. ``on_weights`` marks methods that act on weights, not on activations.
+
+    Example:
+        >>> METHODS["batch"].running
+        True
+    """
+
+    name: str
+    function: Callable[[Moments, Inputs], Affine]
+    pools: str
+    summary: str
+    paper: str
+    reads_cells: Callable[[Inputs], bool] = _always
+    running: bool = False
+    track: Callable[[Moments], Moments] | None = None
+    parameters: tuple[str, ...] = ()
+    on_weights: bool = False
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("none", none, "nothing", "no normalization", "-", reads_cells=_never),
+        Method(
+            "batch",
+            batch,
+            "samples and space, per channel",
+            "per channel over the batch; running averages in evaluation",
+            "Ioffe & Szegedy 2015, arXiv 1502.03167",
+            reads_cells=_without_population,
+            running=True,
+            track=_track_batch,
+        ),
+        Method(
+            "layer",
+            layer,
+            "channels and space, per sample",
+            "per sample over all channels; the batch does not matter",
+            "Ba et al. 2016, arXiv 1607.06450",
+        ),
+        Method(
+            "weight",
+            none,
+            "nothing",
+            "weights split into length and direction; activations untouched",
+            "Salimans & Kingma 2016, arXiv 1602.07868",
+            reads_cells=_never,
+            parameters=("g", "v"),
+            on_weights=True,
+        ),
+        Method(
+            "instance",
+            instance,
+            "space, per sample and channel",
+            "per sample and channel; removes contrast",
+            "Ulyanov et al. 2016, arXiv 1607.08022",
+            reads_cells=_without_population,
+            track=_track_instance,
+        ),
+        Method(
+            "group",
+            group,
+            "space and the channels of a group, per sample",
+            "per sample over groups of channels; holds at small batches",
+            "Wu & He 2018, arXiv 1803.08494",
+        ),
+        Method(
+            "switchable",
+            switchable,
+            "a learned mix of instance, layer and batch",
+            "each layer learns its own mix of instance, layer and batch",
+            "Luo et al. 2019, arXiv 1806.10779",
+            reads_cells=_beyond_population,
+            running=True,
+            track=_track_batch,
+            parameters=("mean_weight", "var_weight"),
+        ),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """Look a method up.
+
+    Args:
+        name: a key of ``METHODS``.
+
+    Returns:
+        Its row.
+
+    Raises:
+        InputError: there is no such method; the message lists those there are.
+
+    Example:
+        >>> method_named("group").paper
+        'Wu & He 2018, arXiv 1803.08494'
+    """
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise InputError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}") from None

@@ -1,0 +1,170 @@
+"""Moment space: what is known of an input after one pass over it, and how that is pooled and mixed.
+
+Pooling is by the law of total variance, Var = E[σ²] + Var[μ], never by E[x²] − E[x]², which cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Means and biased variances, each over ``elements`` values.
+
+    ``mean`` and ``var`` broadcast to (N, C). ``elements`` is one number where all cells are of equal size,
+    else a tensor that broadcasts to (N, C): cells of a padded sequence weigh as much as they hold.
+
+    Example:
+        >>> Moments(torch.zeros(2, 3), torch.ones(2, 3), elements=4).var.shape
+        torch.Size([2, 3])
+    """
+
+    mean: Tensor
+    var: Tensor
+    elements: int | Tensor = 1
+
+
+class Affine(NamedTuple):
+    """What a method makes of the moments: ``y = (x − center) · scale + shift``, each broadcastable to (N, C).
+
+    Example:
+        >>> Affine(center=torch.zeros(1, 3), scale=torch.ones(1, 3), shift=torch.zeros(1, 3)).scale.shape
+        torch.Size([1, 3])
+    """
+
+    center: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+def pool(cells: Moments, dim: int) -> Moments:
+    """Moments of the union of all cells along one axis, which stays with size 1.
+
+    Formula: n = Σ nᵢ, μ = Σ (nᵢ/n) μᵢ, σ² = Σ (nᵢ/n) (σᵢ² + (μᵢ − μ)²).
+
+    Args:
+        cells: the moments to pool.
+        dim: the axis: 0 pools samples, 1 pools channels.
+
+    Returns:
+        The pooled moments. A pool without any element has mean and variance 0.
+
+    Example:
+        >>> a = Moments(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 1.0]]), elements=5)
+        >>> pool(a, dim=1)
+        Moments(mean=tensor([[1.]]), var=tensor([[2.]]), elements=10)
+    """
+    mean, var, count = cells
+    if isinstance(count, int):
+        size = mean.shape[dim]
+        if size == 0:
+            empty = mean.sum(dim, keepdim=True)
+            return Moments(empty, empty, 0)
+        pooled = mean.mean(dim, keepdim=True)
+        return Moments(pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True), count * size)
+    count = count.expand_as(mean)
+    total = count.sum(dim, keepdim=True)
+    share = count / total.clamp_min(1)
+    pooled = (share * mean).sum(dim, keepdim=True)
+    return Moments(pooled, (share * (var + (mean - pooled).square())).sum(dim, keepdim=True), total)
+
+
+def pool_groups(cells: Moments, num_groups: int) -> Moments:
+    """Moments over the channels of each group of a sample, given back for every channel.
+
+    Args:
+        cells: moments per cell, (N, C).
+        num_groups: G, a divisor of C.
+
+    Returns:
+        Moments that are equal within a group; (N, 1) where there is one group, else (N, C).
+
+    Example:
+        >>> cells = Moments(torch.tensor([[0.0, 2.0, 5.0, 5.0]]), torch.zeros(1, 4), elements=3)
+        >>> pool_groups(cells, num_groups=2).mean
+        tensor([[1., 1., 5., 5.]])
+    """
+    N, C = cells.mean.shape
+    if num_groups == 1:
+        return pool(cells, 1)
+    if num_groups == C:
+        return cells
+
+    def split(t: Tensor) -> Tensor:
+        return t.expand(N, C).reshape(N * num_groups, C // num_groups)
+
+    def join(t: Tensor) -> Tensor:
+        return t.expand(-1, C // num_groups).reshape(N, C)
+
+    mean, var, count = cells
+    pooled = pool(Moments(split(mean), split(var), count if isinstance(count, int) else split(count)), 1)
+    count = pooled.elements if isinstance(pooled.elements, int) else join(pooled.elements)
+    return Moments(join(pooled.mean), join(pooled.var), count)
+
+
+def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -> Moments:
+    """Weighted means of means and of variances, as switchable normalization takes them.
+
+    Formula: μ = Σₖ wₖ μₖ and σ² = Σₖ w′ₖ σ²ₖ. The spread *between* the members' means is left out on purpose: that is
+    the paper's definition (arXiv 1806.10779, eq. 3), not a pool.
+
+    Args:
+        members: K moments that broadcast against each other.
+        mean_weights: (K,), summing to 1.
+        var_weights: (K,), summing to 1.
+
+    Returns:
+        The mixed moments; ``elements`` has no meaning and is 1.
+
+    Example:
+        >>> a = Moments(torch.zeros(1, 1), torch.ones(1, 1))
+        >>> b = Moments(torch.ones(1, 1), torch.ones(1, 1))
+        >>> mix([a, b], torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])).mean
+        tensor([[0.7500]])
+    """
+    mean = sum(w * m.mean for w, m in zip(mean_weights.unbind(), members, strict=True))
+    var = sum(w * m.var for w, m in zip(var_weights.unbind(), members, strict=True))
+    return Moments(torch.as_tensor(mean), torch.as_tensor(var), 1)
+
+
+def unbiased(m: Moments) -> Tensor:
+    """The unbiased estimate of the variance, σ² · n / (n − 1); one element alone gives 0.
+
+    Args:
+        m: moments with biased variances.
+
+    Returns:
+        The variances.
+
+    Example:
+        >>> unbiased(Moments(torch.zeros(1), torch.ones(1), elements=3))
+        tensor([1.5000])
+    """
+    if isinstance(m.elements, int):
+        return m.var * (m.elements / max(m.elements - 1, 1))
+    return m.var * (m.elements / (m.elements - 1).clamp_min(1))
+
+
+def update_running(running_mean: Tensor, running_var: Tensor, batch: Moments, momentum: float | Tensor) -> None:
+    """Move the running averages towards a batch: ``running ← (1 − momentum) · running + momentum · batch``.
+
+    As in torch, ``momentum`` is the weight of the *new* batch and the variance enters unbiased.
+
+    Args:
+        running_mean: (C,), changed in place.
+        running_var: (C,), changed in place.
+        batch: the batch's moments, (1, C).
+        momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
+
+    Example:
+        >>> mean, var = torch.zeros(1), torch.ones(1)
+        >>> update_running(mean, var, Moments(torch.ones(1, 1), torch.ones(1, 1), elements=2), momentum=0.5)
+        >>> mean.item(), var.item()
+        (0.5, 1.5)
+    """
+    for running, new in ((running_mean, batch.mean), (running_var, unbiased(batch))):
+        running.lerp_(new.detach().reshape(-1).to(running.dtype), momentum)

@@ -1,0 +1,229 @@
+"""The four kernels in plain torch: the specification, and the path for every device without native ones.
+
+A *cell* is one (n, c) of ``x`` with shape (N, C, ...); M is the number of its elements (1 without spatial axes).
+Tensors per cell broadcast to (N, C) and hold the accumulation type: float32, or float64 for float64 input. Every
+function is made of differentiable torch operators, so that autograd, ``torch.func`` and ``torch.compile`` pass through.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = (None, "relu", "leaky_relu", "silu")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Give the type in which statistics of ``dtype`` are held: float64 for float64, else float32.
+
+    Args:
+        dtype: a floating type.
+
+    Returns:
+        The accumulation type.
+
+    Example:
+        >>> accumulation_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every cell.
+
+    Args:
+        x: (N, C, ...).
+        mask: elements to count, broadcastable to ``x``; ``None`` counts all. A cell without any has moments 0.
+
+    Returns:
+        ``(mean, var)``, both (N, C).
+
+    Example:
+        >>> mean, var = moments(torch.tensor([[[1.0, 3.0]]]))
+        >>> mean.item(), var.item()
+        (2.0, 1.0)
+    """
+    values = x.to(accumulation_dtype(x.dtype))
+    axes = tuple(range(2, x.ndim))
+    if mask is not None:
+        return _masked_moments(values, mask, axes)
+    if not axes:
+        return values, torch.zeros_like(values)
+    if x.numel() == 0:
+        return values.sum(axes), values.sum(axes)
+    var, mean = torch.var_mean(values, axes, correction=0)
+    return mean, var
+
+
+def _masked_moments(values: Tensor, mask: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    # torch.where, not a product: what stands in the padding may be NaN.
+    mask = mask.expand_as(values)
+    if not axes:
+        return torch.where(mask, values, 0), torch.zeros_like(values)
+    count = mask.sum(axes, keepdim=True).clamp_min(1)
+    mean = torch.where(mask, values, 0).sum(axes, keepdim=True) / count
+    var = torch.where(mask, values - mean, 0).square().sum(axes, keepdim=True) / count
+    return mean.squeeze(axes), var.squeeze(axes)
+
+
+def apply(
+    x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None = None, slope: float = 0.01
+) -> Tensor:
+    """Normalize: ``act((x − center) · scale + shift)``.
+
+    Args:
+        x: (N, C, ...).
+        center: what to subtract, per cell.
+        scale: what to multiply with, per cell.
+        shift: what to add, per cell.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        slope: the negative slope of ``"leaky_relu"``.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of ``x``.
+
+    Example:
+        >>> cell = torch.tensor([[2.0]])
+        >>> apply(torch.tensor([[[1.0, 3.0]]]), cell, cell, torch.zeros(1, 1), activation="relu")
+        tensor([[[0., 2.]]])
+    """
+    center, scale, shift = (_over_cells(t, x) for t in (center, scale, shift))
+    return activate((x.to(center.dtype) - center) * scale + shift, activation, slope).to(x.dtype)
+
+
+def activate(z: Tensor, activation: str | None, slope: float = 0.01) -> Tensor:
+    """Apply the named activation.
+
+    Args:
+        z: any tensor.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        slope: the negative slope of ``"leaky_relu"``.
+
+    Returns:
+        A tensor like ``z``.
+
+    Raises:
+        ValueError: the name is not one of these.
+
+    Example:
+        >>> activate(torch.tensor([-1.0, 2.0]), "leaky_relu", slope=0.5)
+        tensor([-0.5000,  2.0000])
+    """
+    match activation:
+        case None:
+            return z
+        case "relu":
+            return F.relu(z)
+        case "leaky_relu":
+            return F.leaky_relu(z, slope)
+        case "silu":
+            return F.silu(z)
+    raise ValueError(f"unknown activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
+
+
+def _activation_slope(z: Tensor, activation: str | None, slope: float) -> Tensor | float:
+    """The derivative of the activation at ``z``."""
+    match activation:
+        case "relu":
+            return (z > 0).to(z.dtype)
+        case "leaky_relu":
+            return torch.where(z > 0, 1.0, slope)
+        case "silu":
+            s = torch.sigmoid(z)
+            return s * (1 + z * (1 - s))
+    return 1.0
+
+
+def _through_activation(
+    g: Tensor, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None, slope: float
+) -> Tensor:
+    """The gradient in front of the activation, which is recomputed from ``x``."""
+    g = g.to(accumulation_dtype(x.dtype))
+    if activation is None:
+        return g
+    center, scale, shift = (_over_cells(t, x) for t in (center, scale, shift))
+    return g * _activation_slope((x.to(center.dtype) - center) * scale + shift, activation, slope)
+
+
+def grad_sums(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """The two sums from which every gradient of the affine follows: S1 = Σ g and S2 = Σ g · (x − mean), per cell.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: the input of :func:`apply`.
+        mean: the cells' means.
+        center: as given to :func:`apply`.
+        scale: as given to :func:`apply`.
+        shift: as given to :func:`apply`.
+        activation: as given to :func:`apply`; g is first taken through it.
+        slope: as given to :func:`apply`.
+
+    Returns:
+        ``(S1, S2)``, both (N, C).
+
+    Example:
+        >>> x, one, zero = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1), torch.zeros(1, 1)
+        >>> [s.item() for s in grad_sums(torch.tensor([[[1.0, 2.0]]]), x, 2 * one, zero, one, zero)]
+        [3.0, 1.0]
+    """
+    g = _through_activation(g, x, center, scale, shift, activation, slope)
+    deviation = x.to(g.dtype) - _over_cells(mean, x)
+    axes = tuple(range(2, x.ndim))
+    return (g.sum(axes), (g * deviation).sum(axes)) if axes else (g, g * deviation)
+
+
+def grad_input(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> Tensor:
+    """The gradient of the input: ``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: the input of :func:`apply`.
+        mean: the cells' means.
+        center: as given to :func:`apply`.
+        scale: as given to :func:`apply`.
+        shift: as given to :func:`apply`.
+        grad_mean: the gradient of the cells' means.
+        grad_var: the gradient of the cells' variances.
+        activation: as given to :func:`apply`; g is first taken through it.
+        slope: as given to :func:`apply`.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of ``x``.
+
+    Example:
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+        >>> grad_input(torch.ones(1, 1, 2), torch.ones(1, 1, 2), one, one, 3 * one, zero, 4 * one, zero)
+        tensor([[[5., 5.]]])
+    """
+    g = _through_activation(g, x, center, scale, shift, activation, slope)
+    deviation = x.to(g.dtype) - _over_cells(mean, x)
+    elements = max(1, x[0, 0].numel()) if x.numel() else 1
+    slope_var, offset = _over_cells(2 * grad_var / elements, x), _over_cells(grad_mean / elements, x)
+    return (_over_cells(scale, x) * g + slope_var * deviation + offset).to(x.dtype)
+
+
+def _over_cells(t: Tensor, x: Tensor) -> Tensor:
+    """A per-cell tensor, made broadcastable against ``x``."""
+    return t.reshape(t.shape + (1,) * (x.ndim - 2))
