@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.methods import Inputs, Method, method_named
+from normwise.errors import InputError
+from normwise.methods import Inputs, Method, elements_behind, method_named
 from normwise.moments import Moments, update_running
 
 __all__ = ["normalize"]
@@ -70,6 +71,7 @@ def normalize(
 
     Raises:
         InputError: there is no such method, or it has no meaning for this shape.
+        RuntimeError: ``x`` has fewer than two axes.
 
     Example:
         >>> x = torch.arange(8.0).reshape(1, 2, 4)
@@ -84,11 +86,35 @@ def normalize(
         # Copies: the next training step may change the buffers before this step's backward pass runs.
         population = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
     inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance)
+    _check_defined(x, row, inputs)
     y, cells = _normalize(x, row, inputs, activation, slope)
     if momentum is not None and not use_running and running_mean is not None and running_var is not None and x.numel():
         assert row.track is not None, f"{method} keeps no running averages"
         update_running(running_mean, running_var, row.track(cells), momentum)
     return y
+
+
+# For a single element: what the method needs more of, in torch's words, and what to do.
+_UNDEFINED = {
+    "batch": ("value per channel", "Use batches of 2 or more (drop_last=True), or group or layer normalization"),
+    "instance": ("spatial element", "Use group or layer normalization where the map is 1×1"),
+    "group": ("value per group", "Use fewer groups"),
+    "layer": ("value per sample", "Normalize before the features shrink to one"),
+}
+
+
+def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
+    """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
+    if x.ndim < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
+    if not x.numel() or not row.reads_cells(inputs):
+        return
+    if elements_behind(inputs, x.shape[0], x.shape[1], _elements(x)).get(row.name) == 1:
+        scope, remedy = _UNDEFINED[row.name]
+        raise InputError(
+            f"Expected more than 1 {scope} when training, got input size {tuple(x.shape)}: the variance of a single "
+            f"value is 0, and {row.name} normalization would erase the data. {remedy}"
+        )
 
 
 def _normalize(x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float) -> tuple[Tensor, Moments]:

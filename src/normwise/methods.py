@@ -247,13 +247,32 @@ def defined_members(p: Inputs, samples: int, channels: int, elements: int | Tens
     """
     if not isinstance(elements, int) or samples == 0:
         return list(range(len(p.over)))
-    behind = {
+    behind = elements_behind(p, samples, channels, elements)
+    return [k for k, name in enumerate(p.over) if behind[name] != 1]
+
+
+def elements_behind(p: Inputs, samples: int, channels: int, elements: int) -> dict[str, int]:
+    """How many elements each pool's statistic rests on; 0 where it is stored and rests on none of this input.
+
+    Args:
+        p: ``num_groups`` and ``population`` are read.
+        samples: N.
+        channels: C.
+        elements: per cell.
+
+    Returns:
+        Pool → number of elements.
+
+    Example:
+        >>> elements_behind(Inputs(num_groups=2), samples=8, channels=4, elements=9)
+        {'instance': 9, 'layer': 36, 'group': 18, 'batch': 72}
+    """
+    return {
         "instance": elements,
         "layer": channels * elements,
         "group": channels // p.num_groups * elements,
-        "batch": samples * elements if p.population is None else 2,
+        "batch": samples * elements if p.population is None else 0,
     }
-    return [k for k, name in enumerate(p.over) if behind[name] > 1]
 
 
 def _track_batch(cells: Moments) -> Moments:

@@ -1,0 +1,32 @@
+"""Layers with torch.nn's names and signatures, and the switchable ones."""
+
+from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normwise.nn.factory import NormFactory, norm_layer
+from normwise.nn.groupnorm import GroupNorm, LayerNorm, groups_for
+from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from normwise.nn.switchable import (
+    SwitchableNorm,
+    SwitchableNorm1d,
+    SwitchableNorm2d,
+    SwitchableNorm3d,
+    switchable_layers,
+)
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "NormFactory",
+    "SwitchableNorm",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
+    "groups_for",
+    "norm_layer",
+    "switchable_layers",
+]

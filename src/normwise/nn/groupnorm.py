@@ -1,0 +1,133 @@
+"""Group and layer normalization with torch's names, and the choice of a group count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise import ops
+from normwise.errors import InputError
+from normwise.functional import normalize
+
+
+def groups_for(num_channels: int, target: int = 32) -> int:
+    """Choose a group count: ``target`` where it divides the channels, else the nearest divisor that does.
+
+    A group of one channel is never chosen (that is instance norm, and erases (N, C) data), unless there is one channel.
+    Of two divisors equally near the larger is taken.
+
+    Args:
+        num_channels: C, at least 1.
+        target: the wanted count; 32 is the paper's choice (arXiv 1803.08494).
+
+    Returns:
+        A divisor of ``num_channels``.
+
+    Raises:
+        InputError: a number below 1.
+
+    Example:
+        >>> [groups_for(c) for c in (64, 48, 16, 7, 1)]
+        [32, 24, 8, 1, 1]
+    """
+    if num_channels < 1 or target < 1:
+        raise InputError(f"channels and target must be at least 1, got {num_channels} and {target}")
+    divisors = [g for g in range(1, max(num_channels // 2, 1) + 1) if num_channels % g == 0]
+    return min(divisors, key=lambda g: (abs(g - target), -g))
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """Group normalization of (N, C, ...) (Wu & He 2018, arXiv 1803.08494), a drop-in for torch's class.
+
+    Formula: y = weight · (x − μ[n,g]) / √(σ²[n,g] + eps) + bias with g the group of channel c. ``num_groups=1`` is
+    layer norm over a convolutional map, ``num_groups=num_channels`` is instance norm.
+
+    Args:
+        num_groups: G, a divisor of C; :func:`groups_for` chooses one.
+        num_channels: C.
+        eps: added to the variance.
+        affine: whether ``weight`` and ``bias`` (C,) are learned.
+        device: of the parameters.
+        dtype: of the parameters.
+        bias: whether ``bias`` is learned where ``affine`` is.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
+
+    Raises:
+        ValueError: C is not divisible, or a group holds one element, whose variance is 0.
+        RuntimeError: the input has fewer than two axes.
+
+    Example:
+        >>> GroupNorm(2, 6)(torch.randn(4, 6, 5, 5)).shape
+        torch.Size([4, 6, 5, 5])
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        return normalize(
+            input,
+            "group",
+            num_groups=self.num_groups,
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            activation=self.activation,
+        )
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450): torch's kernel, with an activation.
+
+    Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. For a convolutional map with
+    one weight per channel use ``GroupNorm(1, C)``.
+
+    Args:
+        normalized_shape: the last axes' sizes, an int or a sequence.
+        eps: added to the variance.
+        elementwise_affine: whether ``weight`` and ``bias`` are learned.
+        bias: whether ``bias`` is learned where ``elementwise_affine`` is.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+
+    Raises:
+        RuntimeError: the input's last axes differ from ``normalized_shape``.
+
+    Example:
+        >>> LayerNorm(6)(torch.randn(4, 6)).shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        return ops.activate(super().forward(input), self.activation)

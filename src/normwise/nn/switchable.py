@@ -1,0 +1,219 @@
+"""Switchable normalization: each layer learns which of the others it is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from normwise.errors import InputError, NormwiseWarning
+from normwise.functional import normalize
+from normwise.methods import POOLS, Inputs, defined_members
+from normwise.moments import Moments
+from normwise.nn._state import check_dim, count_batch, uses_running
+from normwise.nn.groupnorm import groups_for
+
+VARIANCES = ("paper", "official")
+
+
+class SwitchableNorm(_NormBase):
+    """What the three switchable layers share; use :class:`SwitchableNorm1d`, ``2d`` or ``3d``.
+
+    Not a subclass of torch's batch norm: what converts batch norms (SyncBatchNorm) would silently drop the mix.
+
+    Example:
+        >>> isinstance(SwitchableNorm2d(3), SwitchableNorm)
+        True
+    """
+
+    mean_weight: torch.nn.Parameter
+    var_weight: torch.nn.Parameter
+    _dims: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        over: Sequence[str] = ("instance", "layer", "batch"),
+        variance: str = "paper",
+        num_groups: int | None = None,
+        activation: str | None = None,
+    ) -> None:
+        self.over = _checked_members(over)
+        if variance not in VARIANCES:
+            raise InputError(f"unknown variance {variance!r}: expected one of {', '.join(VARIANCES)}")
+        tracks = track_running_stats and "batch" in self.over
+        super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
+        self.variance = variance
+        self.num_groups = groups_for(num_features) if num_groups is None else num_groups
+        if num_features % self.num_groups:
+            raise InputError(f"num_features ({num_features}) must be divisible by num_groups ({self.num_groups})")
+        self.activation = activation
+        for name in ("mean_weight", "var_weight"):
+            logits = torch.ones(len(self.over), device=device, dtype=dtype)
+            self.register_parameter(name, torch.nn.Parameter(logits))
+
+    def reset_parameters(self) -> None:
+        """Set weight and mixing weights to 1, bias to 0, and forget the running averages."""
+        super().reset_parameters()
+        for name in ("mean_weight", "var_weight"):
+            if name in self._parameters:
+                torch.nn.init.ones_(self._parameters[name])  # type: ignore[arg-type]
+
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """Give the learned mix: softmax of ``mean_weight`` and of ``var_weight``, in the order of ``over``.
+
+        Returns:
+            Two detached tensors (K,), each summing to 1.
+
+        Example:
+            >>> SwitchableNorm2d(3, over=("layer", "batch")).shares()[0]
+            tensor([0.5000, 0.5000])
+        """
+        return self.mean_weight.detach().softmax(0), self.var_weight.detach().softmax(0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        check_dim(input, self._dims)
+        use_running = uses_running(self)
+        _warn_dropped(input, self.over, self.num_groups, use_running)
+        momentum = count_batch(self)
+        return normalize(
+            input,
+            "switchable",
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            num_groups=self.num_groups,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            use_running=use_running,
+            momentum=momentum,
+            over=self.over,
+            mean_weight=self.mean_weight,
+            var_weight=self.var_weight,
+            variance=self.variance,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"{super().extra_repr()}, over={self.over}, variance={self.variance!r}"
+
+
+class SwitchableNorm1d(SwitchableNorm):
+    """Switchable normalization of (N, C, L) or (N, C); everything else as in :class:`SwitchableNorm2d`.
+
+    For (N, C) the instance member has one element per statistic and no meaning: it is dropped, with a warning, and the
+    other shares are scaled to sum to 1. ``over=("layer", "batch")`` says the same without the warning.
+
+    Example:
+        >>> SwitchableNorm1d(3, over=("layer", "batch"))(torch.randn(8, 3)).shape
+        torch.Size([8, 3])
+    """
+
+    _dims = (2, 3)
+
+
+class SwitchableNorm2d(SwitchableNorm):
+    """Switchable normalization of (N, C, H, W) (Luo et al. 2019, arXiv 1806.10779).
+
+    Formula: y = weight · (x − Σₖ wₖ μₖ) / √(Σₖ w′ₖ σ²ₖ + eps) + bias with w = softmax(mean_weight) and w′ =
+    softmax(var_weight), k over ``over``. In evaluation the batch member uses the running averages; the others always
+    use the sample's own moments.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of the *new* batch in the running averages (torch's convention, 1 minus the paper's).
+        affine: whether ``weight`` and ``bias`` (C,) are learned.
+        track_running_stats: whether running averages are kept for the batch member.
+        device: of the parameters and buffers.
+        dtype: of the parameters and buffers.
+        bias: whether ``bias`` is learned where ``affine`` is.
+        over: the members: any of ``"instance"``, ``"layer"``, ``"group"``, ``"batch"``.
+        variance: ``"paper"`` (biased) or ``"official"`` (to reproduce a published checkpoint).
+        num_groups: of the group member; default :func:`groups_for`.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
+
+    Raises:
+        ValueError: the input has another number of axes; unknown or repeated members; nothing to take a variance of.
+
+    Example:
+        >>> layer = SwitchableNorm2d(3)
+        >>> layer(torch.randn(2, 3, 5, 5)).shape
+        torch.Size([2, 3, 5, 5])
+        >>> layer.shares()[0]
+        tensor([0.3333, 0.3333, 0.3333])
+    """
+
+    _dims = (4,)
+
+
+class SwitchableNorm3d(SwitchableNorm):
+    """Switchable normalization of (N, C, D, H, W); everything else as in :class:`SwitchableNorm2d`.
+
+    Example:
+        >>> SwitchableNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
+        torch.Size([2, 3, 4, 4, 4])
+    """
+
+    _dims = (5,)
+
+
+def switchable_layers(model: torch.nn.Module) -> Iterator[tuple[str, SwitchableNorm]]:
+    """Find a model's switchable layers, in the order of registration.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Name and layer.
+
+    Example:
+        >>> [name for name, _ in switchable_layers(torch.nn.Sequential(SwitchableNorm2d(3), torch.nn.ReLU()))]
+        ['0']
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SwitchableNorm):
+            yield name, module
+
+
+def _checked_members(over: Sequence[str]) -> tuple[str, ...]:
+    members = (over,) if isinstance(over, str) else tuple(over)
+    unknown = [name for name in members if name not in POOLS]
+    if unknown or not members or len(set(members)) < len(members):
+        raise InputError(f"over={over!r}: expected one or more different members of {', '.join(POOLS)}")
+    return members
+
+
+@torch.fx.wrap
+def _warn_dropped(x: Tensor, over: tuple[str, ...], num_groups: int, use_running: bool) -> None:
+    """Say which members have no meaning for this shape; a leaf for torch.fx."""
+    if torch.compiler.is_compiling():
+        return
+    elements = x[0, 0].numel() if x.numel() else 0
+    if elements != 1:
+        return
+    population = Moments(x, x) if use_running else None
+    inputs = Inputs(over=over, num_groups=num_groups, population=population)
+    kept = defined_members(inputs, x.shape[0], x.shape[1], elements)
+    dropped = [name for k, name in enumerate(over) if k not in kept]
+    if dropped and kept:
+        warnings.warn(
+            f"switchable normalization of {tuple(x.shape)}: {', '.join(dropped)} would rest on one element a statistic "
+            f"and is left out; the shares of {', '.join(over[k] for k in kept)} are scaled up to sum to 1",
+            NormwiseWarning,
+            stacklevel=3,
+        )
