@@ -1,25 +1,17 @@
-"""``normalize``: moments → method → affine map, with the backward pass fused.
-
-Between forward and backward nothing of the size of ``x`` is kept but ``x`` itself; see docs/design for the formulas.
-"""
+"""``normalize``: any method of the family as a function, in the manner of ``torch.nn.functional.batch_norm``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from normwise import ops
+from normwise.engine import elements_per_cell, run
 from normwise.errors import InputError
 from normwise.methods import Inputs, Method, elements_behind, method_named
 from normwise.moments import Moments, update_running
 
 __all__ = ["normalize"]
-
-# The tensors among a method's inputs, in the order in which the autograd function takes and returns them.
-_TENSORS = ("weight", "bias", "mean_weight", "var_weight")
 
 
 @torch.fx.wrap
@@ -87,7 +79,7 @@ def normalize(
         population = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
     inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance)
     _check_defined(x, row, inputs)
-    y, cells = _normalize(x, row, inputs, activation, slope)
+    y, cells = run(x, row, inputs, activation, slope)
     if momentum is not None and not use_running and running_mean is not None and running_var is not None and x.numel():
         assert row.track is not None, f"{method} keeps no running averages"
         update_running(running_mean, running_var, row.track(cells), momentum)
@@ -109,127 +101,9 @@ def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.numel() or not row.reads_cells(inputs):
         return
-    if elements_behind(inputs, x.shape[0], x.shape[1], _elements(x)).get(row.name) == 1:
+    if elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x)).get(row.name) == 1:
         scope, remedy = _UNDEFINED[row.name]
         raise InputError(
             f"Expected more than 1 {scope} when training, got input size {tuple(x.shape)}: the variance of a single "
             f"value is 0, and {row.name} normalization would erase the data. {remedy}"
         )
-
-
-def _normalize(x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float) -> tuple[Tensor, Moments]:
-    if _needs_plain_graph():
-        return _composite(x, row, inputs, activation, slope)
-    y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
-    return y, Moments(mean, var, _elements(x))
-
-
-def _elements(x: Tensor) -> int:
-    """Elements per cell."""
-    count = 1
-    for size in x.shape[2:]:
-        count *= size
-    return count
-
-
-def _needs_plain_graph() -> bool:
-    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation and export."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def _cells(x: Tensor, row: Method, inputs: Inputs, moments: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
-    """The moments of ``x``, or a placeholder where the method does not read them."""
-    if row.reads_cells(inputs):
-        return Moments(*moments(x), _elements(x))
-    zero = x.new_zeros((1, 1), dtype=ops.accumulation_dtype(x.dtype))
-    return Moments(zero, zero, 1)
-
-
-def _composite(x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float) -> tuple[Tensor, Moments]:
-    """The same result from differentiable operators alone, for derivatives of any order."""
-    cells = _cells(x, row, inputs, ops.reference.moments)
-    return ops.reference.apply(x, *row.function(cells, inputs), activation, slope), cells
-
-
-class _Fused(torch.autograd.Function):
-    """Forward by two kernels, backward by two more; the method's own part is differentiated by autograd on (N, C)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        cells = _cells(x, row, inputs, ops.moments)
-        affine = row.function(cells, inputs)
-        y = ops.apply(x, *affine, activation, slope)
-        ctx.row, ctx.activation, ctx.slope = row, activation, slope
-        # The parameters are saved as tensors, so that changing one before the backward pass is an error as elsewhere.
-        ctx.inputs = _with_tensors(inputs, [None] * len(_TENSORS))
-        ctx.save_for_backward(x, cells.mean, cells.var, *tensors)
-        # Without spatial axes the mean may be x itself, which an autograd function must not return unchanged.
-        mean = cells.mean.clone() if cells.mean is x else cells.mean
-        ctx.mark_non_differentiable(mean, cells.var)
-        return y, mean, cells.var
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, *tensors = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
-        run = _differentiable_backward if torch.is_grad_enabled() else _fused_backward
-        grad_x, *grad_tensors = run(ctx, grad, x, Moments(mean, var, _elements(x)), tensors, wanted)
-        return grad_x, None, None, None, None, *grad_tensors
-
-
-def _with_tensors(inputs: Inputs, tensors: Sequence[Tensor | None]) -> Inputs:
-    named: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
-    return inputs._replace(**named)
-
-
-def _differentiable_backward(
-    ctx: Any, grad: Tensor, x: Tensor, cells: Moments, tensors: list[Tensor | None], wanted: list[bool]
-) -> list[Tensor | None]:
-    """With ``create_graph=True``: differentiate the composite, whose gradient has gradients of its own."""
-    y, _ = _composite(x, ctx.row, _with_tensors(ctx.inputs, tensors), ctx.activation, ctx.slope)
-    return _gradients([y], [x, *tensors], [grad], wanted, create_graph=True)
-
-
-def _fused_backward(
-    ctx: Any, grad: Tensor, x: Tensor, cells: Moments, tensors: list[Tensor | None], wanted: list[bool]
-) -> list[Tensor | None]:
-    with torch.enable_grad():
-        mean, var = cells.mean.detach().requires_grad_(), cells.var.detach().requires_grad_()
-        parameters = [None if t is None else t.detach().requires_grad_() for t in tensors]
-        affine = ctx.row.function(Moments(mean, var, cells.elements), _with_tensors(ctx.inputs, parameters))
-    center, scale, shift = (t.detach() for t in affine)
-    # Sums about the cells' means lose the least; where these are not known, about the center.
-    about = cells.mean if ctx.row.reads_cells(ctx.inputs) else center
-    s1, s2 = ops.grad_sums(grad, x, about, center, scale, shift, ctx.activation, ctx.slope)
-    grad_affine = (-scale * s1, s2 + (about - center) * s1, s1)
-    live = [(a, g.sum_to_size(a.shape)) for a, g in zip(affine, grad_affine, strict=True) if a.requires_grad]
-    leaves = [mean, var, *parameters]
-    grad_mean, grad_var, *grad_tensors = _gradients(
-        [a for a, _ in live], leaves, [g for _, g in live], [True, True, *wanted[1:]]
-    )
-    if not wanted[0]:
-        return [None, *grad_tensors]
-    grad_mean, grad_var = (torch.zeros_like(mean) if g is None else g for g in (grad_mean, grad_var))
-    args = (about, center, scale, shift, grad_mean, grad_var, ctx.activation, ctx.slope)
-    return [ops.grad_input(grad, x, *args), *grad_tensors]
-
-
-def _gradients(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor | None],
-    grads: Sequence[Tensor],
-    wanted: Sequence[bool],
-    create_graph: bool = False,
-) -> list[Tensor | None]:
-    """``torch.autograd.grad`` for the wanted inputs, ``None`` for the others."""
-    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
-    if not outputs:
-        return [None] * len(inputs)
-    found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=create_graph, allow_unused=True))
-    return [next(found) if want else None for want in wanted]
