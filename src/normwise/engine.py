@@ -1,8 +1,8 @@
 """The engine: cells' moments → method → affine map, with the backward pass fused.
 
-Forward is two kernels (``moments``, ``apply``), backward two more (``grad_sums``, ``grad_input``); the method's own part
-lives on (N, C) tensors between them and is differentiated by autograd. Nothing of the size of ``x`` is kept for the
-backward pass but ``x`` itself; an activation is recomputed from it.
+Forward is two kernels (``moments``, ``apply``), backward two more (``grad_sums``, ``grad_input``); the method lives on
+(N, C) tensors between them and is differentiated by autograd. Nothing of the size of ``x`` is kept for the backward
+pass but ``x`` itself; an activation is recomputed from it.
 """
 
 from __future__ import annotations
