@@ -1,0 +1,55 @@
+# `make compare` and `make test` do all the set-up themselves; `make help` lists the rest.
+PYTHON ?= python3
+# The tested torch. An exact version lets pip take a CPU build where one is offered; an open range can pull gigabytes.
+TORCH ?= 2.13.0
+# Passed on to `normwise compare`, e.g. make compare ARGS="--quick --out /tmp/study"
+ARGS ?=
+# Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x"
+TESTS ?= -n 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
+INSTALLED := pyproject.toml setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
+
+.PHONY: help compare test check fix bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+compare: $(VENV)/compare-$(TORCH)  ## which normalization? the main job on scikit-learn's digits (under 3 minutes)
+	$(BIN)/normwise compare --data digits $(ARGS)
+
+test: $(VENV)/test-$(TORCH) check  ## the whole suite
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/test-$(TORCH)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
+	$(BIN)/python benchmarks/bench.py
+
+clean:  ## remove what make and the tests left behind
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare
+	find src -name '*.so' -delete -o -name '*.egg-info' -prune -exec rm -rf {} +
+
+# The build tools come first: the package is built against the installed torch, so that its kernels are native.
+$(VENV)/tools-$(TORCH): constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) numpy setuptools wheel
+	@touch $@
+
+$(VENV)/compare-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
+	$(PIP) --no-build-isolation --editable ".[compare]"
+	@touch $@
+
+$(VENV)/test-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
+	$(PIP) --no-build-isolation --editable ".[test]"
+	@touch $@ $(VENV)/compare-$(TORCH)

@@ -1,0 +1,57 @@
+"""What is public is listed, importable, documented with an example, and nothing else leaks."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from types import ModuleType
+
+import pytest
+
+import normwise
+
+
+def public_modules() -> list[str]:
+    found = ["normwise"]
+    for info in pkgutil.walk_packages(normwise.__path__, "normwise."):
+        if not any(part.startswith("_") for part in info.name.split(".")):
+            found.append(info.name)
+    return found
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_all_lists_what_exists(name: str) -> None:
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", []):
+        assert getattr(module, public) is not None, f"{name}.{public} is listed and missing"
+
+
+def documented(module: ModuleType) -> list[tuple[str, object]]:
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+    things = [(n, getattr(module, n)) for n in names]
+    return [
+        (n, t)
+        for n, t in things
+        if (inspect.isclass(t) or inspect.isfunction(t)) and t.__module__.startswith("normwise")
+    ]
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
+    for public, thing in documented(importlib.import_module(name)):
+        text = inspect.getdoc(thing) or ""
+        assert text, f"{name}.{public} has no docstring"
+        own = thing.__doc__ or ""
+        is_record = thing.__module__ == "normwise.records" and inspect.isclass(thing)
+        is_protocol = getattr(thing, "_is_protocol", False)
+        # Commands carry their examples in the help text, and the module level of the command line is not a library.
+        if is_record or is_protocol or thing.__module__.endswith(("cli", "commands")):
+            continue
+        assert ">>>" in own, f"{thing.__module__}.{public} has no example in its docstring"
+
+
+def test_dir_and_lazy_names_agree() -> None:
+    assert set(normwise.__all__) <= set(dir(normwise))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = normwise.nothing
