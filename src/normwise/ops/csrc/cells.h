@@ -1,0 +1,99 @@
+// The four kernels over a whole tensor, in either layout, in parallel. Shared by the separate and the fused operators.
+//
+// A sum belongs to one task, and blocks within it do not depend on how tasks are cut, so results are the same bits for any
+// number of threads.
+#pragma once
+
+#include "tensors.h"
+
+namespace normwise {
+
+// How columns are cut into tiles for sums: narrow enough to give every thread one, never below a cache line.
+inline int64_t tile_width(const Cells& x) {
+  const int64_t tasks = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+  int64_t width = std::min<int64_t>(kTileWidth, std::max<int64_t>(x.C, 1));
+  while (width > 32 && x.N * ((x.C + width - 1) / width) < tasks) width = (width / 2 + 15) / 16 * 16;
+  return width;
+}
+
+// Calls f(n, c, width) for every tile, or for every cell (width 1) of the rows layout, in parallel.
+template <class F> void for_each_sum(const Cells& x, F f) {
+  const int64_t width = x.columns ? tile_width(x) : 1, tiles = (x.C + width - 1) / width;
+  parallel(x.N * tiles, width * x.M, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / tiles, c = i % tiles * width;
+      f(n, c, std::min(width, x.C - c));
+    }
+  });
+}
+
+// Offset of a cell's first element and, for columns, the tile that starts there.
+inline int64_t offset(const Cells& x, int64_t n, int64_t c) { return n * x.C * x.M + (x.columns ? c : c * x.M); }
+inline Tile tile(const Cells& x, int64_t width) { return {x.M, width, x.C}; }
+
+// Calls f(n, c, first element, count) for runs of cells' elements: in the rows layout whole cells, in the columns layout
+// `count` whole rows of one sample (c = 0).
+template <class F> void for_each_run(const Cells& x, F f) {
+  if (!x.columns) {
+    parallel(x.N * x.C, x.M, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i / x.C, i % x.C, i * x.M, x.M);
+    });
+  } else {
+    parallel(x.N * x.M, x.C, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end;) {
+        const int64_t n = r / x.M, count = std::min(end, (n + 1) * x.M) - r;
+        f(n, int64_t{0}, r * x.C, count);
+        r += count;
+      }
+    });
+  }
+}
+
+template <class T> void all_moments(const Cells& x, double* mean, double* m2) {
+  const auto& k = kernels<T>();
+  const T* p = const_data<T>(x.tensor);
+  for_each_sum(x, [&](int64_t n, int64_t c, int64_t width) {
+    const int64_t cell = n * x.C + c;
+    if (x.columns) k.column_moments(p + offset(x, n, c), tile(x, width), mean + cell, m2 + cell);
+    else k.row_moments(p + offset(x, n, c), x.M, mean + cell, m2 + cell);
+  });
+}
+
+template <class T, class AffineOf>
+void all_apply(const Cells& x, const Tensor& y, const AffineOf& affine, Activation act) {
+  const auto& k = kernels<T>();
+  const T* from = const_data<T>(x.tensor);
+  T* to = data<T>(y);
+  for_each_run(x, [&](int64_t n, int64_t c, int64_t first, int64_t count) {
+    if (x.columns) k.column_apply(from + first, to + first, {count, x.C, x.C}, affine(n), act);
+    else k.row_apply(from + first, to + first, count, affine(n) + c, act);
+  });
+}
+
+template <class T, class MeanOf, class AffineOf>
+void all_grad_sums(const Tensor& g, const Cells& x, const MeanOf& mean, const AffineOf& affine, Activation act,
+                   double* s1, double* s2) {
+  const auto& k = kernels<T>();
+  const T *gp = const_data<T>(g), *xp = const_data<T>(x.tensor);
+  for_each_sum(x, [&](int64_t n, int64_t c, int64_t width) {
+    const int64_t cell = n * x.C + c, at = offset(x, n, c);
+    if (x.columns) k.column_grad_sums(gp + at, xp + at, tile(x, width), mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
+    else k.row_grad_sums(gp + at, xp + at, x.M, mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
+  });
+}
+
+template <class T, class AffineOf, class SlantOf>
+void all_grad_input(const Tensor& g, const Cells& x, const Tensor& dx, const AffineOf& affine, const SlantOf& slant,
+                    Activation act) {
+  const auto& k = kernels<T>();
+  const T *gp = const_data<T>(g), *xp = const_data<T>(x.tensor);
+  T* to = data<T>(dx);
+  for_each_run(x, [&](int64_t n, int64_t c, int64_t first, int64_t count) {
+    const auto a = affine(n) + c;
+    const auto s = slant(n) + c;
+    if (x.columns) k.column_grad_input(gp + first, xp + first, to + first, {count, x.C, x.C}, a, s, act);
+    else k.row_grad_input(gp + first, xp + first, to + first, count, a, s, act);
+  });
+}
+
+}  // namespace normwise

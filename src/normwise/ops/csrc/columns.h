@@ -1,0 +1,135 @@
+// Kernels for channels-last memory: channels are the vector lanes, so sums need no reordering.
+//
+// Rows are taken four at a time to halve the traffic with the accumulators. Blocks of kRows rows are summed in the element's
+// accumulator type and merged in float64; the block does not depend on the tile, so neither do the results.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+
+namespace normwise {
+namespace {
+
+constexpr int64_t kRows = 32;
+
+// Calls f(integral_constant<count>, row) for groups of four rows and then for single ones.
+template <class F> inline void by_rows(int64_t rows, F f) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) f(std::integral_constant<int, 4>{}, r);
+  for (; r < rows; ++r) f(std::integral_constant<int, 1>{}, r);
+}
+
+template <class T> void column_moments(const T* x, Tile tile, double* mean, double* m2) {
+  using A = acc_t<T>;
+  A center[kTileWidth], sum[kTileWidth], square[kTileWidth];
+  const int64_t width = tile.width, stride = tile.stride;
+  for (int64_t k = 0; k < width; ++k) mean[k] = m2[k] = 0;
+  for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
+    const T* block = x + begin * stride;
+    const int64_t rows = tile.rows - begin < kRows ? tile.rows - begin : kRows;
+    for (int64_t k = 0; k < width; ++k) center[k] = load(block[k]), sum[k] = 0;
+    by_rows(rows, [&](auto count, int64_t r) {
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) {
+        A s = 0;
+        for (int j = 0; j < count.value; ++j) s += load(block[(r + j) * stride + k]) - center[k];
+        sum[k] += s;
+      }
+    });
+    for (int64_t k = 0; k < width; ++k) center[k] += sum[k] / A(rows), sum[k] = square[k] = 0;
+    by_rows(rows, [&](auto count, int64_t r) {
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) {
+        A s = 0, q = 0;
+        for (int j = 0; j < count.value; ++j) {
+          const A d = load(block[(r + j) * stride + k]) - center[k];
+          s += d;
+          q += d * d;
+        }
+        sum[k] += s;
+        square[k] += q;
+      }
+    });
+    for (int64_t k = 0; k < width; ++k) {
+      const double residual = static_cast<double>(sum[k]) / static_cast<double>(rows);
+      merge(mean[k], m2[k], begin, center[k] + residual, square[k] - residual * sum[k], rows);
+    }
+  }
+}
+
+template <class T> void column_apply(const T* x, T* y, Tile tile, Affine<acc_t<T>> affine, Activation activation) {
+  using A = acc_t<T>;
+  const A slope = A(activation.slope);
+  const int64_t width = tile.width, stride = tile.stride;
+  with_activation(activation.kind, [=](auto kind) {
+    by_rows(tile.rows, [=](auto count, int64_t r) {
+      const T* __restrict from = x + r * stride;
+      T* __restrict to = y + r * stride;
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) {
+        const A center = affine.center[k], scale = affine.scale[k], shift = affine.shift[k];
+        for (int j = 0; j < count.value; ++j)
+          store(to + j * stride + k, activate<kind.value>((load(from[j * stride + k]) - center) * scale + shift, slope));
+      }
+    });
+  });
+}
+
+template <class T>
+void column_grad_sums(const T* g, const T* x, Tile tile, const acc_t<T>* mean, Affine<acc_t<T>> affine,
+                      Activation activation, double* s1, double* s2) {
+  using A = acc_t<T>;
+  const A slope = A(activation.slope);
+  const int64_t width = tile.width, stride = tile.stride;
+  with_activation(activation.kind, [=](auto kind) {
+    A first[kTileWidth], second[kTileWidth];
+    for (int64_t k = 0; k < width; ++k) s1[k] = s2[k] = 0;
+    for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
+      const T *gb = g + begin * stride, *xb = x + begin * stride;
+      for (int64_t k = 0; k < width; ++k) first[k] = second[k] = 0;
+      by_rows(tile.rows - begin < kRows ? tile.rows - begin : kRows, [&](auto count, int64_t r) {
+#pragma omp simd
+        for (int64_t k = 0; k < width; ++k) {
+          const A center = affine.center[k], scale = affine.scale[k], shift = affine.shift[k], mu = mean[k];
+          A a = 0, b = 0;
+          for (int j = 0; j < count.value; ++j) {
+            const A v = load(xb[(r + j) * stride + k]);
+            const A d = activate_grad<kind.value>(A(load(gb[(r + j) * stride + k])), (v - center) * scale + shift, slope);
+            a += d;
+            b += d * (v - mu);
+          }
+          first[k] += a;
+          second[k] += b;
+        }
+      });
+      for (int64_t k = 0; k < width; ++k) s1[k] += first[k], s2[k] += second[k];
+    }
+  });
+}
+
+template <class T>
+void column_grad_input(const T* g, const T* x, T* dx, Tile tile, Affine<acc_t<T>> affine, Slant<acc_t<T>> slant,
+                       Activation activation) {
+  using A = acc_t<T>;
+  const A leak = A(activation.slope);
+  const int64_t width = tile.width, stride = tile.stride;
+  with_activation(activation.kind, [=](auto kind) {
+    by_rows(tile.rows, [=](auto count, int64_t r) {
+      const T *__restrict gp = g + r * stride, *__restrict xp = x + r * stride;
+      T* __restrict to = dx + r * stride;
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) {
+        const A center = affine.center[k], scale = affine.scale[k], shift = affine.shift[k];
+        const A mean = slant.mean[k], slope = slant.slope[k], offset = slant.offset[k];
+        for (int j = 0; j < count.value; ++j) {
+          const A v = load(xp[j * stride + k]);
+          const A d = activate_grad<kind.value>(A(load(gp[j * stride + k])), (v - center) * scale + shift, leak);
+          store(to + j * stride + k, scale * d + (slope * (v - mean) + offset));
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace normwise

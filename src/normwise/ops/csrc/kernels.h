@@ -1,0 +1,61 @@
+// The loops that touch every element, one table per element type and instruction set.
+//
+// A cell is one (sample, channel). Memory comes in two layouts:
+//   rows     cells are contiguous runs of M values               (N, C, M): torch's contiguous format
+//   columns  channels are contiguous, a cell is a strided column (N, M, C): channels-last
+#pragma once
+
+#include "activation.h"
+#include "dtypes.h"
+
+namespace normwise {
+
+// y = act((x - center) * scale + shift); pointers to one value a channel.
+template <class A> struct Affine {
+  const A *center, *scale, *shift;
+  Affine operator+(int64_t c) const { return {center + c, scale + c, shift + c}; }
+};
+
+// dx = scale * g' + slope * (x - mean) + offset; pointers to one value a channel.
+template <class A> struct Slant {
+  const A *mean, *slope, *offset;
+  Slant operator+(int64_t c) const { return {mean + c, slope + c, offset + c}; }
+};
+
+// A block of memory in the columns layout: `rows` rows of `width` channels, `stride` elements from row to row.
+struct Tile {
+  int64_t rows, width, stride;
+};
+
+constexpr int64_t kTileWidth = 256;  // widest tile that the summing column kernels take
+
+template <class T> struct Kernels {
+  using A = acc_t<T>;
+  // Mean and sum of squared deviations of n values.
+  void (*row_moments)(const T* x, int64_t n, double* mean, double* m2);
+  void (*row_apply)(const T* x, T* y, int64_t n, Affine<A>, Activation);
+  // S1 = sum of g', S2 = sum of g' * (x - mean).
+  void (*row_grad_sums)(const T* g, const T* x, int64_t n, const A* mean, Affine<A>, Activation, double* s1, double* s2);
+  void (*row_grad_input)(const T* g, const T* x, T* dx, int64_t n, Affine<A>, Slant<A>, Activation);
+  // The same for every channel of a tile.
+  void (*column_moments)(const T* x, Tile, double* mean, double* m2);
+  void (*column_apply)(const T* x, T* y, Tile, Affine<A>, Activation);
+  void (*column_grad_sums)(const T* g, const T* x, Tile, const A* mean, Affine<A>, Activation, double* s1, double* s2);
+  void (*column_grad_input)(const T* g, const T* x, T* dx, Tile, Affine<A>, Slant<A>, Activation);
+};
+
+// The table for the processor that this runs on; the environment variable NORMWISE_ISA may ask for less.
+template <class T> const Kernels<T>& kernels();
+
+// 0 baseline, 1 AVX2, 2 AVX-512.
+int isa_level();
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define NORMWISE_X86_DISPATCH 1
+#endif
+
+namespace baseline { template <class T> const Kernels<T>& table(); }
+namespace avx2 { template <class T> const Kernels<T>& table(); }
+namespace avx512 { template <class T> const Kernels<T>& table(); }
+
+}  // namespace normwise

@@ -1,0 +1,20 @@
+// The kernels compiled for AVX2. Standard headers come first: they must not be compiled for it.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels.h"
+
+#ifdef NORMWISE_X86_DISPATCH
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define NORMWISE_ISA avx2
+#include "table.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,124 @@
+// The operators `torch.ops.normwise.*`: the four kernels, and the fused ones of sample.cpp. native.py documents them.
+#include "cells.h"
+#include "sample.h"
+
+namespace normwise {
+namespace {
+
+Activation activation(int64_t code, double slope) { return {static_cast<Act>(code), slope}; }
+
+std::tuple<Tensor, Tensor> moments(const Tensor& input) {
+  const Cells x(input);
+  const ScalarType dtype = acc_type(input.scalar_type());
+  Tensor mean = empty({x.N, x.C}, dtype), var = empty({x.N, x.C}, dtype);
+  with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    std::vector<double> sums(2 * x.N * x.C);
+    double *mu = sums.data(), *m2 = mu + x.N * x.C;
+    all_moments<T>(x, mu, m2);
+    A *to_mean = data<A>(mean), *to_var = data<A>(var);
+    const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
+    for (int64_t i = 0; i < x.N * x.C; ++i) {
+      to_mean[i] = static_cast<A>(mu[i]);
+      to_var[i] = static_cast<A>(m2[i] * share);
+    }
+  });
+  return {mean, var};
+}
+
+Tensor apply(const Tensor& input, const Tensor& center, const Tensor& scale, const Tensor& shift, int64_t code,
+             double slope) {
+  const Cells x(input);
+  Tensor y = x.empty_like();
+  with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const PerCell<A> a(center, x), b(scale, x), c(shift, x);
+    all_apply<T>(x, y, [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; }, activation(code, slope));
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> grad_sums(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& center,
+                                     const Tensor& scale, const Tensor& shift, int64_t code, double slope) {
+  const Cells x(input);
+  const Tensor g = x.match(grad);
+  const ScalarType dtype = acc_type(input.scalar_type());
+  Tensor s1 = empty({x.N, x.C}, dtype), s2 = empty({x.N, x.C}, dtype);
+  with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const PerCell<A> mu(mean, x), a(center, x), b(scale, x), c(shift, x);
+    const int64_t cells = x.N * x.C;
+    std::vector<double> sums(2 * cells);
+    all_grad_sums<T>(
+        g, x, [&](int64_t n) { return mu.sample(n); },
+        [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; }, activation(code, slope), sums.data(),
+        sums.data() + cells);
+    std::copy_n(sums.data(), cells, data<A>(s1));
+    std::copy_n(sums.data() + cells, cells, data<A>(s2));
+  });
+  return {s1, s2};
+}
+
+Tensor grad_input(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& center, const Tensor& scale,
+                  const Tensor& shift, const Tensor& grad_mean, const Tensor& grad_var, int64_t code, double slope) {
+  const Cells x(input);
+  const Tensor g = x.match(grad);
+  Tensor dx = x.empty_like();
+  with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const PerCell<A> mu(mean, x), a(center, x), b(scale, x), c(shift, x), gm(grad_mean, x), gv(grad_var, x);
+    // Divided by M once, in rows of their own; one row if all samples share their gradients.
+    const int64_t rows = gm.stride == 0 && gv.stride == 0 ? std::min<int64_t>(1, x.N) : x.N, stride = rows > 1 ? x.C : 0;
+    const A share = A(1.0 / static_cast<double>(std::max<int64_t>(1, x.M)));
+    std::vector<A> slopes(rows * x.C), offsets(rows * x.C);
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t i = 0; i < x.C; ++i) {
+        slopes[n * x.C + i] = 2 * gv.sample(n)[i] * share;
+        offsets[n * x.C + i] = gm.sample(n)[i] * share;
+      }
+    all_grad_input<T>(
+        g, x, dx, [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; },
+        [&](int64_t n) { return Slant<A>{mu.sample(n), slopes.data() + n * stride, offsets.data() + n * stride}; },
+        activation(code, slope));
+  });
+  return dx;
+}
+
+int64_t isa() { return isa_level(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(normwise, m) {
+  m.def("isa() -> int");
+  m.def("moments(Tensor x) -> (Tensor, Tensor)");
+  m.def("apply(Tensor x, Tensor center, Tensor scale, Tensor shift, int activation, float slope) -> Tensor");
+  m.def(
+      "grad_sums(Tensor g, Tensor x, Tensor mean, Tensor center, Tensor scale, Tensor shift, int activation, float slope) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "grad_input(Tensor g, Tensor x, Tensor mean, Tensor center, Tensor scale, Tensor shift, Tensor grad_mean, "
+      "Tensor grad_var, int activation, float slope) -> Tensor");
+  m.def(
+      "sample_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, int activation, float slope) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sample_norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, int groups, Tensor? weight, Tensor? bias, "
+      "float eps, int activation, float slope) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(normwise, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
+
+STABLE_TORCH_LIBRARY_IMPL(normwise, CPU, m) {
+  m.impl("moments", TORCH_BOX(&moments));
+  m.impl("apply", TORCH_BOX(&apply));
+  m.impl("grad_sums", TORCH_BOX(&grad_sums));
+  m.impl("grad_input", TORCH_BOX(&grad_input));
+  m.impl("sample_norm", TORCH_BOX(&sample_norm));
+  m.impl("sample_norm_backward", TORCH_BOX(&sample_norm_backward));
+}
+
+}  // namespace normwise

@@ -1,0 +1,267 @@
+#include "sample.h"
+
+#include <cmath>
+
+#include "cells.h"
+
+namespace normwise {
+namespace {
+
+// A fused task's share of x, so that its second pass finds the first one's data in the second-level cache.
+constexpr int64_t kTaskBytes = 256 * 1024;
+
+template <class A> struct Scratch {
+  std::vector<double> sums;
+  std::vector<A> affine;
+  explicit Scratch(int64_t cells) : sums(2 * cells), affine(5 * cells) {}
+};
+
+// What both directions know: x cut into (sample, group)s, and the affine around them.
+template <class T> struct Groups {
+  using A = acc_t<T>;
+  const Cells& x;
+  int64_t G, channels;  // per group
+  double eps;
+  Activation act;
+  std::optional<PerCell<A>> weight, bias;
+
+  Groups(const Cells& x, int64_t G, const std::optional<Tensor>& w, const std::optional<Tensor>& b, double eps, Activation act)
+      : x(x), G(G), channels(x.C / std::max<int64_t>(1, G)), eps(eps), act(act) {
+    STD_TORCH_CHECK(G > 0 && x.C % G == 0, "normwise: ", x.C, " channels cannot be divided into ", G, " groups");
+    if (w) weight.emplace(*w, x);
+    if (b) bias.emplace(*b, x);
+  }
+
+  double weight_of(int64_t n, int64_t c) const { return weight ? static_cast<double>(weight->sample(n)[c]) : 1.0; }
+  double bias_of(int64_t n, int64_t c) const { return bias ? static_cast<double>(bias->sample(n)[c]) : 0.0; }
+  double group_size() const { return static_cast<double>(std::max<int64_t>(1, channels * x.M)); }
+
+  // Channels of a task: one group in the rows layout; in the columns layout as many as the cache takes, and at least a
+  // few cache lines' worth.
+  int64_t task_width() const {
+    if (!x.columns) return channels;
+    const int64_t fitting = std::max<int64_t>(kTaskBytes / std::max<int64_t>(1, x.M * int64_t{sizeof(T)}), 64);
+    return std::clamp<int64_t>(fitting / channels, 1, G) * channels;
+  }
+
+  // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle.
+  template <class F> bool run(F task) const {
+    const int64_t width = task_width(), tasks = (x.C + width - 1) / width;
+    const bool idle = x.N * tasks < static_cast<int64_t>(torch::stable::get_num_threads()) && x.numel() > 2 * kGrain;
+    if (idle) return false;
+    parallel(x.N * tasks, width * x.M, [&](int64_t begin, int64_t end) {
+      Scratch<A> scratch(width);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t c = i % tasks * width;
+        task(i / tasks, c, std::min(width, x.C - c), scratch);
+      }
+    });
+    return true;
+  }
+};
+
+template <class T> struct Forward : Groups<T> {
+  using typename Groups<T>::A;
+  using Groups<T>::Groups, Groups<T>::x, Groups<T>::channels;
+  A *mean, *var;  // (N, G)
+
+  // The groups' moments, pooled from their cells' by the law of total variance, and the affine that normalizes with them.
+  void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* center, A* scale, A* shift) const {
+    for (int64_t first = 0; first < width; first += channels) {
+      double sum = 0, square = 0;
+      for (int64_t i = first; i < first + channels; ++i) sum += mu[i];
+      const double pooled = sum / static_cast<double>(channels);
+      for (int64_t i = first; i < first + channels; ++i)
+        square += m2[i] + static_cast<double>(x.M) * (mu[i] - pooled) * (mu[i] - pooled);
+      const double variance = square / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
+      const int64_t group = n * this->G + (c + first) / channels;
+      mean[group] = static_cast<A>(pooled);
+      var[group] = static_cast<A>(variance);
+      // What rounding takes from the centre goes into the shift.
+      const double rounded = static_cast<double>(static_cast<A>(pooled)) - pooled;
+      for (int64_t i = first; i < first + channels; ++i) {
+        const double s = rstd * this->weight_of(n, c + i);
+        center[i] = static_cast<A>(pooled);
+        scale[i] = static_cast<A>(s);
+        shift[i] = static_cast<A>(this->bias_of(n, c + i) + rounded * s);
+      }
+    }
+  }
+
+  void fused(const Tensor& y, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
+    const auto& k = kernels<T>();
+    const int64_t at = offset(x, n, c);
+    const T* from = const_data<T>(x.tensor) + at;
+    T* to = data<T>(y) + at;
+    double *mu = scratch.sums.data(), *m2 = mu + width;
+    A *center = scratch.affine.data(), *scale = center + width, *shift = scale + width;
+    const Affine<A> affine{center, scale, shift};
+    if (x.columns) {
+      for (int64_t i = 0; i < width; i += kTileWidth)
+        k.column_moments(from + i, tile(x, std::min(kTileWidth, width - i)), mu + i, m2 + i);
+      pool(n, c, width, mu, m2, center, scale, shift);
+      k.column_apply(from, to, tile(x, width), affine, this->act);
+    } else {
+      for (int64_t i = 0; i < width; ++i) k.row_moments(from + i * x.M, x.M, mu + i, m2 + i);
+      pool(n, c, width, mu, m2, center, scale, shift);
+      for (int64_t i = width; i-- > 0;)  // backwards: what was read last is in the nearest cache
+        k.row_apply(from + i * x.M, to + i * x.M, x.M, affine + i, this->act);
+    }
+  }
+
+  void operator()(const Tensor& y) const {
+    if (this->run([&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(y, n, c, width, scratch); })) return;
+    const int64_t cells = x.N * x.C;
+    Scratch<A> scratch(cells);
+    double *mu = scratch.sums.data(), *m2 = mu + cells;
+    A *center = scratch.affine.data(), *scale = center + cells, *shift = scale + cells;
+    all_moments<T>(x, mu, m2);
+    for (int64_t n = 0; n < x.N; ++n) {
+      const int64_t i = n * x.C;
+      pool(n, 0, x.C, mu + i, m2 + i, center + i, scale + i, shift + i);
+    }
+    all_apply<T>(x, y, [&](int64_t n) { return Affine<A>{center, scale, shift} + n * x.C; }, this->act);
+  }
+};
+
+template <class T> struct Backward : Groups<T> {
+  using typename Groups<T>::A;
+  using Groups<T>::Groups, Groups<T>::x, Groups<T>::channels;
+  const A *mean, *var;      // (N, G)
+  double *s1, *s2;          // (N, C): sums of g' and of g' * (x - mean) / std
+
+  struct Arrays {
+    A *mean, *scale, *shift, *slope, *offset;
+    Arrays(A* memory, int64_t cells)
+        : mean(memory), scale(mean + cells), shift(scale + cells), slope(shift + cells), offset(slope + cells) {}
+    Affine<A> affine() const { return {mean, scale, shift}; }
+    Slant<A> slant() const { return {mean, slope, offset}; }
+  };
+
+  double rstd(int64_t group) const { return 1 / std::sqrt(static_cast<double>(var[group]) + this->eps); }
+
+  void recompute(int64_t n, int64_t c, int64_t width, Arrays a) const {
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t group = n * this->G + (c + i) / channels;
+      a.mean[i] = mean[group];
+      a.scale[i] = static_cast<A>(rstd(group) * this->weight_of(n, c + i));
+      a.shift[i] = static_cast<A>(this->bias_of(n, c + i));
+    }
+  }
+
+  // From the cells' sums to the coefficients of dx; leaves s2 divided by the standard deviation.
+  void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
+    double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
+    for (int64_t first = 0; first < width; first += channels) {
+      const double r = rstd(n * this->G + (c + first) / channels);
+      double sum = 0, dot = 0;
+      for (int64_t i = first; i < first + channels; ++i) {
+        two[i] *= r;
+        sum += this->weight_of(n, c + i) * one[i];
+        dot += this->weight_of(n, c + i) * two[i];
+      }
+      for (int64_t i = first; i < first + channels; ++i) {
+        a.slope[i] = static_cast<A>(-r * r * dot / this->group_size());
+        a.offset[i] = static_cast<A>(-r * sum / this->group_size());
+      }
+    }
+  }
+
+  void fused(const Tensor& g, const Tensor& dx, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
+    const auto& k = kernels<T>();
+    const int64_t at = offset(x, n, c);
+    const T *gp = const_data<T>(g) + at, *xp = const_data<T>(x.tensor) + at;
+    T* to = data<T>(dx) + at;
+    double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
+    const Arrays a(scratch.affine.data(), width);
+    recompute(n, c, width, a);
+    if (x.columns) {
+      for (int64_t i = 0; i < width; i += kTileWidth)
+        k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.mean + i, a.affine() + i, this->act,
+                           one + i, two + i);
+      solve(n, c, width, a);
+      k.column_grad_input(gp, xp, to, tile(x, width), a.affine(), a.slant(), this->act);
+    } else {
+      for (int64_t i = 0; i < width; ++i)
+        k.row_grad_sums(gp + i * x.M, xp + i * x.M, x.M, a.mean + i, a.affine() + i, this->act, one + i, two + i);
+      solve(n, c, width, a);
+      for (int64_t i = width; i-- > 0;)
+        k.row_grad_input(gp + i * x.M, xp + i * x.M, to + i * x.M, x.M, a.affine() + i, a.slant() + i, this->act);
+    }
+  }
+
+  void operator()(const Tensor& g, const Tensor& dx) const {
+    if (this->run([&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(g, dx, n, c, width, scratch); })) return;
+    Scratch<A> scratch(x.N * x.C);
+    const Arrays a(scratch.affine.data(), x.N * x.C);
+    auto row = [&](int64_t n) {
+      Arrays r = a;
+      for (A** p : {&r.mean, &r.scale, &r.shift, &r.slope, &r.offset}) *p += n * x.C;
+      return r;
+    };
+    for (int64_t n = 0; n < x.N; ++n) recompute(n, 0, x.C, row(n));
+    all_grad_sums<T>(g, x, [&](int64_t n) { return row(n).mean; }, [&](int64_t n) { return row(n).affine(); }, this->act, s1, s2);
+    for (int64_t n = 0; n < x.N; ++n) solve(n, 0, x.C, row(n));
+    all_grad_input<T>(g, x, dx, [&](int64_t n) { return row(n).affine(); }, [&](int64_t n) { return row(n).slant(); }, this->act);
+  }
+};
+
+// The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
+template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
+  const ScalarType dtype = acc_type(x.tensor.scalar_type());
+  if (parameter && parameter->tensor.dim() == 2 && parameter->tensor.size(0) == x.N) {
+    Tensor result = empty({x.N, x.C}, dtype);
+    std::copy_n(cells, x.N * x.C, data<A>(result));
+    return result;
+  }
+  std::vector<double> sums(x.C);
+  for (int64_t n = 0; n < x.N; ++n)
+    for (int64_t c = 0; c < x.C; ++c) sums[c] += cells[n * x.C + c];
+  Tensor result = empty({x.C}, dtype);
+  std::copy_n(sums.data(), x.C, data<A>(result));
+  return result;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, const std::optional<Tensor>& weight,
+                                               const std::optional<Tensor>& bias, double eps, int64_t code, double slope) {
+  const Cells x(input);
+  const ScalarType dtype = acc_type(input.scalar_type());
+  Tensor y = x.empty_like(), mean = empty({x.N, groups}, dtype), var = empty({x.N, groups}, dtype);
+  with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Forward<T> forward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
+    forward.mean = data<acc_t<T>>(mean);
+    forward.var = data<acc_t<T>>(var);
+    forward(y);
+  });
+  return {y, mean, var};
+}
+
+std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
+                                                        const Tensor& var, int64_t groups,
+                                                        const std::optional<Tensor>& weight,
+                                                        const std::optional<Tensor>& bias, double eps, int64_t code,
+                                                        double slope) {
+  const Cells x(input);
+  const Tensor g = x.match(grad);
+  Tensor dx = x.empty_like();
+  return with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    Backward<T> backward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
+    STD_TORCH_CHECK(mean.is_contiguous() && var.is_contiguous() && mean.numel() == x.N * groups && var.numel() == x.N * groups,
+                    "normwise: expected mean and var as sample_norm returned them");
+    backward.mean = const_data<A>(mean);
+    backward.var = const_data<A>(var);
+    std::vector<double> sums(2 * x.N * x.C);
+    backward.s1 = sums.data();
+    backward.s2 = backward.s1 + x.N * x.C;
+    backward(g, dx);
+    return std::tuple<Tensor, Tensor, Tensor>{dx, parameter_gradient(x, backward.weight, backward.s2),
+                                              parameter_gradient(x, backward.bias, backward.s1)};
+  });
+}
+
+}  // namespace normwise

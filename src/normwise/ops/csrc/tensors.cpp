@@ -1,0 +1,95 @@
+#include "tensors.h"
+
+namespace normwise {
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+Sizes copy_of(torch::headeronly::IntHeaderOnlyArrayRef values) { return Sizes(values.begin(), values.end()); }
+
+// Dense strides with the axes in memory order (N, C, spatial) or (N, spatial, C).
+Sizes dense_strides(const Sizes& sizes, bool columns) {
+  Sizes strides(sizes.size());
+  int64_t next = 1;
+  auto place = [&](size_t axis) {
+    strides[axis] = next;
+    next *= std::max<int64_t>(1, sizes[axis]);
+  };
+  if (columns) place(1);
+  for (size_t axis = sizes.size(); axis-- > 2;) place(axis);
+  if (!columns) place(1);
+  place(0);
+  return strides;
+}
+
+// Whether strides mean the same memory; those of axes of size 1 say nothing.
+bool same_memory(const Sizes& sizes, const Sizes& a, const Sizes& b) {
+  for (size_t axis = 0; axis < sizes.size(); ++axis)
+    if (sizes[axis] != 1 && a[axis] != b[axis]) return false;
+  return true;
+}
+
+// Whether channels vary fastest among the axes that make a sample. native.py's _channels_last says the same for fakes.
+bool channels_vary_fastest(const Sizes& sizes, const Sizes& strides) {
+  for (size_t axis = 2; axis < sizes.size(); ++axis)
+    if (sizes[axis] > 1 && strides[axis] <= strides[1]) return false;
+  return sizes[1] > 1;
+}
+
+Tensor empty_strided(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor copied(const Tensor& t, const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
+  Tensor result = empty_strided(sizes, strides, dtype);
+  torch::stable::copy_(result, t);
+  return result;
+}
+
+}  // namespace
+
+Tensor empty(const Sizes& sizes, ScalarType dtype) { return empty_strided(sizes, dense_strides(sizes, false), dtype); }
+
+Cells::Cells(const Tensor& x) : tensor(x), M(1) {
+  const Sizes sizes = copy_of(x.sizes()), strides = copy_of(x.strides());
+  STD_TORCH_CHECK(sizes.size() >= 2, "normwise: expected (N, C, ...), got ", sizes.size(), " dimensions");
+  N = sizes[0];
+  C = sizes[1];
+  for (size_t axis = 2; axis < sizes.size(); ++axis) M *= sizes[axis];
+  columns = channels_vary_fastest(sizes, strides);
+  const Sizes dense = dense_strides(sizes, columns);
+  if (!same_memory(sizes, strides, dense)) tensor = copied(x, sizes, dense, x.scalar_type());
+}
+
+Tensor Cells::match(const Tensor& g) const {
+  const Sizes sizes = copy_of(tensor.sizes()), strides = copy_of(tensor.strides());
+  STD_TORCH_CHECK(copy_of(g.sizes()) == sizes, "normwise: the gradient and the input differ in shape");
+  if (g.scalar_type() == tensor.scalar_type() && same_memory(sizes, copy_of(g.strides()), strides)) return g;
+  return copied(g, sizes, strides, tensor.scalar_type());
+}
+
+Tensor Cells::empty_like() const {
+  return empty_strided(copy_of(tensor.sizes()), copy_of(tensor.strides()), tensor.scalar_type());
+}
+
+template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor(t) {
+  const Sizes sizes = copy_of(t.sizes());
+  const int64_t channels = sizes.empty() ? 0 : sizes.back(), samples = sizes.size() == 2 ? sizes[0] : 1;
+  STD_TORCH_CHECK((sizes.size() == 1 || sizes.size() == 2) && (samples == 1 || samples == x.N) &&
+                      (channels == 1 || channels == x.C),
+                  "normwise: expected one value per cell, broadcastable to (", x.N, ", ", x.C, ")");
+  const ScalarType dtype = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+  const bool usable = t.scalar_type() == dtype && channels == x.C && (x.C == 1 || t.strides().back() == 1);
+  if (!usable) tensor = copied(t, {samples, x.C}, {x.C, 1}, dtype);
+  data = const_data<A>(tensor);
+  stride = samples == 1 ? 0 : tensor.stride(0);
+}
+
+template struct PerCell<float>;
+template struct PerCell<double>;
+
+}  // namespace normwise

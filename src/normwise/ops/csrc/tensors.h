@@ -1,0 +1,75 @@
+// From torch's tensors to plain pointers: layouts, per-cell parameters, allocation.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+
+namespace normwise {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// How many elements are worth a thread.
+constexpr int64_t kGrain = 32768;
+
+inline int64_t grain(int64_t elements_per_task) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_per_task)); }
+
+// parallel_for that skips torch's pool, and the call into it, for work that one thread does best.
+template <class F> void parallel(int64_t tasks, int64_t elements_per_task, const F& f) {
+  if (tasks <= grain(elements_per_task)) {
+    if (tasks > 0) f(int64_t{0}, tasks);
+  } else {
+    torch::stable::parallel_for(0, tasks, grain(elements_per_task), f);
+  }
+}
+
+// x in one of the two layouts that the kernels know, copied only if it is in neither.
+struct Cells {
+  Tensor tensor;
+  int64_t N, C, M;
+  bool columns;  // channels-last
+
+  explicit Cells(const Tensor& x);
+  // g in x's layout and type.
+  Tensor match(const Tensor& g) const;
+  Tensor empty_like() const;
+  int64_t numel() const { return N * C * M; }
+};
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype);
+
+inline ScalarType acc_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+
+// A tensor broadcastable to (N, C), or (C,), as rows of C contiguous values; a sample's row is `stride` after the one before, which
+// is 0 where samples share one.
+template <class A> struct PerCell {
+  Tensor tensor;
+  const A* data;
+  int64_t stride;
+
+  PerCell(const Tensor& t, const Cells& x);
+  const A* sample(int64_t n) const { return data + n * stride; }
+};
+
+// Calls f with a null pointer of the element type.
+template <class F> auto with_dtype(ScalarType dtype, F f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(static_cast<float*>(nullptr));
+    case ScalarType::Double: return f(static_cast<double*>(nullptr));
+    case ScalarType::BFloat16: return f(static_cast<BFloat16*>(nullptr));
+    case ScalarType::Half: return f(static_cast<Half*>(nullptr));
+    default: STD_TORCH_CHECK(false, "normwise: expected float32, float64, bfloat16 or float16");
+  }
+}
+
+template <class T> T* data(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+template <class T> const T* const_data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+
+}  // namespace normwise

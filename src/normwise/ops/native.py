@@ -1,0 +1,340 @@
+"""The kernels in C++, where they were built: same functions, same results as :mod:`normwise.ops.reference`.
+
+They speak torch's stable ABI (see ``setup.py``) and cover CPU tensors of float32, float64, bfloat16 and float16 in the
+contiguous and the channels-last layout; other strides are copied into one of the two first. Besides the four kernels there
+are fused ones for methods that pool within a sample: both passes run while a group is in cache.
+
+The operators take no part in autograd: :mod:`normwise.functional` does that for the whole of moments, method and apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise.ops.reference import ACTIVATIONS, accumulation_dtype
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_LIBRARY = Path(__file__).with_name("_native.so")
+_HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
+
+
+def _load() -> str | None:
+    """Load the library; the reason if that is not possible."""
+    if not _LIBRARY.exists():
+        return f"the native library is not built: {_HOW}"
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+    except OSError as problem:
+        return f"the native library does not load ({problem}): {_HOW}"
+    return None
+
+
+_problem = _load()
+
+
+def available() -> bool:
+    """Whether the native kernels are loaded.
+
+    Example:
+        >>> available() == (why_not() is None)
+        True
+    """
+    return _problem is None
+
+
+def why_not() -> str | None:
+    """Why the native kernels are not available and how to get them; ``None`` if they are.
+
+    Example:
+        >>> why_not() is None or "build it with" in why_not()
+        True
+    """
+    return _problem
+
+
+def instruction_set() -> str:
+    """The instruction set that the kernels chose: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
+
+    The environment variable ``NORMWISE_ISA``, read once at the first call of a kernel, may ask for less.
+
+    Example:
+        >>> not available() or instruction_set() in ("baseline", "avx2", "avx512")
+        True
+    """
+    return ("baseline", "avx2", "avx512")[torch.ops.normwise.isa()]
+
+
+def supports(x: Tensor) -> bool:
+    """Whether the kernels take this tensor.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether it is a strided CPU tensor of a supported type with at least two axes, and the kernels are available.
+
+    Example:
+        >>> supports(torch.zeros(2, 3, dtype=torch.int64))
+        False
+    """
+    return (
+        _problem is None and x.device.type == "cpu" and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
+    )
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every cell, as :func:`normwise.ops.reference.moments`.
+
+    Args:
+        x: (N, C, ...).
+
+    Returns:
+        ``(mean, var)``, both (N, C).
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 3.0]]])
+        >>> [t.item() for t in moments(x)] if available() else [2.0, 1.0]
+        [2.0, 1.0]
+    """
+    return torch.ops.normwise.moments(x)
+
+
+def apply(
+    x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None = None, slope: float = 0.01
+) -> Tensor:
+    """Normalize: ``act((x − center) · scale + shift)``, as :func:`normwise.ops.reference.apply`.
+
+    Args:
+        x: (N, C, ...).
+        center: what to subtract, per cell.
+        scale: what to multiply with, per cell.
+        shift: what to add, per cell.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        slope: the negative slope of ``"leaky_relu"``.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of ``x``.
+
+    Example:
+        >>> x, two, zero = torch.tensor([[[1.0, 3.0]]]), torch.full((1, 1), 2.0), torch.zeros(1, 1)
+        >>> apply(x, two, two, zero, "relu").tolist() if available() else [[[0.0, 2.0]]]
+        [[[0.0, 2.0]]]
+    """
+    return torch.ops.normwise.apply(x, center, scale, shift, ACTIVATIONS.index(activation), slope)
+
+
+def grad_sums(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """S1 = Σ g and S2 = Σ g · (x − mean) per cell, as :func:`normwise.ops.reference.grad_sums`.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: the input of :func:`apply`.
+        mean: the cells' means.
+        center: as given to :func:`apply`.
+        scale: as given to :func:`apply`.
+        shift: as given to :func:`apply`.
+        activation: as given to :func:`apply`; g is first taken through it.
+        slope: as given to :func:`apply`.
+
+    Returns:
+        ``(S1, S2)``, both (N, C).
+
+    Example:
+        >>> g, x, one, zero = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1), torch.zeros(1, 1)
+        >>> [s.item() for s in grad_sums(g, x, 2 * one, zero, one, zero)] if available() else [3.0, 1.0]
+        [3.0, 1.0]
+    """
+    return torch.ops.normwise.grad_sums(g, x, mean, center, scale, shift, ACTIVATIONS.index(activation), slope)
+
+
+def grad_input(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> Tensor:
+    """``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``, as :func:`normwise.ops.reference.grad_input`.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: the input of :func:`apply`.
+        mean: the cells' means.
+        center: as given to :func:`apply`.
+        scale: as given to :func:`apply`.
+        shift: as given to :func:`apply`.
+        grad_mean: the gradient of the cells' means.
+        grad_var: the gradient of the cells' variances.
+        activation: as given to :func:`apply`; g is first taken through it.
+        slope: as given to :func:`apply`.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of ``x``.
+
+    Example:
+        >>> x, one, zero = torch.ones(1, 1, 2), torch.ones(1, 1), torch.zeros(1, 1)
+        >>> grad_input(x, x, one, one, 3 * one, zero, 4 * one, zero).tolist() if available() else [[[5.0, 5.0]]]
+        [[[5.0, 5.0]]]
+    """
+    return torch.ops.normwise.grad_input(
+        g, x, mean, center, scale, shift, grad_mean, grad_var, ACTIVATIONS.index(activation), slope
+    )
+
+
+def sample_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip.
+
+    Args:
+        x: (N, C, ...).
+        groups: into how many groups C is divided; 1 is layer norm, C is instance norm.
+        weight: (C,), or (N, C) for a weight per sample; ``None`` is 1.
+        bias: like ``weight``; ``None`` is 0.
+        eps: added to the variance.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        slope: the negative slope of ``"leaky_relu"``.
+
+    Returns:
+        ``(y, mean, var)``: the output, and the groups' moments (N, groups).
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 3.0]]])
+        >>> sample_norm(x, 1, eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
+        [[[-1.0, 1.0]]]
+    """
+    return torch.ops.normwise.sample_norm(x, groups, weight, bias, eps, ACTIVATIONS.index(activation), slope)
+
+
+def sample_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of :func:`sample_norm`, in one trip through ``g`` and ``x``.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: as given to :func:`sample_norm`.
+        mean: as returned by :func:`sample_norm`.
+        var: as returned by :func:`sample_norm`.
+        groups: as given to :func:`sample_norm`.
+        weight: as given to :func:`sample_norm`.
+        bias: as given to :func:`sample_norm`.
+        eps: as given to :func:`sample_norm`.
+        activation: as given to :func:`sample_norm`.
+        slope: as given to :func:`sample_norm`.
+
+    Returns:
+        ``(dx, dweight, dbias)``. The last two have the accumulation type and the parameter's shape; of an absent
+        parameter they are what a (C,) one would get.
+
+    Example:
+        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+        >>> sample_norm_backward(x, x, 2 * one, one, 1, eps=0.0)[2].tolist() if available() else [4.0]
+        [4.0]
+    """
+    return torch.ops.normwise.sample_norm_backward(
+        g, x, mean, var, groups, weight, bias, eps, ACTIVATIONS.index(activation), slope
+    )
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether channels vary fastest among the axes that make a sample (tensors.cpp says the same)."""
+    return x.shape[1] > 1 and all(
+        stride > x.stride(1) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1
+    )
+
+
+def _fake_like(x: Tensor) -> Tensor:
+    """An empty tensor of the kernels' output layout: the strides of ``x`` if they are dense, else dense ones of its kind."""
+    order = [0, *range(2, x.ndim), 1] if _channels_last(x) else list(range(x.ndim))
+    strides, step = [0] * x.ndim, 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step = step * max(1, x.shape[axis])
+    dense = all(size == 1 or have == want for size, have, want in zip(x.shape, x.stride(), strides, strict=True))
+    return x.new_empty_strided(x.shape, x.stride() if dense else strides)
+
+
+def _fake_cells(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
+
+
+def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake_cells(x), _fake_cells(x)
+
+
+def _fake_apply(x: Tensor, *_: Any) -> Tensor:
+    return _fake_like(x)
+
+
+def _fake_grad_sums(g: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_cells(x), _fake_cells(x)
+
+
+def _fake_grad_input(g: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _fake_like(x)
+
+
+def _fake_sample_norm(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    group = x.new_empty((x.shape[0], groups), dtype=accumulation_dtype(x.dtype))
+    return _fake_like(x), group, torch.empty_like(group)
+
+
+def _fake_sample_norm_backward(
+    g: Tensor, x: Tensor, mean: Tensor, var: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    cells = _fake_cells(x)
+
+    def parameter(t: Tensor | None) -> Tensor:
+        return torch.empty_like(cells if t is not None and t.ndim == 2 and t.shape[0] == x.shape[0] else cells[0])
+
+    return _fake_like(x), parameter(weight), parameter(bias)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "moments": _fake_moments,
+    "apply": _fake_apply,
+    "grad_sums": _fake_grad_sums,
+    "grad_input": _fake_grad_input,
+    "sample_norm": _fake_sample_norm,
+    "sample_norm_backward": _fake_sample_norm_backward,
+}
+
+if available():
+    for _name, _fake in _FAKES.items():
+        torch.library.register_fake(f"normwise::{_name}", _fake)
