@@ -46,7 +46,15 @@ def run(
     if _needs_plain_graph():
         return _composite(x, row, inputs, activation, slope)
     y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
-    return y, Moments(mean, var, elements_per_cell(x))
+    return y, Moments(mean, var, _elements(x, inputs))
+
+
+def _elements(x: Tensor, inputs: Inputs) -> int | Tensor:
+    """Elements per cell, or under a mask how many of them count."""
+    if inputs.mask is None:
+        return elements_per_cell(x)
+    mask = inputs.mask.expand(x.shape[0], inputs.mask.shape[1], *x.shape[2:])
+    return mask.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else mask.long()
 
 
 def elements_per_cell(x: Tensor) -> int:
@@ -80,7 +88,9 @@ def _needs_plain_graph() -> bool:
 def _cells(x: Tensor, row: Method, inputs: Inputs, moments: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
     """The moments of ``x``, or a placeholder where the method does not read them."""
     if row.reads_cells(inputs):
-        return Moments(*moments(x), elements_per_cell(x))
+        # Masked moments have no native kernel: the plain ones serve.
+        values = moments(x) if inputs.mask is None else ops.reference.moments(x, inputs.mask)
+        return Moments(*values, _elements(x, inputs))
     zero = x.new_zeros((1, 1), dtype=ops.accumulation_dtype(x.dtype))
     return Moments(zero, zero, 1)
 
@@ -115,7 +125,7 @@ class _Fused(torch.autograd.Function):
         x, mean, var, *tensors = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
         run = _differentiable_backward if torch.is_grad_enabled() else _fused_backward
-        grad_x, *grad_tensors = run(ctx, grad, x, Moments(mean, var, elements_per_cell(x)), tensors, wanted)
+        grad_x, *grad_tensors = run(ctx, grad, x, Moments(mean, var, _elements(x, ctx.inputs)), tensors, wanted)
         return grad_x, None, None, None, None, *grad_tensors
 
 
@@ -152,6 +162,10 @@ def _fused_backward(
     if not wanted[0]:
         return [None, *grad_tensors]
     grad_mean, grad_var = (torch.zeros_like(mean) if g is None else g for g in (grad_mean, grad_var))
+    if isinstance(cells.elements, Tensor):
+        # The kernel divides by the size of the cell; under a mask fewer elements share the gradient.
+        share = elements_per_cell(x) / cells.elements.clamp_min(1).to(mean.dtype)
+        grad_mean, grad_var = grad_mean * share, grad_var * share
     args = (about, center, scale, shift, grad_mean, grad_var, ctx.activation, ctx.slope)
     return [ops.grad_input(grad, x, *args), *grad_tensors]
 

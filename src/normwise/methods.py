@@ -21,7 +21,8 @@ class Inputs(NamedTuple):
     """All that a method may draw on besides the moments. One signature serves every method; each reads what it needs.
 
     ``weight`` and ``bias`` are (C,). ``population`` stands in for the batch's own moments (the running averages in
-    evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong to the switchable mix.
+    evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong to the switchable mix. ``mask``
+    marks the elements that count, broadcastable to the input; ``None`` counts all.
 
     Example:
         >>> Inputs().eps
@@ -37,6 +38,7 @@ class Inputs(NamedTuple):
     mean_weight: Tensor | None = None
     var_weight: Tensor | None = None
     variance: str = "paper"
+    mask: Tensor | None = None
 
 
 def standardize(m: Moments, p: Inputs) -> Affine:
@@ -275,14 +277,20 @@ def elements_behind(p: Inputs, samples: int, channels: int, elements: int) -> di
     }
 
 
-def _track_batch(cells: Moments) -> Moments:
+def _track_batch(cells: Moments, p: Inputs) -> Moments:
     return pool(cells, 0)
 
 
-def _track_instance(cells: Moments) -> Moments:
+def _track_instance(cells: Moments, p: Inputs) -> Moments:
     # torch's convention: the mean over samples of each instance's own moments, not the moments of the whole batch.
-    elements = cells.elements if isinstance(cells.elements, int) else cells.elements.float().mean(0, keepdim=True)
-    return Moments(cells.mean.mean(0, keepdim=True), cells.var.mean(0, keepdim=True), elements)
+    if isinstance(cells.elements, int):
+        return Moments(cells.mean.mean(0, keepdim=True), cells.var.mean(0, keepdim=True), cells.elements)
+    # Samples of different length enter alike, each unbiased by its own count; those of one element have no variance.
+    some = cells.elements > 1
+    mean = pool(Moments(cells.mean, cells.var, some.long()), 0).mean
+    var = pool(Moments(unbiased(cells), cells.var, some.long()), 0).mean
+    total = torch.where(some, cells.elements, 0).sum(0, keepdim=True)
+    return Moments(mean, var * ((total - 1) / total.clamp_min(1)).to(var.dtype), total)
 
 
 def _always(p: Inputs) -> bool:
@@ -322,7 +330,7 @@ class Method:
     paper: str
     reads_cells: Callable[[Inputs], bool] = _always
     running: bool = False
-    track: Callable[[Moments], Moments] | None = None
+    track: Callable[[Moments, Inputs], Moments] | None = None
     parameters: tuple[str, ...] = ()
     on_weights: bool = False
 

@@ -68,7 +68,7 @@ def pool(cells: Moments, dim: int) -> Moments:
         return Moments(pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True), count * size)
     count = count.expand_as(mean)
     total = count.sum(dim, keepdim=True)
-    share = count / total.clamp_min(1)
+    share = count.to(mean.dtype) / total.clamp_min(1).to(mean.dtype)
     pooled = (share * mean).sum(dim, keepdim=True)
     return Moments(pooled, (share * (var + (mean - pooled).square())).sum(dim, keepdim=True), total)
 
@@ -146,13 +146,15 @@ def unbiased(m: Moments) -> Tensor:
     """
     if isinstance(m.elements, int):
         return m.var * (m.elements / max(m.elements - 1, 1))
-    return m.var * (m.elements / (m.elements - 1).clamp_min(1))
+    elements = m.elements.to(m.var.dtype)
+    return m.var * (elements / (elements - 1).clamp_min(1))
 
 
 def update_running(running_mean: Tensor, running_var: Tensor, batch: Moments, momentum: float | Tensor) -> None:
     """Move the running averages towards a batch: ``running ← (1 − momentum) · running + momentum · batch``.
 
-    As in torch, ``momentum`` is the weight of the *new* batch and the variance enters unbiased.
+    As in torch, ``momentum`` is the weight of the *new* batch and the variance enters unbiased. Where the elements are
+    counted by a tensor (padding, several processes), a statistic of fewer than two leaves the averages as they are.
 
     Args:
         running_mean: (C,), changed in place.
@@ -166,5 +168,7 @@ def update_running(running_mean: Tensor, running_var: Tensor, batch: Moments, mo
         >>> mean.item(), var.item()
         (0.5, 1.5)
     """
+    if isinstance(batch.elements, Tensor):
+        momentum = (momentum * (batch.elements > 1)).reshape(-1).to(running_mean.dtype)
     for running, new in ((running_mean, batch.mean), (running_var, unbiased(batch))):
         running.lerp_(new.detach().reshape(-1).to(running.dtype), momentum)
