@@ -11,7 +11,7 @@ from normwise.errors import InputError
 from normwise.methods import Inputs, Method, elements_behind, method_named
 from normwise.moments import Moments, update_running
 
-__all__ = ["normalize"]
+__all__ = ["normalize", "real_elements"]
 
 
 @torch.fx.wrap
@@ -31,14 +31,21 @@ def normalize(
     mean_weight: Tensor | None = None,
     var_weight: Tensor | None = None,
     variance: str = "paper",
+    logits: bool = True,
     activation: str | None = None,
     slope: float = 0.01,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalize ``x`` by one method of the family: ``y = act((x − center) · scale + shift)``.
 
     ``center``, ``scale`` and ``shift`` are what the method makes of the means and variances of the cells ``x[n, c]``;
     the formula and source of each method stand with its function in :mod:`normwise.methods`. Statistics are held in
     float32 at least, whatever the dtype of ``x``.
+
+    Under ``mask`` or ``lengths`` the result is that of the unpadded data: padding, whatever stands in it, touches
+    neither statistics nor gradients, and comes out as 0. A statistic that the mask leaves a single element has variance
+    0, so that element comes out as ``bias``; it does not move the running averages.
 
     Args:
         x: (N, C, ...) with any number of spatial axes, none included; float16, bfloat16, float32 or float64.
@@ -52,17 +59,21 @@ def normalize(
         use_running: normalize by the running averages instead of the batch (evaluation).
         momentum: weight of this batch in the running averages, which are then changed in place; ``None`` leaves them.
         over: the members of a switchable mix.
-        mean_weight: (K,), logits of the mix of means; default equal.
-        var_weight: (K,), logits of the mix of variances; default equal.
+        mean_weight: (K,), logits of the softmax mix of means; default equal.
+        var_weight: (K,), logits of the softmax mix of variances; default equal.
         variance: ``"paper"`` or ``"official"``, of a switchable mix.
+        logits: ``False`` where ``mean_weight`` and ``var_weight`` are shares that sum to 1, and not logits.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, applied to the result.
         slope: of ``"leaky_relu"``.
+        mask: bool, ``True`` where an element is real: (N, *spatial) for all channels alike, or anything that
+            broadcasts to ``x``, such as (N, 1, *spatial).
+        lengths: (N,) integers: the elements of each sample along the last axis that are real. Not with ``mask``.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``.
 
     Raises:
-        InputError: there is no such method, or it has no meaning for this shape.
+        InputError: there is no such method, it has no meaning for this shape, or the mask or the lengths do not fit.
         RuntimeError: ``x`` has fewer than two axes.
 
     Example:
@@ -70,6 +81,8 @@ def normalize(
         >>> y = normalize(x, "instance")
         >>> y.mean(-1).abs().max() < 1e-6
         tensor(True)
+        >>> normalize(torch.tensor([[[1.0, 3.0, 99.0]]]), "instance", lengths=torch.tensor([2]), eps=0.0)
+        tensor([[[-1.,  1.,  0.]]])
     """
     row = method_named(method)
     population = None
@@ -77,13 +90,83 @@ def normalize(
         dtype = ops.accumulation_dtype(x.dtype)
         # Copies: the next training step may change the buffers before this step's backward pass runs.
         population = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
-    inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance)
+    keep = real_elements(x, mask, lengths)
+    inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance, keep, logits)
     _check_defined(x, row, inputs)
+    if keep is not None:
+        # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.
+        x = x.masked_fill(~keep, 0)
     y, cells = run(x, row, inputs, activation, slope)
+    if keep is not None:
+        y = y.masked_fill(~keep, 0)
     if momentum is not None and not use_running and running_mean is not None and running_var is not None and x.numel():
         assert row.track is not None, f"{method} keeps no running averages"
-        update_running(running_mean, running_var, row.track(cells), momentum)
+        update_running(running_mean, running_var, row.track(cells, inputs), momentum)
     return y
+
+
+def real_elements(x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor | None:
+    """Check a mask or lengths against an input, and give the mask that broadcasts to it.
+
+    Args:
+        x: (N, C, ...).
+        mask: bool, (N, *spatial) or broadcastable to ``x``; ``True`` is real.
+        lengths: (N,) integers, the real elements along the last axis.
+
+    Returns:
+        A mask with as many axes as ``x``; ``None`` without mask and lengths.
+
+    Raises:
+        InputError: both are given, or one of the wrong type, shape or range.
+
+    Example:
+        >>> real_elements(torch.zeros(2, 3, 4), lengths=torch.tensor([1, 4])).int()
+        tensor([[[1, 0, 0, 0]],
+                [[1, 1, 1, 1]]], dtype=torch.int32)
+    """
+    if mask is None and lengths is None:
+        return None
+    if mask is not None and lengths is not None:
+        raise InputError("give mask or lengths, not both: lengths are short for the mask of right-padded sequences")
+    return _from_lengths(x, lengths) if mask is None else _broadcastable(x, mask)
+
+
+def _broadcastable(x: Tensor, mask: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"mask must be a bool tensor, True where an element is real, got {came}: try mask.bool()")
+    shape = tuple(mask.shape)
+    if mask.ndim == x.ndim - 1:
+        mask = mask.unsqueeze(1)
+    if mask.ndim != x.ndim or any(m not in (1, size) for m, size in zip(mask.shape, x.shape, strict=True)):
+        N, space = x.shape[0], tuple(x.shape[2:])
+        raise InputError(
+            f"mask of shape {shape} does not fit an input of shape {tuple(x.shape)}: expected {(N, *space)}, or "
+            f"{(N, 1, *space)}"
+        )
+    return mask.to(x.device)
+
+
+def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        came = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise InputError(f"lengths must be an integer tensor of shape (N,), got {came}")
+    if x.ndim < 3:
+        raise InputError(f"lengths need a spatial axis, got an input of shape {tuple(x.shape)}: use mask of shape (N,)")
+    N, size = x.shape[0], x.shape[-1]
+    if lengths.shape != (N,):
+        raise InputError(f"lengths must have shape ({N},) for {N} samples, got {tuple(lengths.shape)}")
+    # Only where looking does not make the host wait for a device.
+    looks = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and _values_readable()
+    if looks and N and not 0 <= int(lengths.min()) <= int(lengths.max()) <= size:
+        raise InputError(f"lengths must lie in 0..{size}, the size of the last axis, got {lengths.tolist()}")
+    mask = torch.arange(size, device=x.device) < lengths.to(x.device).unsqueeze(1)
+    return mask.reshape(N, *(1,) * (x.ndim - 2), size)
+
+
+def _values_readable() -> bool:
+    """Whether tensors have values to read: not inside ``torch.func`` transforms."""
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 # For a single element: what the method needs more of, in torch's words, and what to do.

@@ -33,7 +33,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         check_dim(input, self._dims)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         momentum = count_batch(self)
         return normalize(
@@ -47,6 +47,8 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             use_running=uses_running(self),
             momentum=momentum,
             activation=self.activation,
+            mask=mask,
+            lengths=lengths,
         )
 
 

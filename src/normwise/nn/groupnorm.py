@@ -78,8 +78,8 @@ class GroupNorm(torch.nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = activation
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``input``."""
+    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         return normalize(
             input,
             "group",
@@ -88,6 +88,8 @@ class GroupNorm(torch.nn.GroupNorm):
             bias=self.bias,
             eps=self.eps,
             activation=self.activation,
+            mask=mask,
+            lengths=lengths,
         )
 
 

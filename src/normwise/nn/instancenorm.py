@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise.errors import InputError
 from normwise.functional import normalize
 
 
@@ -27,8 +28,21 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
         self.activation = activation
 
+    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
+        if mask is None and lengths is None:
+            return super().forward(input)
+        self._check_input_dim(input)
+        axis = input.dim() - self._get_no_batch_dim()
+        if input.size(axis) != self.num_features:
+            raise InputError(f"expected {self.num_features} channels on axis {axis}, got {tuple(input.shape)}")
+        if axis == 1:
+            return self._apply_instance_norm(input, mask, lengths)
+        mask, lengths = (None if t is None else t.unsqueeze(0) for t in (mask, lengths))
+        return self._apply_instance_norm(input.unsqueeze(0), mask, lengths).squeeze(0)
+
     # torch's forward checks the input and adds a missing batch axis; only the computation is replaced.
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+    def _apply_instance_norm(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         use_input = self.training or not self.track_running_stats
         return normalize(
             input,
@@ -41,6 +55,8 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
             use_running=not use_input,
             momentum=0.0 if self.momentum is None else self.momentum,
             activation=self.activation,
+            mask=mask,
+            lengths=lengths,
         )
 
 

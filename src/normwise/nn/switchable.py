@@ -83,8 +83,8 @@ class SwitchableNorm(_NormBase):
         """
         return self.mean_weight.detach().softmax(0), self.var_weight.detach().softmax(0)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``input``."""
+    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
         use_running = uses_running(self)
         _warn_dropped(input, self.over, self.num_groups, use_running)
@@ -105,6 +105,8 @@ class SwitchableNorm(_NormBase):
             var_weight=self.var_weight,
             variance=self.variance,
             activation=self.activation,
+            mask=mask,
+            lengths=lengths,
         )
 
     def extra_repr(self) -> str:
