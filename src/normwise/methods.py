@@ -22,7 +22,8 @@ class Inputs(NamedTuple):
 
     ``weight`` and ``bias`` are (C,). ``population`` stands in for the batch's own moments (the running averages in
     evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong to the switchable mix. ``mask``
-    marks the elements that count, broadcastable to the input; ``None`` counts all.
+    marks the elements that count, broadcastable to the input; ``None`` counts all. ``logits=False`` says that
+    ``mean_weight`` and ``var_weight`` are shares that sum to 1 already (sparse mixes), and not logits of a softmax.
 
     Example:
         >>> Inputs().eps
@@ -39,6 +40,7 @@ class Inputs(NamedTuple):
     var_weight: Tensor | None = None
     variance: str = "paper"
     mask: Tensor | None = None
+    logits: bool = True
 
 
 def standardize(m: Moments, p: Inputs) -> Affine:
@@ -190,8 +192,9 @@ def switchable(cells: Moments, p: Inputs) -> Affine:
     """Switchable normalization (Luo et al. 2019, arXiv 1806.10779): a learned mix of other methods' moments.
 
     Formula: y = weight · (x − Σₖ wₖ μₖ) / √(Σₖ w′ₖ σ²ₖ + eps) + bias, w = softmax(mean_weight), w′ =
-    softmax(var_weight), k ∈ ``over``. ``variance="paper"`` takes biased variances; ``"official"`` makes the instance
-    variance unbiased and lets that value feed the others, as published checkpoints expect.
+    softmax(var_weight), k ∈ ``over``; with ``logits=False`` w and w′ are the given vectors themselves.
+    ``variance="paper"`` takes biased variances; ``"official"`` makes the instance variance unbiased and lets that value
+    feed the others, as published checkpoints expect.
 
     Args:
         cells: moments per cell, (N, C).
@@ -220,15 +223,24 @@ def switchable(cells: Moments, p: Inputs) -> Affine:
     if p.variance == "official":
         cells = Moments(cells.mean, unbiased(cells), cells.elements)
     members = [POOLS[p.over[k]](cells, p) for k in kept]
-    return standardize(mix(members, _shares(p.mean_weight, kept, cells), _shares(p.var_weight, kept, cells)), p)
+    shares = (_shares(weights, p.logits, kept, cells) for weights in (p.mean_weight, p.var_weight))
+    return standardize(mix(members, *shares), p)
 
 
-def _shares(logits: Tensor | None, kept: list[int], cells: Moments) -> Tensor:
-    """Softmax over the members that are kept; equal shares without weights."""
-    if logits is None:
+def _shares(weights: Tensor | None, logits: bool, kept: list[int], cells: Moments) -> Tensor:
+    """The shares of the members that are kept, summing to 1; equal shares without weights."""
+    if weights is None:
         return cells.mean.new_full((len(kept),), 1 / len(kept))
-    logits = logits.to(cells.mean.dtype)
-    return torch.softmax(logits if len(kept) == len(logits) else logits[kept], 0)
+    dropped = len(kept) < len(weights)
+    weights = weights.to(cells.mean.dtype)
+    weights = weights[kept] if dropped else weights
+    if logits:
+        return torch.softmax(weights, 0)
+    if not dropped:
+        return weights
+    total = weights.sum()
+    # A mix whose whole share lay on members that have no meaning here has no preference among the rest.
+    return torch.where(total > 0, weights, 1) / torch.where(total > 0, total, len(kept))
 
 
 def defined_members(p: Inputs, samples: int, channels: int, elements: int | Tensor) -> list[int]:

@@ -131,6 +131,69 @@ def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -
     return Moments(torch.as_tensor(mean), torch.as_tensor(var), 1)
 
 
+def sparsemax(logits: Tensor) -> Tensor:
+    """Project onto the simplex (Martins & Astudillo 2016, arXiv 1602.02068): small shares are exactly 0.
+
+    Formula: argmin ‖p − z‖ over p ≥ 0, Σ p = 1, which is pₖ = max(zₖ − τ, 0) with τ such that Σ p = 1.
+
+    Args:
+        logits: (K,).
+
+    Returns:
+        (K,), summing to 1; the gradient is (gₖ − mean of g over the support) on the support and 0 elsewhere.
+
+    Example:
+        >>> sparsemax(torch.tensor([1.0, 0.8, -1.0]))
+        tensor([0.6000, 0.4000, 0.0000])
+    """
+    # Counted from the largest, so that a large common offset costs no digits.
+    z = logits - logits.detach().max()
+    ordered = z.sort(descending=True).values
+    excess = ordered.cumsum(0) - 1
+    ranks = torch.arange(1, len(z) + 1, dtype=z.dtype, device=z.device)
+    support = (ordered * ranks > excess).sum()
+    threshold = excess.gather(0, (support - 1)[None]) / support
+    return (z - threshold).relu()
+
+
+def sparsestmax(logits: Tensor, sparsity: float | Tensor) -> Tensor:
+    """Project onto the simplex without a disc about its centre (Shao et al. 2019, arXiv 1903.03793).
+
+    Formula: argmin ‖p − z‖ over p ≥ 0, Σ p = 1, ‖p − 1/K‖ ≥ r, with r = sparsity · √((K − 1)/K). A radius of 0 is
+    :func:`sparsemax`, the full radius leaves only the corners: one share of 1. Equal logits have no direction in which
+    to leave the centre and stay equal.
+
+    Args:
+        logits: (K,).
+        sparsity: the radius as a fraction of the largest, 0 to 1.
+
+    Returns:
+        (K,), summing to 1.
+
+    Example:
+        >>> sparsestmax(torch.tensor([0.5, 0.3, 0.1]), 0.5)
+        tensor([0.6220, 0.3333, 0.0447])
+        >>> sparsestmax(torch.tensor([0.5, 0.3, 0.1]), 1.0)
+        tensor([1., 0., 0.])
+    """
+    K = len(logits)
+    squared_radius = torch.as_tensor(sparsity, dtype=logits.dtype, device=logits.device) ** 2 * ((K - 1) / K)
+    p = sparsemax(logits)
+    support = torch.ones_like(p)
+    # Out of the disc; where that leaves the simplex, back onto the face that was crossed and out of the disc in it.
+    for _ in range(K - 1):
+        size = support.sum()
+        # A few roundings too far, so that the full radius ends beyond the corner, at exact zeros.
+        radius = (squared_radius - (1 / size - 1 / K)).clamp_min(0).sqrt() * (1 + 8 * torch.finfo(p.dtype).eps)
+        offset = (p - 1 / size) * support
+        distance = offset.square().sum()
+        inside = (distance < radius.square()) & (distance > 0)
+        stretch = radius * torch.where(inside, distance, 1).rsqrt()
+        p = sparsemax(torch.where(inside, (1 / size + offset * stretch) * support + (support - 1), p))
+        support = (p.detach() > 0).to(p.dtype)
+    return p
+
+
 def unbiased(m: Moments) -> Tensor:
     """The unbiased estimate of the variance, σ² · n / (n − 1); one element alone gives 0.
 
