@@ -95,10 +95,10 @@ def normalize(
     _check_defined(x, row, inputs)
     if keep is not None:
         # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.
-        x = x.masked_fill(~keep, 0)
+        x = torch.where(keep, x, 0)
     y, cells = run(x, row, inputs, activation, slope)
     if keep is not None:
-        y = y.masked_fill(~keep, 0)
+        y = torch.where(keep, y, 0)
     if momentum is not None and not use_running and running_mean is not None and running_var is not None and x.numel():
         assert row.track is not None, f"{method} keeps no running averages"
         update_running(running_mean, running_var, row.track(cells, inputs), momentum)
