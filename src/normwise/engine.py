@@ -43,7 +43,7 @@ def run(
         >>> y, cells.mean.item()
         (tensor([[[-1.,  1.]]]), 2.0)
     """
-    if _needs_plain_graph():
+    if needs_plain_graph():
         return _composite(x, row, inputs, activation, slope)
     y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
     return y, Moments(mean, var, _elements(x, inputs))
@@ -76,8 +76,16 @@ def elements_per_cell(x: Tensor) -> int:
     return count
 
 
-def _needs_plain_graph() -> bool:
-    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation and export."""
+def needs_plain_graph() -> bool:
+    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation and export.
+
+    Returns:
+        ``True`` where a composite of plain operators must run in the place of fused ones.
+
+    Example:
+        >>> needs_plain_graph()
+        False
+    """
     return (
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
