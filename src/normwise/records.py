@@ -69,8 +69,8 @@ class Cell:
 class Trial:
     """The outcome of one cell.
 
-    ``state`` is ``"complete"`` or ``"diverged"``; a diverged trial carries the task's floor as its scores and says why
-    in ``reason``. ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial,
+    ``state`` is ``"complete"``, ``"diverged"`` (the loss or the outputs became infinite or NaN) or ``"failed"`` (the
+    model raised an error); the last two carry the task's floor as their scores and say why in ``reason``. ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial,
     ``peak_bytes`` the most memory one training step held beyond the model, its data and its optimizer.
     """
 
@@ -103,6 +103,8 @@ class Interval:
 @dataclass(frozen=True)
 class Standing:
     """How one method did at one batch size, over the seeds of the final stage.
+
+    ``diverged`` and ``tune_diverged`` count the trials that did not complete, failed ones included.
 
     ``behind`` and ``behind_test`` are the paired differences (best − this method), seed by seed, on validation and
     test; ``None`` for the best itself. ``tied`` says that the validation interval does not exclude zero (the best is

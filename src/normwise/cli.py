@@ -1,0 +1,226 @@
+"""The command line: one subcommand per public verb. torch is imported only by those that need it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from normwise import __version__
+from normwise.errors import InputError, MissingDependencyError, NormwiseError
+
+if TYPE_CHECKING:
+    from normwise.records import Study
+
+# Named here so that the help need not import torch; a test holds them to METHODS.
+_METHODS = "none, batch, layer, weight, instance, group, switchable"
+_OUT = "normwise-compare"
+
+app = App(
+    name="normwise",
+    help="Which normalization should this network use? Trains it under each and says which, how surely, and why.",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.command
+def compare(
+    *,
+    data: str = "digits",
+    methods: str = _METHODS.replace(" ", ""),
+    batch_sizes: str = "2,32",
+    seeds: str = "3",
+    lrs: str | None = None,
+    epochs: float | None = None,
+    quick: bool = False,
+    out: Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    title: str | None = None,
+) -> None:
+    """Train one model under each normalization and say which to use.
+
+    Prints a verdict and a table, and writes study.json and report.html. A run that was stopped, even killed, goes on
+    where it was when the same command is given again; the same command in two terminals shares the work.
+
+    Examples:
+
+        normwise compare --quick                      a first look, under a minute
+
+        normwise compare                              the digits, about two minutes
+
+        normwise compare --methods batch,group --batch-sizes 2,8,32 --seeds 5
+
+        normwise compare --data fashion-mnist --out fashion
+
+    For your own model use Python: normwise.compare(make_model, data).
+
+    Parameters
+    ----------
+    data
+        What to train on: digits (comes with scikit-learn), fashion-mnist (Debian's dataset-fashion-mnist), or
+        fashion-mnist:FOLDER where its four .gz files are.
+    methods
+        Which to compare, separated by commas. See 'normwise methods'.
+    batch_sizes
+        Samples per training step, separated by commas. Methods are compared at each.
+    seeds
+        How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals.
+    lrs
+        Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
+    epochs
+        Passes over the training data. Default: short runs that fit the data set.
+    quick
+        Short training and a coarse search: shows what you get, decides little.
+    out
+        Folder for the results. Default: normwise-compare/DATA, or normwise-compare/DATA-quick.
+    fresh
+        Start over; the old study is kept as study.db.bak.
+    workers
+        Processes that share the work. Default: one per core, at most 4.
+    title
+        Title of the report.
+    """
+    if quick and epochs is not None:
+        raise InputError("--quick chooses the epochs itself: give --quick or --epochs")
+    folder = out if out is not None else Path(_OUT) / (data.partition(":")[0].replace("/", "-") + "-quick" * quick)
+    study = _needing_extras().compare(
+        data=data,
+        methods=_words(methods),
+        batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
+        seeds=_seeds(seeds),
+        lrs=None if lrs is None else _reals(lrs, "--lrs"),
+        epochs=epochs,
+        quick=quick,
+        out=folder,
+        fresh=fresh,
+        workers=_default_workers() if workers is None else workers,
+        title=title,
+        command=_command(),
+    )
+    _show(study.record)
+    print(f"\nstudy   {folder / 'study.json'}\nreport  {folder / 'report.html'}")
+
+
+@app.command
+def report(study: Path, /, *, out: Path | None = None) -> None:
+    """Draw a stored study again: the table here, the page as report.html. Needs no torch.
+
+    Example:
+
+        normwise report normwise-compare/digits
+
+    Parameters
+    ----------
+    study
+        A study.json, or the folder that holds one.
+    out
+        The file to write. Default: report.html beside the study.
+    """
+    from normwise import report as drawing
+    from normwise.records import load_study, write_atomic
+
+    source = study / "study.json" if study.is_dir() else study
+    record = load_study(source)
+    page = out if out is not None else source.with_name("report.html")
+    write_atomic(page, drawing.html(record))
+    _show(record)
+    print(f"\nreport  {page}")
+
+
+@app.command
+def methods() -> None:
+    """List the methods that can be compared, and the paper of each."""
+    from normwise.methods import METHODS
+
+    width = max(map(len, METHODS))
+    for method in METHODS.values():
+        print(f"{method.name:<{width}}  {method.summary}" + (f" ({method.paper})" if method.paper != "-" else ""))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when all went well, 2 for bad input, 130 when interrupted.
+
+    Args:
+        arguments: default those of the process.
+
+    Raises:
+        SystemExit: always.
+
+    Example:
+        >>> main(["--version"])
+        Traceback (most recent call last):
+        ...
+        SystemExit: 0
+    """
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, NormwiseError) as error:
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print(f"\nnormwise: interrupted; what was finished is kept. Resume with: {_command()}", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def _fail(message: str) -> None:
+    print(f"normwise: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _needing_extras():  # type: ignore[no-untyped-def]  # the module's own type would import torch
+    try:
+        from normwise import study
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("normwise"):
+            raise
+        raise MissingDependencyError(f"compare needs {error.name}: pip install 'normwise[compare]'") from error
+    return study
+
+
+def _show(record: Study) -> None:
+    from rich.console import Console
+
+    from normwise import report as drawing
+
+    Console().print(drawing.table(record))
+
+
+def _command() -> str:
+    """The command that continues this run: what was typed, without --fresh."""
+    return shlex.join(["normwise", *(a for a in sys.argv[1:] if a != "--fresh")])
+
+
+def _default_workers() -> int:
+    import os
+
+    return min(os.cpu_count() or 1, 4)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in (part.strip() for part in text.split(",")) if word]
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise InputError(f"{option} must be whole numbers separated by commas, got {text!r}") from None
+
+
+def _reals(text: str, option: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise InputError(f"{option} must be numbers separated by commas, got {text!r}") from None
+
+
+def _seeds(text: str) -> int | list[int]:
+    """``3`` is a count, ``1,2,3`` are seeds."""
+    numbers = _numbers(text, "--seeds")
+    return numbers[0] if len(numbers) == 1 and not text.strip().endswith(",") else numbers

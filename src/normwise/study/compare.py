@@ -1,0 +1,310 @@
+"""``compare``: the main job from model and data to verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from normwise import __version__, records
+from normwise.errors import InputError
+from normwise.methods import METHODS
+from normwise.records import Cell, Settings, Trial
+from normwise.study.plan import default_epochs, due, scaled_lrs, total_cells
+from normwise.study.progress import Display
+from normwise.study.result import Study
+from normwise.study.store import Store
+from normwise.study.tasks import MakeModel, Task, load_task, make_task, nearest
+from normwise.study.trial import OPTIMIZER, SCHEDULE, Trainer
+from normwise.study.verdict import judge
+from normwise.study.worker import helpers, trainer_of
+
+DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
+DEFAULT_BATCH_SIZES = (2, 32)
+DEFAULT_SEEDS = 3
+# At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
+DEFAULT_LRS = (0.02, 0.08, 0.32)
+QUICK_LRS = (0.04, 0.16)
+_TUNE_SEED = 1000
+
+
+def compare(
+    make_model: MakeModel | None = None,
+    data: Any = "digits",
+    *,
+    methods: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    seeds: int | Sequence[int] = DEFAULT_SEEDS,
+    lrs: Sequence[float] | None = None,
+    epochs: float | Mapping[int, float] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+    quick: bool = False,
+    fresh: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+    command: str | None = None,
+) -> Study:
+    """Find out which normalization a model should use, by training it under each.
+
+    At each batch size every method first gets the same small search for its learning rate (on a seed of its own), then
+    is trained once per seed. For one seed all methods start from the same weights and see the same data in the same
+    order, so that their scores are compared in pairs. Methods are chosen on the validation part; test is only reported.
+
+    Args:
+        make_model: ``make_model(norm)`` builds a fresh model, with ``norm(channels)`` where it wants a normalization
+            (``norm(channels, dim=1)`` for other than the inputs' number of spatial axes). For the method ``"weight"``
+            every convolution and linear layer gets weight normalization, for ``"none"`` nothing is added. Default: the
+            data set's reference model.
+        data: ``"digits"``, ``"fashion-mnist"``, ``(inputs, targets)``, :class:`~normwise.study.Splits`, or a
+            :class:`~normwise.study.Task` for a loss and score of your own (then without ``make_model``).
+        methods: keys of ``METHODS``; default the six and ``"none"``.
+        batch_sizes: to compare at.
+        seeds: how many, or which; at least two, since one run cannot tell a difference from chance.
+        lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32).
+        epochs: passes over the data, or batch size → passes. The default is short, about 1000 · √(2 / b) steps for
+            your own model: give your usual length for an answer that holds for it.
+        out: a folder to keep the study in, which makes it resumable, and to write ``study.json`` and ``report.html``
+            to; default none.
+        title: of the report.
+        quick: short training and a coarse search.
+        fresh: start over where ``out`` already holds a study.
+        workers: processes that share the trials; for more than one ``make_model`` must be importable from a module.
+        progress: show it on standard error.
+        command: what to record as the command that makes this study.
+
+    Returns:
+        The study: its verdicts, table and report.
+
+    Raises:
+        InputError: an argument cannot be used, or the model fails under every method.
+
+    Example:
+        >>> study = compare(methods=["none", "batch"], batch_sizes=[64], seeds=2, epochs=0.2, progress=False)
+        >>> study.verdicts[0].batch_size
+        64
+    """
+    task = _task_of(make_model, data)
+    settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick)
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    with ExitStack() as stack:
+        folder = None if out is None else Path(out)
+        if folder is None and workers > 1:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
+        _check_model(task, settings)
+        store = Store(folder, settings, fresh)
+        trials = _run(store, task, settings, folder, workers, progress)
+    standings, verdicts = judge(settings, trials)
+    study = Study(
+        records.Study(
+            title=title or f"Which normalization for {task.name}?",
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=command or _python_command(settings),
+            settings=settings,
+            versions=_versions(),
+            machine=_machine(task),
+            trials=trials,
+            standings=standings,
+            verdicts=verdicts,
+            seconds=sum(t.seconds for t in trials),
+            finished=len(trials) >= total_cells(settings),
+        )
+    )
+    if out is not None:
+        study.save(out)
+    return study
+
+
+def make_settings(
+    task: Task,
+    methods: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    seeds: int | Sequence[int] = DEFAULT_SEEDS,
+    lrs: Sequence[float] | None = None,
+    epochs: float | Mapping[int, float] | None = None,
+    quick: bool = False,
+) -> Settings:
+    """Check the arguments of :func:`compare` and fix what they leave open.
+
+    Args:
+        task: what is trained.
+        methods: see :func:`compare`, as all that follow.
+        batch_sizes: to compare at.
+        seeds: how many, or which.
+        lrs: at batch size 32.
+        epochs: passes over the data.
+        quick: short.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: an argument cannot be used; the message says why.
+
+    Example:
+        >>> make_settings(load_task("digits"), ["bacth"])
+        Traceback (most recent call last):
+        ...
+        normwise.errors.InputError: unknown method 'bacth': did you mean 'batch'? Known are none, batch, ...
+    """
+    samples = len(task.splits.train.inputs)
+    methods = _checked_methods(DEFAULT_METHODS if methods is None else methods)
+    sizes = _checked_sizes(batch_sizes, samples)
+    seeds = _checked_seeds(seeds)
+    rates = _checked_lrs(lrs if lrs is not None else QUICK_LRS if quick else DEFAULT_LRS)
+    steps = task.quick_steps if quick else task.steps
+    return Settings(
+        task=task.name,
+        methods=methods,
+        batch_sizes=sizes,
+        seeds=seeds,
+        tune_seeds=[max(_TUNE_SEED, max(seeds) + 1)],
+        lrs={str(b): scaled_lrs(rates, b) for b in sizes},
+        epochs={str(b): _epochs_at(epochs, b, default_epochs(steps, b, samples)) for b in sizes},
+        score_name=task.score_name,
+        optimizer=OPTIMIZER,
+        schedule=SCHEDULE,
+        splits=task.splits.sizes(),
+        model=task.describe_model(),
+        quick=quick,
+    )
+
+
+def _run(
+    store: Store, task: Task, settings: Settings, folder: Path | None, workers: int, progress: bool
+) -> list[Trial]:
+    """Run what is open, alone or with helpers, showing how far it is."""
+    train, plan = trainer_of(task, settings), partial(due, settings)
+    open_cells = total_cells(settings) - len(store.trials())
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(helpers(min(workers, max(open_cells, 1)) - 1, folder, settings, task))
+        if not progress:
+            return store.work(train, plan)
+        display = stack.enter_context(Display(settings, workers))
+        return store.work(train, plan, display.update)
+
+
+def _task_of(make_model: MakeModel | None, data: Any) -> Task:
+    if isinstance(data, Task):
+        if make_model is not None:
+            raise InputError("a Task brings its own make_model: give one or the other")
+        return data
+    if make_model is not None:
+        return make_task(make_model, data, name=data if isinstance(data, str) else "own data")
+    if isinstance(data, str):
+        return load_task(data)
+    raise InputError("your own data need your own model: compare(make_model, data)")
+
+
+def _check_model(task: Task, settings: Settings) -> None:
+    """Refuse a model that works with no method at all, before anything is stored."""
+    for batch_size in settings.batch_sizes:
+        few = task.splits._replace(
+            train=task.splits.train.take(slice(batch_size)),
+            **{name: getattr(task.splits, name).take(slice(8)) for name in ("valid", "test")},
+        )
+        try_out = Trainer(dataclasses.replace(task, splits=few), {batch_size: 1}, measure_memory=False)
+        reason = None
+        for method in settings.methods:
+            trial = try_out(Cell("tune", method, batch_size, min(settings.lrs[str(batch_size)]), 0))
+            if trial.state != "failed":
+                break
+            reason = reason or f"{method}: {trial.reason}"
+        else:
+            raise InputError(f"the model fails with every method at batch size {batch_size}; with {reason}")
+
+
+def _checked_methods(methods: Sequence[str]) -> list[str]:
+    methods = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
+    if not methods:
+        raise InputError(f"no method given: expected some of {', '.join(METHODS)}")
+    for name in methods:
+        if name not in METHODS:
+            hint = nearest(str(name), list(METHODS))
+            raise InputError(f"unknown method {name!r}: {hint}Known are {', '.join(METHODS)}")
+    return methods
+
+
+def _checked_sizes(batch_sizes: Sequence[int], samples: int) -> list[int]:
+    sizes = list(dict.fromkeys(_as_list(batch_sizes)))
+    if not sizes:
+        raise InputError("no batch size given")
+    for size in sizes:
+        if not _is_int(size) or size < 1:
+            raise InputError(f"a batch size must be a whole number of at least 1, got {size!r}")
+        if size > samples:
+            raise InputError(f"batch size {size} is larger than the training data ({samples} samples)")
+    return [int(size) for size in sizes]
+
+
+def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
+    chosen = list(dict.fromkeys(range(seeds) if isinstance(seeds, int) else _as_list(seeds)))
+    if len(chosen) < 2:
+        raise InputError(f"{len(chosen)} seed(s) cannot tell a difference from chance: give at least 2, better 3 to 10")
+    if not all(_is_int(seed) and seed >= 0 for seed in chosen):
+        raise InputError(f"seeds must be whole numbers of at least 0, got {seeds!r}")
+    return [int(seed) for seed in chosen]
+
+
+def _checked_lrs(lrs: Sequence[float]) -> list[float]:
+    rates = _as_list(lrs)
+    if not rates or not all(isinstance(lr, int | float) and 0 < lr < math.inf for lr in rates):
+        raise InputError(f"learning rates must be one or more finite numbers above 0, got {lrs!r}")
+    return [float(lr) for lr in rates]
+
+
+def _epochs_at(epochs: float | Mapping[int, float] | None, batch_size: int, default: float) -> float:
+    value = epochs.get(batch_size, default) if isinstance(epochs, Mapping) else default if epochs is None else epochs
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"epochs must be a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def _as_list(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _python_command(s: Settings) -> str:
+    sizes = f"batch_sizes={s.batch_sizes}, seeds={s.seeds}, epochs={ {int(b): e for b, e in s.epochs.items()} }"
+    return f"normwise.compare(make_model, data, methods={s.methods}, {sizes}, quick={s.quick})"
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "optuna", "scipy", "numpy")
+    return {"normwise": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _machine(task: Task) -> dict[str, str]:
+    threads = "torch's default" if task.threads is None else str(task.threads)
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads per trial": threads,
+        "device": "cpu",
+    }
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells it in a file only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

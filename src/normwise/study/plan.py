@@ -1,0 +1,191 @@
+"""The grid: which cells a study has, and the learning rate each method enters the comparison with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from normwise.errors import InputError
+from normwise.records import Cell, Settings, Trial
+
+# Learning rates are given for this batch size and scaled for others.
+REFERENCE_BATCH = 32
+
+
+def scaled_lrs(lrs: Sequence[float], batch_size: int) -> list[float]:
+    """Scale learning rates to a batch size: lr · √(b / 32), the same for every method.
+
+    Args:
+        lrs: learning rates at batch size 32.
+        batch_size: b.
+
+    Returns:
+        The rates, ascending, to three significant digits.
+
+    Example:
+        >>> scaled_lrs([0.1, 0.4], 2)
+        [0.025, 0.1]
+    """
+    factor = math.sqrt(batch_size / REFERENCE_BATCH)
+    return sorted({float(f"{lr * factor:.3g}") for lr in lrs})
+
+
+def default_epochs(steps: int, batch_size: int, samples: int) -> float:
+    """How long a trial trains by default: steps · √(2 / b), as passes over the data.
+
+    Smaller batches get more steps and fewer passes; within one batch size all methods get the same.
+
+    Args:
+        steps: the steps at batch size 2.
+        batch_size: b.
+        samples: in the training part.
+
+    Returns:
+        The number of epochs, to three decimals.
+
+    Example:
+        >>> default_epochs(400, 32, 1024)
+        3.125
+    """
+    return max(round(steps * math.sqrt(2 / batch_size) * batch_size / samples, 3), 0.001)
+
+
+def training_steps(epochs: float, batch_size: int, samples: int) -> int:
+    """The optimizer steps of a trial; an incomplete last batch of an epoch is left out.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: b.
+        samples: in the training part.
+
+    Returns:
+        At least 1.
+
+    Example:
+        >>> training_steps(2, 32, 1077)
+        66
+    """
+    return max(1, round(epochs * (samples // batch_size)))
+
+
+def tune_cells(settings: Settings) -> list[Cell]:
+    """The cells that choose the learning rates: each method at each batch size with each rate and tuning seed.
+
+    Args:
+        settings: of the study.
+
+    Returns:
+        The cells, batch size by batch size.
+
+    Example:
+        >>> from normwise.study.plan import tune_cells
+        >>> settings = Settings("t", ["none"], [2], [0], [9], {"2": [0.1, 0.2]}, {}, "", "", "", {}, "")
+        >>> [cell.key for cell in tune_cells(settings)]
+        ['tune/none/b2/lr0.1/s9', 'tune/none/b2/lr0.2/s9']
+    """
+    return [
+        Cell("tune", method, batch_size, lr, seed)
+        for batch_size in settings.batch_sizes
+        for seed in settings.tune_seeds
+        for lr in settings.lrs[str(batch_size)]
+        for method in settings.methods
+    ]
+
+
+def chosen_lr(trials: Iterable[Trial]) -> float:
+    """Choose among one method's tuning trials: highest mean validation score, then lowest loss, then smallest rate.
+
+    Args:
+        trials: of one method and batch size.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        InputError: there is no trial.
+
+    Example:
+        >>> cell = Cell("tune", "none", 2, 0.1, 0)
+        >>> chosen_lr([Trial(cell, "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 1.0, None, 1)])
+        0.1
+    """
+    by_lr: dict[float, list[Trial]] = {}
+    for trial in trials:
+        by_lr.setdefault(trial.cell.lr, []).append(trial)
+    if not by_lr:
+        raise InputError("no tuning trial to choose a learning rate from")
+
+    def merit(lr: float) -> tuple[float, float, float]:
+        same = by_lr[lr]
+        losses = [math.inf if t.valid_loss is None else t.valid_loss for t in same]
+        # Rounded: the mean of equal scores must not depend on the order of the sum.
+        return round(sum(t.valid_score for t in same) / len(same), 12), -sum(losses) / len(same), -lr
+
+    return max(by_lr, key=merit)
+
+
+def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, int], float]:
+    """The learning rate of each method and batch size whose tuning is finished.
+
+    Args:
+        settings: of the study.
+        trials: those finished so far, in any order.
+
+    Returns:
+        (method, batch size) → learning rate.
+
+    Example:
+        >>> settings = Settings("t", ["none"], [2], [0], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> chosen_lrs(settings, [])
+        {}
+    """
+    done = {trial.cell.key: trial for trial in trials}
+    chosen = {}
+    for method in settings.methods:
+        for batch_size in settings.batch_sizes:
+            cells = [c for c in tune_cells(settings) if (c.method, c.batch_size) == (method, batch_size)]
+            if all(cell.key in done for cell in cells):
+                chosen[method, batch_size] = chosen_lr(done[cell.key] for cell in cells)
+    return chosen
+
+
+def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
+    """Every cell that can be known so far: the tuning, and the comparison where its learning rate has been chosen.
+
+    Args:
+        settings: of the study.
+        trials: those finished so far.
+
+    Returns:
+        The cells, finished ones included, in the order in which to run them.
+
+    Example:
+        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> len(due(settings, []))
+        1
+    """
+    chosen = chosen_lrs(settings, trials)
+    return tune_cells(settings) + [
+        Cell("final", method, batch_size, chosen[method, batch_size], seed)
+        for batch_size in settings.batch_sizes
+        for seed in settings.seeds
+        for method in settings.methods
+        if (method, batch_size) in chosen
+    ]
+
+
+def total_cells(settings: Settings) -> int:
+    """How many trials a study has when it is finished.
+
+    Args:
+        settings: of the study.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> total_cells(Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, ""))
+        3
+    """
+    finals = len(settings.methods) * len(settings.batch_sizes) * len(settings.seeds)
+    return len(tune_cells(settings)) + finals

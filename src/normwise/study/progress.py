@@ -1,0 +1,155 @@
+"""What a person sees while a study runs: a live line in a terminal, plain lines elsewhere, on standard error."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from normwise.records import Settings, Trial
+from normwise.study.plan import total_cells
+
+
+class Display:
+    """Shows how far a study is; a context manager.
+
+    Args:
+        settings: of the study.
+        workers: that share the trials, for the time left.
+        stream: where to write; default standard error.
+
+    Example:
+        >>> import io
+        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "accuracy", "", "", {}, "")
+        >>> stream = io.StringIO()
+        >>> with Display(settings, stream=stream) as display:
+        ...     display.update([], None)
+        >>> print(stream.getvalue(), end="")
+        0 of 3 trials done
+    """
+
+    def __init__(self, settings: Settings, workers: int = 1, stream: TextIO | None = None) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.total = total_cells(settings)
+        self._console = Console(file=stream or sys.stderr)
+        self._live: Progress | None = None
+        self._said = ""
+        if self._console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("trials"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}  {task.fields[best]}  [dim]{task.fields[doing]}[/dim]"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar = self._live.add_task("", total=self.total, left="", best="", doing="")
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, trials: Sequence[Trial], doing: str | None) -> None:
+        """Show the state of the study.
+
+        Args:
+            trials: those finished so far.
+            doing: the key of the trial this worker runs, or what it waits for.
+
+        Example:
+            >>> callable(Display.update)
+            True
+        """
+        left, best = time_left(self.settings, trials, self.workers), best_so_far(self.settings, trials)
+        if self._live:
+            self._live.update(self._bar, completed=len(trials), left=left, best=best, doing=doing or "")
+            return
+        line = ", ".join(part for part in (f"{len(trials)} of {self.total} trials done", left, best) if part)
+        if doing and doing.startswith("waiting"):
+            line += f"; {doing}"
+        if line != self._said:
+            self._said = line
+            print(line, file=self._console.file, flush=True)
+
+
+def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> str:
+    """Estimate the time left: each open trial takes as long as its like have taken.
+
+    Args:
+        settings: of the study.
+        trials: those finished so far.
+        workers: that share the rest.
+
+    Returns:
+        Such as ``"about 40 s left"``; empty before the first trial and after the last.
+
+    Example:
+        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> from normwise.records import Cell
+        >>> trial = Trial(Cell("tune", "none", 2, 0.1, 9), "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 30.0, None, 1)
+        >>> time_left(settings, [trial])
+        'about 60 s left'
+    """
+    if not trials or len(trials) >= total_cells(settings):
+        return ""
+    overall = statistics.fmean(t.seconds for t in trials)
+    by_kind: dict[tuple[str, int], list[float]] = {}
+    by_batch: dict[int, list[float]] = {}
+    for t in trials:
+        by_kind.setdefault((t.cell.method, t.cell.batch_size), []).append(t.seconds)
+        by_batch.setdefault(t.cell.batch_size, []).append(t.seconds)
+    done = Counter((t.cell.method, t.cell.batch_size) for t in trials)
+    seconds = 0.0
+    for batch_size in settings.batch_sizes:
+        each = len(settings.lrs[str(batch_size)]) * len(settings.tune_seeds) + len(settings.seeds)
+        for method in settings.methods:
+            like = by_kind.get((method, batch_size)) or by_batch.get(batch_size) or [overall]
+            seconds += (each - done[method, batch_size]) * statistics.fmean(like)
+    seconds /= workers
+    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {max(seconds, 1):.0f} s left"
+
+
+def best_so_far(settings: Settings, trials: Sequence[Trial]) -> str:
+    """Name the leading method of each batch size, by its final trials or, before there are any, its best tuning trial.
+
+    Args:
+        settings: of the study.
+        trials: those finished so far.
+
+    Returns:
+        Such as ``"best so far b2: group 0.912"``; empty before the first trial.
+
+    Example:
+        >>> best_so_far(Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, ""), [])
+        ''
+    """
+    found = []
+    for batch_size in settings.batch_sizes:
+        here = [t for t in trials if t.cell.batch_size == batch_size]
+        finals: dict[str, list[float]] = {}
+        for t in here:
+            if t.cell.stage == "final":
+                finals.setdefault(t.cell.method, []).append(t.valid_score)
+        if finals:
+            method, scores = max(finals.items(), key=lambda item: statistics.fmean(item[1]))
+            found.append(f"b{batch_size}: {method} {statistics.fmean(scores):.3f}")
+        elif here:
+            best = max(here, key=lambda t: t.valid_score)
+            found.append(f"b{batch_size}: {best.cell.method} {best.valid_score:.3f}")
+    return "best so far " + ", ".join(found) if found else ""

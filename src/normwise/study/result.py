@@ -1,0 +1,104 @@
+"""What ``compare`` returns: the record of a study, with its table and its files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normwise import records, report
+from normwise.errors import StoreError
+from normwise.study.verdict import progress_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Study:
+    """A finished (or interrupted) comparison.
+
+    Args:
+        record: all that was measured.
+
+    Example:
+        >>> settings = records.Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> Study(records.Study("T", "2026-01-01", "", settings, {}, {}, [], [], [], 0.0))
+        Study 'T': No method is finished yet.
+    """
+
+    def __init__(self, record: records.Study) -> None:
+        self.record = record
+
+    @property
+    def verdicts(self) -> list[records.Verdict]:
+        """Which method to use at each batch size, how sure that is, and why."""
+        return self.record.verdicts
+
+    @property
+    def standings(self) -> list[records.Standing]:
+        """How each method did, best first within a batch size."""
+        return self.record.standings
+
+    @property
+    def trials(self) -> list[records.Trial]:
+        """Every training run."""
+        return self.record.trials
+
+    def table(self) -> RenderableType:
+        """Draw the study for a terminal.
+
+        Returns:
+            Something for ``rich.print``.
+
+        Example:
+            >>> callable(Study.table)
+            True
+        """
+        return report.table(self.record)
+
+    def html(self) -> str:
+        """Draw the study as one self-contained page.
+
+        Returns:
+            The page's text.
+
+        Example:
+            >>> callable(Study.html)
+            True
+        """
+        return report.html(self.record)
+
+    def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write ``study.json`` and ``report.html``; each is replaced whole or not at all.
+
+        Args:
+            folder: made if it is missing.
+
+        Returns:
+            The two files.
+
+        Raises:
+            StoreError: the folder cannot be written.
+
+        Example:
+            >>> callable(Study.save)
+            True
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write to the folder {folder}: {error.strerror}") from error
+        stored, page = folder / "study.json", folder / "report.html"
+        records.write_atomic(stored, records.dumps(self.record))
+        records.write_atomic(page, self.html())
+        return stored, page
+
+    def __repr__(self) -> str:
+        return f"Study {self.record.title!r}: {progress_line(self.record)}"
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook, in a frame of its own so that its styles stay inside."""
+        import html
+
+        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:40rem;border:0"></iframe>'
