@@ -11,7 +11,7 @@ from normwise.errors import InputError
 from normwise.methods import Inputs, Method, elements_behind, method_named
 from normwise.moments import Moments, update_running
 
-__all__ = ["normalize", "real_elements"]
+__all__ = ["normalize", "real_elements", "transforming"]
 
 
 @torch.fx.wrap
@@ -27,6 +27,7 @@ def normalize(
     running_var: Tensor | None = None,
     use_running: bool = False,
     momentum: float | Tensor | None = None,
+    skipped: Tensor | None = None,
     over: tuple[str, ...] = ("instance", "layer", "batch"),
     mean_weight: Tensor | None = None,
     var_weight: Tensor | None = None,
@@ -58,6 +59,9 @@ def normalize(
         running_var: (C,).
         use_running: normalize by the running averages instead of the batch (evaluation).
         momentum: weight of this batch in the running averages, which are then changed in place; ``None`` leaves them.
+            Under ``torch.func`` transforms they are left in any case.
+        skipped: an integer tensor (); with it, a batch whose statistics are not finite leaves the running averages as
+            they are and is counted here.
         over: the members of a switchable mix.
         mean_weight: (K,), logits of the softmax mix of means; default equal.
         var_weight: (K,), logits of the softmax mix of variances; default equal.
@@ -74,7 +78,7 @@ def normalize(
 
     Raises:
         InputError: there is no such method, it has no meaning for this shape, or the mask or the lengths do not fit.
-        RuntimeError: ``x`` has fewer than two axes.
+        RuntimeError: ``x`` has fewer than two axes, or its channels or dtype do not go with the parameters.
 
     Example:
         >>> x = torch.arange(8.0).reshape(1, 2, 4)
@@ -92,6 +96,7 @@ def normalize(
         population = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
     keep = real_elements(x, mask, lengths)
     inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance, keep, logits)
+    _check_fits(x, inputs, running_mean)
     _check_defined(x, row, inputs)
     if keep is not None:
         # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.
@@ -99,9 +104,10 @@ def normalize(
     y, cells = run(x, row, inputs, activation, slope)
     if keep is not None:
         y = torch.where(keep, y, 0)
-    if momentum is not None and not use_running and running_mean is not None and running_var is not None and x.numel():
+    moves = momentum is not None and not use_running and x.numel() > 0 and not transforming()
+    if moves and momentum is not None and running_mean is not None and running_var is not None:
         assert row.track is not None, f"{method} keeps no running averages"
-        update_running(running_mean, running_var, row.track(cells, inputs), momentum)
+        update_running(running_mean, running_var, row.track(cells, inputs), momentum, skipped)
     return y
 
 
@@ -157,16 +163,46 @@ def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths.shape != (N,):
         raise InputError(f"lengths must have shape ({N},) for {N} samples, got {tuple(lengths.shape)}")
     # Only where looking does not make the host wait for a device.
-    looks = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and _values_readable()
+    looks = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
     if looks and N and not 0 <= int(lengths.min()) <= int(lengths.max()) <= size:
         raise InputError(f"lengths must lie in 0..{size}, the size of the last axis, got {lengths.tolist()}")
     mask = torch.arange(size, device=x.device) < lengths.to(x.device).unsqueeze(1)
     return mask.reshape(N, *(1,) * (x.ndim - 2), size)
 
 
-def _values_readable() -> bool:
-    """Whether tensors have values to read: not inside ``torch.func`` transforms."""
-    return torch._C._functorch.peek_interpreter_stack() is None
+def transforming() -> bool:
+    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and buffers must not change.
+
+    Returns:
+        Whether one is.
+
+    Example:
+        >>> transforming()
+        False
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None) -> None:
+    """Refuse what torch's layers refuse, before broadcasting or promotion makes something of it."""
+    if x.ndim < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
+    if not x.is_floating_point():
+        raise RuntimeError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
+    C, shape = x.shape[1], tuple(x.shape)
+    for name, t in (("weight", inputs.weight), ("bias", inputs.bias), ("running_mean", running_mean)):
+        if t is not None and t.shape[-1] != C:
+            raise RuntimeError(f"{name} should contain {C} elements not {t.shape[-1]}, to go with an input of {shape}")
+        if t is not None and t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype.itemsize > 2):
+            raise RuntimeError(
+                f"{name} is {t.dtype}, which does not go with an input of {x.dtype}: expected {x.dtype}, or float32 for "
+                f"float16 and bfloat16; convert the layer, layer.to({x.dtype}), or the input"
+            )
+    if C % inputs.num_groups:
+        raise RuntimeError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape {shape} and "
+            f"num_groups={inputs.num_groups}"
+        )
 
 
 # For a single element: what the method needs more of, in torch's words, and what to do.
@@ -180,8 +216,6 @@ _UNDEFINED = {
 
 def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
     """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
-    if x.ndim < 2:
-        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.numel() or not row.reads_cells(inputs):
         return
     if elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x)).get(row.name) == 1:

@@ -213,7 +213,13 @@ def unbiased(m: Moments) -> Tensor:
     return m.var * (elements / (elements - 1).clamp_min(1))
 
 
-def update_running(running_mean: Tensor, running_var: Tensor, batch: Moments, momentum: float | Tensor) -> None:
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batch: Moments,
+    momentum: float | Tensor,
+    skipped: Tensor | None = None,
+) -> None:
     """Move the running averages towards a batch: ``running ← (1 − momentum) · running + momentum · batch``.
 
     As in torch, ``momentum`` is the weight of the *new* batch and the variance enters unbiased. Where the elements are
@@ -224,6 +230,8 @@ def update_running(running_mean: Tensor, running_var: Tensor, batch: Moments, mo
         running_var: (C,), changed in place.
         batch: the batch's moments, (1, C).
         momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
+        skipped: an integer tensor (); with it, a batch whose moments are not all finite leaves the averages as they are
+            and adds 1 here, without the host waiting for a device.
 
     Example:
         >>> mean, var = torch.zeros(1), torch.ones(1)
@@ -232,6 +240,12 @@ def update_running(running_mean: Tensor, running_var: Tensor, batch: Moments, mo
         (0.5, 1.5)
     """
     if isinstance(batch.elements, Tensor):
-        momentum = (momentum * (batch.elements > 1)).reshape(-1).to(running_mean.dtype)
-    for running, new in ((running_mean, batch.mean), (running_var, unbiased(batch))):
-        running.lerp_(new.detach().reshape(-1).to(running.dtype), momentum)
+        momentum = (momentum * (batch.elements > 1)).reshape(-1)
+    new_mean, new_var = (t.detach().reshape(-1).to(running_var.dtype) for t in (batch.mean, unbiased(batch)))
+    if skipped is not None:
+        # The variance tells of the mean too: it is NaN where the mean is not finite.
+        finite = torch.isfinite(new_var.sum())
+        new_mean, new_var = torch.where(finite, new_mean, running_mean), torch.where(finite, new_var, running_var)
+        skipped.add_(~finite)
+    for running, new in ((running_mean, new_mean), (running_var, new_var)):
+        running.lerp_(new, momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum)

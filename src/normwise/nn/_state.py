@@ -1,19 +1,37 @@
-"""What the stateful layers share: checks that torch.fx may trace past, and the bookkeeping of running averages."""
+"""What the stateful layers share: checks, where a layer stands in its model, and the books of running averages.
+
+Code that branches on the input stands behind ``torch.fx.wrap``. That works for calls from the module that holds the
+function, so layers call the functions here and not ``normwise.functional``.
+"""
 
 from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from normwise.errors import NormwiseWarning
+from normwise.functional import normalize, transforming
+
 
 @torch.fx.wrap
 def check_dim(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Refuse an input whose number of axes the layer does not take, in torch's words; a leaf for torch.fx."""
+    """Refuse an input whose number of axes the layer does not take, in torch's words."""
     if x.dim() not in dims:
         expected = " or ".join(f"{d}D" for d in dims)
         raise ValueError(f"expected {expected} input (got {x.dim()}D input)")
     return x
+
+
+def exporting() -> bool:
+    """Whether the graph is being written down for others, who know torch's operators and not ours."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
 def uses_running(layer: _NormBase) -> bool:
@@ -21,15 +39,147 @@ def uses_running(layer: _NormBase) -> bool:
     return not layer.training and layer.running_mean is not None
 
 
-def count_batch(layer: _NormBase) -> float | Tensor | None:
-    """Count one training batch and give its weight in the running averages; ``None`` where they must not move."""
-    if not (layer.training and layer.track_running_stats):
-        return None
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.add_(1)
-    if layer.running_mean is None:
-        return None
-    if layer.momentum is None:
+def layer_name(layer: torch.nn.Module) -> str:
+    """Say which layer this is: its class, and its path in the outermost module whose methods are running.
+
+    Modules do not know their own names; the modules that are calling this one do. Slow, for messages only.
+    """
+    path, frame = "", sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module):
+            path = next((name for name, module in owner.named_modules() if module is layer), path)
+        frame = frame.f_back  # type: ignore[assignment]
+    kind = type(layer).__name__
+    return f"{path!r} ({kind})" if path else kind
+
+
+def located(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make a layer's errors end with its name in the model."""
+
+    @functools.wraps(forward)
+    def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        try:
+            return forward(self, *args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            if len(error.args) == 1 and "in layer" not in str(error):
+                error.args = (f"{error} [in layer {layer_name(self)}]",)
+            raise
+
+    return wrapper
+
+
+class TrackingNorm(_NormBase):
+    """A layer with running averages, which a batch that is not finite leaves as they are.
+
+    Such batches are counted in ``num_batches_skipped``, a buffer outside the state_dict. Where reading it costs nothing
+    the layer warns at once; on an accelerator and in compiled code, when :meth:`train` or ``eval`` is called next.
+    """
+
+    num_batches_skipped: Tensor | None
+    skip_nonfinite: bool
+    _warned = False
+
+    def _guard(self, skip_nonfinite: bool) -> None:
+        """Finish construction: must follow torch's ``__init__``."""
+        self.skip_nonfinite = skip_nonfinite
+        count = torch.zeros_like(self.num_batches_tracked) if self.track_running_stats else None
+        self.register_buffer("num_batches_skipped", count, persistent=False)
+
+    def reset_running_stats(self) -> None:
+        """Forget the running averages and the counts."""
+        super().reset_running_stats()
+        skipped = self._buffers.get("num_batches_skipped")
+        if skipped is not None:
+            skipped.zero_()
+
+    def train(self, mode: bool = True) -> TrackingNorm:
+        """Set training mode, as torch does, and warn of batches that were skipped meanwhile."""
+        self._warn_of_skipped()
+        return super().train(mode)
+
+    def _warn_of_skipped(self) -> None:
+        skipped = self._buffers.get("num_batches_skipped")
+        if self._warned or not _readable(skipped) or not skipped:
+            return
+        self._warned = True
+        warnings.warn(
+            f"layer {layer_name(self)} met a batch whose mean or variance is not finite and left it out of its running "
+            "averages; further ones are counted in num_batches_skipped. Look for inf or NaN in the layers before, in "
+            "the data or under float16; skip_nonfinite=False updates regardless, as torch does",
+            NormwiseWarning,
+            stacklevel=3,
+        )
+
+    def _normalize(self, input: Tensor, method: str, momentum: float | None, counts: bool, **options: Any) -> Tensor:
+        """Normalize; in training count the batch and move the running averages."""
+        moves = self.training and self.track_running_stats and self.running_mean is not None
+        y = _normalize_and_track(
+            input,
+            method,
+            self.num_batches_tracked if moves and counts else None,
+            self.num_batches_skipped if moves and self.skip_nonfinite else None,
+            moves,
+            momentum,
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            use_running=uses_running(self),
+            **options,
+        )
+        if moves and not torch.compiler.is_compiling() and self.running_mean.device.type == "cpu":  # type: ignore[union-attr]
+            self._warn_of_skipped()
+        return y
+
+
+def _readable(count: Tensor | None) -> bool:
+    """Whether the count holds a number now: not on the meta device, not traced and not under ``torch.func``."""
+    return (
+        count is not None
+        and type(count) is Tensor
+        and not count.is_meta
+        and not torch.jit.is_tracing()
+        and not transforming()
+    )
+
+
+@torch.fx.wrap
+def _normalize_and_track(
+    x: Tensor,
+    method: str,
+    tracked: Tensor | None,
+    skipped: Tensor | None,
+    moves: bool,
+    momentum: float | None,
+    **options: Any,
+) -> Tensor:
+    """``normalize`` between the counting of a batch and, where it was skipped, taking that back.
+
+    Under ``torch.func`` transforms nothing is counted or moved: a mapped or differentiated function has no side effects.
+    """
+    if not moves or transforming():
+        return normalize(x, method, **options)
+    if tracked is not None:
+        tracked.add_(1)
+    weight: float | Tensor = 0.0 if momentum is None else momentum
+    if momentum is None and tracked is not None:
         # A cumulative average. As a tensor it neither breaks a compiled graph nor synchronizes with a device.
-        return 0.0 if layer.num_batches_tracked is None else layer.num_batches_tracked.float().reciprocal()
-    return layer.momentum
+        weight = tracked.double().reciprocal()
+    before = None if skipped is None else skipped.clone()
+    y = normalize(x, method, momentum=weight, skipped=skipped, **options)
+    if tracked is not None and skipped is not None:
+        tracked.sub_(skipped - before)
+    return y
+
+
+class LazyNorm(torch.nn.modules.batchnorm._LazyNormBase):
+    """Torch's lazy construction, with what our layers take beside torch's arguments."""
+
+    def __init__(
+        self, *args: Any, activation: str | None = None, skip_nonfinite: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+        self._guard(skip_nonfinite)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.functional import normalize
-from normwise.nn._state import check_dim, count_batch, uses_running
+from normwise import ops
+from normwise.nn._state import LazyNorm, TrackingNorm, check_dim, exporting, located
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
     _dims: tuple[int, ...] = ()
+    activation: str | None = None
 
     def __init__(
         self,
@@ -26,30 +27,29 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        skip_nonfinite: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self._guard(skip_nonfinite)
         self.activation = activation
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_dim(input, self._dims)
 
+    @located
     def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        if mask is None and lengths is None and exporting():
+            return ops.activate(super().forward(input), self.activation)
         self._check_input_dim(input)
-        momentum = count_batch(self)
-        return normalize(
-            input,
-            "batch",
-            weight=self.weight,
-            bias=self.bias,
-            eps=self.eps,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            use_running=uses_running(self),
-            momentum=momentum,
-            activation=self.activation,
-            mask=mask,
-            lengths=lengths,
-        )
+        self._check_eps()
+        options = {"activation": self.activation, "mask": mask, "lengths": lengths}
+        return self._normalize(input, "batch", self.momentum, counts=True, **options)
+
+    def _check_eps(self) -> None:
+        if self.training and self.eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
+        if self.eps < 0:
+            raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps}")
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
@@ -69,6 +69,9 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     Formula: y = weight · (x − μ[c]) / √(σ²[c] + eps) + bias, with the moments of the batch in training and the running
     averages in evaluation. The biased variance normalizes, the unbiased one enters ``running_var``.
 
+    Under ``torch.func`` transforms (``vmap``, ``grad``, ``jacrev``) a training layer normalizes by the batch and leaves
+    its running averages and counts alone. While a model is exported the layer computes by torch's own operator.
+
     Args:
         num_features: C.
         eps: added to the variance.
@@ -79,9 +82,12 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
         dtype: of the parameters and buffers.
         bias: whether ``bias`` is learned where ``affine`` is.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
+        skip_nonfinite: leave a batch whose statistics are not finite out of the running averages, count it in
+            ``num_batches_skipped`` and warn once. Without it one such batch spoils them for ever, as in torch.
 
     Raises:
         ValueError: the input has another number of axes, or one value per channel in training.
+        RuntimeError: the input's channels or dtype do not go with the parameters.
 
     Example:
         >>> layer = BatchNorm2d(3)
@@ -102,3 +108,42 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """
 
     _dims = (5,)
+
+
+class LazyBatchNorm1d(LazyNorm, torch.nn.LazyBatchNorm1d, BatchNorm1d):
+    """:class:`BatchNorm1d` that learns ``num_features`` from its first input.
+
+    Example:
+        >>> layer = LazyBatchNorm1d()
+        >>> _ = layer(torch.randn(8, 3))
+        >>> layer
+        BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(LazyNorm, torch.nn.LazyBatchNorm2d, BatchNorm2d):
+    """:class:`BatchNorm2d` that learns ``num_features`` from its first input.
+
+    Example:
+        >>> layer = LazyBatchNorm2d()
+        >>> _ = layer(torch.randn(2, 3, 5, 5))
+        >>> layer.num_features
+        3
+    """
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(LazyNorm, torch.nn.LazyBatchNorm3d, BatchNorm3d):
+    """:class:`BatchNorm3d` that learns ``num_features`` from its first input.
+
+    Example:
+        >>> layer = LazyBatchNorm3d()
+        >>> _ = layer(torch.randn(2, 3, 4, 4, 4))
+        >>> layer.num_features
+        3
+    """
+
+    cls_to_become = BatchNorm3d

@@ -1,4 +1,4 @@
-"""Group and layer normalization with torch's names, and the choice of a group count."""
+"""Group normalization with torch's name, and the choice of a group count."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from torch import Tensor
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize
+from normwise.nn._state import exporting, located
+
+# The name in this module, which is what the forward pass below looks up.
+torch.fx.wrap("normalize")
 
 
 def groups_for(num_channels: int, target: int = 32) -> int:
@@ -63,6 +67,8 @@ class GroupNorm(torch.nn.GroupNorm):
         torch.Size([4, 6, 5, 5])
     """
 
+    activation: str | None = None
+
     def __init__(
         self,
         num_groups: int,
@@ -75,11 +81,19 @@ class GroupNorm(torch.nn.GroupNorm):
         bias: bool = True,
         activation: str | None = None,
     ) -> None:
+        if num_groups < 1 or num_channels % num_groups:
+            raise InputError(
+                f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups}): "
+                f"{groups_for(num_channels, max(num_groups, 1))} would do"
+            )
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = activation
 
+    @located
     def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
+        if mask is None and lengths is None and exporting():
+            return ops.activate(super().forward(input), self.activation)
         return normalize(
             input,
             "group",
@@ -91,45 +105,3 @@ class GroupNorm(torch.nn.GroupNorm):
             mask=mask,
             lengths=lengths,
         )
-
-
-class LayerNorm(torch.nn.LayerNorm):
-    """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450): torch's kernel, with an activation.
-
-    Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. For a convolutional map with
-    one weight per channel use ``GroupNorm(1, C)``.
-
-    Args:
-        normalized_shape: the last axes' sizes, an int or a sequence.
-        eps: added to the variance.
-        elementwise_affine: whether ``weight`` and ``bias`` are learned.
-        bias: whether ``bias`` is learned where ``elementwise_affine`` is.
-        device: of the parameters.
-        dtype: of the parameters.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-
-    Raises:
-        RuntimeError: the input's last axes differ from ``normalized_shape``.
-
-    Example:
-        >>> LayerNorm(6)(torch.randn(4, 6)).shape
-        torch.Size([4, 6])
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | list[int] | torch.Size,
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.activation = activation
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``input``."""
-        return ops.activate(super().forward(input), self.activation)

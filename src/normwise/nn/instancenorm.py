@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from normwise.errors import InputError
-from normwise.functional import normalize
+from normwise import ops
+from normwise.nn._state import LazyNorm, TrackingNorm, exporting, located
 
 
-class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
+class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
+    activation: str | None = None
+
     def __init__(
         self,
         num_features: int,
@@ -24,40 +27,53 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        skip_nonfinite: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
+        self._guard(skip_nonfinite)
         self.activation = activation
 
+    @located
     def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
-        if mask is None and lengths is None:
-            return super().forward(input)
-        self._check_input_dim(input)
-        axis = input.dim() - self._get_no_batch_dim()
-        if input.size(axis) != self.num_features:
-            raise InputError(f"expected {self.num_features} channels on axis {axis}, got {tuple(input.shape)}")
-        if axis == 1:
-            return self._apply_instance_norm(input, mask, lengths)
-        mask, lengths = (None if t is None else t.unsqueeze(0) for t in (mask, lengths))
-        return self._apply_instance_norm(input.unsqueeze(0), mask, lengths).squeeze(0)
+        if mask is None and lengths is None and exporting():
+            return ops.activate(super().forward(input), self.activation)
+        unbatched = self._get_no_batch_dim()
+        _check_input(input, unbatched, self.num_features, self.affine)
+        x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
+        options = {"activation": self.activation, "mask": mask, "lengths": lengths}
+        # Torch's instance norm never counts its batches, and takes a momentum of None for 0.
+        y = self._normalize(x, "instance", self.momentum, counts=False, **options)  # type: ignore[arg-type]
+        return _without_batch_axis(y, input, unbatched)
 
-    # torch's forward checks the input and adds a missing batch axis; only the computation is replaced.
-    def _apply_instance_norm(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        use_input = self.training or not self.track_running_stats
-        return normalize(
-            input,
-            "instance",
-            weight=self.weight,
-            bias=self.bias,
-            eps=self.eps,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            use_running=not use_input,
-            momentum=0.0 if self.momentum is None else self.momentum,
-            activation=self.activation,
-            mask=mask,
-            lengths=lengths,
+
+@torch.fx.wrap
+def _check_input(x: Tensor, unbatched: int, num_features: int, affine: bool) -> None:
+    """Refuse or, where nothing depends on them, warn of wrong sizes in torch's words."""
+    if x.dim() not in (unbatched, unbatched + 1):
+        raise ValueError(f"expected {unbatched}D or {unbatched + 1}D input (got {x.dim()}D input)")
+    axis = x.dim() - unbatched
+    if x.shape[axis] == num_features:
+        return
+    if affine:
+        raise ValueError(
+            f"expected input's size at dim={axis} to match num_features ({num_features}), but got: {x.shape[axis]}."
         )
+    warnings.warn(
+        f"input's size at dim={axis} does not match num_features. You can silence this warning by not passing in "
+        "num_features, which is not used because affine=False",
+        stacklevel=4,
+    )
+
+
+@torch.fx.wrap
+def _with_batch_axis(t: Tensor | None, input: Tensor, unbatched: int) -> Tensor | None:
+    return t.unsqueeze(0) if t is not None and input.dim() == unbatched else t
+
+
+@torch.fx.wrap
+def _without_batch_axis(y: Tensor, input: Tensor, unbatched: int) -> Tensor:
+    return y.squeeze(0) if input.dim() == unbatched else y
 
 
 class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
@@ -85,6 +101,8 @@ class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
         dtype: of the parameters and buffers.
         bias: whether ``bias`` is learned where ``affine`` is.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
+        skip_nonfinite: leave a batch whose statistics are not finite out of the running averages, count it in
+            ``num_batches_skipped`` and warn once.
 
     Raises:
         ValueError: the input has another number of axes, or a single spatial element, whose variance is 0.
@@ -103,3 +121,42 @@ class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
         >>> InstanceNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
         torch.Size([2, 3, 4, 4, 4])
     """
+
+
+class LazyInstanceNorm1d(LazyNorm, torch.nn.LazyInstanceNorm1d, InstanceNorm1d):
+    """:class:`InstanceNorm1d` that learns ``num_features`` from its first input, which must be a batch.
+
+    Example:
+        >>> layer = LazyInstanceNorm1d(affine=True)
+        >>> _ = layer(torch.randn(2, 3, 9))
+        >>> layer.num_features
+        3
+    """
+
+    cls_to_become = InstanceNorm1d
+
+
+class LazyInstanceNorm2d(LazyNorm, torch.nn.LazyInstanceNorm2d, InstanceNorm2d):
+    """:class:`InstanceNorm2d` that learns ``num_features`` from its first input, which must be a batch.
+
+    Example:
+        >>> layer = LazyInstanceNorm2d(affine=True)
+        >>> _ = layer(torch.randn(2, 3, 5, 5))
+        >>> layer.num_features
+        3
+    """
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(LazyNorm, torch.nn.LazyInstanceNorm3d, InstanceNorm3d):
+    """:class:`InstanceNorm3d` that learns ``num_features`` from its first input, which must be a batch.
+
+    Example:
+        >>> layer = LazyInstanceNorm3d(affine=True)
+        >>> _ = layer(torch.randn(2, 3, 4, 4, 4))
+        >>> layer.num_features
+        3
+    """
+
+    cls_to_become = InstanceNorm3d

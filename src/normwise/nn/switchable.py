@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from normwise.errors import InputError, NormwiseWarning
-from normwise.functional import normalize
 from normwise.methods import POOLS, Inputs, defined_members
 from normwise.moments import Moments
-from normwise.nn._state import check_dim, count_batch, uses_running
+from normwise.nn._state import TrackingNorm, check_dim, located, uses_running
 from normwise.nn.groupnorm import groups_for
 
 VARIANCES = ("paper", "official")
 
 
-class SwitchableNorm(_NormBase):
+class SwitchableNorm(TrackingNorm):
     """What the three switchable layers share; use :class:`SwitchableNorm1d`, ``2d`` or ``3d``.
 
     Not a subclass of torch's batch norm: what converts batch norms (SyncBatchNorm) would silently drop the mix.
@@ -49,12 +47,14 @@ class SwitchableNorm(_NormBase):
         variance: str = "paper",
         num_groups: int | None = None,
         activation: str | None = None,
+        skip_nonfinite: bool = True,
     ) -> None:
         self.over = _checked_members(over)
         if variance not in VARIANCES:
             raise InputError(f"unknown variance {variance!r}: expected one of {', '.join(VARIANCES)}")
         tracks = track_running_stats and "batch" in self.over
         super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
+        self._guard(skip_nonfinite)
         self.variance = variance
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups
         if num_features % self.num_groups:
@@ -83,23 +83,17 @@ class SwitchableNorm(_NormBase):
         """
         return self.mean_weight.detach().softmax(0), self.var_weight.detach().softmax(0)
 
+    @located
     def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
-        use_running = uses_running(self)
-        _warn_dropped(input, self.over, self.num_groups, use_running)
-        momentum = count_batch(self)
-        return normalize(
+        _warn_dropped(input, self.over, self.num_groups, uses_running(self))
+        return self._normalize(
             input,
             "switchable",
-            weight=self.weight,
-            bias=self.bias,
-            eps=self.eps,
+            self.momentum,
+            counts=True,
             num_groups=self.num_groups,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            use_running=use_running,
-            momentum=momentum,
             over=self.over,
             mean_weight=self.mean_weight,
             var_weight=self.var_weight,
@@ -148,6 +142,7 @@ class SwitchableNorm2d(SwitchableNorm):
         variance: ``"paper"`` (biased) or ``"official"`` (to reproduce a published checkpoint).
         num_groups: of the group member; default :func:`groups_for`.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
+        skip_nonfinite: as in :class:`normwise.nn.BatchNorm2d`.
 
     Raises:
         ValueError: the input has another number of axes; unknown or repeated members; nothing to take a variance of.

@@ -1,0 +1,187 @@
+"""Normalization over the last axes with torch's names and torch's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normwise import ops
+from normwise.engine import needs_plain_graph
+from normwise.nn._state import exporting, located
+
+
+# The name in this module, which is what the forward pass below looks up; the functions branch on their input.
+torch.fx.wrap("layer_norm")
+
+
+def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Layer normalization by torch's kernel, with right derivatives of any order and the memory format of ``x``.
+
+    Torch's own third derivatives and nested forward mode are wrong (pytorch#186256, #196699), and its result is always
+    contiguous. Compiled, exported and under autocast this *is* ``torch.nn.functional.layer_norm``.
+
+    Args:
+        x: (*, *shape).
+        shape: the last axes.
+        weight: of that shape.
+        bias: of that shape.
+        eps: added to the variance.
+
+    Returns:
+        A tensor like ``x``.
+
+    Example:
+        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
+        tensor([[-1.,  1.]])
+    """
+    if torch.compiler.is_compiling() or exporting() or torch.is_autocast_enabled(x.device.type):
+        return F.layer_norm(x, shape, weight, bias, eps)
+    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if memory_format is None or x.is_contiguous() or not x.is_contiguous(memory_format=memory_format):
+        return _contiguous_layer_norm(x, shape, weight, bias, eps)
+    if len(shape) != x.ndim - 1:
+        return _contiguous_layer_norm(x, shape, weight, bias, eps).contiguous(memory_format=memory_format)
+    # All but the batch is normalized, so the order of the axes is free: take the one in memory.
+    last = [None if t is None else t.movedim(0, -1) for t in (weight, bias)]
+    return _contiguous_layer_norm(x.movedim(1, -1), (*shape[1:], shape[0]), *last, eps).movedim(-1, 1)
+
+
+def _contiguous_layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    if needs_plain_graph():
+        return _plain_layer_norm(x, shape, weight, bias, eps)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
+        return y
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+def _plain_layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """The formula in differentiable operators."""
+    values = x.to(ops.accumulation_dtype(x.dtype))
+    var, mean = torch.var_mean(values, tuple(range(-len(shape), 0)), correction=0, keepdim=True)
+    y = (values - mean) * torch.rsqrt(var + eps)
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+class _LayerNormFunction(torch.autograd.Function):
+    """Torch's kernels forward and backward; with ``create_graph=True`` the gradient of the plain formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.shape, ctx.eps = shape, eps
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+        if not torch.is_grad_enabled():
+            kernel = torch.ops.aten.native_layer_norm_backward
+            grad_x, grad_weight, grad_bias = kernel(grad, x, ctx.shape, mean, rstd, weight, bias, wanted)
+            return grad_x, None, grad_weight, grad_bias, None
+        y = _plain_layer_norm(x, ctx.shape, weight, bias, ctx.eps)
+        leaves = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(y, leaves, grad, create_graph=True))
+        grad_x, grad_weight, grad_bias = (next(found) if want else None for want in wanted)
+        return grad_x, None, grad_weight, grad_bias, None
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450): torch's kernel, with an activation.
+
+    Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. For a convolutional map with
+    one weight per channel use ``GroupNorm(1, C)``.
+
+    Args:
+        normalized_shape: the last axes' sizes, an int or a sequence.
+        eps: added to the variance.
+        elementwise_affine: whether ``weight`` and ``bias`` are learned.
+        bias: whether ``bias`` is learned where ``elementwise_affine`` is.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+
+    Raises:
+        RuntimeError: the input's last axes differ from ``normalized_shape``.
+
+    Example:
+        >>> LayerNorm(6)(torch.randn(4, 6)).shape
+        torch.Size([4, 6])
+    """
+
+    activation: str | None = None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)  # type: ignore[arg-type]
+        self.activation = activation
+
+    @located
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        y = layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return ops.activate(y, self.activation)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Root-mean-square normalization over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467): torch's kernel.
+
+    Formula: y = weight · x / √(mean(x²) + eps), the mean over ``normalized_shape``.
+
+    Args:
+        normalized_shape: the last axes' sizes, an int or a sequence.
+        eps: added to the mean square; ``None`` is the machine epsilon of float32, or of float64 for such input.
+        elementwise_affine: whether ``weight`` is learned.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+
+    Raises:
+        RuntimeError: the input's last axes differ from ``normalized_shape``.
+
+    Example:
+        >>> RMSNorm(2, eps=0.0)(torch.tensor([[3.0, 4.0]]).div(12.5 ** 0.5))
+        tensor([[0.8485, 1.1314]], grad_fn=<...>)
+    """
+
+    activation: str | None = None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)  # type: ignore[arg-type]
+        self.activation = activation
+
+    @located
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x``."""
+        return ops.activate(super().forward(x), self.activation)
