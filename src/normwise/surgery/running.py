@@ -1,0 +1,262 @@
+"""Running a user's model on a user's batches: what a batch means, quiet runs, how far outputs moved, copies."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise.errors import InputError
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that an operation left as it was, and why.
+
+    Example:
+        >>> Left("bn1", "did not run").reason
+        'did not run'
+    """
+
+    layer: str
+    reason: str
+
+
+def feed(model: nn.Module, batch: Any) -> Any:
+    """Run a model on a batch as loaders give them, targets ignored.
+
+    A tensor is the input. Of a tuple or list as many items are passed as ``forward`` takes without defaults, at least
+    one: (input, target) runs on the input. Of a mapping those entries are passed by name that ``forward`` knows; where
+    it knows none and takes one argument, that is the mapping. Tensors are moved to the model's device.
+
+    Args:
+        model: the model.
+        batch: what the loader gave.
+
+    Returns:
+        The model's output.
+
+    Raises:
+        InputError: the batch does not fit ``forward``.
+
+    Example:
+        >>> feed(nn.Linear(2, 3), (torch.zeros(4, 2), torch.zeros(4))).shape
+        torch.Size([4, 3])
+    """
+    batch = to_device(batch, _device(model))
+    required, names, any_name = _signature(model)
+    if isinstance(batch, Mapping):
+        known = dict(batch) if any_name else {k: v for k, v in batch.items() if k in names}
+        if known and all(name in known for name in required):
+            return model(**known)
+        if len(required) == 1 and not known:
+            return model(batch)
+        raise InputError(
+            f"cannot feed a batch with keys {', '.join(map(str, batch))} to {type(model).__name__}.forward, which "
+            f"needs {', '.join(required)}: give forward=lambda model, batch: model(...)"
+        )
+    if isinstance(batch, (tuple, list)):
+        if len(batch) < max(1, len(required)):
+            raise InputError(
+                f"cannot feed a batch of {len(batch)} item(s) to {type(model).__name__}.forward, which needs "
+                f"{', '.join(required)}: give forward=lambda model, batch: model(...)"
+            )
+        return model(*batch[: max(1, len(required))])
+    return model(batch)
+
+
+def run_on(model: nn.Module, example_inputs: Any) -> Any:
+    """Run a model on example inputs: a tuple holds all positional arguments, a mapping the named ones.
+
+    Args:
+        model: the model.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named arguments.
+
+    Returns:
+        The model's output.
+
+    Example:
+        >>> run_on(nn.Linear(2, 3), torch.zeros(4, 2)).shape
+        torch.Size([4, 3])
+    """
+    inputs = to_device(example_inputs, _device(model))
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def to_device(value: Any, device: torch.device | None) -> Any:
+    """Move every tensor in nested tuples, lists and mappings.
+
+    Args:
+        value: any structure; what is no tensor and no such container stays as it is.
+        device: ``None`` leaves everything in place.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> to_device({"x": [torch.zeros(1)]}, torch.device("cpu"))
+        {'x': [tensor([0.])]}
+    """
+    if device is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {k: to_device(v, device) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [to_device(v, device) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value.to(device) if hasattr(value, "to") and callable(value.to) else value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for a while; every module's own mode comes back, whatever happens.
+
+    The flags are set without calling ``eval()``: modules that rebuild themselves there are left in peace.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout())
+        >>> with evaluating(model):
+        ...     model[0].training
+        False
+        >>> model[0].training
+        True
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def drift(before: Any, after: Any) -> float:
+    """How far outputs moved: the root mean square of the change over that of what was there.
+
+    Args:
+        before: a tensor, or nested tuples, lists and mappings of tensors.
+        after: the same structure.
+
+    Returns:
+        0 for no change; 1 where the change is as large as the values; infinite where a value became non-finite.
+
+    Raises:
+        InputError: the structures or shapes differ.
+
+    Example:
+        >>> drift(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+        0.1
+    """
+    old, new = tensors_in(before), tensors_in(after)
+    if [t.shape for t in old] != [t.shape for t in new]:
+        raise InputError(
+            f"outputs of different structure: {[tuple(t.shape) for t in old]} and {[tuple(t.shape) for t in new]}"
+        )
+    change = sum((a.double() - b.double()).square().sum().item() for a, b in zip(new, old, strict=True))
+    size = sum(t.double().square().sum().item() for t in old)
+    if not math.isfinite(change):
+        return math.inf
+    return math.sqrt(change / size) if size else (math.inf if change else 0.0)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Collect the tensors of a nested output, in order.
+
+    Args:
+        value: a tensor, or nested tuples, lists, mappings and dataclass-like outputs with ``to_tuple``.
+
+    Returns:
+        The tensors; empty where there are none.
+
+    Example:
+        >>> len(tensors_in({"a": torch.zeros(1), "b": (torch.zeros(2), None)}))
+        2
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    elif hasattr(value, "to_tuple"):
+        value = value.to_tuple()
+    return [t for item in value for t in tensors_in(item)] if isinstance(value, (tuple, list)) else []
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own model inside ``torch.compile`` and data-parallel wrappers.
+
+    A compiled graph does not see hooks that are added later, and a wrapper synchronizes at every forward pass.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The innermost model.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A deep copy for operations that are asked to leave the model alone.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: the model cannot be copied.
+
+    Example:
+        >>> deep_copy(nn.ReLU())
+        ReLU()
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{type(model).__name__} cannot be deep-copied ({error}): work on it in place") from error
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    """The device of a model that lives on one; ``None`` for one that is spread out or has no tensors."""
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _signature(model: nn.Module) -> tuple[list[str], set[str], bool]:
+    """What ``forward`` takes: names without default, all names, and whether any name will do."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p.name for p in named if p.default is p.empty]
+    return required, {p.name for p in named}, any(p.kind == p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,37 @@
+"""Which layers of a model an operation is to touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from normwise.surgery.layers import Found, find
+
+Where = str | Callable[[str, nn.Module], bool] | None
+
+
+def chosen(model: nn.Module, where: Where = None) -> Iterator[Found]:
+    """Find the normalization layers that are meant by ``where``, a shared one if any of its names is.
+
+    Args:
+        model: any module.
+        where: a shell pattern of names such as ``"backbone.*"``, a predicate ``(name, layer) -> bool``, or ``None`` for
+            all.
+
+    Yields:
+        The layers in the order of registration.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(1, 3))
+        >>> [found.names for found in chosen(model, lambda name, layer: isinstance(layer, nn.GroupNorm))]
+        [['1']]
+    """
+    for found in find(model):
+        if where is None or any(_matches(where, name, found.module) for name in found.names):
+            yield found
+
+
+def _matches(where: str | Callable[[str, nn.Module], bool], name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, where) if isinstance(where, str) else where(name, module)
