@@ -1,0 +1,371 @@
+"use strict";
+// Draws every .chart of the page from the embedded study. One small function per kind of chart, listed in KINDS; each
+// gets its element and returns plotly's traces and layout. To add a chart: a function, a row in KINDS, a chart() in the
+// template.
+(() => {
+  const { study, scale, looks, methods, blends } = JSON.parse(document.getElementById("data").textContent);
+  const hidden = new Set(); // methods switched off in the learning curves
+
+  // ---- helpers -----------------------------------------------------------------------------------------------------
+
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
+  const color = (method) => looks[method][isDark() ? "dark" : "light"];
+  // Plotly reads a pseudo-HTML in every text: escape what came from the user.
+  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+  const short = (text, most) =>
+    text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(text.length - Math.floor(most / 2))}`;
+  const pen = document.createElement("canvas").getContext("2d");
+  /** The width of a 13 px text in pixels. */
+  function wide(text, weight = "400") {
+    pen.font = `${weight} 13px ${css("--font")}`;
+    return pen.measureText(text).width;
+  }
+  /** Cut the middle out of a text until it fits. */
+  function fitted(text, room, width) {
+    let most = text.length;
+    while (most > 4 && width(short(text, most)) > room) most -= 1;
+    return short(text, most);
+  }
+  const sum = (values) => values.reduce((a, b) => a + b, 0);
+  const mean = (values) => sum(values) / values.length;
+  const score = (value) => value * scale.factor;
+  const minus = (text) => text.replace("-", "−");
+  const fixed = (value) => minus(value.toFixed(scale.decimals)).replace(/^−(0\.?0*)$/, "$1");
+  const interval = (i) => `${fixed(score(i.value))} [${fixed(score(i.low))}, ${fixed(score(i.high))}]`;
+  const significant = (value) => (value === 0 ? "0" : value.toFixed(Math.min(Math.max(2 - Math.floor(Math.log10(Math.abs(value))), 0), 6)));
+  const titled = (text) => ({ text, standoff: 8, font: { size: 13 } });
+  const group = (element) => study.standings.filter((s) => s.batch_size === Number(element.dataset.size));
+  const verdict = (size) => study.verdicts.find((v) => v.batch_size === size);
+  const isLost = (s) => s.runs > 0 && s.diverged === s.runs;
+
+  function layout(extra) {
+    const ink = css("--ink"), muted = css("--muted"), line = css("--line");
+    const axis = {
+      color: muted, gridcolor: line, linecolor: line, zeroline: false, fixedrange: true, automargin: false,
+      tickfont: { size: 13 },
+    };
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: false, autosize: true,
+      font: { family: css("--font"), size: 13, color: ink }, hovermode: "closest",
+      hoverlabel: { bgcolor: css("--card"), bordercolor: muted, font: { color: ink, size: 13 }, align: "left" },
+      ...extra,
+      xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
+    };
+  }
+
+  // ---- one row per method ------------------------------------------------------------------------------------------
+
+  const ROW = 34;
+
+  /** Rows from top to bottom with their names at the left; a column of numbers at the right. */
+  function rowsLayout(element, names, numbers, xaxis, { row = ROW, bold = -1, lines = true } = {}) {
+    const room = Math.min(0.4 * element.clientWidth, 220);
+    const star = (text, i) => (i === bold ? `★ ${text}` : text);
+    const labels = names.map((name, i) => fitted(name, room, (text) => wide(star(text, i), i === bold ? "700" : "400")));
+    const left = 10 + Math.max(...labels.map((text, i) => wide(star(text, i), i === bold ? "700" : "400")));
+    const right = numbers ? 14 + Math.max(...numbers.map((n) => wide(n))) : 10;
+    return layout({
+      height: names.length * row + 40,
+      margin: { l: left, r: right, t: 8, b: 32 },
+      xaxis: { nticks: Math.max(3, Math.floor(element.clientWidth / 60)), ...xaxis },
+      yaxis: {
+        range: [names.length - 0.5, -0.5], tickvals: names.map((_, i) => i), showgrid: lines, color: css("--ink"), ticklabelstandoff: 6,
+        ticktext: labels.map((text, i) => (i === bold ? `<b>${star(safe(text), i)}</b>` : safe(text))),
+      },
+      annotations: (numbers || []).map((number, i) => ({
+        xref: "paper", x: 1, xanchor: "left", xshift: 10, y: i, text: number, showarrow: false, font: { size: 13, color: css("--ink") },
+      })),
+    });
+  }
+
+  const advisedRow = (rows) => {
+    const found = rows.length ? verdict(rows[0].batch_size) : undefined;
+    return !found || rows.every(isLost) ? -1 : rows.findIndex((s) => s.method === found.use);
+  };
+
+  /**
+   * The range that shows the contenders: a method that fell far behind would squeeze the rest into one point, so it is
+   * drawn as an arrow at the edge, its number beside it.
+   */
+  function focus(estimates, worst, floor) {
+    const best = worst < 0 ? Math.max(...estimates.map((e) => e.value)) : Math.min(...estimates.map((e) => e.value));
+    const gaps = estimates.map((e) => Math.abs(e.value - best)).sort((a, b) => a - b);
+    const reach = Math.max(4 * gaps[Math.floor((gaps.length - 1) / 2)], floor);
+    const near = estimates.filter((e) => Math.abs(e.value - best) <= reach);
+    // An interval may be far wider than the contenders' spread: let it run out of the picture.
+    const inside = (v) => (Math.abs(v - best) <= 1.5 * reach ? v : best + Math.sign(v - best) * 1.5 * reach);
+    const ends = near.flatMap((e) => [inside(e.low), inside(e.high)]);
+    const low = Math.min(...ends), high = Math.max(...ends), pad = Math.max(0.06 * (high - low), 0.2 * floor);
+    return [low - pad, high + pad];
+  }
+
+  /** Dots with intervals; `worst` is the side (−1 left, 1 right) on which the bad ones lie. */
+  function dots(element, rows, estimates, range, worst, zero) {
+    const shown = rows.map((s, i) => ({ s, i, e: estimates[i] })).filter((r) => r.e);
+    const off = (r) => (worst < 0 ? r.e.value < range[0] : r.e.value > range[1]);
+    const traces = shown.map((r) => {
+      const tone = color(r.s.method), text = hover(r.s), y = r.i;
+      if (off(r)) {
+        const edge = worst < 0 ? range[0] + 0.02 * (range[1] - range[0]) : range[1] - 0.02 * (range[1] - range[0]);
+        return { x: [edge], y: [y], mode: "markers", cliponaxis: false, hoverinfo: "text", hovertext: text,
+          marker: { symbol: worst < 0 ? "triangle-left" : "triangle-right", size: 12, color: tone } };
+      }
+      return {
+        x: [r.e.value], y: [y], mode: "markers", hoverinfo: "text", hovertext: text, cliponaxis: true,
+        marker: { symbol: looks[r.s.method].symbol, size: 11, color: r.s.tied ? tone : css("--card"), line: { width: 2, color: tone } },
+        error_x: { type: "data", symmetric: false, array: [r.e.high - r.e.value], arrayminus: [r.e.value - r.e.low], color: tone, thickness: 2, width: 0 },
+      };
+    });
+    const numbers = rows.map((_, i) => (estimates[i] ? fixed(estimates[i].value) : "best"));
+    const result = rowsLayout(element, rows.map((s) => s.method), numbers, { range, ticksuffix: "" }, { bold: advisedRow(rows) });
+    if (zero) {
+      result.shapes = [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, layer: "below", line: { color: css("--muted"), width: 1.5 } }];
+    }
+    return { traces, layout: result };
+  }
+
+  const scaled = (i) => i && { value: score(i.value), low: score(i.low), high: score(i.high) };
+
+  function hover(s) {
+    const lines = [`<b>${safe(s.method)}</b>`, `test ${interval(s.test)}`, `validation ${interval(s.valid)}`];
+    if (s.behind) lines.push(`behind the best ${interval(s.behind)}`);
+    if (s.diverged) lines.push(`${s.diverged} of ${s.runs} runs diverged`);
+    return lines.join("<br>");
+  }
+
+  function scoreChart(element) {
+    const rows = group(element);
+    // All batch sizes share one axis, so that their charts can be compared.
+    const sizes = [...new Set(study.standings.map((s) => s.batch_size))];
+    const ranges = sizes.map((b) => focus(study.standings.filter((s) => s.batch_size === b).map((s) => scaled(s.test)), -1, score(0.005)));
+    const range = [Math.min(...ranges.map((r) => r[0])), Math.max(...ranges.map((r) => r[1]))];
+    return dots(element, rows, rows.map((s) => scaled(s.test)), range, -1, false);
+  }
+
+  function behindChart(element) {
+    const rows = group(element);
+    const estimates = rows.map((s) => scaled(s.behind));
+    const present = [{ value: 0, low: 0, high: 0 }, ...estimates.filter(Boolean)];
+    return dots(element, rows, estimates, focus(present, 1, score(0.005)), 1, true);
+  }
+
+  /** Bars from zero, one per method. */
+  function bars(element, pick, unit) {
+    const rows = group(element), values = rows.map(pick);
+    const most = Math.max(...values.filter((v) => v !== null), 0) || 1;
+    const traces = [{
+      type: "bar", orientation: "h", x: values, y: rows.map((_, i) => i), width: 0.56, marker: { color: rows.map((s) => color(s.method)) },
+      hoverinfo: "text", hovertext: rows.map((s, i) => `<b>${safe(s.method)}</b><br>${values[i] === null ? "not measured" : `${significant(values[i])} ${unit}`}`),
+    }];
+    const numbers = values.map((v) => (v === null ? "–" : significant(v)));
+    return { traces, layout: rowsLayout(element, rows.map((s) => s.method), numbers, { range: [0, most * 1.02] }, { lines: false, row: 30, bold: advisedRow(rows) }) };
+  }
+
+  const timeChart = (element) => bars(element, (s) => (s.step_seconds === null ? null : s.step_seconds * 1e3), "ms per step");
+  const memoryChart = (element) => bars(element, (s) => (s.peak_bytes === null ? null : s.peak_bytes / 2 ** 20), "MiB");
+
+  /** The score against the time of a step; a method far below the rest sits at the lower edge as an open arrow. */
+  function tradeoffChart(element) {
+    const rows = group(element).filter((s) => s.step_seconds !== null && !isLost(s));
+    const ms = (s) => s.step_seconds * 1e3;
+    const y = rows.length ? focus(rows.map((s) => scaled(s.test)), -1, score(0.005)) : [0, 1];
+    const most = Math.max(...rows.map(ms), 0) || 1, least = Math.min(...rows.map(ms), most);
+    const pad = Math.max((most - least) * 0.35, most * 0.1), x = [Math.max(least - pad, 0), most + pad];
+    const height = Math.max(group(element).length * 30 + 40, 200), margin = { l: 46, r: 8, t: 8, b: 46 };
+    const points = rows.map((s) => {
+      const below = scaled(s.test).value < y[0];
+      return { s, below, x: ms(s), y: below ? y[0] + 0.04 * (y[1] - y[0]) : scaled(s.test).value, name: short(s.method, 14) };
+    });
+    const traces = points.map((p) => ({
+      x: [p.x], y: [p.y], mode: "markers", hoverinfo: "text", cliponaxis: false, hovertext: `${hover(p.s)}<br>${significant(p.x)} ms per step`,
+      marker: { symbol: p.below ? "triangle-down-open" : looks[p.s.method].symbol, size: 11, color: color(p.s.method), line: { width: p.below ? 2 : 0 } },
+    }));
+    const use = (verdict(Number(element.dataset.size)) || {}).use;
+    const annotations = apart(points, x, y, element.clientWidth - margin.l - margin.r, height - margin.t - margin.b).map(({ p, dx, dy }) => ({
+      x: p.x, y: p.y, text: p.s.method === use ? `<b>${safe(p.name)}</b>` : safe(p.name), showarrow: false, font: { size: 12, color: css("--ink") },
+      xanchor: ["right", "center", "left"][dx + 1], xshift: dx * 9, yshift: dy * -15,
+    }));
+    return { traces, layout: layout({ height, margin, annotations, xaxis: { title: titled("ms per step"), range: x, nticks: 5 }, yaxis: { range: y, nticks: 5 } }) };
+  }
+
+  /** Put each label where it meets no other: right, left, above or below its point, or nowhere (hovering still tells). */
+  function apart(points, x, y, width, height) {
+    const at = points.map((p) => ({ p, px: ((p.x - x[0]) / (x[1] - x[0])) * width, py: ((y[1] - p.y) / (y[1] - y[0])) * height }));
+    const taken = at.map(({ px, py }) => [px - 7, px + 7, py - 7, py + 7]);
+    const placed = [];
+    for (const { p, px, py } of at) {
+      const long = wide(p.name, "700");
+      for (const [dx, dy] of [[1, 0], [-1, 0], [0, -1], [0, 1]]) {
+        const left = dx > 0 ? px + 8 : dx < 0 ? px - 8 - long : px - long / 2, top = py - 8 + dy * 15;
+        const box = [left, left + long, top, top + 16];
+        if (box[0] < 0 || box[1] > width + 8 || box[3] > height) continue;
+        if (taken.some((t) => box[0] < t[1] && t[0] < box[1] && box[2] < t[3] && t[2] < box[3])) continue;
+        taken.push(box);
+        placed.push({ p, dx, dy });
+        break;
+      }
+    }
+    return placed;
+  }
+
+  // ---- learning curves ---------------------------------------------------------------------------------------------
+
+  const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+
+  function curvesChart(element) {
+    const size = Number(chosen("curve-size")), measure = chosen("curve-measure"), loss = measure === "train_loss";
+    const value = (p) => (p[measure] === null || (loss && p[measure] <= 0) ? null : loss ? p[measure] : score(p[measure]));
+    const trials = study.trials.filter((t) => t.cell.stage === "final" && t.cell.batch_size === size && !hidden.has(t.cell.method));
+    const means = methods.map((method) => ({ method, points: averaged(trials.filter((t) => t.cell.method === method && t.state === "complete"), value) }));
+    const bold = means.filter((m) => m.points.length).map(({ method, points }) => ({
+      x: points.map((p) => p.epoch), y: points.map((p) => p.y), mode: "lines+markers", line: { color: color(method), width: 2.4 },
+      marker: { symbol: looks[method].symbol, color: color(method), opacity: 1, size: onlyLast(points, 11) }, cliponaxis: false, hoverinfo: "text",
+      hovertext: points.map((p) => `<b>${safe(method)}</b>, mean of ${p.runs}<br>epoch ${significant(p.epoch)}: ${loss ? significant(p.y) : fixed(p.y)}`),
+    }));
+    const range = curveRange(bold.length ? bold.flatMap((t) => t.y) : trials.flatMap((t) => t.curve.map(value)), loss);
+    const faint = trials.map((t) => seedCurve(t, value, range)).filter(Boolean);
+    return {
+      traces: [...faint, ...bold],
+      layout: layout({
+        height: Math.min(440, Math.max(300, element.clientWidth * 0.5)), margin: { l: 52, r: 14, t: 10, b: 46 },
+        xaxis: { title: titled("epoch"), range: [0, 1.015 * Math.max(...trials.flatMap((t) => t.curve.map((p) => p.epoch)), 0.01)], showgrid: false, showline: true, nticks: 8 },
+        yaxis: loss ? { type: "log", range: range.map(Math.log10), dtick: "D2", exponentformat: "none" } : { range, nticks: 6 },
+      }),
+    };
+  }
+
+  const onlyLast = (points, size) => points.map((_, i) => (i === points.length - 1 ? size : 0));
+
+  /** One run, faint; a diverged one ends in a cross, which stays in the picture however far the run went astray. */
+  function seedCurve(trial, value, [low, high]) {
+    const { method, seed } = trial.cell, lost = trial.state !== "complete";
+    const points = trial.curve.map((p) => ({ x: p.epoch, y: value(p) })).filter((p) => p.y !== null);
+    if (!points.length) return null;
+    if (lost) points[points.length - 1].y = Math.min(Math.max(points[points.length - 1].y, low), high);
+    return {
+      x: points.map((p) => p.x), y: points.map((p) => p.y), mode: lost ? "lines+markers" : "lines", opacity: lost ? 0.8 : 0.28, cliponaxis: !lost,
+      line: { color: color(method), width: 1.2, dash: lost ? "dot" : "solid" }, hoverinfo: lost ? "text" : "skip",
+      marker: { symbol: "x-thin", opacity: 1, line: { width: 2, color: color(method) }, size: onlyLast(points, 9) },
+      hovertext: `<b>${safe(method)}</b>, seed ${seed}<br>diverged${trial.reason ? `: ${safe(short(trial.reason, 80))}` : ""}`,
+    };
+  }
+
+  /** The mean over runs at each epoch at which all of them were measured. */
+  function averaged(runs, value) {
+    const at = new Map();
+    for (const run of runs) {
+      for (const p of run.curve) {
+        if (value(p) !== null) at.set(p.epoch, [...(at.get(p.epoch) || []), value(p)]);
+      }
+    }
+    return [...at].filter(([, ys]) => ys.length === runs.length).sort((a, b) => a[0] - b[0])
+      .map(([epoch, ys]) => ({ epoch, y: mean(ys), runs: ys.length }));
+  }
+
+  /** What to show of the curves: a steep start is left out where it would flatten all that follows. */
+  function curveRange(values, loss) {
+    const all = values.filter((v) => v !== null).sort((a, b) => a - b);
+    if (!all.length) return loss ? [0.1, 1] : [0, 1];
+    const high = all[all.length - 1];
+    if (loss) return [all[0] / 1.15, high * 1.15];
+    const low = Math.max(all[0], high - 2.5 * (high - all[Math.floor(all.length * 0.25)]) - score(0.005));
+    const pad = 0.05 * (high - low || 1);
+    return [low - pad, high + pad];
+  }
+
+  // ---- mixtures ----------------------------------------------------------------------------------------------------
+
+  function mixtureChart(element) {
+    const kind = element.dataset.chart;
+    const blend = blends.find((b) => b.batch_size === Number(element.dataset.size) && b.method === element.dataset.method);
+    const members = [...new Set(blend.layers.flatMap((l) => l.members))];
+    const row = blend.layers.length > 16 ? 20 : 34;
+    const traces = members.map((member) => {
+      const weights = blend.layers.map((l) => (l.members.includes(member) ? l[kind][l.members.indexOf(member)] : null));
+      return {
+        type: "bar", orientation: "h", x: weights, y: weights.map((_, i) => i), width: 0.7,
+        marker: { color: color(member), line: { color: css("--card"), width: 1.5 } },
+        text: weights.map((w) => (w !== null && w >= 0.14 ? w.toFixed(2) : "")), textposition: "inside", insidetextanchor: "middle",
+        textangle: 0, textfont: { color: readable(color(member)), size: row > 24 ? 13 : 11 }, constraintext: "none", hoverinfo: "text",
+        hovertext: weights.map((w, i) => (w === null ? "" : `<b>${safe(blend.layers[i].layer)}</b><br>${safe(member)} ${w.toFixed(3)}`)),
+      };
+    });
+    const result = rowsLayout(element, blend.layers.map((l) => l.layer), null, { range: [0, 1], tickvals: [0, 0.5, 1], showgrid: false }, { lines: false, row });
+    return { traces, layout: { ...result, barmode: "stack" } };
+  }
+
+  /** Black or white, whichever is easier to read on `hex`. */
+  function readable(hex) {
+    const [r, g, b] = [1, 3, 5].map((i) => {
+      const c = parseInt(hex.slice(i, i + 2), 16) / 255;
+      return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000000" : "#ffffff";
+  }
+
+  // ---- drawing -----------------------------------------------------------------------------------------------------
+
+  const KINDS = {
+    score: scoreChart, behind: behindChart, curves: curvesChart, time: timeChart, memory: memoryChart, tradeoff: tradeoffChart,
+    mean_weights: mixtureChart, var_weights: mixtureChart,
+  };
+  const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
+
+  function draw(element) {
+    const { traces, layout } = KINDS[element.dataset.chart](element);
+    element.style.height = `${layout.height}px`;
+    return Plotly.react(element, traces, { ...layout, width: element.clientWidth }, CONFIG).then(() => {
+      element.dataset.drawn = "";
+      // The element's own label says it all; without this a screen reader would spell out every tick.
+      for (const svg of element.querySelectorAll("svg")) svg.setAttribute("aria-hidden", "true");
+    });
+  }
+
+  function drawAll() {
+    for (const swatch of document.querySelectorAll("[data-look]")) swatch.style.fill = color(swatch.dataset.look);
+    return Promise.all([...document.querySelectorAll(".chart")].map(draw));
+  }
+
+  /** Unpack and run the chart library; see page.py for why it is packed. */
+  async function loadPlotly() {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
+    const script = document.createElement("script");
+    script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    document.head.append(script);
+  }
+
+  function listen() {
+    const curves = document.querySelector('[data-chart="curves"]');
+    for (const input of document.querySelectorAll(".choice input")) input.addEventListener("change", () => draw(curves));
+    for (const button of document.querySelectorAll("[data-toggle]")) {
+      button.addEventListener("click", () => {
+        const method = button.dataset.toggle, off = !hidden.has(method);
+        if (off) hidden.add(method); else hidden.delete(method);
+        button.setAttribute("aria-pressed", String(!off));
+        draw(curves);
+      });
+    }
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+    let width = innerWidth, waiting = 0;
+    addEventListener("resize", () => {
+      if (innerWidth === width) return; // a phone's address bar came or went
+      width = innerWidth;
+      clearTimeout(waiting);
+      waiting = setTimeout(drawAll, 120);
+    });
+    const printing = (on) => {
+      // Paper is light, whatever the screen is, and about this wide.
+      document.documentElement.toggleAttribute("data-print", on);
+      document.body.style.width = on ? "700px" : "";
+      drawAll();
+    };
+    addEventListener("beforeprint", () => printing(true));
+    addEventListener("afterprint", () => printing(false));
+  }
+
+  loadPlotly().then(drawAll).then(listen).then(() => { document.documentElement.dataset.ready = ""; }).catch((error) => {
+    document.getElementById("chart-trouble").hidden = false;
+    console.error(error);
+  });
+})();

@@ -1,0 +1,108 @@
+"""A study, arranged for reading: its methods in order, one group per batch size, mixtures averaged over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+
+from normwise.records import Mixture, Standing, Study, Trial, Verdict
+from normwise.report.formats import unique
+
+
+@dataclass(frozen=True)
+class Group:
+    """All that is known at one batch size; ``verdict`` is None until there is one."""
+
+    batch_size: int
+    verdict: Verdict | None
+    standings: list[Standing]
+
+    @property
+    def advised(self) -> Standing | None:
+        """The standing of the advised method."""
+        return next((s for s in self.standings if self.verdict and s.method == self.verdict.use), None)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether every final run of every method diverged, so that there is nothing to advise."""
+        return bool(self.standings) and all(s.runs and s.diverged == s.runs for s in self.standings)
+
+    def mark(self, standing: Standing) -> str:
+        """Say how a standing relates to the best: "best", "tied" or nothing."""
+        if self.hopeless:
+            return ""
+        if self.verdict and standing.method == self.verdict.best:
+            return "best"
+        return "tied" if standing.tied else ""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A method's mixing weights at one batch size, each layer averaged over ``runs`` runs; layers in order."""
+
+    method: str
+    batch_size: int
+    runs: int
+    layers: list[Mixture]
+
+
+def methods_of(study: Study) -> list[str]:
+    """List every method that a study names, in the settings' order."""
+    return unique([
+        *study.settings.methods,
+        *(s.method for s in study.standings),
+        *(t.cell.method for t in study.trials),
+        *(v.use for v in study.verdicts),
+    ])
+
+
+def groups_of(study: Study) -> list[Group]:
+    """Arrange standings and verdicts by batch size, in the settings' order."""
+    sizes = dict.fromkeys([*study.settings.batch_sizes, *(s.batch_size for s in study.standings)])
+    verdicts = {v.batch_size: v for v in study.verdicts}
+    groups = [Group(b, verdicts.get(b), [s for s in study.standings if s.batch_size == b]) for b in sizes]
+    return [g for g in groups if g.standings or g.verdict]
+
+
+def finals_of(study: Study) -> list[Trial]:
+    """Keep the trials that are compared."""
+    return [t for t in study.trials if t.cell.stage == "final"]
+
+
+def blends_of(study: Study) -> list[Blend]:
+    """Average the mixing weights of each layer over the complete final runs of a method at a batch size.
+
+    Args:
+        study: the comparison.
+
+    Returns:
+        One blend per method and batch size that has mixtures, in the order of the trials.
+
+    Example:
+        >>> from normwise.records import Settings
+        >>> settings = Settings("digits", [], [2], [0], [0], {}, {}, "accuracy", "SGD", "", {}, "net")
+        >>> blends_of(Study("Digits", "", "", settings, {}, {}, [], [], [], 0.0))
+        []
+    """
+    runs: dict[tuple[str, int], list[Trial]] = defaultdict(list)
+    for trial in finals_of(study):
+        if trial.state == "complete" and trial.mixtures:
+            runs[trial.cell.method, trial.cell.batch_size].append(trial)
+    return [Blend(method, size, len(trials), _average(trials)) for (method, size), trials in runs.items()]
+
+
+def _average(trials: list[Trial]) -> list[Mixture]:
+    """Average layer by layer; layers are the same when name and members are."""
+    layers: dict[tuple[str, tuple[str, ...]], list[Mixture]] = defaultdict(list)
+    for trial in trials:
+        for mixture in trial.mixtures:
+            layers[mixture.layer, tuple(mixture.members)].append(mixture)
+    return [
+        Mixture(layer, list(members), _mean([m.mean_weights for m in same]), _mean([m.var_weights for m in same]))
+        for (layer, members), same in layers.items()
+    ]
+
+
+def _mean(rows: list[list[float]]) -> list[float]:
+    return [statistics.fmean(column) for column in zip(*rows, strict=True)]

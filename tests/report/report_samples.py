@@ -1,0 +1,260 @@
+"""Studies made up for the tests: seven methods at two batch sizes, with everything a real one can hold.
+
+``python tests/report/report_samples.py FILE`` writes the sample's report, to look at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import statistics
+import sys
+from pathlib import Path
+
+from normwise.records import Cell, Interval, Mixture, Point, Settings, Standing, Study, Trial, Verdict
+
+METHODS = ["none", "batch", "layer", "weight", "instance", "group", "switchable"]
+SCORES = {
+    2: {
+        "none": 0.1,
+        "batch": 0.874,
+        "layer": 0.958,
+        "weight": 0.951,
+        "instance": 0.931,
+        "group": 0.966,
+        "switchable": 0.962,
+    },
+    32: {
+        "none": 0.921,
+        "batch": 0.978,
+        "layer": 0.964,
+        "weight": 0.955,
+        "instance": 0.948,
+        "group": 0.971,
+        "switchable": 0.9755,
+    },
+}
+SPEED = {"none": 1.0, "batch": 1.25, "layer": 1.3, "weight": 1.15, "instance": 1.35, "group": 1.32, "switchable": 1.9}
+MEMORY = {"none": 1.0, "batch": 1.5, "layer": 1.5, "weight": 1.02, "instance": 1.5, "group": 1.5, "switchable": 2.1}
+LAYERS = ["features.0.norm", "features.1.norm", "features.2.norm", "head.norm"]
+FLOOR = 0.1
+
+
+def study(batch_sizes: tuple[int, ...] = (2, 32), methods: tuple[str, ...] = tuple(METHODS), seeds: int = 3) -> Study:
+    """Make the sample; at batch size 2 ``none`` diverges always and ``batch`` once."""
+    rng = random.Random(7)
+    lrs = [0.01, 0.03, 0.1]
+    trials = []
+    for size in batch_sizes:
+        for method in methods:
+            trials += [_trial(rng, Cell("tune", method, size, lr, 100)) for lr in lrs]
+            trials += [_trial(rng, Cell("final", method, size, 0.03, seed)) for seed in range(seeds)]
+    standings = [s for size in batch_sizes for s in _standings(trials, size, methods)]
+    settings = Settings(
+        task="digits",
+        methods=list(methods),
+        batch_sizes=list(batch_sizes),
+        seeds=list(range(seeds)),
+        tune_seeds=[100],
+        lrs={str(b): lrs for b in batch_sizes},
+        epochs={str(b): 3.0 if b < 8 else 8.0 for b in batch_sizes},
+        score_name="accuracy",
+        optimizer="SGD, momentum 0.9, weight decay 5e-4",
+        schedule="one cycle",
+        splits={"train": 1077, "validation": 360, "test": 360},
+        model="conv net, 4 convolutions, 28,106 parameters",
+        notes=["group norm takes 4 groups"],
+    )
+    return Study(
+        title="Digits, a small convolutional net",
+        created="2026-01-15T10:30:00+00:00",
+        command="normwise compare --data digits --batch-sizes 2 32 --seeds 3",
+        settings=settings,
+        versions={"normwise": "0.1.0", "torch": "2.13.0+cpu", "python": "3.11.9"},
+        machine={"processor": "AMD EPYC 7763", "cores": "2", "system": "Linux 6.1"},
+        trials=trials,
+        standings=standings,
+        verdicts=[_verdict([s for s in standings if s.batch_size == b]) for b in batch_sizes],
+        seconds=161.4,
+    )
+
+
+def all_diverged() -> Study:
+    """Make a study in which nothing trained."""
+    whole = study(batch_sizes=(2,))
+    trials = [_diverged(t.cell) for t in whole.trials]
+    floor = Interval(FLOOR, FLOOR, FLOOR)
+    standings = [
+        dataclasses.replace(
+            s, valid=floor, test=floor, behind=Interval(0, 0, 0), behind_test=Interval(0, 0, 0), tied=True,
+            diverged=s.runs, tune_diverged=3, step_seconds=None, peak_bytes=None,
+        )
+        for s in whole.standings
+    ]  # fmt: skip
+    verdict = dataclasses.replace(
+        whole.verdicts[0],
+        headline="Every run diverged; try smaller learning rates.",
+        clear=False,
+        tied=METHODS,
+        confidence=0.0,
+    )
+    return dataclasses.replace(whole, trials=trials, standings=standings, verdicts=[verdict])
+
+
+def unfinished() -> Study:
+    """Make a study that was stopped while tuning: trials, but nothing compared."""
+    whole = study()
+    tuned = [t for t in whole.trials if t.cell.stage == "tune"][:5]
+    return dataclasses.replace(whole, trials=tuned, standings=[], verdicts=[], finished=False)
+
+
+def hostile(text: str) -> Study:
+    """Put ``text`` into every field that a user's words can reach."""
+
+    def swap(value: object) -> object:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            kept = {"stage", "state", "score_name", "created"}
+            return dataclasses.replace(
+                value, **{f.name: swap(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in kept}
+            )
+        if isinstance(value, str):
+            # Still distinct, so that methods and layers stay apart.
+            return text + value
+        if isinstance(value, list):
+            return [swap(v) for v in value]
+        if isinstance(value, dict):
+            return {k if k.isdigit() else swap(k): swap(v) for k, v in value.items()}
+        return value
+
+    result = swap(study(methods=("batch", "group", "switchable"), seeds=2))
+    assert isinstance(result, Study)
+    return result
+
+
+def _trial(rng: random.Random, cell: Cell) -> Trial:
+    bad = cell.lr == 0.1 and cell.method in {"batch", "weight"}
+    if cell.batch_size == 2 and (cell.method == "none" or bad or (cell.method == "batch" and cell.seed == 2)):
+        return _diverged(cell)
+    top = (
+        SCORES.get(cell.batch_size, SCORES[32]).get(cell.method, 0.95) + rng.gauss(0, 0.004) - 0.02 * (cell.lr != 0.03)
+    )
+    pace = rng.uniform(2.5, 4.0)
+    curve = [
+        Point(
+            step=40 * i,
+            epoch=i * 0.5,
+            train_loss=2.3 * math.exp(-pace * i / 6) + 0.02,
+            valid_score=top - (top - FLOOR) * math.exp(-pace * i / 3) + rng.gauss(0, 0.004),
+        )
+        for i in range(1, 13)
+    ]
+    step = SPEED.get(cell.method, 1) * (1.1e-3 if cell.batch_size < 8 else 4.6e-3) * rng.uniform(0.97, 1.03)
+    mixtures = (
+        [_mixture(rng, name, i, cell.batch_size) for i, name in enumerate(LAYERS)]
+        if cell.method == "switchable"
+        else []
+    )
+    return Trial(
+        cell,
+        "complete",
+        top,
+        top - 0.006 + rng.gauss(0, 0.003),
+        0.1,
+        0.12,
+        480,
+        step,
+        step * 520,
+        int(MEMORY.get(cell.method, 1) * cell.batch_size * 90_000),
+        28_106,
+        curve,
+        mixtures,
+    )
+
+
+def _diverged(cell: Cell) -> Trial:
+    curve = [Point(20, 0.25, 2.4, 0.12), Point(40, 0.5, 9.8, 0.1)]
+    return Trial(
+        cell, "diverged", FLOOR, FLOOR, None, None, 61, None, 0.4, None, 28_106, curve, reason="loss is inf at step 61"
+    )
+
+
+def _mixture(rng: random.Random, layer: str, depth: int, batch_size: int) -> Mixture:
+    def weights(tilt: float) -> list[float]:
+        logits = [
+            0.3 + rng.gauss(0, 0.1),
+            depth * tilt,
+            (1.0 if batch_size > 8 else -1.0) - 0.2 * depth + rng.gauss(0, 0.1),
+        ]
+        total = sum(map(math.exp, logits))
+        return [math.exp(v) / total for v in logits]
+
+    return Mixture(layer, ["instance", "layer", "batch"], weights(0.4), weights(0.1))
+
+
+def _interval(values: list[float]) -> Interval:
+    mean = statistics.fmean(values)
+    half = 1.3 * (statistics.stdev(values) if len(values) > 1 else 0.0) / math.sqrt(len(values)) + 0.001
+    return Interval(mean, mean - half, mean + half)
+
+
+def _standings(trials: list[Trial], size: int, methods: tuple[str, ...]) -> list[Standing]:
+    finals = {
+        m: [t for t in trials if t.cell.stage == "final" and t.cell.method == m and t.cell.batch_size == size]
+        for m in methods
+    }
+    order = sorted(methods, key=lambda m: -statistics.fmean(t.valid_score for t in finals[m]))
+    best = finals[order[0]]
+    rows = []
+    for i, method in enumerate(order):
+        own = finals[method]
+        behind = _interval([b.valid_score - t.valid_score for b, t in zip(best, own, strict=True)]) if i else None
+        behind_test = _interval([b.test_score - t.test_score for b, t in zip(best, own, strict=True)]) if i else None
+        rows.append(
+            Standing(
+                method,
+                size,
+                0.03,
+                method == "none",
+                len(own),
+                sum(t.state == "diverged" for t in own),
+                sum(
+                    t.state == "diverged"
+                    for t in trials
+                    if t.cell.stage == "tune" and t.cell.method == method and t.cell.batch_size == size
+                ),
+                _interval([t.valid_score for t in own]),
+                _interval([t.test_score for t in own]),
+                behind,
+                behind_test,
+                behind is None or behind.low <= 0,
+                max(0.7 - 0.3 * i, 0.0),
+                own[0].step_seconds,
+                own[0].peak_bytes,
+                28_106,
+            )
+        )
+    return rows
+
+
+def _verdict(standings: list[Standing]) -> Verdict:
+    best = standings[0].method
+    tied = [s.method for s in standings if s.tied]
+    clear = len(tied) == 1
+    size = standings[0].batch_size
+    if clear:
+        headline = f"{best.capitalize()} is clearly best at batch size {size}."
+    else:
+        headline = f"No clear winner at batch size {size}: {best} is the cheapest of the tied."
+    why = [f"{best.capitalize()} has the highest validation accuracy, {standings[0].valid.value:.1%}."]
+    cautions = []
+    if size == 2:
+        why.append("Batch statistics over two samples are noisy: batch norm falls behind.")
+        cautions.append("One of three runs of batch norm diverged.")
+    return Verdict(size, best, best, clear, tied, 0.97 if clear else 0.83, headline, why, cautions)
+
+
+if __name__ == "__main__":
+    from normwise.report import html
+
+    Path(sys.argv[1]).write_text(html(study()), encoding="utf-8")

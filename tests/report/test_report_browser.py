@@ -1,0 +1,188 @@
+"""The page in a real browser: charts drawn, no error, no request, dark and light, phone, keyboard, paper."""
+
+import shutil
+
+import pytest
+import report_samples as samples
+
+from normwise import report
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+EVIL = "</script><img src=//evil.example/x onerror=alert(1)><a href='//evil.example'><b>&amp;%{x}\u2028"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Open a study's report; when the test ends, no error was logged and nothing but the file was asked for."""
+    contexts, troubles, requests = [], [], []
+
+    def opened(study, width=1280, scheme="light"):
+        path = tmp_path / "report.html"
+        path.write_text(report.html(study), encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        contexts[-1].on("request", lambda r: requests.append(r.url) if r.url != path.as_uri() else None)
+        page = contexts[-1].new_page()
+        page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda e: troubles.append(str(e)))
+        page.on("dialog", lambda d: troubles.append(d.message))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
+    assert requests == []
+
+
+def _undrawn(page):
+    return page.eval_on_selector_all(
+        ".chart", "all => all.filter(c => !c.querySelector('.cartesianlayer .trace')).map(c => c.dataset.chart)"
+    )
+
+
+def test_all_charts_are_drawn_with_their_marks(visit):
+    page = visit(samples.study())
+    assert page.locator(".chart").count() == 15
+    assert _undrawn(page) == []
+    assert page.locator('[data-chart="score"][data-size="32"] .scatterlayer .trace').count() == 7
+    assert page.locator('[data-chart="score"][data-size="32"] .errorbars path').count() >= 7
+    assert page.locator('[data-chart="time"][data-size="32"] .barlayer .point').count() == 7
+    assert page.locator('[data-chart="mean_weights"][data-size="2"] .barlayer .point').count() == 12
+    # Six methods have a mean, all 21 runs are there, diverged ones included.
+    assert page.locator('[data-chart="curves"] .scatterlayer .trace').count() == 21 + 6
+    assert "group" in page.locator('[data-chart="score"][data-size="2"]').text_content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_labels_stay_inside_their_chart(visit, scheme):
+    page = visit(samples.hostile("a.rather.long.name.of.a.layer "), 390, scheme)
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
+          const box = chart.getBoundingClientRect();
+          return [...chart.querySelectorAll('svg text')].filter(text => {
+            const own = text.getBoundingClientRect();
+            return own.width && (own.left < box.left - 2 || own.right > box.right + 2);
+          }).map(text => text.textContent);
+        })"""
+    )
+    assert outside == []
+
+
+def test_dark_and_light_differ_and_follow_the_system(visit):
+    page = visit(samples.study(), scheme="light")
+
+    def look():
+        return page.evaluate(
+            """() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
+            document.querySelector('[data-chart="time"] .point path').style.fill,
+            document.querySelector('[data-chart="time"] .ytick text').style.fill]"""
+        )
+
+    light = look()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "fill => document.querySelector('[data-chart=\"time\"] .ytick text').style.fill !== fill", arg=light[3]
+    )
+    assert all(a != b for a, b in zip(light, look(), strict=True))
+
+
+def test_paper_is_light_even_from_a_dark_screen(visit):
+    page = visit(samples.study(), scheme="dark")
+    tick = "document.querySelector('[data-chart=\"time\"] .ytick text').style.fill"
+    before = page.evaluate(tick)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function(f"before => {tick} !== before", arg=before)
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--card')") == "#ffffff"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function(f"before => {tick} === before", arg=before)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "averyveryverylongnamewithoutanyspaceatallinit" * 3], ids=["sample", "long names"]
+)
+def test_no_sideways_scrolling_on_a_phone(visit, text):
+    page = visit(samples.hostile(text) if text else samples.study(), width=390)
+    page.locator("details summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert _undrawn(page) == []
+
+
+def test_a_finger_on_a_chart_scrolls_the_page(visit):
+    page = visit(samples.study(), width=390)
+    page.locator('[data-chart="score"]').first.scroll_into_view_if_needed()
+    box = page.locator('[data-chart="score"] .nsewdrag').first.bounding_box()
+    before = page.evaluate("scrollY")
+    gesture = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "yDistance": -200}
+    page.context.new_cdp_session(page).send("Input.synthesizeScrollGesture", gesture | {"gestureSourceType": "touch"})
+    assert page.evaluate("scrollY") > before + 100
+
+
+def test_hostile_text_is_shown_and_not_obeyed(visit):
+    page = visit(samples.hostile(EVIL))
+    assert _undrawn(page) == []
+    assert page.locator("img, a[href*='evil'], .chart a, iframe").count() == 0
+    page.locator('[data-chart="score"][data-size="2"] .scatterlayer .point').first.hover(force=True)
+    page.wait_for_selector('[data-chart="score"] .hovertext', timeout=5_000)
+    assert page.locator(".chart a").count() == 0
+    assert "evil.example" in page.locator('[data-chart="score"] .hovertext').first.text_content()
+
+
+def test_curves_answer_to_the_keyboard(visit):
+    page = visit(samples.study())
+    traces = page.locator('[data-chart="curves"] .scatterlayer .trace')
+    page.locator('input[name="curve-size"]').first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator('input[name="curve-size"]:checked').get_attribute("value") == "32"
+    page.wait_for_function("document.querySelectorAll('[data-chart=\"curves\"] .scatterlayer .trace').length === 28")
+    button = page.locator('[data-toggle="none"]')
+    button.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('[data-chart=\"curves\"] .scatterlayer .trace').length === 24")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert traces.count() == 24
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    "study",
+    [
+        samples.all_diverged(),
+        samples.unfinished(),
+        samples.study(batch_sizes=(8,), methods=("batch",), seeds=1),
+        samples.study(batch_sizes=(1, 2, 4, 8, 16, 32), methods=("batch", "group")),
+    ],
+    ids=["all diverged", "unfinished", "one of everything", "six batch sizes"],
+)
+def test_unusual_studies_are_drawn(visit, study, width):
+    page = visit(study, width)
+    assert _undrawn(page) == []
+    assert page.locator("#chart-trouble").is_hidden()
+
+
+def test_without_scripts_the_numbers_are_there(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report.html(samples.study()), encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert page.get_by_text("The charts need a current browser").is_visible()
+    assert page.locator("#numbers table").count() == 2
+    context.close()
