@@ -19,6 +19,7 @@ LAYERS = [
     {"report", "advise"},
     {"ops"},
     {"moments"},
+    {"distributed"},
     {"methods"},
     {"engine"},
     {"functional"},

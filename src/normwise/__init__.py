@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from normwise import errors, functional, methods, moments, nn, ops, parametrize, records, report, study
     from normwise.functional import normalize
     from normwise.methods import METHODS
+    from normwise.nn import sync
     from normwise.parametrize import weight_norm
     from normwise.study import Splits, compare
 
@@ -22,6 +23,7 @@ _HOME = {
     "Splits": "normwise.study",
     "compare": "normwise.study",
     "normalize": "normwise.functional",
+    "sync": "normwise.nn",
     "weight_norm": "normwise.parametrize",
 }
 _MODULES = ("errors", "functional", "methods", "moments", "nn", "ops", "parametrize", "records", "report", "study")
@@ -41,6 +43,7 @@ __all__ = [
     "records",
     "report",
     "study",
+    "sync",
     "weight_norm",
 ]
 

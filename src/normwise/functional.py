@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
+from normwise.distributed import Sync
 from normwise.engine import elements_per_cell, run
 from normwise.errors import InputError
 from normwise.methods import Inputs, Method, elements_behind, method_named
@@ -37,6 +38,7 @@ def normalize(
     slope: float = 0.01,
     mask: Tensor | None = None,
     lengths: Tensor | None = None,
+    sync: Sync | None = None,
 ) -> Tensor:
     """Normalize ``x`` by one method of the family: ``y = act((x − center) · scale + shift)``.
 
@@ -72,6 +74,7 @@ def normalize(
         mask: bool, ``True`` where an element is real: (N, *spatial) for all channels alike, or anything that
             broadcasts to ``x``, such as (N, 1, *spatial).
         lengths: (N,) integers: the elements of each sample along the last axis that are real. Not with ``mask``.
+        sync: share the batch's statistics with other processes, all of which must then make this call.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``.
@@ -96,6 +99,8 @@ def normalize(
         population = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
     keep = real_elements(x, mask, lengths)
     inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance, keep, logits)
+    if sync is not None:
+        inputs = inputs._replace(exchange=sync.exchange())
     _check_fits(x, inputs, running_mean)
     _check_defined(x, row, inputs)
     if keep is not None:
@@ -104,7 +109,9 @@ def normalize(
     y, cells = run(x, row, inputs, activation, slope)
     if keep is not None:
         y = torch.where(keep, y, 0)
-    moves = momentum is not None and not use_running and x.numel() > 0 and not transforming()
+    # A rank without data still learns what the others saw.
+    some = x.numel() > 0 or inputs.exchange is not None
+    moves = some and momentum is not None and not use_running and not transforming()
     if moves and momentum is not None and running_mean is not None and running_var is not None:
         assert row.track is not None, f"{method} keeps no running averages"
         update_running(running_mean, running_var, row.track(cells, inputs), momentum, skipped)

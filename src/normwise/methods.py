@@ -24,6 +24,7 @@ class Inputs(NamedTuple):
     evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong to the switchable mix. ``mask``
     marks the elements that count, broadcastable to the input; ``None`` counts all. ``logits=False`` says that
     ``mean_weight`` and ``var_weight`` are shares that sum to 1 already (sparse mixes), and not logits of a softmax.
+    ``exchange`` takes moments pooled over this process's samples to those over the samples of all processes.
 
     Example:
         >>> Inputs().eps
@@ -41,6 +42,7 @@ class Inputs(NamedTuple):
     variance: str = "paper"
     mask: Tensor | None = None
     logits: bool = True
+    exchange: Callable[[Moments], Moments] | None = None
 
 
 def standardize(m: Moments, p: Inputs) -> Affine:
@@ -77,7 +79,10 @@ def _group_moments(cells: Moments, p: Inputs) -> Moments:
 
 
 def _batch_moments(cells: Moments, p: Inputs) -> Moments:
-    return pool(cells, 0) if p.population is None else p.population
+    if p.population is not None:
+        return p.population
+    own = pool(cells, 0)
+    return own if p.exchange is None else p.exchange(own)
 
 
 POOLS: dict[str, Callable[[Moments, Inputs], Moments]] = {
@@ -220,11 +225,15 @@ def switchable(cells: Moments, p: Inputs) -> Affine:
             "channel every member would rest on a single value, whose variance is 0. Give larger inputs or batches, or "
             "call .eval() to use the running averages of the batch member"
         )
-    if p.variance == "official":
-        cells = Moments(cells.mean, unbiased(cells), cells.elements)
+    cells = _member_cells(cells, p)
     members = [POOLS[p.over[k]](cells, p) for k in kept]
     shares = (_shares(weights, p.logits, kept, cells) for weights in (p.mean_weight, p.var_weight))
     return standardize(mix(members, *shares), p)
+
+
+def _member_cells(cells: Moments, p: Inputs) -> Moments:
+    """The cells' moments as the members of a mix take them."""
+    return Moments(cells.mean, unbiased(cells), cells.elements) if p.variance == "official" else cells
 
 
 def _shares(weights: Tensor | None, logits: bool, kept: list[int], cells: Moments) -> Tensor:
@@ -266,10 +275,12 @@ def defined_members(p: Inputs, samples: int, channels: int, elements: int | Tens
 
 
 def elements_behind(p: Inputs, samples: int, channels: int, elements: int) -> dict[str, int]:
-    """How many elements each pool's statistic rests on; 0 where it is stored and rests on none of this input.
+    """How many elements each pool's statistic rests on; 0 where that is not for this input to say.
+
+    That is so for stored moments, and for a batch that is shared with other processes.
 
     Args:
-        p: ``num_groups`` and ``population`` are read.
+        p: ``num_groups``, ``population`` and ``exchange`` are read.
         samples: N.
         channels: C.
         elements: per cell.
@@ -285,12 +296,21 @@ def elements_behind(p: Inputs, samples: int, channels: int, elements: int) -> di
         "instance": elements,
         "layer": channels * elements,
         "group": channels // p.num_groups * elements,
-        "batch": samples * elements if p.population is None else 0,
+        "batch": samples * elements if p.population is None and p.exchange is None else 0,
     }
 
 
 def _track_batch(cells: Moments, p: Inputs) -> Moments:
-    return pool(cells, 0)
+    return _batch_moments(cells, p)
+
+
+def _track_switchable(cells: Moments, p: Inputs) -> Moments:
+    batch = _batch_moments(_member_cells(cells, p), p)
+    if p.variance == "paper":
+        return batch
+    # The published module averages its batch variance as it is, so what makes variances unbiased is taken back.
+    correction = unbiased(batch._replace(var=torch.ones_like(batch.var)))
+    return batch._replace(var=batch.var / correction.clamp_min(1))
 
 
 def _track_instance(cells: Moments, p: Inputs) -> Moments:
@@ -402,7 +422,7 @@ METHODS: dict[str, Method] = {
             "Luo et al. 2019, arXiv 1806.10779",
             reads_cells=_beyond_population,
             running=True,
-            track=_track_batch,
+            track=_track_switchable,
             parameters=("mean_weight", "var_weight"),
         ),
     )

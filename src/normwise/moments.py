@@ -240,7 +240,7 @@ def update_running(
         (0.5, 1.5)
     """
     if isinstance(batch.elements, Tensor):
-        momentum = (momentum * (batch.elements > 1)).reshape(-1)
+        momentum = (batch.elements > 1).reshape(-1).to(running_var.dtype) * momentum
     new_mean, new_var = (t.detach().reshape(-1).to(running_var.dtype) for t in (batch.mean, unbiased(batch)))
     if skipped is not None:
         # The variance tells of the mean too: it is NaN where the mean is not finite.

@@ -26,6 +26,7 @@ from normwise.nn.switchable import (
     SwitchableNorm3d,
     switchable_layers,
 )
+from normwise.nn.synced import sync
 
 __all__ = [
     "BatchNorm1d",
@@ -51,4 +52,5 @@ __all__ = [
     "groups_for",
     "norm_layer",
     "switchable_layers",
+    "sync",
 ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize, transforming
 
@@ -78,6 +79,8 @@ class TrackingNorm(_NormBase):
 
     num_batches_skipped: Tensor | None
     skip_nonfinite: bool
+    # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
+    sync: Sync | None = None
     _warned = False
 
     def _guard(self, skip_nonfinite: bool) -> None:
@@ -127,6 +130,7 @@ class TrackingNorm(_NormBase):
             running_mean=self.running_mean,
             running_var=self.running_var,
             use_running=uses_running(self),
+            sync=self.sync if self.training else None,
             **options,
         )
         if moves and not torch.compiler.is_compiling() and self.running_mean.device.type == "cpu":  # type: ignore[union-attr]

@@ -1,0 +1,91 @@
+"""What a rank does. Every scenario also runs in a single process, on the joined batch: that is the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from normwise.distributed import Sync
+from normwise.functional import normalize
+
+CHANNELS = 4
+LEARNED = ("weight", "bias", "mean_weight", "var_weight")
+
+
+def joined(counts: list[int], space: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole batch and the gradient of its output; samples differ in their means."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (sum(counts), CHANNELS, *space)
+    offsets = torch.arange(sum(counts), dtype=torch.float64).reshape(-1, *(1,) * (1 + len(space)))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) + offsets
+    return x, torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def share(t: torch.Tensor, counts: list[int], rank: int | None) -> torch.Tensor:
+    return t if rank is None else t.split(counts)[rank].clone()
+
+
+def parameters(seed: int = 7) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"weight": CHANNELS, "bias": CHANNELS, "mean_weight": 3, "var_weight": 3}
+    return {k: torch.randn(n, generator=generator, dtype=torch.float64).requires_grad_() for k, n in sizes.items()}
+
+
+def one_step(rank: int | None, case: dict[str, Any], sync: Sync | None) -> dict[str, torch.Tensor]:
+    """Forward, backward and running averages of one rank's share, or of everything for ``rank=None``."""
+    counts, space = case["counts"], case["space"]
+    x, upstream = (share(t, counts, rank) for t in joined(counts, space))
+    given: dict[str, Any] = parameters()
+    learned = dict(given)
+    if case["method"] == "batch":
+        learned = {k: given[k] for k in ("weight", "bias")}
+    options: dict[str, Any] = dict(case.get("options", {}))
+    if "lengths" in case:
+        options["lengths"] = share(torch.tensor(case["lengths"]), counts, rank)
+    x.requires_grad_()
+    running_mean, running_var = torch.zeros(CHANNELS).double(), torch.ones(CHANNELS).double()
+    y = normalize(
+        x,
+        case["method"],
+        running_mean=running_mean,
+        running_var=running_var,
+        momentum=0.3,
+        sync=sync,
+        **learned,
+        **options,
+    )
+    if case.get("twice"):
+        (gradient,) = torch.autograd.grad((y * upstream).sum(), x, create_graph=True)
+        (gradient.square().sum() + y.square().sum()).backward()
+    else:
+        y.backward(upstream)
+    found = {"y": y.detach(), "dx": x.grad, "running_mean": running_mean, "running_var": running_var}
+    return {**found, **{f"d{k}": v.grad for k, v in learned.items()}}
+
+
+def steps(rank: int, world_size: int, cases: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+    return [one_step(rank, case, Sync()) for case in cases]
+
+
+def subgroup(rank: int, world_size: int) -> torch.Tensor:
+    """Ranks in pairs, each pair a group of its own."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    x, _ = joined([1] * world_size, (3,))
+    return normalize(share(x, [1] * world_size, rank), "batch", sync=Sync(groups[rank // 2]))
+
+
+def messages(rank: int, world_size: int) -> list[str]:
+    """The collectives of one step of one layer, in order."""
+    said: list[str] = []
+    for name in ("all_gather", "reduce_scatter", "all_reduce"):
+        original = getattr(dist, name)
+
+        def spy(*args: Any, _original: Any = original, _name: str = name, **kwargs: Any) -> Any:
+            said.append(_name)
+            return _original(*args, **kwargs)
+
+        setattr(dist, name, spy)
+    one_step(rank, {"method": "switchable", "counts": [2, 1], "space": (3,)}, Sync())
+    return said
