@@ -1,0 +1,250 @@
+"""The recurrence of layer-normalized LSTM and GRU: one step, its gradient, and the walk over the steps.
+
+All directions walk at once, D of them: a reverse direction is a forward walk over each sequence turned round. Rows are
+packed as in ``PackedSequence``: step t holds the ``batch_sizes[t]`` sequences that are still running, longest first.
+
+The walk is an autograd function of its own: one node in place of some twenty a step, and the gradient of the recurrent
+weight is one matrix product over all steps instead of a sum of one a step. Where a transform or a second derivative
+needs every operator, the same steps run plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise.engine import needs_plain_graph
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of recurrence.
+
+    ``step(x, state, parameters, eps)`` gives the next state, the output first, and what its gradient needs.
+    ``step_backward(grads, state, parameters, kept)`` takes the gradients of the next state, and gives those of this
+    state, that of ``x``, and a row from which ``reduce(rows, hidden, parameters)`` makes those of the parameters.
+    """
+
+    step: Callable[[Tensor, State, State, float], tuple[State, State]]
+    step_backward: Callable[[State, State, State, State], tuple[State, Tensor, State]]
+    reduce: Callable[[list[Tensor], Tensor, State], list[Tensor]]
+
+
+def layer_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Torch's layer norm of the last axis without weight and bias; also gives mean and 1/std."""
+    return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+
+
+def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    shape = x.shape[-1:]
+    return torch.ops.aten.native_layer_norm_backward(grad, x, shape, mean, rstd, None, None, [True, False, False])[0]
+
+
+def _gain_gradient(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """From all rows at once; normalizing again is cheaper than keeping what was normalized."""
+    return (grad * ((x - mean) * rstd)).sum(1, keepdim=True)
+
+
+def _project(h: Tensor, weight: Tensor) -> Tensor:
+    """(D, N, H) by (D, F, H) to (D, N, F); a single direction is spared the batched product, which is slower."""
+    if len(weight) == 1:
+        return (h[0] @ weight[0].t())[None]
+    return torch.bmm(h, weight.transpose(1, 2))
+
+
+def _unproject(grad: Tensor, weight: Tensor) -> Tensor:
+    return (grad[0] @ weight[0])[None] if len(weight) == 1 else torch.bmm(grad, weight)
+
+
+def _lstm_step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
+    (h, c), (weight, gain, gain_c, bias_c) = state, parameters
+    raw = _project(h, weight)
+    normed, mean, rstd = layer_norm(raw, eps)
+    z = torch.addcmul(x, normed, gain)
+    i, f, g, o = z.chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = torch.addcmul(f * c, i, g)
+    normed_c, mean_c, rstd_c = layer_norm(c, eps)
+    u = torch.addcmul(bias_c, normed_c, gain_c).tanh()
+    return (o * u, c), (raw, mean, rstd, i, f, g, o, c, mean_c, rstd_c, u)
+
+
+def _lstm_step_backward(grads: State, state: State, parameters: State, kept: State) -> tuple[State, Tensor, State]:
+    weight, gain, gain_c, _ = parameters
+    raw, mean, rstd, i, f, g, o, c, mean_c, rstd_c, u = kept
+    grad_h, grad_c = grads
+    d_tanh, d_sigmoid = torch.ops.aten.tanh_backward, torch.ops.aten.sigmoid_backward
+    grad_q = d_tanh(grad_h * o, u)
+    grad_c = grad_c + _layer_norm_backward(grad_q * gain_c, c, mean_c, rstd_c)
+    grad_z = torch.cat(
+        [d_sigmoid(grad_c * g, i), d_sigmoid(grad_c * state[1], f), d_tanh(grad_c * i, g), d_sigmoid(grad_h * u, o)], -1
+    )
+    grad_raw = _layer_norm_backward(grad_z * gain, raw, mean, rstd)
+    return (_unproject(grad_raw, weight), grad_c * f), grad_z, (grad_raw, raw, mean, rstd, grad_q, c, mean_c, rstd_c)
+
+
+def _lstm_reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[Tensor]:
+    grad_z, grad_raw, raw, mean, rstd, grad_q, c, mean_c, rstd_c = rows
+    return [
+        torch.bmm(grad_raw.transpose(1, 2), hidden),
+        _gain_gradient(grad_z, raw, mean, rstd),
+        _gain_gradient(grad_q, c, mean_c, rstd_c),
+        grad_q.sum(1, keepdim=True),
+    ]
+
+
+def _gru_step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
+    (h,), (weight, gain, bias_n) = state, parameters
+    H = h.shape[-1]
+    raw = _project(h, weight)
+    raw_rz, raw_n = raw[..., : 2 * H].contiguous(), raw[..., 2 * H :].contiguous()
+    normed_rz, mean_rz, rstd_rz = layer_norm(raw_rz, eps)
+    normed_n, mean_n, rstd_n = layer_norm(raw_n, eps)
+    rz = torch.addcmul(x[..., : 2 * H], normed_rz, gain[..., : 2 * H]).sigmoid()
+    r, z = rz.chunk(2, -1)
+    m = torch.addcmul(bias_n, normed_n, gain[..., 2 * H :])
+    n = torch.addcmul(x[..., 2 * H :], r, m).tanh()
+    return (torch.lerp(n, h, z),), (raw_rz, mean_rz, rstd_rz, raw_n, mean_n, rstd_n, rz, m, n)
+
+
+def _gru_step_backward(grads: State, state: State, parameters: State, kept: State) -> tuple[State, Tensor, State]:
+    (grad_h,), (h,), (weight, gain, _) = grads, state, parameters
+    raw_rz, mean_rz, rstd_rz, raw_n, mean_n, rstd_n, rz, m, n = kept
+    H = h.shape[-1]
+    r, z = rz.chunk(2, -1)
+    kept_h = grad_h * z
+    grad_n = torch.ops.aten.tanh_backward(grad_h - kept_h, n)
+    grad_rz = torch.ops.aten.sigmoid_backward(torch.cat([grad_n * m, grad_h * (h - n)], -1), rz)
+    grad_m = grad_n * r
+    grad_raw_rz = _layer_norm_backward(grad_rz * gain[..., : 2 * H], raw_rz, mean_rz, rstd_rz)
+    grad_raw_n = _layer_norm_backward(grad_m * gain[..., 2 * H :], raw_n, mean_n, rstd_n)
+    grad_raw = torch.cat([grad_raw_rz, grad_raw_n], -1)
+    grad_x = torch.cat([grad_rz, grad_n], -1)
+    row = (grad_raw, raw_rz, mean_rz, rstd_rz, grad_m, raw_n, mean_n, rstd_n)
+    return (kept_h + _unproject(grad_raw, weight),), grad_x, row
+
+
+def _gru_reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[Tensor]:
+    grad_x, grad_raw, raw_rz, mean_rz, rstd_rz, grad_m, raw_n, mean_n, rstd_n = rows
+    gain_rz = _gain_gradient(grad_x[..., : raw_rz.shape[-1]], raw_rz, mean_rz, rstd_rz)
+    gain_n = _gain_gradient(grad_m, raw_n, mean_n, rstd_n)
+    return [
+        torch.bmm(grad_raw.transpose(1, 2), hidden),
+        torch.cat([gain_rz, gain_n], -1),
+        grad_m.sum(1, keepdim=True),
+    ]
+
+
+LSTM = Cell(_lstm_step, _lstm_step_backward, _lstm_reduce)
+GRU = Cell(_gru_step, _gru_step_backward, _gru_reduce)
+
+
+def walk(
+    cell: Cell, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float
+) -> tuple[Tensor, State]:
+    """Run the recurrence over all steps.
+
+    Args:
+        cell: the kind.
+        x: (D, rows, F), the input's part of the gates with all biases, packed.
+        state: the initial state, each (D, N, H), the output first.
+        parameters: of the cell, each with a leading axis D.
+        batch_sizes: sequences running at each step, never rising, the first N.
+        eps: of the norms.
+
+    Returns:
+        The outputs (D, rows, H), and each sequence's last state, each (D, N, H).
+    """
+    if needs_plain_graph() or not torch.is_grad_enabled():
+        output, last, _ = _plain_walk(cell, x, state, parameters, batch_sizes, eps, keep=False)
+        return output, last
+    output, *ends = _Walk.apply(cell, tuple(batch_sizes), eps, len(state), x, *state, *parameters)
+    return output, tuple(ends)
+
+
+def _plain_walk(
+    cell: Cell, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float, keep: bool
+) -> tuple[Tensor, State, list[tuple[State, State]]]:
+    """The walk in differentiable operators; with ``keep`` also each step's state before it and what it kept."""
+    outputs, ended, record = [], [], []
+    for rows, size in zip(x.split(list(batch_sizes), 1), batch_sizes, strict=True):
+        if size < state[0].shape[1]:
+            ended.append(tuple(s[:, size:] for s in state))
+            state = tuple(s[:, :size] for s in state)
+        before = state
+        state, kept = cell.step(rows, before, parameters, eps)
+        outputs.append(state[0])
+        if keep:
+            record.append((before, kept))
+    if ended:
+        state = tuple(torch.cat(parts, 1) for parts in zip(state, *reversed(ended), strict=True))
+    return torch.cat(outputs, 1), state, record
+
+
+class _Walk(torch.autograd.Function):
+    """The walk as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, cell: Cell, batch_sizes: tuple[int, ...], eps: float, states: int, *tensors: Tensor) -> Any:
+        x, state, parameters = tensors[0], tensors[1 : 1 + states], tensors[1 + states :]
+        output, last, record = _plain_walk(cell, x, state, parameters, batch_sizes, eps, keep=True)
+        ctx.cell, ctx.batch_sizes, ctx.eps, ctx.states = cell, batch_sizes, eps, states
+        ctx.kept_per_step = len(record[0][1])
+        flat = [t for before, kept in record for t in (*before, *kept)]
+        ctx.save_for_backward(*tensors, *flat)
+        # A single step's output is its state: an autograd function must not return one tensor twice.
+        return output, *(s.clone() if s is output else s for s in last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        inputs = len(ctx.needs_input_grad) - 4
+        tensors, flat = saved[:inputs], saved[inputs:]
+        if torch.is_grad_enabled():
+            found = _differentiable_backward(ctx, tensors, grads)
+        else:
+            found = _fused_backward(ctx, tensors, flat, grads)
+        return None, None, None, None, *found
+
+
+def _differentiable_backward(ctx: Any, tensors: State, grads: State) -> list[Tensor | None]:
+    """With ``create_graph=True``: differentiate the plain walk, whose gradient has gradients of its own."""
+    parts = tensors[0], tensors[1 : 1 + ctx.states], tensors[1 + ctx.states :]
+    output, last, _ = _plain_walk(ctx.cell, *parts, ctx.batch_sizes, ctx.eps, keep=False)
+    wanted = [t for t, want in zip(tensors, ctx.needs_input_grad[4:], strict=True) if want]
+    found = iter(torch.autograd.grad([output, *last], wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in ctx.needs_input_grad[4:]]
+
+
+def _fused_backward(ctx: Any, tensors: State, flat: State, grads: State) -> list[Tensor | None]:
+    states, stride = ctx.states, ctx.states + ctx.kept_per_step
+    parameters = tensors[1 + states :]
+    by_step = grads[0].split(list(ctx.batch_sizes), 1)
+    last, running = grads[1:], 0
+    grad_state: State = tuple(g[:, :0] for g in last)
+    rows: list[State] = []
+    hidden: list[Tensor] = []
+    for t in reversed(range(len(ctx.batch_sizes))):
+        size = ctx.batch_sizes[t]
+        if size > running:
+            # Sequences that end here join with the gradient of their last state.
+            joining = [(g, end[:, running:size]) for g, end in zip(grad_state, last, strict=True)]
+            grad_state = tuple(torch.cat(pair, 1) if running else pair[1] for pair in joining)
+            running = size
+        before = flat[t * stride : t * stride + states]
+        kept = flat[t * stride + states : (t + 1) * stride]
+        incoming = (grad_state[0] + by_step[t], *grad_state[1:])
+        grad_state, grad_x, row = ctx.cell.step_backward(incoming, before, parameters, kept)
+        rows.append((grad_x, *row))
+        hidden.append(before[0])
+    joined = [torch.cat(column[::-1], 1) for column in zip(*rows, strict=True)]
+    grad_parameters: list[Tensor] = [None] * len(parameters)  # type: ignore[list-item]
+    if any(ctx.needs_input_grad[5 + states :]):
+        grad_parameters = ctx.cell.reduce(joined, torch.cat(hidden[::-1], 1), parameters)
+    return [joined[0], *grad_state, *grad_parameters]

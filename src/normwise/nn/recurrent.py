@@ -1,0 +1,387 @@
+"""Recurrent networks with layer norm inside the gates, with the interface of torch's LSTM and GRU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from normwise.errors import InputError
+from normwise.nn import _recurrence
+from normwise.nn._recurrence import State, walk
+
+
+class _Weights(NamedTuple):
+    """The parameters of one direction of one layer; biases and the cell state's norm may be absent."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    gain_ih: Tensor
+    gain_hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    gain_c: Tensor | None = None
+    bias_c: Tensor | None = None
+
+
+class _Kind:
+    """What tells an LSTM from a GRU, for the layers and the cells alike."""
+
+    _kind: str
+    _cell: _recurrence.Cell
+    _chunks: int
+    _states: int
+    _norms: tuple[str, ...] = ()
+    eps: float
+
+    @staticmethod
+    def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
+        """The input's part of the gates, for all rows at once."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _step_parameters(directions: Sequence[_Weights]) -> State:
+        """What the step reads, stacked over the directions."""
+        raise NotImplementedError
+
+    def _as_tuple(self, hx: Any) -> State:
+        return tuple(hx) if self._states > 1 else (hx,)
+
+    def _as_torch(self, state: State) -> Any:
+        return state if self._states > 1 else state[0]
+
+    def _add_norms(self, suffix: str, hidden_size: int, bias: bool, **factory: Any) -> None:
+        gates = self._chunks * hidden_size
+        for name, size in ({"gain_ih": gates, "gain_hh": gates} | dict.fromkeys(self._norms, hidden_size)).items():
+            absent = name.startswith("bias") and not bias
+            parameter = None if absent else torch.nn.Parameter(torch.empty(size, **factory))
+            self.register_parameter(name + suffix, parameter)  # type: ignore[attr-defined]
+
+    def _steps(self, x: Tensor, state: State, directions: Sequence[_Weights], sizes: list[int]) -> tuple[Tensor, State]:
+        """The recurrence in the parameters' precision: roundings in it would add up over the steps."""
+        parameters = self._step_parameters(directions)
+        dtype = parameters[0].dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return walk(self._cell, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
+
+
+class _LstmKind(_Kind):
+    _kind = "LSTM"
+    _cell = _recurrence.LSTM
+    _chunks = 4
+    _states = 2
+    _norms = ("gain_c", "bias_c")
+
+    @staticmethod
+    def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
+        bias = None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
+        return F.layer_norm(F.linear(rows, w.weight_ih), w.gain_ih.shape, w.gain_ih, bias, eps)
+
+    @staticmethod
+    def _step_parameters(directions: Sequence[_Weights]) -> State:
+        gain_c = [w.gain_c for w in directions if w.gain_c is not None]
+        bias_c = [
+            torch.zeros_like(g) if w.bias_c is None else w.bias_c for w, g in zip(directions, gain_c, strict=True)
+        ]
+        vectors = [w.gain_hh for w in directions], gain_c, bias_c
+        return _stack([w.weight_hh for w in directions]), *(_stack(v)[:, None] for v in vectors)
+
+
+class _GruKind(_Kind):
+    _kind = "GRU"
+    _cell = _recurrence.GRU
+    _chunks = 3
+    _states = 1
+
+    @staticmethod
+    def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
+        H = w.weight_hh.shape[1]
+        gates = F.linear(rows, w.weight_ih).split([2 * H, H], -1)
+        gains = w.gain_ih.split([2 * H, H])
+        biases: Sequence[Tensor | None] = (None, None)
+        if w.bias_ih is not None and w.bias_hh is not None:
+            # The candidate's recurrent bias stands inside the reset gate's product, in the step.
+            biases = (w.bias_ih[: 2 * H] + w.bias_hh[: 2 * H], w.bias_ih[2 * H :])
+        normed = [F.layer_norm(x, g.shape, g, b, eps) for x, g, b in zip(gates, gains, biases, strict=True)]
+        return torch.cat(normed, -1)
+
+    @staticmethod
+    def _step_parameters(directions: Sequence[_Weights]) -> State:
+        H = directions[0].weight_hh.shape[1]
+        biases = [w.gain_hh.new_zeros(H) if w.bias_hh is None else w.bias_hh[2 * H :] for w in directions]
+        gains = [w.gain_hh for w in directions]
+        return _stack([w.weight_hh for w in directions]), _stack(gains)[:, None], _stack(biases)[:, None]
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _check_size(hidden_size: int) -> None:
+    if hidden_size == 1:
+        raise InputError(
+            "hidden_size=1: layer norm over a single unit is 0 whatever its input. Use 2 or more, or torch's own cell"
+        )
+
+
+def _reset_norms(module: torch.nn.Module) -> None:
+    """Gains 1, all shifts 0."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.startswith("gain_"):
+            torch.nn.init.ones_(parameter)
+        elif name.startswith("bias_"):
+            torch.nn.init.zeros_(parameter)
+
+
+class _LayerNormRNN(_Kind, torch.nn.RNNBase):
+    """What the two layers share: parameters, input in all its forms, layers and directions."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-5,
+    ) -> None:
+        if proj_size:
+            raise InputError(
+                f"{type(self).__name__} has no projection, got proj_size={proj_size}: add a Linear after it"
+            )
+        _check_size(hidden_size)
+        super().__init__(
+            self._kind, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
+        )
+        self.eps = eps
+        for suffix in self._suffixes():
+            self._add_norms(suffix, hidden_size, bias, device=device, dtype=dtype)
+        _reset_norms(self)
+
+    def _suffixes(self) -> list[str]:
+        ends = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
+
+    def reset_parameters(self) -> None:
+        """Weights uniform in ±1/√hidden_size as torch's, gains 1, biases 0."""
+        super().reset_parameters()
+        _reset_norms(self)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no fused kernel whose layout the weights would have to take."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run over a sequence; see the class for the forms of input and output."""
+        if isinstance(input, PackedSequence):
+            rows, sizes, order, back = input
+            output, last = self._run(rows, sizes.tolist(), hx, order, back)
+            return PackedSequence(output, sizes, order, back), last
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        if not batched:
+            hx = self._checked_unbatched(hx)
+            input = input.unsqueeze(0 if self.batch_first else 1)
+        x = input.transpose(0, 1) if self.batch_first else input
+        T, N = x.shape[:2]
+        if not T:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        output, last = self._run(x.reshape(T * N, x.shape[2]), [N] * T, hx)
+        output = output.reshape(T, N, output.shape[1])
+        if not batched:
+            return output.squeeze(1), self._as_torch(tuple(s.squeeze(1) for s in self._as_tuple(last)))
+        return output.transpose(0, 1) if self.batch_first else output, last
+
+    def _checked_unbatched(self, hx: Any) -> Any:
+        if hx is None:
+            return None
+        state = self._as_tuple(hx)
+        if any(s.dim() != 2 for s in state):
+            got = ", ".join(f"{s.dim()}-D" for s in state)
+            raise RuntimeError(f"For unbatched 2-D input, the initial state should also be 2-D but got {got}")
+        return self._as_torch(tuple(s.unsqueeze(1) for s in state))
+
+    def _run(
+        self, rows: Tensor, sizes: list[int], hx: Any, order: Tensor | None = None, back: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """All layers over packed rows; ``order`` and ``back`` sort the initial state and unsort the last."""
+        # Torch's checks only ask for the largest batch, and whether rows are packed.
+        self.check_input(rows, sizes)  # type: ignore[arg-type]
+        expected = self.get_expected_hidden_size(rows, sizes)  # type: ignore[arg-type]
+        if hx is None:
+            state: State = (rows.new_zeros(expected),) * self._states
+        else:
+            state = tuple(s if order is None else s.index_select(1, order) for s in self._as_tuple(hx))
+            for k, s in enumerate(state):
+                name = f"hidden[{k}]" if self._states > 1 else "hidden"
+                self.check_hidden_size(s, expected, f"Expected {name} size {{}}, got {{}}")
+        turn = _turned(sizes).to(rows.device) if self.bidirectional else None
+        last: list[State] = []
+        D = 2 if self.bidirectional else 1
+        for layer in range(self.num_layers):
+            if layer and self.dropout:
+                rows = F.dropout(rows, self.dropout, self.training)
+            mine = tuple(s[layer * D : (layer + 1) * D] for s in state)
+            rows, end = self._layer(layer, rows, mine, sizes, turn)
+            last.append(end)
+        ends = tuple(torch.cat(parts) for parts in zip(*last, strict=True))
+        if back is not None:
+            ends = tuple(s.index_select(1, back) for s in ends)
+        return rows, self._as_torch(ends)
+
+    def _layer(
+        self, layer: int, rows: Tensor, state: State, sizes: list[int], turn: Tensor | None
+    ) -> tuple[Tensor, State]:
+        ends = ("", "_reverse") if self.bidirectional else ("",)
+        directions = [_weights_of(self, f"_l{layer}{end}") for end in ends]
+        parts = [self._input_part(rows, w, self.eps) for w in directions]
+        if turn is not None:
+            parts[1] = parts[1].index_select(0, turn)
+        output, last = self._steps(_stack(parts), state, directions, sizes)
+        if turn is None:
+            return output[0], last
+        return torch.cat([output[0], output[1].index_select(0, turn)], -1), last
+
+
+def _weights_of(module: torch.nn.Module, suffix: str) -> _Weights:
+    return _Weights(*(getattr(module, name + suffix, None) for name in _Weights._fields))  # type: ignore[arg-type]
+
+
+def _turned(batch_sizes: list[int]) -> Tensor:
+    """Where each packed row stands once every sequence is turned round; its own inverse."""
+    T, N = len(batch_sizes), batch_sizes[0]
+    if batch_sizes[-1] == N:
+        return torch.arange(T * N).reshape(T, N).flip(0).flatten()
+    sizes = torch.tensor(batch_sizes)
+    starts = sizes.cumsum(0) - sizes
+    step = torch.repeat_interleave(torch.arange(T), sizes)
+    sample = torch.arange(len(step)) - starts[step]
+    lengths = (sizes[:, None] > torch.arange(N)).sum(0)
+    return starts[lengths[sample] - 1 - step] + sample
+
+
+class LayerNormLSTM(_LstmKind, _LayerNormRNN):
+    """An LSTM with layer norm inside the gates (Ba et al. 2016, arXiv 1607.06450, supplement), a drop-in for torch's.
+
+    Formula, with LN(a; g, b) = g · (a − mean(a)) / √(var(a) + eps) + b over all units of a::
+
+        (i, f, g, o) = LN(W_ih x[t]; gain_ih, bias_ih) + LN(W_hh h[t−1]; gain_hh, bias_hh)      over 4 · hidden_size
+        c[t] = σ(f) · c[t−1] + σ(i) · tanh(g)
+        h[t] = σ(o) · tanh(LN(c[t]; gain_c, bias_c))                                            over hidden_size
+
+    Weights and biases have torch's names and shapes, so that ``load_state_dict(lstm.state_dict(), strict=False)`` takes
+    the weights of a ``torch.nn.LSTM``; the gains come in addition. Input is (T, N, input_size), (N, T, input_size) with
+    ``batch_first``, (T, input_size) or a ``PackedSequence``, whose padding is never seen; outputs have torch's forms.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: H, at least 2.
+        num_layers: layers, each fed by the one before.
+        bias: whether there are biases, also in the norms.
+        batch_first: whether batched input and output have the batch first.
+        dropout: probability, between layers.
+        bidirectional: whether a second direction runs from the end; its outputs stand beside the first's.
+        proj_size: only 0: there are no projections.
+        device: of the parameters.
+        dtype: of the parameters.
+        eps: added to the variances.
+
+    Raises:
+        InputError: ``hidden_size=1`` or a projection.
+        ValueError: what torch refuses in the arguments, or an input that is neither 2-D nor 3-D.
+        RuntimeError: an input or initial state of the wrong size.
+
+    Example:
+        >>> lstm = LayerNormLSTM(3, 5, batch_first=True, bidirectional=True)
+        >>> output, (h, c) = lstm(torch.randn(2, 7, 3))
+        >>> output.shape, h.shape
+        (torch.Size([2, 7, 10]), torch.Size([2, 2, 5]))
+    """
+
+
+class LayerNormGRU(_GruKind, _LayerNormRNN):
+    """A GRU with layer norm inside the gates (Ba et al. 2016, arXiv 1607.06450, supplement), a drop-in for torch's.
+
+    Formula, with LN as in :class:`LayerNormLSTM`, over the 2 · hidden_size units of both gates together, and over the
+    candidate's hidden_size units::
+
+        (r, z) = σ(LN(W_i,rz x[t]; gain_ih, bias_ih) + LN(W_h,rz h[t−1]; gain_hh, bias_hh))
+        n = tanh(LN(W_in x[t]; gain_ih, bias_ih) + r · LN(W_hn h[t−1]; gain_hh, bias_hh))
+        h[t] = (1 − z) · n + z · h[t−1]
+
+    z is torch's, 1 minus the paper's. Arguments, names and forms are those of :class:`LayerNormLSTM`; the state is one
+    tensor.
+
+    Example:
+        >>> gru = LayerNormGRU(3, 5)
+        >>> output, h = gru(torch.randn(7, 2, 3))
+        >>> output[-1].equal(h[0])
+        True
+    """
+
+
+class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
+    """One step as a module."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-5,
+    ) -> None:
+        _check_size(hidden_size)
+        super().__init__(input_size, hidden_size, bias, self._chunks, device=device, dtype=dtype)
+        self.eps = eps
+        self._add_norms("", hidden_size, bias, device=device, dtype=dtype)
+        _reset_norms(self)
+
+    def reset_parameters(self) -> None:
+        """Weights uniform in ±1/√hidden_size as torch's, gains 1, biases 0."""
+        super().reset_parameters()
+        _reset_norms(self)
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Take one step from (N, input_size) or (input_size,)."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        x = input if input.dim() == 2 else input[None]
+        if hx is None:
+            state: State = (x.new_zeros(len(x), self.hidden_size),) * self._states
+        else:
+            state = tuple(s.reshape(len(x), self.hidden_size) for s in self._as_tuple(hx))
+        w = _weights_of(self, "")
+        _, last = self._steps(self._input_part(x, w, self.eps)[None], tuple(s[None] for s in state), [w], [len(x)])
+        return self._as_torch(tuple(s[0] if input.dim() == 2 else s[0, 0] for s in last))
+
+
+class LayerNormLSTMCell(_LstmKind, _LayerNormCell):
+    """One step of :class:`LayerNormLSTM`, with the interface of ``torch.nn.LSTMCell``.
+
+    Example:
+        >>> h, c = LayerNormLSTMCell(3, 5)(torch.randn(2, 3))
+        >>> h.shape
+        torch.Size([2, 5])
+    """
+
+
+class LayerNormGRUCell(_GruKind, _LayerNormCell):
+    """One step of :class:`LayerNormGRU`, with the interface of ``torch.nn.GRUCell``.
+
+    Example:
+        >>> LayerNormGRUCell(3, 5)(torch.randn(2, 3)).shape
+        torch.Size([2, 5])
+    """
