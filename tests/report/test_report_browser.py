@@ -127,12 +127,14 @@ def test_no_sideways_scrolling_on_a_phone(visit, text):
 
 def test_a_finger_on_a_chart_scrolls_the_page(visit):
     page = visit(samples.study(), width=390)
-    page.locator('[data-chart="score"]').first.scroll_into_view_if_needed()
-    box = page.locator('[data-chart="score"] .nsewdrag').first.bounding_box()
-    before = page.evaluate("scrollY")
-    gesture = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "yDistance": -200}
-    page.context.new_cdp_session(page).send("Input.synthesizeScrollGesture", gesture | {"gestureSourceType": "touch"})
-    assert page.evaluate("scrollY") > before + 100
+    page.add_style_tag(content="html { scroll-behavior: auto !important }")
+    chart = page.locator('[data-chart="score"] .nsewdrag').first
+    chart.scroll_into_view_if_needed()
+    box, before, finger = chart.bounding_box(), page.evaluate("scrollY"), page.context.new_cdp_session(page)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, points in [("touchStart", [y]), *(("touchMove", [y - 20 * k]) for k in range(1, 11)), ("touchEnd", [])]:
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": at} for at in points]})
+    page.wait_for_function("before => scrollY > before + 100", arg=before)
 
 
 def test_hostile_text_is_shown_and_not_obeyed(visit):
