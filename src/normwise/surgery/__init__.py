@@ -1,0 +1,1 @@
+"""Surgery: change the normalization of a model that exists."""

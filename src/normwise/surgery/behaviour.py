@@ -1,0 +1,125 @@
+"""Does a module compute what a description says? Run a copy and compare."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from normwise.functional import normalize
+
+if TYPE_CHECKING:
+    from normwise.surgery.layers import NormLayer
+
+# Hand-written layers often compute in float32 inside; any real difference in the formula is far larger.
+_TOLERANCE = 1e-4
+
+
+def is_ours(module: torch.nn.Module) -> bool:
+    """Whether a module's class is one of this package's.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> is_ours(torch.nn.BatchNorm2d(3))
+        False
+    """
+    return any(cls.__module__.startswith("normwise.") for cls in type(module).__mro__)
+
+
+def agrees(module: torch.nn.Module, layer: NormLayer) -> bool:
+    """Whether a module's output, in training and in evaluation, is what the description's formula gives.
+
+    A copy is run in float64 on the CPU, with random parameters (a weight of 0 would agree with anything) and without
+    hooks; the module itself is not touched.
+
+    Args:
+        module: the module.
+        layer: its description.
+
+    Returns:
+        Whether they agree to a relative 1e-4; ``False`` also where the copy cannot be made or run.
+
+    Example:
+        >>> from normwise.surgery.layers import describe
+        >>> agrees(torch.nn.BatchNorm2d(3), describe(torch.nn.GroupNorm(3, 3)))
+        False
+    """
+    try:
+        twin = _twin(module)
+        # Synchronized layers train on accelerators only; their evaluation has to do.
+        modes = (False,) if layer.synced else (False, True)
+        return all(_difference(twin, layer, training) < _TOLERANCE for training in modes)
+    except Exception:  # whatever a foreign forward raises, it did not agree
+        return False
+
+
+def _twin(module: torch.nn.Module) -> torch.nn.Module:
+    twin = copy.deepcopy(module).to("cpu", torch.float64)
+    for part in twin.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            hooks.clear()
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(twin, name, None)
+            if tensor is not None:
+                values = torch.randn(tensor.shape, generator=random, dtype=tensor.dtype)
+                tensor.copy_(values.square() + 0.5 if name == "running_var" else values)
+    return twin
+
+
+def _difference(twin: torch.nn.Module, layer: NormLayer, training: bool) -> float:
+    """Greatest difference between the copy and the formula, relative to the greatest value."""
+    x = _sample(layer)
+    twin.eval()
+    twin.training = training  # of the layer alone: a fused dropout stays off
+    with torch.no_grad():
+        wanted = _formula(x, twin, layer, training)
+        for name, _ in layer.tail:
+            wanted = twin.get_submodule(name)(wanted)
+        before = None if layer.running_mean is None else twin.running_mean.clone()  # type: ignore[operator, union-attr]
+        got = twin.forward(x.clone())
+        if layer.frozen and not torch.equal(before, twin.running_mean):  # type: ignore[arg-type]
+            return float("inf")
+    if got.shape != wanted.shape:
+        return float("inf")
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def _sample(layer: NormLayer) -> Tensor:
+    """Random input of the layer's kind; small enough that eps shows in the result."""
+    spatial = (5, 7, 3)[: 2 if layer.dim is None else layer.dim]
+    shape = (3, layer.channels, *spatial) if layer.channel_axis == 1 else (3, 5, layer.channels)
+    return 0.03 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.01
+
+
+def _formula(x: Tensor, twin: torch.nn.Module, layer: NormLayer, training: bool) -> Tensor:
+    weight, bias = (getattr(twin, name, None) for name in ("weight", "bias"))
+    if layer.per_token:
+        x = x.movedim(layer.channel_axis, -1)
+        moment = x.square().mean(-1, keepdim=True) if layer.method == "rms" else x.var(-1, correction=0, keepdim=True)
+        y = (x if layer.method == "rms" else x - x.mean(-1, keepdim=True)) * torch.rsqrt(moment + layer.eps)
+        y = y if weight is None else y * weight
+        return (y if bias is None else y + bias).movedim(-1, layer.channel_axis)
+    stored = layer.running_mean is not None and (layer.frozen or not training)
+    extra = {n: getattr(twin, n) for n in ("over", "mean_weight", "var_weight", "variance") if hasattr(twin, n)}
+    return normalize(
+        x,
+        layer.method,
+        weight=weight,
+        bias=bias,
+        eps=layer.eps,
+        num_groups=layer.num_groups or 1,
+        running_mean=twin.running_mean if stored else None,  # type: ignore[arg-type]
+        running_var=twin.running_var if stored else None,  # type: ignore[arg-type]
+        use_running=stored,
+        activation=layer.activation,
+        **extra,
+    )

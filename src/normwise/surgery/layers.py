@@ -1,0 +1,293 @@
+"""What a normalization layer is, whoever wrote it: found by type and behaviour, never by its name in the model.
+
+Names lie (one network calls its layer norms ``bn1``), and so do types: ``timm.layers.LayerNorm2d`` is a
+``torch.nn.LayerNorm`` that normalizes another axis. So a class that is not torch's own or ours is probed: a copy with
+random parameters is run on random input and compared with the formula it claims to compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
+
+from normwise import nn
+from normwise.surgery import behaviour, layouts
+
+
+@dataclass(frozen=True, eq=False)
+class NormLayer:
+    """One normalization layer as surgery sees it; the tensors are the layer's own, not copies.
+
+    ``method`` is a key of ``METHODS`` or ``"rms"``. ``channel_axis`` is 1 or -1. ``per_token`` layers take their
+    statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts the spatial axes,
+    ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in training. ``tail``
+    holds the children that the layer applies to its result (timm's ``drop`` and ``act``), by name, in order;
+    ``activation`` is our own fused one. ``problem`` says why surgery must not touch a layer that it cannot prove.
+
+    Example:
+        >>> describe(torch.nn.GroupNorm(4, 8)).num_groups
+        4
+    """
+
+    method: str
+    channels: int
+    eps: float
+    momentum: float | None = 0.1
+    num_groups: int | None = None
+    channel_axis: int = 1
+    per_token: bool = False
+    dim: int | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+    frozen: bool = False
+    synced: bool = False
+    tail: tuple[tuple[str, torch.nn.Module], ...] = ()
+    activation: str | None = None
+    problem: str | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The layer's floating-point tensors by name, those it has."""
+        named = {n: getattr(self, n) for n in ("weight", "bias", "running_mean", "running_var")}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; ``None`` where it has none."""
+        return next((t.device for t in self.tensors.values()), None)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of its tensors; ``None`` where it has none."""
+        return next((t.dtype for t in self.tensors.values()), None)
+
+
+class Found(NamedTuple):
+    """A layer in a model: every name it is registered under, the module, its description.
+
+    Example:
+        >>> find(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))[0].names
+        ['0']
+    """
+
+    names: list[str]
+    module: torch.nn.Module
+    layer: NormLayer
+
+
+def describe(module: torch.nn.Module) -> NormLayer | None:
+    """Describe a module if it is a normalization layer.
+
+    torch's, our and timm's classes are known, frozen batch norms and hand-written layer or RMS norms are recognized by
+    what they compute. A subclass whose ``forward`` computes something else is described with a ``problem``.
+
+    Args:
+        module: any module; it is not run and not changed (a copy may be).
+
+    Returns:
+        The description, or ``None`` where the module is no normalization layer.
+
+    Example:
+        >>> describe(torch.nn.BatchNorm2d(3)).method
+        'batch'
+        >>> describe(torch.nn.ReLU()) is None
+        True
+    """
+    layer = _by_type(module)
+    if layer is not None:
+        if type(module) in _EXACT and "forward" not in vars(module):
+            return layer
+        return _proven(module, layer) or _unproven(module, layer)
+    layer = _by_structure(module)
+    return None if layer is None else _proven(module, layer)
+
+
+def find(model: torch.nn.Module) -> list[Found]:
+    """Find every normalization layer of a model, a shared one once under all its names.
+
+    Args:
+        model: any module, itself included (under the name ``""``).
+
+    Returns:
+        The layers in the order of registration.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm1d(3)
+        >>> [found.names for found in find(torch.nn.Sequential(norm, torch.nn.ReLU(), norm))]
+        [['0', '2']]
+    """
+    seen: dict[int, Found | None] = {}
+    inside: set[int] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) not in seen:
+            layer = None if id(module) in inside else describe(module)
+            seen[id(module)] = None if layer is None else Found([], module, layer)
+            if layer is not None:
+                inside.update(id(child) for child in module.modules())
+        found = seen[id(module)]
+        if found is not None:
+            found.names.append(name)
+    return [found for found in seen.values() if found is not None]
+
+
+def replace(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> torch.nn.Module:
+    """Put ``new`` wherever ``old`` is registered in a model.
+
+    Args:
+        model: changed in place.
+        old: the module to take out.
+        new: the module to put in.
+
+    Returns:
+        The model; ``new`` where ``old`` was the model itself.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.ReLU())
+        >>> replace(model, model[0], torch.nn.SiLU())
+        Sequential(
+          (0): SiLU()
+        )
+    """
+    if model is old:
+        return new
+    for parent, name in _places(model, old):
+        parent._modules[name] = new
+    return model
+
+
+def _places(model: torch.nn.Module, wanted: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+    """Every parent and name under which a module is registered."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is wanted:
+                yield parent, name
+
+
+_EXACT: set[type] = {
+    *(getattr(torch.nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)),
+    *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
+    *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *layouts.CLASSES.values()),
+}
+
+_DIMS: dict[type, int] = {
+    **{getattr(torch.nn, f"{kind}{d}d"): d for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)},
+    **{getattr(nn, f"SwitchableNorm{d}d"): d for d in (1, 2, 3)},
+}
+
+
+def _by_type(module: torch.nn.Module) -> NormLayer | None:
+    """What a module's class says that it is."""
+    if isinstance(module, layouts.ChannelAffine):
+        return _common(module, module.method, module.num_features, eps=0.0)
+    if isinstance(module, nn.SwitchableNorm):
+        return _common(module, "switchable", module.num_features, num_groups=module.num_groups)
+    if isinstance(module, _BatchNorm):
+        return _common(module, "batch", module.num_features, synced=isinstance(module, torch.nn.SyncBatchNorm))
+    if isinstance(module, _InstanceNorm):
+        return _common(module, "instance", module.num_features)
+    if isinstance(module, torch.nn.GroupNorm):
+        return _common(module, _group_method(module), module.num_channels, num_groups=module.num_groups)
+    if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
+        method = "layer" if isinstance(module, torch.nn.LayerNorm) else "rms"
+        shape = tuple(module.normalized_shape)
+        several = f"its weight has one entry per element of {shape}, not one per channel"
+        channels, problem = (shape[0], None) if len(shape) == 1 else (shape[0], several)
+        eps = torch.finfo(_dtype(module)).eps if module.eps is None else module.eps
+        return _common(module, method, channels, channel_axis=-1, per_token=True, problem=problem, eps=eps)
+    return None
+
+
+def _group_method(module: torch.nn.GroupNorm) -> str:
+    # By behaviour: one group is layer norm, a group per channel is instance norm.
+    if module.num_groups == 1:
+        return "layer"
+    return "instance" if module.num_groups == module.num_channels else "group"
+
+
+def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -> NormLayer:
+    """Read what layers name alike; ``known`` says the rest."""
+    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    problem = known.pop("problem", None)
+    if parametrize.is_parametrized(module):
+        problem = "it is parametrized (torch.nn.utils.parametrize); remove the parametrizations first"
+    if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        problem = "it is lazy and does not know its channels yet; run the model once first"
+    values = {name: getattr(module, name, None) for name in names} if problem is None else {}
+    tail = tuple((n, m) for n, m in module.named_children() if not isinstance(m, torch.nn.Identity))
+    fields: dict = {
+        "eps": getattr(module, "eps", 0.0),
+        "momentum": getattr(module, "momentum", 0.1),
+        "dim": next((d for cls, d in _DIMS.items() if isinstance(module, cls)), None),
+        "activation": getattr(module, "activation", None) if behaviour.is_ours(module) else None,
+        "channel_axis": -1 if getattr(module, "layout", None) == "last" else 1,
+    }
+    if isinstance(module, layouts.Adapted):
+        fields["dim"] = None
+    return NormLayer(method, channels, problem=problem, tail=tail, **fields | values | known)
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    weight = getattr(module, "weight", None)
+    return torch.float32 if weight is None else weight.dtype
+
+
+def _by_structure(module: torch.nn.Module) -> NormLayer | None:
+    """What a module's tensors suggest that it is; to be proven by running it."""
+    if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
+        return None
+    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    floats = {name: tensor for name, tensor in own.items() if name != "num_batches_tracked"}
+    if not floats or any(t.ndim != 1 or t.shape != next(iter(floats.values())).shape for t in floats.values()):
+        return None
+    channels = len(next(iter(floats.values())))
+    if set(floats) == {"weight", "bias", "running_mean", "running_var"}:
+        return _common(module, "batch", channels, eps=_eps(module), frozen=True)
+    if set(floats) in ({"weight"}, {"weight", "bias"}):
+        method = "layer" if "bias" in floats else "rms"
+        return _common(module, method, channels, eps=_eps(module), channel_axis=-1, per_token=True)
+    return None
+
+
+def _eps(module: torch.nn.Module) -> float:
+    """The one small number among a module's attributes."""
+    small = [v for v in vars(module).values() if isinstance(v, float) and 0 < v < 0.05]
+    return small[0] if small else 0.0
+
+
+def _proven(module: torch.nn.Module, layer: NormLayer) -> NormLayer | None:
+    """The reading of a module that its output agrees with, if there is one."""
+    if layer.problem is not None:
+        return None
+    readings = [reading for reading in _readings(layer) if behaviour.agrees(module, reading)]
+    if not readings:
+        return None
+    dims = {reading.dim for reading in readings if reading.frozen == readings[0].frozen}
+    return readings[0] if len(dims) == 1 else with_changes(readings[0], dim=None)
+
+
+def _readings(layer: NormLayer) -> list[NormLayer]:
+    """What a layer of this kind may be; the likeliest first."""
+    if layer.per_token:
+        other = "rms" if layer.method == "layer" else "layer"
+        ways = [(method, axis) for method in (layer.method, other) for axis in (-1, 1)]
+        return [with_changes(layer, method=method, channel_axis=axis) for method, axis in ways]
+    if layer.frozen:
+        return [with_changes(layer, dim=dim, frozen=frozen) for frozen in (True, False) for dim in (2, 1, 3)]
+    return [layer]
+
+
+def _unproven(module: torch.nn.Module, layer: NormLayer) -> NormLayer:
+    doubt = f"{type(module).__qualname__}.forward does not compute {layer.method} norm alone"
+    return with_changes(layer, problem=layer.problem or doubt)

@@ -1,0 +1,176 @@
+"""Layers that fit into the place of another: any number of axes, channels last, and what the old layer did afterwards.
+
+Their state_dict keys are those of the plain layers, so that a converted model's checkpoint differs from the original's
+only where the method differs. Each takes the plain layer's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise import nn
+from normwise.functional import normalize
+from normwise.nn.batchnorm import _BatchNorm
+from normwise.nn.instancenorm import _InstanceNorm
+
+# The name in this module, which is what the forward passes below look up.
+torch.fx.wrap("normalize")
+
+
+class Adapted(torch.nn.Module):
+    """What the layers of this module share: ``layout`` and the children that follow the normalization.
+
+    ``layout`` is ``"first"`` for (N, C, ...) or ``"last"`` for (N, ..., C). A subclass says in ``_compute`` how it
+    normalizes (N, C, ...).
+
+    Example:
+        >>> layer = GroupNormNd(2, 6).adapt("last")
+        >>> layer(torch.randn(4, 9, 6)).shape
+        torch.Size([4, 9, 6])
+    """
+
+    layout: str = "first"
+
+    def adapt(self, layout: str, tail: Iterable[tuple[str, torch.nn.Module]] = ()) -> Adapted:
+        """Set the layout, and the modules that follow under the names they had.
+
+        Args:
+            layout: ``"first"`` or ``"last"``.
+            tail: names and modules, in order.
+
+        Returns:
+            The layer itself.
+
+        Example:
+            >>> ChannelAffine(3).adapt("first", [("act", torch.nn.GELU())]).act
+            GELU(approximate='none')
+        """
+        self.layout = layout
+        for name, module in tail:
+            self.add_module(name, module)
+        return self
+
+    def forward(self, input: Tensor, **masks: Tensor | None) -> Tensor:
+        """Normalize ``input``, then apply what follows."""
+        y = self._compute(_channels_first(input, self.layout), **masks)
+        y = _as_before(y, input, self.layout)
+        for module in self.children():
+            y = module(y)
+        return y
+
+    def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
+        return super().forward(x, **masks)  # type: ignore[misc]
+
+
+@torch.fx.wrap
+def _channels_first(x: Tensor, layout: str) -> Tensor:
+    """(N, ..., C) as (N, C, L); (N, C) has no axis to move."""
+    if layout == "first" or x.ndim == 2:
+        return x
+    return x.flatten(1, -2).transpose(1, 2)
+
+
+@torch.fx.wrap
+def _as_before(y: Tensor, x: Tensor, layout: str) -> Tensor:
+    if layout == "first" or x.ndim == 2:
+        return y
+    return y.transpose(1, 2).reshape(x.shape)
+
+
+class BatchNormNd(Adapted, _BatchNorm):
+    """Batch normalization of any number of axes, none but the channels included.
+
+    Example:
+        >>> BatchNormNd(3)(torch.randn(2, 3, 4, 5)).shape
+        torch.Size([2, 3, 4, 5])
+    """
+
+    _dims = (2, 3, 4, 5)
+
+
+class InstanceNormNd(Adapted, _InstanceNorm):
+    """Instance normalization of any number of axes; always with a batch axis: (N, C) is refused, not taken for (C, L).
+
+    Example:
+        >>> InstanceNormNd(3)(torch.randn(2, 3, 4, 5)).shape
+        torch.Size([2, 3, 4, 5])
+    """
+
+    def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
+        options: dict[str, Any] = {"activation": self.activation, **masks}
+        return self._normalize(x, "instance", 0.0 if self.momentum is None else self.momentum, False, **options)
+
+
+class GroupNormNd(Adapted, nn.GroupNorm):
+    """Group normalization where channels may come last; with one group, layer normalization.
+
+    Example:
+        >>> GroupNormNd(1, 6)(torch.randn(2, 6)).shape
+        torch.Size([2, 6])
+    """
+
+
+class SwitchableNormNd(Adapted, nn.SwitchableNorm):
+    """Switchable normalization of any number of axes.
+
+    Example:
+        >>> SwitchableNormNd(3)(torch.randn(2, 3, 4, 5)).shape
+        torch.Size([2, 3, 4, 5])
+    """
+
+    _dims = (2, 3, 4, 5)
+
+
+class ChannelAffine(Adapted):
+    """What is left of a normalization layer when the normalization is taken out: y = weight · x + bias, per channel.
+
+    It keeps a network's function where that can be kept (an evaluated batch norm *is* such a map), and the place where
+    another method can be put back. ``method`` is ``"none"``, or ``"weight"`` where weight norm took over.
+
+    Example:
+        >>> ChannelAffine(2)(torch.ones(1, 2, 3)).shape
+        torch.Size([1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        method: str = "none",
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.activation = activation
+        self.method = method
+        kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = torch.nn.Parameter(torch.ones(num_features, **kwargs)) if affine else None
+        self.bias = torch.nn.Parameter(torch.zeros(num_features, **kwargs)) if affine and bias else None
+
+    def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
+        if self.weight is None and self.bias is None and self.activation is None:
+            return x
+        return normalize(x, "none", weight=self.weight, bias=self.bias, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"{self.num_features}, affine={self.weight is not None}, method={self.method!r}"
+
+
+CLASSES: dict[str, type[Adapted]] = {
+    "batch": BatchNormNd,
+    "instance": InstanceNormNd,
+    "group": GroupNormNd,
+    "layer": GroupNormNd,
+    "switchable": SwitchableNormNd,
+    "none": ChannelAffine,
+    "weight": ChannelAffine,
+}
