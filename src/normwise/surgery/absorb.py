@@ -1,0 +1,180 @@
+"""The algebra of folding: a convolution or linear layer takes over the affine map per channel beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+ABSORBERS: tuple[type[nn.Module], ...] = (*_CONVS, nn.Linear)
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Whether a module is one of torch's convolutions.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> is_conv(nn.Conv1d(1, 1, 1)), is_conv(nn.Linear(1, 1))
+        (True, False)
+    """
+    return isinstance(module, _CONVS)
+
+
+def out_features(module: nn.Module) -> int:
+    """How many channels a convolution or linear layer gives.
+
+    Args:
+        module: the layer.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> out_features(nn.Linear(2, 3))
+        3
+    """
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels  # type: ignore[return-value]
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why a layer's weights cannot take anything over, if so.
+
+    Args:
+        module: a convolution or linear layer.
+
+    Returns:
+        The reason, or ``None``.
+
+    Example:
+        >>> why_not(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        'is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first'
+    """
+    if parametrize.is_parametrized(module):
+        return "is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
+    if type(module) not in ABSORBERS or "forward" in vars(module):
+        return f"is a {type(module).__qualname__} with a forward of its own"
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "has hooks"
+    return None
+
+
+def absorb_after(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Make a layer compute ``layer(x) · scale + shift``.
+
+    Formula: W′[o, …] = scale[o] W[o, …], b′ = scale b + shift.
+
+    Args:
+        module: a convolution or linear layer, changed in place.
+        scale: (out,), float64.
+        shift: (out,), float64.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
+        >>> absorb_after(layer, torch.tensor([2.0]).double(), torch.tensor([5.0]).double())
+        >>> layer(torch.ones(1, 2)).item()
+        9.0
+    """
+    weight, bias = _parameters(module)
+    if isinstance(module, _TRANSPOSED):
+        # (in, out / groups, …): the input channels of group g lead to the output channels of group g.
+        groups = weight.reshape(module.groups, -1, *weight.shape[1:])
+        factor = scale.reshape(module.groups, 1, -1, *[1] * (weight.ndim - 2))
+        weight = (groups * factor).reshape(weight.shape)
+    else:
+        weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    _store(module, weight, bias * scale + shift)
+
+
+def absorb_before(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Make a layer compute ``layer(x · scale + shift)``; borders are the caller's to think of.
+
+    Formula: W′[o, i, …] = W[o, i, …] scale[i], b′[o] = b[o] + Σᵢ Σ… W[o, i, …] shift[i].
+
+    Args:
+        module: a convolution or linear layer, changed in place.
+        scale: (in,), float64.
+        shift: (in,), float64; zeros for a transposed convolution, unless it is 1×1 with stride 1.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
+        >>> absorb_before(layer, torch.tensor([2.0, 3.0]).double(), torch.tensor([0.0, 1.0]).double())
+        >>> layer(torch.ones(1, 2)).item()
+        6.0
+    """
+    weight, bias = _parameters(module)
+    if isinstance(module, _TRANSPOSED):
+        moved = (weight * _along(shift, 0, weight.ndim)).reshape(module.groups, -1, weight[0].numel())
+        spread = moved.sum(1).reshape(bias.shape[0], -1).sum(1)
+        weight = weight * _along(scale, 0, weight.ndim)
+    else:
+        groups = getattr(module, "groups", 1)
+        # (groups, out / groups, in / groups, …), so that each group meets its own input channels.
+        split = weight.reshape(groups, -1, *weight.shape[1:])
+        per_input = (groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+        spread = (split * shift.reshape(per_input)).flatten(2).sum(2).reshape(-1)
+        weight = (split * scale.reshape(per_input)).reshape(weight.shape)
+    _store(module, weight, bias + spread)
+
+
+def border_problem(module: nn.Module, shift: Tensor) -> str | None:
+    """Why a layer cannot take over a shift that comes before it, if so: zeros that it adds itself are not shifted.
+
+    Args:
+        module: the layer.
+        shift: (in,).
+
+    Returns:
+        The reason, or ``None``.
+
+    Example:
+        >>> border_problem(nn.Conv2d(1, 1, 3, padding=1), torch.ones(1))
+        'pads with zeros, which the shift would not reach'
+        >>> border_problem(nn.Conv2d(1, 1, 3), torch.ones(1)) is None
+        True
+    """
+    if isinstance(module, nn.Linear) or not bool(shift.any()):
+        return None
+    conv: Any = module
+    if isinstance(module, _TRANSPOSED):
+        plain = all(k == 1 for k in conv.kernel_size) and all(s == 1 for s in conv.stride) and not any(conv.padding)
+        return None if plain else "spreads its input over zeros, which the shift would not reach"
+    same = conv.padding == "same" and any(k > 1 for k in conv.kernel_size)
+    pads = same if isinstance(conv.padding, str) else any(conv.padding)
+    if pads and conv.padding_mode == "zeros":
+        return "pads with zeros, which the shift would not reach"
+    return None
+
+
+def _along(vector: Tensor, axis: int, ndim: int) -> Tensor:
+    return vector.reshape([-1 if a == axis else 1 for a in range(ndim)])
+
+
+def _parameters(module: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias in float64 on the CPU; a missing bias as zeros."""
+    weight = module.weight.detach().cpu().double()
+    bias = module.bias
+    zeros = weight.new_zeros(out_features(module))
+    return weight, bias.detach().cpu().double() if isinstance(bias, Tensor) else zeros
+
+
+def _store(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Write in place, so that an optimizer still holds the weight; a bias that was missing is a new parameter."""
+    old = module.weight
+    assert isinstance(old, nn.Parameter)
+    with torch.no_grad():
+        old.copy_(weight)
+        if isinstance(module.bias, nn.Parameter):
+            module.bias.copy_(bias)
+        else:
+            module.bias = nn.Parameter(bias.to(old), requires_grad=old.requires_grad)

@@ -1,0 +1,392 @@
+"""Fold batch norms into the convolutions and linear layers beside them, where that is provably the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from normwise import ops
+from normwise.errors import NormwiseError, NormwiseWarning
+from normwise.surgery import graph
+from normwise.surgery.absorb import (
+    ABSORBERS,
+    absorb_after,
+    absorb_before,
+    border_problem,
+    is_conv,
+    out_features,
+    why_not,
+)
+from normwise.surgery.graph import Unprovable
+from normwise.surgery.layers import Found, NormLayer, replace
+from normwise.surgery.running import Left, deep_copy, evaluating, run_on, tensors_in, unwrapped
+from normwise.surgery.selection import Where, chosen
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One layer that is gone: ``into`` took it over, ``side`` says whether that came before it or after it.
+
+    Example:
+        >>> Folded("bn1", into="conv1", side="before").through
+        []
+    """
+
+    layer: str
+    into: str
+    side: str
+    through: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What :func:`fold` did; ``print`` it for a table.
+
+    ``error`` is the largest change of the output on the example inputs over its largest value, ``None`` without them.
+    ``notes`` hold what the proof rests on, where that is not the whole model in every use.
+
+    Example:
+        >>> print(Folding([Folded("bn", "conv", "before")], [Left("bn2", "is in training mode")], error=1e-7))
+        folded 1 layer, output changed by 1e-07 of its largest value
+          bn -> conv (before it)
+        left alone:
+          bn2  is in training mode
+    """
+
+    folded: list[Folded]
+    left: list[Left]
+    error: float | None
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Give a table."""
+        changed = "not checked: no example_inputs" if self.error is None else f"{self.error:.2g} of its largest value"
+        lines = [f"folded {len(self.folded)} layer{'' if len(self.folded) == 1 else 's'}, output changed by {changed}"]
+        if self.error is None:
+            lines[0] = lines[0].replace("changed by ", "")
+        for row in self.folded:
+            through = f", through {', '.join(row.through)}" if row.through else ""
+            lines.append(f"  {row.layer} -> {row.into} ({row.side} it{through})")
+        if self.left:
+            lines += ["left alone:", *(f"  {left.layer}  {left.reason}" for left in self.left)]
+        return "\n".join([*lines, *self.notes])
+
+
+def fold(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    where: Where = None,
+    tolerance: float | None = None,
+    copy: bool = False,
+    report: Callable[[Folding], object] | None = None,
+) -> nn.Module:
+    """Let convolutions and linear layers take over the batch norms beside them, for inference at no cost.
+
+    Formula: in evaluation y = s·x + t with s = weight / √(running_var + eps), t = bias − s·running_mean. A layer before
+    it takes W′ = s·W, b′ = s·b + t; a layer after it W′ = W·s, b′ = b + Σ W·t. Computed in float64.
+
+    Foldable are batch norms (torch's, ours, frozen ones), tracked instance norms and what is left of removed ones, and
+    switchable norms whose only member is batch, all in evaluation mode; their activation stays. The order of the layers
+    is read from a torch.fx trace. A layer is left alone, with the reason in the report, unless the trace proves the
+    result equal: other consumers, shared modules, anything in between that mixes channels, zero padding after a shift,
+    hooks and parametrizations all stand in the way. A model that cannot be traced as a whole is folded inside those
+    parts that can be; that needs ``example_inputs``, and the report says so.
+
+    The names of the layers stay (an identity stands there), state_dict loses the norms' keys.
+
+    Args:
+        model: changed in place; call ``.eval()`` first.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones. With them the output is compared, and
+            the way through reshapes and into linear layers can be followed.
+        where: a name pattern or predicate ``(name, layer) -> bool``; default every layer that can be folded.
+        tolerance: the largest accepted change of the output over its largest value; default by the output's dtype:
+            1e-10 for float64, 1e-4 for float32, 0.02 for half types.
+        copy: leave ``model`` alone and fold a deep copy.
+        report: called with the :class:`Folding`: ``print``, or a list's ``append``.
+
+    Returns:
+        The model, or the copy.
+
+    Warns a :class:`NormwiseWarning` where no layer at all could be folded.
+
+    Raises:
+        NormwiseError: the output changed by more than ``tolerance``; the model is as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> fold(model, torch.randn(2, 3, 8, 8), report=lambda r: print(r.folded[0].into, r.error < 1e-6))
+        0 True
+        Sequential(
+          (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+    """
+    model = deep_copy(model) if copy else model
+    surgeon = _Surgeon(unwrapped(model), where)
+    before = surgeon.observe(example_inputs) if example_inputs is not None else None
+    folded, left = surgeon.fold_all()
+    error = None
+    if before is not None:
+        with evaluating(surgeon.model):
+            error, limit = _change(before, run_on(surgeon.model, example_inputs), tolerance)
+        if not error <= limit:
+            surgeon.undo()
+            raise NormwiseError(
+                f"folding changed the output by {error:.3g} of its largest value, more than tolerance={limit:g}, and "
+                "was undone. Folded were "
+                + ", ".join(f"{f.layer} into {f.into}" for f in folded)
+                + "; choose with where="
+            )
+    if left and not folded:
+        first = f"{left[0].layer}: {left[0].reason}"
+        warnings.warn(f"nothing was folded ({len(left)} left alone); {first}", NormwiseWarning, stacklevel=2)
+    if report is not None:
+        report(Folding(folded, left, error, surgeon.notes()))
+    return model
+
+
+class _Surgeon:
+    """Holds what is known of a model while its layers are folded one by one, and how to undo that."""
+
+    def __init__(self, model: nn.Module, where: Where) -> None:
+        self.model = model
+        self.found = list(chosen(model, where))
+        self.order = graph.trace(model, {f.module for f in chosen(model)})
+        self.names = {m: name for name, m in model.named_modules()}
+        self.shapes: dict[nn.Module, torch.Size] = {}
+        self._undo: list[Callable[[], object]] = []
+        owners: dict[int, set[nn.Module]] = {}
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                owners.setdefault(id(parameter), set()).add(module)
+        self._tied = {p for p, modules in owners.items() if len(modules) > 1}
+
+    def observe(self, example_inputs: Any) -> list[Tensor]:
+        """Run the model: its outputs, and the shape that each norm sees."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                self.shapes.setdefault(module, args[0].shape)
+
+        handles = [found.module.register_forward_pre_hook(hook) for found in self.found]
+        try:
+            with evaluating(self.model):
+                return [t.clone() for t in tensors_in(run_on(self.model, example_inputs))]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def fold_all(self) -> tuple[list[Folded], list[Left]]:
+        """Fold whatever can be proven."""
+        folded, left = [], []
+        for found in self.found:
+            if found.layer.method not in {"batch", "none", "weight"} and found.layer.running_mean is None:
+                continue
+            try:
+                folded.append(self._fold(found))
+            except Unprovable as obstacle:
+                left.append(Left(found.names[0], str(obstacle)))
+        return folded, left
+
+    def undo(self) -> None:
+        """Give everything back, last change first."""
+        while self._undo:
+            self._undo.pop()()
+
+    def notes(self) -> list[str]:
+        """What the proof rests on beside the trace."""
+        if self.order.assumed:
+            return [f"proven for calls with {self.order.assumed}"]
+        if self.order.failure:
+            return [f"traced in parts only, and compared on the example inputs ({self.order.failure})"]
+        return []
+
+    def _fold(self, found: Found) -> Folded:
+        layer, module = found.layer, found.module
+        scale, shift = _evaluated_affine(layer, module)
+        node = self._only_call(module, "it")
+        if self.order.failure and module not in self.shapes:
+            raise Unprovable(
+                f"the model cannot be traced as a whole ({self.order.failure}); give example_inputs that run this "
+                "layer, so that the result can be compared"
+            )
+        try:
+            target, through = self._target_before(found, node)
+            absorb, side = absorb_after, "before"
+        except Unprovable as not_before:
+            try:
+                target, through, source = self._target_after(found, node, scale, shift)
+            except Unprovable as not_after:
+                raise Unprovable(f"before it: {not_before}; after it: {not_after}") from None
+            scale, shift = scale[source], shift[source]
+            absorb, side = absorb_before, "after"
+        self._remember(target, found.module)
+        absorb(target, scale, shift)
+        self.order.modules[node] = remainder = _remainder(layer)
+        replace(self.model, module, remainder)
+        return Folded(found.names[0], self.names[target], side, [graph.title(n, self.order) for n in through])
+
+    def _target_before(self, found: Found, node: fx.Node) -> tuple[nn.Module, list[fx.Node]]:
+        source, through = graph.before(node, self.order)
+        target = self._absorber(source)
+        if out_features(target) != found.layer.channels:
+            raise Unprovable(f"{self.names[target]} gives {out_features(target)} channels")
+        if isinstance(target, nn.Linear):
+            self._require_linear_axis(found)
+        elif found.layer.channel_axis != 1:
+            raise Unprovable(f"{self.names[target]} has its channels along another axis")
+        return target, through
+
+    def _target_after(
+        self, found: Found, node: fx.Node, scale: Tensor, shift: Tensor
+    ) -> tuple[nn.Module, list[fx.Node], Tensor]:
+        if found.layer.activation or found.layer.tail:
+            raise Unprovable("its own activation comes first")
+        end, through = graph.after(node, self.order, lambda m: isinstance(m, ABSORBERS))
+        target = self._absorber(end)
+        if any(graph.takes_max(n, self.order) for n in through) and not bool((scale > 0).all()):
+            raise Unprovable("a maximum is taken after it, and not all of its scales are positive")
+        source = self._channel_sources(found, node, through, end)
+        problem = border_problem(target, shift[source])
+        if problem is not None:
+            raise Unprovable(f"{self.names[target]} {problem}")
+        return target, through, source
+
+    def _channel_sources(self, found: Found, node: fx.Node, through: list[fx.Node], end: fx.Node) -> Tensor:
+        target = self.order.modules[end]
+        if found.module in self.shapes and found.layer.channel_axis == 1:
+            return graph.sources(node, through, end, self.order, self.shapes[found.module])
+        plain = not through or all(isinstance(self.order.modules.get(n), nn.Identity) for n in through)
+        if isinstance(target, nn.Linear):
+            self._require_linear_axis(found)
+        if not plain or (is_conv(target) and found.layer.channel_axis != 1):
+            raise Unprovable("the way of its channels can be followed on example_inputs only")
+        return torch.arange(found.layer.channels)
+
+    def _absorber(self, node: fx.Node) -> nn.Module:
+        """The layer with weights that a node calls, if its weights may change."""
+        target = self.order.modules.get(node)
+        if not isinstance(target, ABSORBERS):
+            raise Unprovable(f"{graph.title(node, self.order)} is no convolution or linear layer")
+        name = self.names[target]
+        self._only_call(target, name)
+        reason = why_not(target)
+        if reason is None and any(id(p) in self._tied for p in target._parameters.values() if p is not None):
+            reason = "shares its weights with another layer"
+        if reason is None and any(read.rpartition(".")[0] == name for read in self.order.read):
+            reason = "has weights that the model also uses directly"
+        if reason is not None:
+            raise Unprovable(f"{name} {reason}")
+        return target
+
+    def _only_call(self, module: nn.Module, name: str) -> fx.Node:
+        calls = self.order.calls.get(module, [])
+        if len(calls) == 1:
+            return calls[0]
+        if calls:
+            raise Unprovable(f"{name} runs {len(calls)} times in a pass: it is shared")
+        why = f": {self.order.failure}" if self.order.failure else ""
+        raise Unprovable(f"no traced graph calls {name}{why}")
+
+    def _require_linear_axis(self, found: Found) -> None:
+        """A linear layer's features are the last axis; a norm's channels are that axis only without spatial ones."""
+        if found.layer.channel_axis == -1:
+            return
+        shape = self.shapes.get(found.module)
+        if shape is None:
+            raise Unprovable("beside a linear layer the number of axes decides: give example_inputs")
+        if len(shape) != 2:
+            raise Unprovable(f"its channels are axis 1 of {len(shape)}, the linear layer's features the last")
+
+    def _remember(self, target: Any, norm: nn.Module) -> None:
+        weight, bias = target.weight.detach().clone(), target.bias
+        values = bias.detach().clone() if isinstance(bias, Tensor) else None
+        places = [(p, n) for p in self.model.modules() for n, child in p._modules.items() if child is norm]
+
+        def back() -> None:
+            with torch.no_grad():
+                target.weight.copy_(weight)
+                if values is not None:
+                    bias.copy_(values)
+            target._parameters["bias"] = bias
+            for parent, name in places:
+                parent._modules[name] = norm
+
+        self._undo.append(back)
+
+
+def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel of a layer that is an affine map in evaluation, in float64."""
+    if layer.problem is not None:
+        raise Unprovable(layer.problem)
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise Unprovable("has hooks, which would be lost")
+    if layer.method == "switchable" and tuple(module.over) != ("batch",):
+        raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
+    one = torch.ones(layer.channels, dtype=torch.float64)
+    weight, bias = (None if t is None else t.detach().double().cpu() for t in (layer.weight, layer.bias))
+    shift = torch.zeros_like(one) if bias is None else bias
+    scale = one if weight is None else weight
+    if layer.method not in {"none", "weight"}:
+        if module.training and not layer.frozen:
+            raise Unprovable("is in training mode: call .eval() first")
+        if layer.running_mean is None or layer.running_var is None:
+            raise Unprovable("keeps no running statistics: in evaluation it normalizes by the batch")
+        mean, var = (t.detach().double().cpu() for t in (layer.running_mean, layer.running_var))
+        scale = scale * torch.rsqrt(var + layer.eps)
+        shift = shift - mean * scale
+    if not bool(scale.isfinite().all() and shift.isfinite().all()):
+        raise Unprovable("its statistics or parameters are not finite")
+    return scale, shift
+
+
+class _Activation(nn.Module):
+    """The fused activation of a layer that was folded away."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.activate(input, self.activation)
+
+    def extra_repr(self) -> str:
+        return repr(self.activation)
+
+
+def _remainder(layer: NormLayer) -> nn.Module:
+    """What stays in a folded layer's place: its activation and what it applied after, under the names it had."""
+    if not layer.tail:
+        return _Activation(layer.activation) if layer.activation else nn.Identity()
+    rest = nn.Sequential()
+    if layer.activation:
+        rest.append(_Activation(layer.activation))
+    for name, module in layer.tail:
+        rest.add_module(name, module)
+    return rest
+
+
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def _change(before: list[Tensor], output: Any, tolerance: float | None) -> tuple[float, float]:
+    """Largest change over largest value, of the worst of the outputs, and what is accepted."""
+    after = tensors_in(output)
+    worst, limit = 0.0, 0.0
+    for old, new in zip(before, after, strict=True):
+        limit = max(limit, _TOLERANCE.get(old.dtype, 0.02))
+        if old.numel() and old.is_floating_point():
+            old, new = old.double(), new.double()
+            size = old[old.isfinite()].abs().amax() if old.isfinite().any() else old.new_ones(())
+            # What was NaN or infinite before may stay so.
+            same = (old == new) | (old.isnan() & new.isnan())
+            error = (torch.where(same, 0, (new - old).abs()).amax() / size.clamp_min(1e-300)).item()
+            worst = error if not error <= worst else worst
+    return worst, limit if tolerance is None else tolerance
