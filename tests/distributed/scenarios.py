@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
+import normwise
+from normwise import nn
 from normwise.distributed import Sync
 from normwise.functional import normalize
 
@@ -89,3 +95,57 @@ def messages(rank: int, world_size: int) -> list[str]:
         setattr(dist, name, spy)
     one_step(rank, {"method": "switchable", "counts": [2, 1], "space": (3,)}, Sync())
     return said
+
+
+def model(kind: str = "ours") -> torch.nn.Module:
+    """A small network; ``torch`` has torch's batch norms, to be converted."""
+    torch.manual_seed(3)
+    batch = torch.nn.BatchNorm2d if kind == "torch" else nn.BatchNorm2d
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(CHANNELS, 6, 1),
+        batch(6),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(6, 5, 1),
+        nn.SwitchableNorm2d(5, activation="silu"),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(5, 2),
+        nn.BatchNorm1d(2),
+    ).double()
+
+
+def train(network: torch.nn.Module, batches: list[torch.Tensor], scale: float) -> None:
+    """A few steps on ``scale`` times the sum of the samples' losses."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for x in batches:
+        optimizer.zero_grad()
+        (network(x).square().sum() * scale).backward()
+        optimizer.step()
+
+
+def wrapped(rank: int, world_size: int, wrapper: str, kind: str, counts: list[int]) -> dict[str, torch.Tensor]:
+    """Train under a wrapper that averages gradients over ranks; give the full state afterwards."""
+    network = normwise.sync(model(kind))
+    if wrapper == "ddp":
+        shell: torch.nn.Module = DistributedDataParallel(network)
+    else:
+        for layer in network:
+            if isinstance(layer, (torch.nn.Conv2d, nn.SwitchableNorm2d, nn.BatchNorm2d)):
+                fully_shard(layer, mesh=init_device_mesh("cpu", (world_size,)))
+        shell = fully_shard(network, mesh=init_device_mesh("cpu", (world_size,)))
+    # Averaged over ranks, so that the whole is the mean over all samples: see docs/many-processes.md.
+    train(shell, [share(x, counts, rank) for x in epochs(counts)], world_size / sum(counts))
+    state = network.state_dict()
+    return {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
+
+
+def epochs(counts: list[int]) -> list[torch.Tensor]:
+    return [joined(counts, (2, 2), seed)[0] for seed in range(3)]
+
+
+def compiled(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A compiled synced layer, beside the same layer uncompiled."""
+    x, _ = joined([2, 3], (4,))
+    layer = normwise.sync(nn.BatchNorm1d(CHANNELS).double())
+    plain = layer(share(x, [2, 3], rank))
+    return torch.compile(layer, backend="eager")(share(x, [2, 3], rank)), plain

@@ -73,3 +73,21 @@ def test_groups_share_among_themselves_only() -> None:
 
 def test_one_message_forward_and_one_backward() -> None:
     assert run_ranks(scenarios.messages, 2) == [["all_gather", "reduce_scatter"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "kind", "counts"),
+    [("ddp", "torch", [3, 1]), ("ddp", "ours", [0, 4]), ("fsdp2", "torch", [3, 2]), ("ddp", "ours", [2, 0, 1, 3])],
+)
+def test_training_under_wrappers_equals_one_process(wrapper: str, kind: str, counts: list[int]) -> None:
+    ranks = run_ranks(scenarios.wrapped, len(counts), wrapper, kind, counts)
+    alone = scenarios.model(kind)
+    scenarios.train(alone, scenarios.epochs(counts), 1 / sum(counts))
+    for name, value in alone.state_dict().items():
+        for state in ranks:
+            torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_synced_layers_run_under_compile() -> None:
+    for compiled, plain in run_ranks(scenarios.compiled, 2):
+        torch.testing.assert_close(compiled, plain)
