@@ -129,7 +129,7 @@ def test_mixtures_are_averaged_over_complete_final_runs():
     [
         (samples.study(batch_sizes=(8,)), "Use batch norm", "Batch size 2"),
         (samples.study(methods=("none", "batch")), "Use batch norm", "Learned mixtures"),
-        (samples.all_diverged(), "Every run diverged", "advised, best"),
+        (samples.all_diverged(), "No run came through", "advised, best"),
         (samples.unfinished(), "No verdict yet", "Learning curves"),
         (samples.study(batch_sizes=(32,), seeds=1), "Seeds each 1", "Unfinished"),
     ],
@@ -147,6 +147,23 @@ def test_unmeasured_times_are_said_so():
     page = Page(report.html(dataclasses.replace(study, standings=standings)))
     assert "Not measured." in page.text
     assert not [a for _, a in page.tags if a.get("data-chart") in {"time", "memory", "tradeoff"}]
+
+
+def test_cautions_that_hold_everywhere_are_said_once():
+    study = samples.study()
+    verdicts = [dataclasses.replace(v, cautions=["quick run", *v.cautions]) for v in study.verdicts]
+    study = dataclasses.replace(study, verdicts=verdicts)
+    for text in (Page(report.html(study)).text, report.plain(study)):
+        assert text.count("quick run") == 1
+        assert text.count("One of three runs of batch norm diverged.") == 1
+
+
+def test_a_failed_trial_counts_as_lost_and_says_why():
+    study = samples.study()
+    failed = dataclasses.replace(study.trials[0], state="failed", reason="shapes do not fit")
+    text = Page(report.html(dataclasses.replace(study, trials=[failed]))).text
+    assert "All 1 trials, 1 of them diverged or failed" in text
+    assert "failed: shapes do not fit" in text
 
 
 def test_a_verdict_on_a_method_without_standing_is_drawn():

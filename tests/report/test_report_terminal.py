@@ -70,7 +70,7 @@ def test_colours_only_where_the_console_has_them(capsys):
 
 def test_all_diverged_advises_nothing():
     text = report.plain(samples.all_diverged())
-    assert "Batch size 2: every run diverged" in text
+    assert "Batch size 2: no run came through" in text
     assert "use group" not in text
     assert text.count("3/3") == 7
 

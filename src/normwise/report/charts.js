@@ -130,7 +130,7 @@
   function hover(s) {
     const lines = [`<b>${safe(s.method)}</b>`, `test ${interval(s.test)}`, `validation ${interval(s.valid)}`];
     if (s.behind) lines.push(`behind the best ${interval(s.behind)}`);
-    if (s.diverged) lines.push(`${s.diverged} of ${s.runs} runs diverged`);
+    if (s.diverged) lines.push(`${s.diverged} of ${s.runs} runs diverged or failed`);
     return lines.join("<br>");
   }
 
@@ -217,13 +217,14 @@
     const size = Number(chosen("curve-size")), measure = chosen("curve-measure"), loss = measure === "train_loss";
     const value = (p) => (p[measure] === null || (loss && p[measure] <= 0) ? null : loss ? p[measure] : score(p[measure]));
     const trials = study.trials.filter((t) => t.cell.stage === "final" && t.cell.batch_size === size && !hidden.has(t.cell.method));
-    const means = methods.map((method) => ({ method, points: averaged(trials.filter((t) => t.cell.method === method && t.state === "complete"), value) }));
+    const whole = trials.filter((t) => t.state === "complete");
+    const means = methods.map((method) => ({ method, points: averaged(whole.filter((t) => t.cell.method === method), value) }));
     const bold = means.filter((m) => m.points.length).map(({ method, points }) => ({
       x: points.map((p) => p.epoch), y: points.map((p) => p.y), mode: "lines+markers", line: { color: color(method), width: 2.4 },
       marker: { symbol: looks[method].symbol, color: color(method), opacity: 1, size: onlyLast(points, 11) }, cliponaxis: false, hoverinfo: "text",
       hovertext: points.map((p) => `<b>${safe(method)}</b>, mean of ${p.runs}<br>epoch ${significant(p.epoch)}: ${loss ? significant(p.y) : fixed(p.y)}`),
     }));
-    const range = curveRange(bold.length ? bold.flatMap((t) => t.y) : trials.flatMap((t) => t.curve.map(value)), loss);
+    const range = curveRange((whole.length ? whole : trials).flatMap((t) => t.curve.map(value)), loss);
     const faint = trials.map((t) => seedCurve(t, value, range)).filter(Boolean);
     return {
       traces: [...faint, ...bold],
@@ -247,7 +248,7 @@
       x: points.map((p) => p.x), y: points.map((p) => p.y), mode: lost ? "lines+markers" : "lines", opacity: lost ? 0.8 : 0.28, cliponaxis: !lost,
       line: { color: color(method), width: 1.2, dash: lost ? "dot" : "solid" }, hoverinfo: lost ? "text" : "skip",
       marker: { symbol: "x-thin", opacity: 1, line: { width: 2, color: color(method) }, size: onlyLast(points, 9) },
-      hovertext: `<b>${safe(method)}</b>, seed ${seed}<br>diverged${trial.reason ? `: ${safe(short(trial.reason, 80))}` : ""}`,
+      hovertext: `<b>${safe(method)}</b>, seed ${seed}<br>${safe(trial.state)}${trial.reason ? `: ${safe(short(trial.reason, 80))}` : ""}`,
     };
   }
 

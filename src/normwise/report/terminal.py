@@ -28,7 +28,10 @@ def render(study: Study) -> RenderableType:
         parts.append(Text("Unfinished: what follows covers the trials done so far.", style="bold yellow"))
     if not study.verdicts:
         parts.append(Text("No verdict yet."))
-    parts += [_verdict(group) for group in groups if group.verdict]
+    shared = view.shared_cautions(study)
+    parts += [_verdict(group, shared) for group in groups if group.verdict]
+    if shared:
+        parts.append(Padding(Group(*map(_caution, shared)), (0, 0, 1, 0)))
     for group in groups:
         if group.standings:
             parts.append(_Standings(group, scale))
@@ -52,12 +55,16 @@ def _plain(words: str, style: str = "") -> Text:
     return Text(formats.printable(words), style=style)
 
 
-def _verdict(group: view.Group) -> RenderableType:
+def _caution(words: str) -> Text:
+    return Text.assemble(("Caution: ", "yellow")).append_text(_plain(words))
+
+
+def _verdict(group: view.Group, shared: list[str]) -> RenderableType:
     verdict = group.verdict
     assert verdict is not None  # the caller's filter
     head = Text.assemble((f"Batch size {group.batch_size}: ", "bold"))
     if group.hopeless:
-        head.append("every run diverged", style="bold red")
+        head.append("no run came through", style="bold red")
     else:
         head.append_text(_plain(f"use {NAMES.get(verdict.use, verdict.use)}", "bold green"))
         head.append(
@@ -65,7 +72,7 @@ def _verdict(group: view.Group) -> RenderableType:
         )
     lines: list[RenderableType] = [_plain(verdict.headline, "italic")]
     lines += [_plain(reason) for reason in verdict.why]
-    lines += [Text.assemble(("Caution: ", "yellow")).append_text(_plain(caution)) for caution in verdict.cautions]
+    lines += [_caution(caution) for caution in verdict.cautions if caution not in shared]
     return Padding(Group(head, *(Padding(line, (0, 0, 0, 2)) for line in lines)), (0, 0, 1, 0))
 
 

@@ -25,7 +25,7 @@ class Group:
 
     @property
     def hopeless(self) -> bool:
-        """Whether every final run of every method diverged, so that there is nothing to advise."""
+        """Whether no final run of any method completed, so that there is nothing to advise."""
         return bool(self.standings) and all(s.runs and s.diverged == s.runs for s in self.standings)
 
     def mark(self, standing: Standing) -> str:
@@ -63,6 +63,13 @@ def groups_of(study: Study) -> list[Group]:
     verdicts = {v.batch_size: v for v in study.verdicts}
     groups = [Group(b, verdicts.get(b), [s for s in study.standings if s.batch_size == b]) for b in sizes]
     return [g for g in groups if g.standings or g.verdict]
+
+
+def shared_cautions(study: Study) -> list[str]:
+    """Keep the cautions that all of several verdicts carry, which are then said once for all."""
+    if len(study.verdicts) < 2:
+        return []
+    return [c for c in study.verdicts[0].cautions if all(c in v.cautions for v in study.verdicts[1:])]
 
 
 def finals_of(study: Study) -> list[Trial]:
