@@ -64,7 +64,9 @@ def pool(cells: Moments, dim: int) -> Moments:
         if size == 0:
             empty = mean.sum(dim, keepdim=True)
             return Moments(empty, empty, 0)
-        pooled = mean.mean(dim, keepdim=True)
+        # About the first cell, so that equal means pool to exactly themselves: a constant input has variance 0.
+        first = mean.narrow(dim, 0, 1)
+        pooled = first + (mean - first).mean(dim, keepdim=True)
         return Moments(pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True), count * size)
     count = count.expand_as(mean)
     total = count.sum(dim, keepdim=True)
