@@ -78,17 +78,23 @@ class _LstmKind(_Kind):
 
     @staticmethod
     def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
-        bias = None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
-        return F.layer_norm(F.linear(rows, w.weight_ih), w.gain_ih.shape, w.gain_ih, bias, eps)
+        twice = _twice_g(w.gain_ih)
+        bias = None if w.bias_ih is None or w.bias_hh is None else (w.bias_ih + w.bias_hh) * twice
+        return F.layer_norm(F.linear(rows, w.weight_ih), w.gain_ih.shape, w.gain_ih * twice, bias, eps)
 
     @staticmethod
     def _step_parameters(directions: Sequence[_Weights]) -> State:
+        gain = [w.gain_hh * _twice_g(w.gain_hh) for w in directions]
         gain_c = [w.gain_c for w in directions if w.gain_c is not None]
         bias_c = [
             torch.zeros_like(g) if w.bias_c is None else w.bias_c for w, g in zip(directions, gain_c, strict=True)
         ]
-        vectors = [w.gain_hh for w in directions], gain_c, bias_c
-        return _stack([w.weight_hh for w in directions]), *(_stack(v)[:, None] for v in vectors)
+        return _stack([w.weight_hh for w in directions]), *map(_stack_rows, (gain, gain_c, bias_c))
+
+
+def _twice_g(gates: Tensor) -> Tensor:
+    """2 for the units of the gate g, as the step wants them, and 1 for the others."""
+    return gates.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(len(gates) // 4)
 
 
 class _GruKind(_Kind):
@@ -114,11 +120,16 @@ class _GruKind(_Kind):
         H = directions[0].weight_hh.shape[1]
         biases = [w.gain_hh.new_zeros(H) if w.bias_hh is None else w.bias_hh[2 * H :] for w in directions]
         gains = [w.gain_hh for w in directions]
-        return _stack([w.weight_hh for w in directions]), _stack(gains)[:, None], _stack(biases)[:, None]
+        return _stack([w.weight_hh for w in directions]), _stack_rows(gains), _stack_rows(biases)
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+    """Two directions on a leading axis; one alone is spared the batched products."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _stack_rows(vectors: Sequence[Tensor]) -> Tensor:
+    return vectors[0] if len(vectors) == 1 else torch.stack(list(vectors))[:, None]
 
 
 def _check_size(hidden_size: int) -> None:
@@ -231,10 +242,10 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
         for layer in range(self.num_layers):
             if layer and self.dropout:
                 rows = F.dropout(rows, self.dropout, self.training)
-            mine = tuple(s[layer * D : (layer + 1) * D] for s in state)
+            mine = tuple(s[layer] if D == 1 else s[layer * D : (layer + 1) * D] for s in state)
             rows, end = self._layer(layer, rows, mine, sizes, turn)
             last.append(end)
-        ends = tuple(torch.cat(parts) for parts in zip(*last, strict=True))
+        ends = tuple((torch.stack if D == 1 else torch.cat)(parts) for parts in zip(*last, strict=True))
         if back is not None:
             ends = tuple(s.index_select(1, back) for s in ends)
         return rows, self._as_torch(ends)
@@ -249,7 +260,7 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
             parts[1] = parts[1].index_select(0, turn)
         output, last = self._steps(_stack(parts), state, directions, sizes)
         if turn is None:
-            return output[0], last
+            return output, last
         return torch.cat([output[0], output[1].index_select(0, turn)], -1), last
 
 
@@ -364,8 +375,8 @@ class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
         else:
             state = tuple(s.reshape(len(x), self.hidden_size) for s in self._as_tuple(hx))
         w = _weights_of(self, "")
-        _, last = self._steps(self._input_part(x, w, self.eps)[None], tuple(s[None] for s in state), [w], [len(x)])
-        return self._as_torch(tuple(s[0] if input.dim() == 2 else s[0, 0] for s in last))
+        _, last = self._steps(self._input_part(x, w, self.eps), state, [w], [len(x)])
+        return self._as_torch(tuple(s if input.dim() == 2 else s[0] for s in last))
 
 
 class LayerNormLSTMCell(_LstmKind, _LayerNormCell):
