@@ -1,4 +1,4 @@
-"""Builds the optional native kernels beside what pyproject.toml says; without torch or a compiler the install is pure Python.
+"""Builds the optional native kernels; without torch or a compiler the install is pure Python.
 
 The library speaks torch's stable ABI and no Python, so one build serves every Python and every later torch; hence the
 plain file name and the wheel tag ``py3-none-<platform>``. To build in place: ``python setup.py build_ext --inplace``.
@@ -15,7 +15,16 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("src/normwise/ops/csrc")
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
-COMPILE = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+COMPILE = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp-simd",
+    "-Wno-psabi",
+]
 
 
 def torch_folder() -> Path:
@@ -32,6 +41,7 @@ class BuildNative(build_ext):
     built = False
 
     def run(self) -> None:
+        """Build against the installed torch."""
         try:
             torch = torch_folder()
             for extension in self.extensions:
@@ -44,18 +54,21 @@ class BuildNative(build_ext):
             print(f"normwise: native kernels not built, plain torch will be used ({' '.join(str(problem).split())})")
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", "/") + ".so"  # not a Python module, so no Python version in its name
+        """Name the library without a Python version: it is not a Python module."""
+        return fullname.replace(".", "/") + ".so"
 
 
 class PlatformWheel(bdist_wheel):
     """Tags the wheel for any Python, and for the platform only if it holds the extension."""
 
     def run(self) -> None:
+        """Build the extension first, because the tag depends on the outcome."""
         self.run_command("build_ext")
         self.root_is_pure = not self.get_finalized_command("build_ext").built
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3; the platform's part as usual."""
         return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
 
 

@@ -1,8 +1,8 @@
 """The kernels in C++, where they were built: same functions, same results as :mod:`normwise.ops.reference`.
 
 They speak torch's stable ABI (see ``setup.py``) and cover CPU tensors of float32, float64, bfloat16 and float16 in the
-contiguous and the channels-last layout; other strides are copied into one of the two first. Besides the four kernels there
-are fused ones for methods that pool within a sample: both passes run while a group is in cache.
+contiguous and the channels-last layout; other strides are copied into one of the two first. Besides the four kernels
+there are fused ones for methods that pool within a sample: both passes run while a group is in cache.
 
 The operators take no part in autograd: :mod:`normwise.functional` does that for the whole of moments, method and apply.
 """
@@ -41,6 +41,9 @@ _problem = _load()
 def available() -> bool:
     """Whether the native kernels are loaded.
 
+    Returns:
+        Whether they are.
+
     Example:
         >>> available() == (why_not() is None)
         True
@@ -49,7 +52,10 @@ def available() -> bool:
 
 
 def why_not() -> str | None:
-    """Why the native kernels are not available and how to get them; ``None`` if they are.
+    """Why the native kernels are not available and how to get them.
+
+    Returns:
+        A sentence, or ``None`` if they are available.
 
     Example:
         >>> why_not() is None or "build it with" in why_not()
@@ -59,9 +65,12 @@ def why_not() -> str | None:
 
 
 def instruction_set() -> str:
-    """The instruction set that the kernels chose: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
+    """The instruction set that the kernels chose for this processor.
 
     The environment variable ``NORMWISE_ISA``, read once at the first call of a kernel, may ask for less.
+
+    Returns:
+        ``"baseline"``, ``"avx2"`` or ``"avx512"``.
 
     Example:
         >>> not available() or instruction_set() in ("baseline", "avx2", "avx512")
@@ -155,7 +164,8 @@ def grad_sums(
         ``(S1, S2)``, both (N, C).
 
     Example:
-        >>> g, x, one, zero = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1), torch.zeros(1, 1)
+        >>> g, x = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]])
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
         >>> [s.item() for s in grad_sums(g, x, 2 * one, zero, one, zero)] if available() else [3.0, 1.0]
         [3.0, 1.0]
     """
@@ -280,7 +290,7 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _fake_like(x: Tensor) -> Tensor:
-    """An empty tensor of the kernels' output layout: the strides of ``x`` if they are dense, else dense ones of its kind."""
+    """An empty tensor of the output's layout: the strides of ``x`` if they are dense, else dense ones of its kind."""
     order = [0, *range(2, x.ndim), 1] if _channels_last(x) else list(range(x.ndim))
     strides, step = [0] * x.ndim, 1
     for axis in reversed(order):

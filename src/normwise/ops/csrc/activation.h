@@ -4,53 +4,54 @@
 #include <cmath>
 #include <type_traits>
 
-#include "dtypes.h"
+#include "kernels.h"
+#include "lanes.h"
 
 namespace normwise {
 
-enum class Act : int64_t { none = 0, relu = 1, leaky_relu = 2, silu = 3 };  // the codes of native.py's ACTIVATIONS
-
-struct Activation {
-  Act kind;
-  double slope;  // of leaky_relu
-};
-
 namespace {
 
-inline double exp_of(double x) { return std::exp(x); }
+// Everything below takes an element or lanes of them; constants are made lanes by adding them to V{}.
 
-// e^x to about 1 ulp in plain arithmetic, because a call into libm would keep the loop around it scalar.
-inline float exp_of(float x) {
-  x = x < -87.0f ? -87.0f : x;  // comparisons in this direction let a NaN through
-  x = x > 88.0f ? 88.0f : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x / ln 2) in the low bits
-  const float shifted = x * 1.44269504f + magic;
-  const float n = shifted - magic;
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
-  float p = 1.0f / 5040;  // Taylor to degree 7 on |r| <= ln(2) / 2: the first term left out is 5e-9
-  p = p * r + 1.0f / 720;
+inline double exp_of(double x) { return std::exp(x); }
+inline Lanes<double> exp_of(Lanes<double> x) {
+  for (int i = 0; i < lane_count<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// e^x to about 1 ulp in plain arithmetic, because a call into libm would keep the loop around it scalar. U: V's bits.
+template <class U, class V> inline V float_exp(V x) {
+  x = x < V{} - 87.0f ? V{} - 87.0f : x;  // comparisons in this direction let a NaN through
+  x = x > V{} + 88.0f ? V{} + 88.0f : x;
+  const V magic = V{} + 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x / ln 2) in the low bits
+  const V shifted = x * 1.44269504f + magic;
+  const V n = shifted - magic;
+  const V r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
+  V p = r * (1.0f / 5040) + 1.0f / 720;  // Taylor to degree 7 on |r| <= ln(2) / 2: the first term left out is 5e-9
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r * r + r + 1.0f;
-  return p * bit_cast<float>((bit_cast<uint32_t>(shifted) - 0x4b400000u + 127u) << 23);
+  return p * bit_cast<V>((bit_cast<U>(shifted) - 0x4b400000u + 127u) << 23);
 }
+inline float exp_of(float x) { return float_exp<uint32_t>(x); }
+inline Lanes<float> exp_of(Lanes<float> x) { return float_exp<Lanes<uint32_t>>(x); }
 
-template <Act kind, class A> inline A activate(A z, A slope) {
-  if constexpr (kind == Act::relu) return z < 0 ? A(0) : z;
-  if constexpr (kind == Act::leaky_relu) return z > 0 ? z : z * slope;
-  if constexpr (kind == Act::silu) return z / (1 + exp_of(-z));
+template <Act kind, class V, class A> inline V activate(V z, A slope) {
+  if constexpr (kind == Act::relu) return z < V{} ? V{} : z;
+  if constexpr (kind == Act::leaky_relu) return z > V{} ? z : z * slope;
+  if constexpr (kind == Act::silu) return z / (A(1) + exp_of(-z));
   return z;
 }
 
 // g * act'(z)
-template <Act kind, class A> inline A activate_grad(A g, A z, A slope) {
-  if constexpr (kind == Act::relu) return z <= 0 ? A(0) : g;
-  if constexpr (kind == Act::leaky_relu) return z > 0 ? g : g * slope;
+template <Act kind, class V, class A> inline V activate_grad(V g, V z, A slope) {
+  if constexpr (kind == Act::relu) return z <= V{} ? V{} : g;
+  if constexpr (kind == Act::leaky_relu) return z > V{} ? g : g * slope;
   if constexpr (kind == Act::silu) {
-    const A s = 1 / (1 + exp_of(-z));
-    return g * s * (1 + z * (1 - s));
+    const V s = A(1) / (A(1) + exp_of(-z));
+    return g * s * (A(1) + z * (A(1) - s));
   }
   return g;
 }

@@ -1,22 +1,43 @@
 // Kernels for channels-last memory: channels are the vector lanes, so sums need no reordering.
 //
-// Rows are taken four at a time to halve the traffic with the accumulators. Blocks of kRows rows are summed in the element's
+// Rows are taken several at a time to lessen the traffic with accumulators and parameters. Blocks of kRows rows are summed in the element's
 // accumulator type and merged in float64; the block does not depend on the tile, so neither do the results.
 #pragma once
 
-#include "kernels.h"
+#include "activation.h"
 #include "rows.h"
 
 namespace normwise {
 namespace {
 
-constexpr int64_t kRows = 32;
+constexpr int64_t kRows = 64;
 
-// Calls f(integral_constant<count>, row) for groups of four rows and then for single ones.
-template <class F> inline void by_rows(int64_t rows, F f) {
+// Calls f(integral_constant<count>, row) for groups of rows and then for single ones.
+template <int group = 4, class F> inline void by_rows(int64_t rows, F f) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) f(std::integral_constant<int, 4>{}, r);
+  for (; r + group <= rows; r += group) f(std::integral_constant<int, group>{}, r);
   for (; r < rows; ++r) f(std::integral_constant<int, 1>{}, r);
+}
+
+// Adds a block's sums and sums of squares about `center`.
+template <class T> inline void add_deviations(const T* block, int64_t rows, Tile tile, const acc_t<T>* center,
+                                              acc_t<T>* sum, acc_t<T>* square) {
+  using A = acc_t<T>;
+  for (int64_t k = 0; k < tile.width; ++k) sum[k] = square[k] = 0;
+  by_rows<8>(rows, [=](auto count, int64_t r) {
+    const T* from = block + r * tile.stride;
+#pragma omp simd
+    for (int64_t k = 0; k < tile.width; ++k) {
+      A s = 0, q = 0;
+      for (int j = 0; j < count.value; ++j) {
+        const A d = load(from[j * tile.stride + k]) - center[k];
+        s += d;
+        q += d * d;
+      }
+      sum[k] += s;
+      square[k] += q;
+    }
+  });
 }
 
 template <class T> void column_moments(const T* x, Tile tile, double* mean, double* m2) {
@@ -27,32 +48,18 @@ template <class T> void column_moments(const T* x, Tile tile, double* mean, doub
   for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
     const T* block = x + begin * stride;
     const int64_t rows = tile.rows - begin < kRows ? tile.rows - begin : kRows;
-    for (int64_t k = 0; k < width; ++k) center[k] = load(block[k]), sum[k] = 0;
-    by_rows(rows, [&](auto count, int64_t r) {
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        A s = 0;
-        for (int j = 0; j < count.value; ++j) s += load(block[(r + j) * stride + k]) - center[k];
-        sum[k] += s;
-      }
-    });
-    for (int64_t k = 0; k < width; ++k) center[k] += sum[k] / A(rows), sum[k] = square[k] = 0;
-    by_rows(rows, [&](auto count, int64_t r) {
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        A s = 0, q = 0;
-        for (int j = 0; j < count.value; ++j) {
-          const A d = load(block[(r + j) * stride + k]) - center[k];
-          s += d;
-          q += d * d;
-        }
-        sum[k] += s;
-        square[k] += q;
-      }
-    });
+    const double share = 1.0 / static_cast<double>(rows);
+    for (int64_t k = 0; k < width; ++k) center[k] = begin == 0 ? guess_center(block + k, rows, stride) : static_cast<A>(mean[k]);
+    add_deviations(block, rows, tile, center, sum, square);
+    bool moved = true;
+    for (int tries = kTries; tries > 0 && moved; --tries) {
+      moved = false;
+      for (int64_t k = 0; k < width; ++k) moved |= move_poor_center(center[k], sum[k], square[k], share);
+      if (moved) add_deviations(block, rows, tile, center, sum, square);
+    }
     for (int64_t k = 0; k < width; ++k) {
-      const double residual = static_cast<double>(sum[k]) / static_cast<double>(rows);
-      merge(mean[k], m2[k], begin, center[k] + residual, square[k] - residual * sum[k], rows);
+      const double offset = sum[k] * share;
+      merge(mean[k], m2[k], begin, center[k] + offset, square[k] - offset * sum[k], rows);
     }
   }
 }

@@ -5,10 +5,16 @@
 //   columns  channels are contiguous, a cell is a strided column (N, M, C): channels-last
 #pragma once
 
-#include "activation.h"
 #include "dtypes.h"
 
 namespace normwise {
+
+enum class Act : int64_t { none = 0, relu = 1, leaky_relu = 2, silu = 3 };  // the codes of native.py's ACTIVATIONS
+
+struct Activation {
+  Act kind;
+  double slope;  // of leaky_relu
+};
 
 // y = act((x - center) * scale + shift); pointers to one value a channel.
 template <class A> struct Affine {

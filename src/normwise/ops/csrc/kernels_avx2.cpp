@@ -13,6 +13,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define NORMWISE_ISA avx2
+#define NORMWISE_VECTOR_BYTES 32
 #include "table.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -13,6 +13,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #endif
 #define NORMWISE_ISA avx512
+#define NORMWISE_VECTOR_BYTES 64
 #include "table.h"
 #if defined(__clang__)
 #pragma clang attribute pop

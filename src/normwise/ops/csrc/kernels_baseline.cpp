@@ -2,6 +2,7 @@
 #include <cstdlib>
 
 #define NORMWISE_ISA baseline
+#define NORMWISE_VECTOR_BYTES 16
 #include "table.h"
 
 namespace normwise {

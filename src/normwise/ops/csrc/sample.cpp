@@ -209,7 +209,7 @@ template <class T> struct Backward : Groups<T> {
 // The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
 template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
   const ScalarType dtype = acc_type(x.tensor.scalar_type());
-  if (parameter && parameter->tensor.dim() == 2 && parameter->tensor.size(0) == x.N) {
+  if (parameter && parameter->per_sample) {
     Tensor result = empty({x.N, x.C}, dtype);
     std::copy_n(cells, x.N * x.C, data<A>(result));
     return result;

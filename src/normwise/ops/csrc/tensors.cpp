@@ -16,9 +16,8 @@ Sizes dense_strides(const Sizes& sizes, bool columns) {
     next *= std::max<int64_t>(1, sizes[axis]);
   };
   if (columns) place(1);
-  for (size_t axis = sizes.size(); axis-- > 2;) place(axis);
-  if (!columns) place(1);
-  place(0);
+  for (size_t axis = sizes.size(); axis-- > 0;)
+    if (axis != 1 || !columns) place(axis);
   return strides;
 }
 
@@ -76,7 +75,7 @@ Tensor Cells::empty_like() const {
   return empty_strided(copy_of(tensor.sizes()), copy_of(tensor.strides()), tensor.scalar_type());
 }
 
-template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor(t) {
+template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor(t), per_sample(t.dim() == 2 && t.size(0) == x.N) {
   const Sizes sizes = copy_of(t.sizes());
   const int64_t channels = sizes.empty() ? 0 : sizes.back(), samples = sizes.size() == 2 ? sizes[0] : 1;
   STD_TORCH_CHECK((sizes.size() == 1 || sizes.size() == 2) && (samples == 1 || samples == x.N) &&

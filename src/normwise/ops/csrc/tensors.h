@@ -53,6 +53,7 @@ template <class A> struct PerCell {
   Tensor tensor;
   const A* data;
   int64_t stride;
+  bool per_sample;  // given as (N, ...)
 
   PerCell(const Tensor& t, const Cells& x);
   const A* sample(int64_t n) const { return data + n * stride; }

@@ -1,0 +1,119 @@
+// A vector register as a type (the vector extension of GCC and Clang, for every architecture they compile for).
+//
+// Element-wise loops are left to the compiler's vectorizer. Sums are written with lanes: reordering a sum is not the
+// compiler's to decide, and -ffast-math, which would allow it, would also drop NaN and infinity.
+#pragma once
+
+#include <type_traits>
+
+#include "convert.h"
+
+namespace normwise {
+namespace {
+
+template <class A, int bytes = NORMWISE_VECTOR_BYTES> struct VectorOf;
+template <int bytes> struct VectorOf<float, bytes> { typedef float type __attribute__((vector_size(bytes))); };
+template <int bytes> struct VectorOf<double, bytes> { typedef double type __attribute__((vector_size(bytes))); };
+template <int bytes> struct VectorOf<uint16_t, bytes> { typedef uint16_t type __attribute__((vector_size(bytes))); };
+template <int bytes> struct VectorOf<uint32_t, bytes> { typedef uint32_t type __attribute__((vector_size(bytes))); };
+template <int bytes> struct VectorOf<int32_t, bytes> { typedef int32_t type __attribute__((vector_size(bytes))); };
+template <int bytes> struct VectorOf<int64_t, bytes> { typedef int64_t type __attribute__((vector_size(bytes))); };
+
+template <class A> using Lanes = typename VectorOf<A>::type;
+template <class A> constexpr int lane_count = NORMWISE_VECTOR_BYTES / sizeof(A);
+
+// Loads as many elements as the second argument, which only names the type, has lanes.
+inline Lanes<float> load_as(const float* p, Lanes<float>) { return load_memory<Lanes<float>>(p); }
+inline Lanes<double> load_as(const double* p, Lanes<double>) { return load_memory<Lanes<double>>(p); }
+
+inline Lanes<uint32_t> widen(const void* p) {
+  return __builtin_convertvector(load_memory<VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type>(p), Lanes<uint32_t>);
+}
+
+inline Lanes<float> load_as(const BFloat16* p, Lanes<float>) { return bit_cast<Lanes<float>>(widen(p) << 16); }
+
+inline Lanes<float> load_as(const Half* p, Lanes<float>) {  // as load(Half)
+  const Lanes<uint32_t> h = widen(p), magnitude = (h & 0x7fffu) << 13;
+  const Lanes<float> scaled = bit_cast<Lanes<float>>(magnitude) * 0x1p112f;
+  const Lanes<uint32_t> special = magnitude >= 0x0f800000u ? Lanes<uint32_t>{} + 0x7f800000u : Lanes<uint32_t>{};
+  return bit_cast<Lanes<float>>(bit_cast<Lanes<uint32_t>>(scaled) | special | (h & 0x8000u) << 16);
+}
+
+// Two registers' worth of elements, in any order, but in the same for equal T.
+template <class V> struct Two { V first, second; };
+template <class T> inline Two<Lanes<acc_t<T>>> load_two(const T* p) {
+  using V = Lanes<acc_t<T>>;
+  return {load_as(p, V{}), load_as(p + lane_count<acc_t<T>>, V{})};
+}
+inline Two<Lanes<float>> load_two(const BFloat16* p) {  // even elements, odd elements
+  const auto words = load_memory<Lanes<uint32_t>>(p);
+  return {bit_cast<Lanes<float>>(words << 16), bit_cast<Lanes<float>>(words & 0xffff0000u)};
+}
+
+inline float lane_sum(VectorOf<float, 16>::type v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline double lane_sum(VectorOf<double, 16>::type v) { return v[0] + v[1]; }
+#if NORMWISE_VECTOR_BYTES >= 32
+inline float lane_sum(VectorOf<float, 32>::type v) {
+  return lane_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+inline double lane_sum(VectorOf<double, 32>::type v) {
+  return lane_sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+}
+#endif
+#if NORMWISE_VECTOR_BYTES >= 64
+inline float lane_sum(VectorOf<float, 64>::type v) {
+  return lane_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+inline double lane_sum(VectorOf<double, 64>::type v) {
+  return lane_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+#endif
+
+// v without its first `count` lanes, which become 0.
+template <class A> inline Lanes<A> without_first(Lanes<A> v, int count) {
+  using Integer = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  static constexpr Integer mask[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                       -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  return bit_cast<Lanes<A>>(bit_cast<Lanes<Integer>>(v) & load_memory<Lanes<Integer>>(mask + 16 - count));
+}
+
+template <class V> struct Pair { V first, second; };
+
+// (sum of f(from[i]...).first, sum of f(from[i]...).second) over i < n; f takes elements or lanes of them.
+template <class T, class F, class... From> inline Pair<acc_t<T>> sum_row(int64_t n, F f, const T* lead, const From*... from) {
+  using A = acc_t<T>;
+  using V = Lanes<A>;
+  constexpr int64_t W = lane_count<A>;
+  if (n < W) {
+    Pair<A> sum{0, 0};
+    for (int64_t i = 0; i < n; ++i) {
+      const auto p = f(A(load(lead[i])), A(load(from[i]))...);
+      sum.first += p.first, sum.second += p.second;
+    }
+    return sum;
+  }
+  V a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};  // independent, so that the adder's latency does not limit
+  auto both = [f](V& a, V& b, V& c, V& d, auto... two) {
+    const auto p = f(two.first...), q = f(two.second...);
+    a += p.first, b += p.second, c += q.first, d += q.second;
+  };
+  int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W) {
+    both(a0, b0, a1, b1, load_two(lead + i), load_two(from + i)...);
+    both(a2, b2, a3, b3, load_two(lead + i + 2 * W), load_two(from + i + 2 * W)...);
+  }
+  for (; i + W <= n; i += W) {
+    const auto p = f(load_as(lead + i, V{}), load_as(from + i, V{})...);
+    a0 += p.first, b0 += p.second;
+  }
+  if (i < n) {  // the last lanes once more, without those that were counted
+    const auto p = f(load_as(lead + n - W, V{}), load_as(from + n - W, V{})...);
+    const int counted = static_cast<int>(W - (n - i));
+    a1 += without_first<A>(p.first, counted), b1 += without_first<A>(p.second, counted);
+  }
+  return {lane_sum((a0 + a1) + (a2 + a3)), lane_sum((b0 + b1) + (b2 + b3))};
+}
+
+}  // namespace
+}  // namespace normwise
