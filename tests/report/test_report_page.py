@@ -11,7 +11,7 @@ import report_samples as samples
 
 from normwise import report
 from normwise.records import Study, dumps, from_dict, load_study, to_dict
-from normwise.report import view
+from normwise.report import _view as view
 
 EVIL = [
     "</script><script>alert(1)</script>",
@@ -193,7 +193,7 @@ def test_a_missing_package_is_named(monkeypatch):
     from normwise.errors import MissingDependencyError
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.delitem(sys.modules, "normwise.report.page", raising=False)
-    monkeypatch.delattr(report, "page", raising=False)
+    monkeypatch.delitem(sys.modules, "normwise.report._page", raising=False)
+    monkeypatch.delattr(report, "_page", raising=False)
     with pytest.raises(MissingDependencyError, match=r"jinja2 and plotly: pip install 'normwise\[compare\]'"):
         report.html(samples.study())

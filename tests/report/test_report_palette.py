@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from normwise.report.palette import CARD, EXTRA, LOOKS, looks
+from normwise.report._palette import CARD, EXTRA, LOOKS, looks
 
 THEMES = ["light", "dark"]
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.

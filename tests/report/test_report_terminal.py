@@ -8,7 +8,7 @@ import report_samples as samples
 
 from normwise import report
 from normwise.records import Interval
-from normwise.report import formats
+from normwise.report import _formats as formats
 
 
 @pytest.mark.parametrize("width", [80, 120])

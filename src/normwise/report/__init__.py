@@ -42,8 +42,8 @@ def html(study: Study) -> str:
         True
     """
     with _needs("jinja2 and plotly"):
-        from normwise.report import page
-    return page.render(study)
+        from normwise.report import _page
+    return _page.render(study)
 
 
 def table(study: Study) -> RenderableType:
@@ -68,8 +68,8 @@ def table(study: Study) -> RenderableType:
         No verdict yet.
     """
     with _needs("rich"):
-        from normwise.report import terminal
-    return terminal.render(study)
+        from normwise.report import _terminal
+    return _terminal.render(study)
 
 
 def plain(study: Study, width: int = 120) -> str:
@@ -92,8 +92,8 @@ def plain(study: Study, width: int = 120) -> str:
         'No verdict yet.\n'
     """
     with _needs("rich"):
-        from normwise.report import terminal
-    return terminal.text(study, width)
+        from normwise.report import _terminal
+    return _terminal.text(study, width)
 
 
 @contextmanager

@@ -328,7 +328,7 @@
     return Promise.all([...document.querySelectorAll(".chart")].map(draw));
   }
 
-  /** Unpack and run the chart library; see page.py for why it is packed. */
+  /** Unpack and run the chart library; see _page.py for why it is packed. */
   async function loadPlotly() {
     const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
     const script = document.createElement("script");

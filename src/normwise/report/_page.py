@@ -20,8 +20,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from normwise.records import Study, to_dict
-from normwise.report import formats, palette, view
-from normwise.report.formats import Scale
+from normwise.report import _formats as formats
+from normwise.report import _palette as palette
+from normwise.report import _view as view
+from normwise.report._formats import Scale
 
 
 def render(study: Study) -> str:

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from normwise.records import Interval, Standing, Study
-from normwise.report import formats, view
-from normwise.report.formats import Scale
-from normwise.report.palette import NAMES
+from normwise.report import _formats as formats
+from normwise.report import _view as view
+from normwise.report._formats import Scale
+from normwise.report._palette import NAMES
 
 # Below this many columns an interval goes on a line of its own, under its estimate.
 ROOMY = 112

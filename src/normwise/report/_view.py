@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from normwise.records import Mixture, Standing, Study, Trial, Verdict
-from normwise.report.formats import unique
+from normwise.report._formats import unique
 
 
 @dataclass(frozen=True)
