@@ -24,6 +24,8 @@ class Parameters:
     mean_weight: np.ndarray = field(default_factory=lambda: np.ones(3))
     var_weight: np.ndarray = field(default_factory=lambda: np.ones(3))
     variance: str = "paper"
+    extra: np.ndarray | None = None
+    ghost_size: int = 32
 
 
 def _per_channel(t: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 import normwise
 from normwise.functional import normalize
 from normwise.methods import METHODS
-from oracles import ORACLES, Parameters, weight_norm
+from oracles import ORACLES as SIX
+from oracles import Parameters, weight_norm
+from oracles_relatives import ORACLES as RELATIVES
 
+ORACLES = {**SIX, **RELATIVES}
 CHANNELS = 4
 SHAPES = [(5, CHANNELS), (3, CHANNELS, 7), (2, CHANNELS, 3, 5), (2, CHANNELS, 2, 3, 2), (1, CHANNELS, 6, 6)]
 # With one element per cell instance norm is undefined, and refused.
@@ -20,7 +23,7 @@ CASES = [
     (name, shape)
     for name in ORACLES
     for shape in SHAPES
-    if not (name in ("instance", "switchable") and len(shape) == 2)
+    if not (name in ("instance", "switchable", "batch_instance") and len(shape) == 2)
 ]
 
 
@@ -34,15 +37,18 @@ def parameters(seed: int = 0, running: bool = False) -> Parameters:
         bias=rng.normal(size=CHANNELS),
         mean_weight=rng.normal(size=3),
         var_weight=rng.normal(size=3),
+        extra=rng.uniform(0.1, 0.9, CHANNELS),
+        ghost_size=2,
         **stored,
     )
 
 
 def options(name: str, p: Parameters, dtype: torch.dtype) -> dict:
     """The oracle's parameters as arguments of ``normalize``."""
-    tensors = ["weight", "bias", "running_mean", "running_var", "mean_weight", "var_weight"]
+    tensors = ["weight", "bias", "running_mean", "running_var", "mean_weight", "var_weight", "extra"]
     given = {key: torch.from_numpy(value).to(dtype) for key in tensors if (value := getattr(p, key)) is not None}
-    return {**given, "num_groups": p.num_groups, "eps": p.eps, "use_running": p.running_mean is not None}
+    fixed = {"num_groups": p.num_groups, "eps": p.eps, "ghost_size": p.ghost_size}
+    return {**given, **fixed, "use_running": p.running_mean is not None}
 
 
 def data(shape: tuple[int, ...], seed: int = 1) -> torch.Tensor:
@@ -83,7 +89,7 @@ def test_evaluation_uses_the_running_averages(name: str, shape: tuple[int, ...])
 def test_gradcheck(name: str, running: bool, activation: str | None) -> None:
     p = parameters(running=running)
     given = options(name, p, torch.float64)
-    learned = [key for key in ("weight", "bias", "mean_weight", "var_weight") if key in given]
+    learned = [key for key in ("weight", "bias", "mean_weight", "var_weight", "extra") if key in given]
     inputs = [data((3, CHANNELS, 2, 2)), *(given.pop(key) for key in learned)]
 
     def function(x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -130,6 +136,8 @@ def test_any_shape_gives_the_formula_or_a_clear_error(
         num_groups=groups,
         mean_weight=rng.normal(size=3),
         var_weight=rng.normal(size=3),
+        extra=rng.uniform(size=channels),
+        ghost_size=2,
     )
     elements = int(np.prod(space)) if space else 1
     behind = {
@@ -140,7 +148,7 @@ def test_any_shape_gives_the_formula_or_a_clear_error(
         "switchable": max(channels, samples) * elements,
     }
     leaf = torch.from_numpy(x).requires_grad_()
-    if behind.get(name) == 1:
+    if behind.get(METHODS[name].rests_on or name) == 1:
         with pytest.raises(ValueError, match=r"more than 1|single value"):
             normalize(leaf, name, **options(name, p, torch.float64))
         return

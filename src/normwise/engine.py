@@ -18,7 +18,7 @@ from normwise.methods import Inputs, Method
 from normwise.moments import Moments
 
 # The tensors among a method's inputs, in the order in which the autograd function takes and returns them.
-_TENSORS = ("weight", "bias", "mean_weight", "var_weight")
+_TENSORS = ("weight", "bias", "mean_weight", "var_weight", "extra")
 
 
 def run(

@@ -18,7 +18,7 @@ __all__ = ["normalize", "real_elements", "transforming"]
 @torch.fx.wrap
 def normalize(
     x: Tensor,
-    method: str = "batch",
+    method: str | Method = "batch",
     *,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -39,6 +39,10 @@ def normalize(
     mask: Tensor | None = None,
     lengths: Tensor | None = None,
     sync: Sync | None = None,
+    parts: str = "both",
+    extra: Tensor | None = None,
+    limits: tuple[float | Tensor, float | Tensor] = (3.0, 5.0),
+    ghost_size: int = 32,
 ) -> Tensor:
     """Normalize ``x`` by one method of the family: ``y = act((x − center) · scale + shift)``.
 
@@ -52,9 +56,9 @@ def normalize(
 
     Args:
         x: (N, C, ...) with any number of spatial axes, none included; float16, bfloat16, float32 or float64.
-        method: a key of ``METHODS``.
-        weight: (C,), default 1.
-        bias: (C,), default 0.
+        method: a key of ``METHODS``, or a :class:`normwise.methods.Method` of your own.
+        weight: (C,), or (N, C) to differ between samples; default 1.
+        bias: (C,) or (N, C), default 0.
         eps: added to the variance.
         num_groups: of group normalization and of a switchable mix's group member; divides C.
         running_mean: (C,), the running averages; with ``running_var``.
@@ -75,6 +79,10 @@ def normalize(
             broadcasts to ``x``, such as (N, 1, *spatial).
         lengths: (N,) integers: the elements of each sample along the last axis that are real. Not with ``mask``.
         sync: share the batch's statistics with other processes, all of which must then make this call.
+        parts: ``"both"``; or only the ``"mean"``, or only the ``"scale"``: the root mean square about 0.
+        extra: a further learned tensor of the method: the (C,) gate of ``"batch_instance"``, within [0, 1].
+        limits: of ``"batch_renorm"``: (r_max, d_max).
+        ghost_size: of ``"ghost_batch"``: samples that share statistics.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``.
@@ -91,16 +99,32 @@ def normalize(
         >>> normalize(torch.tensor([[[1.0, 3.0, 99.0]]]), "instance", lengths=torch.tensor([2]), eps=0.0)
         tensor([[[-1.,  1.,  0.]]])
     """
-    row = method_named(method)
-    population = None
-    if use_running and running_mean is not None and running_var is not None:
+    row = method_named(method) if isinstance(method, str) else method
+    stored = None
+    if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
         dtype = ops.accumulation_dtype(x.dtype)
         # Copies: the next training step may change the buffers before this step's backward pass runs.
-        population = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
+        stored = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
     keep = real_elements(x, mask, lengths)
-    inputs = Inputs(weight, bias, eps, num_groups, population, over, mean_weight, var_weight, variance, keep, logits)
-    if sync is not None:
-        inputs = inputs._replace(exchange=sync.exchange())
+    inputs = Inputs(
+        weight,
+        bias,
+        eps,
+        num_groups,
+        population=stored if use_running else None,
+        over=over,
+        mean_weight=mean_weight,
+        var_weight=var_weight,
+        variance=variance,
+        mask=keep,
+        logits=logits,
+        exchange=None if sync is None else sync.exchange(),
+        parts=parts,
+        extra=extra,
+        reference=None if use_running else stored,
+        limits=limits,
+        ghost_size=ghost_size,
+    )
     _check_fits(x, inputs, running_mean)
     _check_defined(x, row, inputs)
     if keep is not None:
@@ -113,7 +137,7 @@ def normalize(
     some = x.numel() > 0 or inputs.exchange is not None
     moves = some and momentum is not None and not use_running and not transforming()
     if moves and momentum is not None and running_mean is not None and running_var is not None:
-        assert row.track is not None, f"{method} keeps no running averages"
+        assert row.track is not None, f"{row.name} keeps no running averages"
         update_running(running_mean, running_var, row.track(cells, inputs), momentum, skipped)
     return y
 
@@ -225,8 +249,8 @@ def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
     """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
     if not x.numel() or not row.reads_cells(inputs):
         return
-    if elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x)).get(row.name) == 1:
-        scope, remedy = _UNDEFINED[row.name]
+    if row.rests_on and elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] == 1:
+        scope, remedy = _UNDEFINED[row.rests_on]
         raise InputError(
             f"Expected more than 1 {scope} when training, got input size {tuple(x.shape)}: the variance of a single "
             f"value is 0, and {row.name} normalization would erase the data. {remedy}"

@@ -1,13 +1,8 @@
-"""The methods: how each makes an affine map of the cells' moments. A method is a few lines; ``METHODS`` is the family.
-
-Adding one is a function here, a row in ``METHODS`` and a formula in ``tests/oracles.py``. The family's tests, the
-command line's choices and the docs' table all read ``METHODS``.
-"""
+"""The methods that the comparison is about: none, batch, instance, layer, group and switchable normalization."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,11 +15,16 @@ from normwise.moments import Affine, Moments, mix, pool, pool_groups, unbiased
 class Inputs(NamedTuple):
     """All that a method may draw on besides the moments. One signature serves every method; each reads what it needs.
 
-    ``weight`` and ``bias`` are (C,). ``population`` stands in for the batch's own moments (the running averages in
-    evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong to the switchable mix. ``mask``
-    marks the elements that count, broadcastable to the input; ``None`` counts all. ``logits=False`` says that
-    ``mean_weight`` and ``var_weight`` are shares that sum to 1 already (sparse mixes), and not logits of a softmax.
+    ``weight`` and ``bias`` are (C,), or (N, C) to differ between samples. ``population`` stands in for the batch's own
+    moments (the running averages in evaluation). ``over``, ``mean_weight``, ``var_weight`` (K,) and ``variance`` belong
+    to the switchable mix; ``logits=False`` says that the weights are shares that sum to 1 already (sparse mixes), and
+    not logits of a softmax. ``mask`` marks the elements that count, broadcastable to the input; ``None`` counts all.
     ``exchange`` takes moments pooled over this process's samples to those over the samples of all processes.
+
+    ``parts`` says what of the moments is used: ``"both"``, only the ``"mean"`` (subtracted), or only the ``"scale"``
+    (divided by, about 0: the root mean square). For the relatives: ``extra`` is one more learned tensor, such as the
+    (C,) gate of batch-instance normalization; ``reference`` are the running averages as they stand in training, and
+    ``limits`` how far batch renormalization follows them (r_max, d_max); ``ghost_size`` counts samples.
 
     Example:
         >>> Inputs().eps
@@ -43,14 +43,22 @@ class Inputs(NamedTuple):
     mask: Tensor | None = None
     logits: bool = True
     exchange: Callable[[Moments], Moments] | None = None
+    parts: str = "both"
+    extra: Tensor | None = None
+    reference: Moments | None = None
+    limits: tuple[float | Tensor, float | Tensor] = (3.0, 5.0)
+    ghost_size: int = 32
 
 
 def standardize(m: Moments, p: Inputs) -> Affine:
     """The affine map to mean ``bias`` and standard deviation ``weight``: scale = weight / √(σ² + eps).
 
+    With ``parts="mean"`` only the mean moves, y = weight · (x − μ) + bias; with ``parts="scale"`` only the scale,
+    y = weight · x / √(σ² + μ² + eps) + bias.
+
     Args:
         m: the moments to normalize by.
-        p: ``weight``, ``bias`` and ``eps`` are read.
+        p: ``weight``, ``bias``, ``eps`` and ``parts`` are read.
 
     Returns:
         The map.
@@ -59,11 +67,14 @@ def standardize(m: Moments, p: Inputs) -> Affine:
         >>> standardize(Moments(torch.ones(1, 1), torch.full((1, 1), 4.0)), Inputs(eps=0.0)).scale
         tensor([[0.5000]])
     """
-    scale = torch.rsqrt(m.var + p.eps)
+    center = torch.zeros_like(m.mean) if p.parts == "scale" else m.mean
+    spread = torch.rsqrt((m.var + m.mean.square() if p.parts == "scale" else m.var) + p.eps)
+    scale = torch.ones_like(spread) if p.parts == "mean" else spread
     if p.weight is not None:
         scale = scale * p.weight.to(scale.dtype)
-    shift = torch.zeros_like(scale) if p.bias is None else p.bias.to(scale.dtype).unsqueeze(0)
-    return Affine(m.mean, scale, shift)
+    return Affine(
+        center, scale, torch.zeros_like(scale) if p.bias is None else torch.atleast_2d(p.bias.to(scale.dtype))
+    )
 
 
 def _instance_moments(cells: Moments, p: Inputs) -> Moments:
@@ -111,8 +122,8 @@ def none(cells: Moments, p: Inputs) -> Affine:
     one = torch.ones_like(zero)
     return Affine(
         zero,
-        one if p.weight is None else p.weight.to(one.dtype).unsqueeze(0),
-        zero if p.bias is None else p.bias.to(one.dtype).unsqueeze(0),
+        one if p.weight is None else torch.atleast_2d(p.weight.to(one.dtype)),
+        zero if p.bias is None else torch.atleast_2d(p.bias.to(one.dtype)),
     )
 
 
@@ -268,7 +279,7 @@ def defined_members(p: Inputs, samples: int, channels: int, elements: int | Tens
         >>> defined_members(Inputs(over=("instance", "layer", "batch")), samples=8, channels=4, elements=1)
         [1, 2]
     """
-    if not isinstance(elements, int) or samples == 0:
+    if isinstance(elements, Tensor) or samples == 0:
         return list(range(len(p.over)))
     behind = elements_behind(p, samples, channels, elements)
     return [k for k, name in enumerate(p.over) if behind[name] != 1]
@@ -315,137 +326,17 @@ def _track_switchable(cells: Moments, p: Inputs) -> Moments:
 
 def _track_instance(cells: Moments, p: Inputs) -> Moments:
     # torch's convention: the mean over samples of each instance's own moments, not the moments of the whole batch.
-    if isinstance(cells.elements, int):
+    if not isinstance(cells.elements, Tensor):
         return Moments(cells.mean.mean(0, keepdim=True), cells.var.mean(0, keepdim=True), cells.elements)
-    # Samples of different length enter alike, each unbiased by its own count; those of one element have no variance.
-    some = cells.elements > 1
-    mean = pool(Moments(cells.mean, cells.var, some.long()), 0).mean
-    var = pool(Moments(unbiased(cells), cells.var, some.long()), 0).mean
-    total = torch.where(some, cells.elements, 0).sum(0, keepdim=True)
+    return _mean_over_samples(cells)
+
+
+def _mean_over_samples(m: Moments) -> Moments:
+    """The mean over rows of each one's own moments, unbiased by its own count; rows of one element have no variance."""
+    assert isinstance(m.elements, Tensor)
+    some = m.elements > 1
+    share = some.to(m.mean.dtype) / some.sum(0, keepdim=True).clamp_min(1).to(m.mean.dtype)
+    mean, var = ((share * t).sum(0, keepdim=True) for t in (m.mean, unbiased(m)))
+    total = torch.where(some, m.elements, 0).sum(0, keepdim=True)
+    # Biased by the total, as moments are: it comes off again where the variance enters the running averages.
     return Moments(mean, var * ((total - 1) / total.clamp_min(1)).to(var.dtype), total)
-
-
-def _always(p: Inputs) -> bool:
-    return True
-
-
-def _never(p: Inputs) -> bool:
-    return False
-
-
-def _without_population(p: Inputs) -> bool:
-    return p.population is None
-
-
-def _beyond_population(p: Inputs) -> bool:
-    return p.population is None or p.over != ("batch",)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of ``METHODS``.
-
-    ``pools`` names the axes over which moments are shared. ``reads_cells`` tells whether the input's own moments are
-    needed at all: in evaluation a batch norm saves that pass. ``running`` says whether running averages are kept by
-    default and ``track`` what they follow, ``None`` where a method can keep none. ``parameters`` are the learned ones
-    beside weight and bias. ``on_weights`` marks methods that act on weights, not on activations.
-
-    Example:
-        >>> METHODS["batch"].running
-        True
-    """
-
-    name: str
-    function: Callable[[Moments, Inputs], Affine]
-    pools: str
-    summary: str
-    paper: str
-    reads_cells: Callable[[Inputs], bool] = _always
-    running: bool = False
-    track: Callable[[Moments, Inputs], Moments] | None = None
-    parameters: tuple[str, ...] = ()
-    on_weights: bool = False
-
-
-METHODS: dict[str, Method] = {
-    m.name: m
-    for m in (
-        Method("none", none, "nothing", "no normalization", "-", reads_cells=_never),
-        Method(
-            "batch",
-            batch,
-            "samples and space, per channel",
-            "per channel over the batch; running averages in evaluation",
-            "Ioffe & Szegedy 2015, arXiv 1502.03167",
-            reads_cells=_without_population,
-            running=True,
-            track=_track_batch,
-        ),
-        Method(
-            "layer",
-            layer,
-            "channels and space, per sample",
-            "per sample over all channels; the batch does not matter",
-            "Ba et al. 2016, arXiv 1607.06450",
-        ),
-        Method(
-            "weight",
-            none,
-            "nothing",
-            "weights split into length and direction; activations untouched",
-            "Salimans & Kingma 2016, arXiv 1602.07868",
-            reads_cells=_never,
-            parameters=("g", "v"),
-            on_weights=True,
-        ),
-        Method(
-            "instance",
-            instance,
-            "space, per sample and channel",
-            "per sample and channel; removes contrast",
-            "Ulyanov et al. 2016, arXiv 1607.08022",
-            reads_cells=_without_population,
-            track=_track_instance,
-        ),
-        Method(
-            "group",
-            group,
-            "space and the channels of a group, per sample",
-            "per sample over groups of channels; holds at small batches",
-            "Wu & He 2018, arXiv 1803.08494",
-        ),
-        Method(
-            "switchable",
-            switchable,
-            "a learned mix of instance, layer and batch",
-            "each layer learns its own mix of instance, layer and batch",
-            "Luo et al. 2019, arXiv 1806.10779",
-            reads_cells=_beyond_population,
-            running=True,
-            track=_track_switchable,
-            parameters=("mean_weight", "var_weight"),
-        ),
-    )
-}
-
-
-def method_named(name: str) -> Method:
-    """Look a method up.
-
-    Args:
-        name: a key of ``METHODS``.
-
-    Returns:
-        Its row.
-
-    Raises:
-        InputError: there is no such method; the message lists those there are.
-
-    Example:
-        >>> method_named("group").paper
-        'Wu & He 2018, arXiv 1803.08494'
-    """
-    try:
-        return METHODS[name]
-    except KeyError:
-        raise InputError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}") from None
