@@ -233,6 +233,19 @@ def _restored_on_error(targets: list[_Target]) -> Iterator[None]:
         raise
 
 
+class _Kept:
+    """An iterator's batches, to be given again; read at the first use, where a failure is shared with other ranks."""
+
+    def __init__(self, batches: Iterable[Any], limit: int | None) -> None:
+        self._source, self._limit = batches, limit
+        self._batches: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._batches is None:
+            self._batches = list(itertools.islice(self._source, self._limit))
+        return iter(self._batches)
+
+
 class _Run:
     """One calibration: which layers, how to feed the model, how many batches it saw."""
 
@@ -243,7 +256,7 @@ class _Run:
     def layer_by_layer(self, loader: Iterable[Any]) -> None:
         """Measure in the order of execution, layers before by their new statistics."""
         if iter(loader) is loader:
-            loader = list(itertools.islice(loader, self.limit))
+            loader = _Kept(loader, self.limit)
         for target in self._in_order_of_execution(loader):
             self.measure([target], loader)
             _write(target)
