@@ -165,8 +165,8 @@ def _why(
             else f"Of the methods that are clearly behind it, {rest[0].method} is the nearest: {size}."
         )
     said += [
-        f"{_name(s)} is {write.gap(s.behind.value)} behind, but the interval ({write.gaps(s.behind)}) includes 0: "
-        "chance may explain it."
+        f"{_name(s)} is {write.gap(s.behind.value)} behind, but its 95 % interval, {write.interval(s.behind)}, "
+        "includes 0: chance may explain it."
         for s in tied[1:]
         if s.behind is not None
     ]

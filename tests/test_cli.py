@@ -1,0 +1,148 @@
+"""The command line as a person meets it."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from normwise import cli, records
+from normwise.methods import METHODS
+
+TINY = ["--methods", "none,batch", "--batch-sizes", "64", "--seeds", "2", "--lrs", "0.1", "--epochs", "0.6"]
+
+
+def command(*arguments):
+    return [sys.executable, "-c", "from normwise.cli import main; main()", *arguments]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, **options)
+
+
+def refused(capsys, *arguments):
+    """Run in this process; give the one line on standard error."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("normwise: error: ")
+    assert line.count("\n") == 1
+    return line
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"], ["report", "nowhere"]])
+def test_help_needs_no_torch(arguments):
+    program = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from normwise.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: pass\n"
+        "print(time.perf_counter() - start, file=sys.stderr)\n"
+        "assert 'torch' not in sys.modules and 'optuna' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    print(arguments, "took", done.stderr.splitlines()[-1], "s")
+
+
+def test_defaults_name_real_methods():
+    assert set(cli._words(cli._METHODS)) <= set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "bacth"], "did you mean 'batch'?"),
+        (["--data", "digts"], "did you mean 'digits'?"),
+        (["--data", "fashion-mnist:/nowhere"], "no Fashion-MNIST in /nowhere"),
+        (["--batch-sizes", "0"], "at least 1, got 0"),
+        (["--batch-sizes", "2,4096"], "larger than the training data (1077 samples)"),
+        (["--batch-sizes", "two"], "--batch-sizes must be whole numbers"),
+        (["--seeds", "1"], "at least 2"),
+        (["--lrs", "-1"], "learning rates"),
+        (["--epochs", "0"], "epochs"),
+        (["--workers", "0"], "workers"),
+        (["--quick", "--epochs", "1"], "--quick chooses the epochs"),
+        (["--sedes", "3"], "--sedes"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, arguments, message):
+    assert message in refused(capsys, "compare", "--out", str(tmp_path / "out"), *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_folders_and_stores(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert "cannot write to the folder" in refused(capsys, "compare", *TINY, "--out", str(file / "x"))
+    store = tmp_path / "study.db"
+    store.write_text("something else entirely")
+    assert "left as it is" in refused(capsys, "compare", *TINY, "--out", str(tmp_path))
+    assert store.read_text() == "something else entirely"
+    (tmp_path / "study.json").write_text("{")
+    assert "not JSON" in refused(capsys, "report", str(tmp_path))
+    assert "cannot read" in refused(capsys, "report", str(tmp_path / "none.json"))
+
+
+def finished(folder):
+    try:
+        with sqlite3.connect(folder / "study.db") as connection:
+            return connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+def scores(folder):
+    study = records.load_study(folder / "study.json")
+    return {t.cell.key: (t.valid_score, t.test_score, t.valid_loss, t.test_loss) for t in study.trials}
+
+
+def test_killed_and_resumed_gives_the_same_numbers(tmp_path):
+    """Killed -9 with two workers, resumed with the same command: same scores, no trial finished twice, no orphan."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = ["compare", *TINY, "--workers", "2", "--out"]
+    process = subprocess.Popen(command(*arguments, str(killed)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while finished(killed) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = finished(killed)
+    assert kept >= 2
+    resumed = run(*arguments, str(killed))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Traceback" not in resumed.stderr
+    assert "6 of 6 trials done" in resumed.stderr
+    assert str(killed / "report.html") in resumed.stdout
+    assert "At batch size 64" in " ".join(resumed.stdout.split())
+    uninterrupted = run("compare", *TINY, "--workers", "1", "--out", str(whole))
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    assert scores(killed) == scores(whole)
+    assert finished(killed) == finished(whole) == 6
+    again = run("report", str(killed), "--out", str(tmp_path / "again.html"))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again.html").read_text() == (killed / "report.html").read_text()
+    record = json.loads((whole / "study.json").read_text())
+    assert record["command"].startswith("normwise compare --methods none,batch")
+    other = run("compare", *TINY, "--seeds", "3", "--out", str(whole))
+    assert other.returncode == 2
+    assert "--fresh" in other.stderr
+
+
+def test_interrupt_says_how_to_resume(tmp_path):
+    arguments = ["compare", "--methods", "none", "--workers", "1", "--seeds", "50", "--out", str(tmp_path)]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while finished(tmp_path) < 1 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Resume with: normwise compare --methods none --workers 1 --seeds 50 --out {tmp_path}" in errors
+    assert "Traceback" not in errors
+    assert os.path.exists(tmp_path / "study.db")
