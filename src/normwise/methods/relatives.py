@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from normwise.methods.family import Inputs, _batch_moments, _mean_over_samples, standardize
 from normwise.moments import Affine, Moments, pool

@@ -19,30 +19,59 @@ from normwise.nn.instancenorm import (
     LazyInstanceNorm3d,
 )
 from normwise.nn.layernorm import LayerNorm, RMSNorm
+from normwise.nn.optim import param_groups
+from normwise.nn.published import load_published, read_published
+from normwise.nn.recurrent import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
+from normwise.nn.relatives import (
+    BatchInstanceNorm,
+    BatchRenorm,
+    FilterResponseNorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    MeanOnlyBatchNorm,
+)
+from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalBatchNorm, ConditionalInstanceNorm
 from normwise.nn.switchable import (
+    Importance,
     SwitchableNorm,
     SwitchableNorm1d,
     SwitchableNorm2d,
     SwitchableNorm3d,
+    importance,
+    set_sparsity,
     switchable_layers,
 )
 from normwise.nn.synced import sync
 
 __all__ = [
+    "AdaptiveInstanceNorm",
+    "BatchInstanceNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm",
+    "ConditionalBatchNorm",
+    "ConditionalInstanceNorm",
+    "FilterResponseNorm",
+    "FrozenBatchNorm",
+    "GhostBatchNorm",
     "GroupNorm",
+    "Importance",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LayerNormGRU",
+    "LayerNormGRUCell",
+    "LayerNormLSTM",
+    "LayerNormLSTMCell",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "MeanOnlyBatchNorm",
     "NormFactory",
     "RMSNorm",
     "SwitchableNorm",
@@ -50,7 +79,12 @@ __all__ = [
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "groups_for",
+    "importance",
+    "load_published",
     "norm_layer",
+    "param_groups",
+    "read_published",
+    "set_sparsity",
     "switchable_layers",
     "sync",
 ]

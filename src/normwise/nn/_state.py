@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
 from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
@@ -41,10 +41,7 @@ def uses_running(layer: _NormBase) -> bool:
 
 
 def layer_name(layer: torch.nn.Module) -> str:
-    """Say which layer this is: its class, and its path in the outermost module whose methods are running.
-
-    Modules do not know their own names; the modules that are calling this one do. Slow, for messages only.
-    """
+    # Modules do not know their own names; the modules whose methods are running do. Slow, for messages only.
     path, frame = "", sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
@@ -86,7 +83,7 @@ class TrackingNorm(_NormBase):
     def _guard(self, skip_nonfinite: bool) -> None:
         """Finish construction: must follow torch's ``__init__``."""
         self.skip_nonfinite = skip_nonfinite
-        count = torch.zeros_like(self.num_batches_tracked) if self.track_running_stats else None
+        count = None if self.num_batches_tracked is None else torch.zeros_like(self.num_batches_tracked)
         self.register_buffer("num_batches_skipped", count, persistent=False)
 
     def reset_running_stats(self) -> None:
@@ -124,14 +121,12 @@ class TrackingNorm(_NormBase):
             self.num_batches_skipped if moves and self.skip_nonfinite else None,
             moves,
             momentum,
-            weight=self.weight,
-            bias=self.bias,
             eps=self.eps,
             running_mean=self.running_mean,
             running_var=self.running_var,
             use_running=uses_running(self),
             sync=self.sync if self.training else None,
-            **options,
+            **{"weight": self.weight, "bias": self.bias, **options},
         )
         if moves and not torch.compiler.is_compiling() and self.running_mean.device.type == "cpu":  # type: ignore[union-attr]
             self._warn_of_skipped()
@@ -159,10 +154,8 @@ def _normalize_and_track(
     momentum: float | None,
     **options: Any,
 ) -> Tensor:
-    """``normalize`` between the counting of a batch and, where it was skipped, taking that back.
-
-    Under ``torch.func`` transforms nothing is counted or moved: a mapped or differentiated function has no side effects.
-    """
+    # Counts a batch first, for the cumulative average, and takes that back where the batch was skipped. Under
+    # torch.func transforms nothing is counted or moved: what is mapped or differentiated has no side effects.
     if not moves or transforming():
         return normalize(x, method, **options)
     if tracked is not None:
@@ -171,19 +164,20 @@ def _normalize_and_track(
     if momentum is None and tracked is not None:
         # A cumulative average. As a tensor it neither breaks a compiled graph nor synchronizes with a device.
         weight = tracked.double().reciprocal()
-    before = None if skipped is None else skipped.clone()
+    if tracked is None or skipped is None:
+        return normalize(x, method, momentum=weight, skipped=skipped, **options)
+    before = skipped.clone()
     y = normalize(x, method, momentum=weight, skipped=skipped, **options)
-    if tracked is not None and skipped is not None:
-        tracked.sub_(skipped - before)
+    tracked.sub_(skipped - before)
     return y
 
 
-class LazyNorm(torch.nn.modules.batchnorm._LazyNormBase):
+class LazyNorm(_LazyNormBase):
     """Torch's lazy construction, with what our layers take beside torch's arguments."""
 
-    def __init__(
-        self, *args: Any, activation: str | None = None, skip_nonfinite: bool = True, **kwargs: Any
-    ) -> None:
+    _guard: Callable[[bool], None]  # of TrackingNorm, from which every lazy class also descends
+
+    def __init__(self, *args: Any, activation: str | None = None, skip_nonfinite: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = activation
         self._guard(skip_nonfinite)

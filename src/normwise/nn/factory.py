@@ -11,12 +11,24 @@ from normwise.methods import METHODS, method_named
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.nn.groupnorm import GroupNorm, groups_for
 from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from normwise.nn.relatives import (
+    BatchInstanceNorm,
+    BatchRenorm,
+    FilterResponseNorm,
+    GhostBatchNorm,
+    MeanOnlyBatchNorm,
+)
 from normwise.nn.switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 
 _BY_DIM: dict[str, dict[int, type[torch.nn.Module]]] = {
     "batch": {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
     "instance": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
     "switchable": {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
+}
+# One class for any number of spatial axes.
+_ANY_DIM = {
+    kind.method: kind
+    for kind in (BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm, BatchInstanceNorm, FilterResponseNorm)
 }
 
 
@@ -60,6 +72,8 @@ def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
         _check_dim(dim)
         if method in _BY_DIM:
             return _BY_DIM[method][dim](num_features, **{"affine": True} | options)
+        if method in _ANY_DIM:
+            return _ANY_DIM[method](num_features, **options)
         if method == "group":
             groups = options.get("num_groups") or groups_for(num_features)
             return GroupNorm(groups, num_features, **{k: v for k, v in options.items() if k != "num_groups"})

@@ -1,0 +1,266 @@
+"""Layers for the relatives of the six. Each takes (N, C, ...) with any number of spatial axes, and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise.errors import InputError
+from normwise.functional import normalize, real_elements
+from normwise.methods import METHODS
+from normwise.nn._state import TrackingNorm, located
+
+
+class RelativeNorm(TrackingNorm):
+    """What the relatives share: torch's arguments for a batch norm, and a forward pass by the method of their name.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of the *new* batch in the running averages, where the method keeps them.
+        affine: whether ``weight`` and ``bias`` (C,) are learned.
+        track_running_stats: whether running averages are kept, where the method can.
+        device: of the parameters and buffers.
+        dtype: of the parameters and buffers.
+        bias: whether ``bias`` is learned where ``affine`` is.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
+        skip_nonfinite: whether a batch with NaN or infinity leaves the running averages as they are.
+
+    Example:
+        >>> isinstance(MeanOnlyBatchNorm(3), RelativeNorm)
+        True
+    """
+
+    method = ""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        skip_nonfinite: bool = True,
+    ) -> None:
+        tracks = track_running_stats and METHODS[self.method].running
+        super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
+        self._guard(skip_nonfinite)
+        self.activation = activation
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the method needs beyond weight, bias and running averages."""
+        return {}
+
+    @located
+    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
+        options = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._inputs()}
+        return self._normalize(input, self.method, self.momentum, counts=True, **options)
+
+
+class BatchRenorm(RelativeNorm):
+    """Batch renormalization (Ioffe 2017, arXiv 1702.03275); see :func:`normwise.methods.batch_renorm`.
+
+    It starts as batch norm and is let off the leash over the first ``warmup`` batches: the limits grow linearly from
+    (1, 0) to (``r_max``, ``d_max``), because running averages mean little at first.
+
+    Args:
+        num_features: C.
+        r_max: the most by which the scale may differ from batch norm's, at least 1.
+        d_max: the most by which the mean may differ, in standard deviations.
+        warmup: batches until the limits are reached.
+        **options: as for :class:`RelativeNorm`.
+
+    Raises:
+        InputError: limits that make no sense.
+
+    Example:
+        >>> BatchRenorm(3)(torch.randn(8, 3, 5, 5)).shape
+        torch.Size([8, 3, 5, 5])
+    """
+
+    method = "batch_renorm"
+
+    def __init__(
+        self, num_features: int, r_max: float = 3.0, d_max: float = 5.0, warmup: int = 1000, **options: Any
+    ) -> None:
+        super().__init__(num_features, **options)
+        if r_max < 1 or d_max < 0 or warmup < 0:
+            raise InputError(f"expected r_max >= 1, d_max >= 0 and warmup >= 0, got {r_max}, {d_max} and {warmup}")
+        self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
+
+    def _inputs(self) -> dict[str, Any]:
+        if not self.warmup or self.num_batches_tracked is None:
+            return {"limits": (self.r_max, self.d_max)}
+        grown = (self.num_batches_tracked / self.warmup).clamp(max=1)
+        return {"limits": (1 + (self.r_max - 1) * grown, self.d_max * grown)}
+
+
+class GhostBatchNorm(RelativeNorm):
+    """Ghost batch normalization (Hoffer et al. 2017, arXiv 1705.08741); see :func:`normwise.methods.ghost_batch`.
+
+    The running averages follow the mean of the ghosts' moments, once a batch.
+
+    Args:
+        num_features: C.
+        ghost_size: samples that share statistics, at least 2.
+        **options: as for :class:`RelativeNorm`.
+
+    Raises:
+        InputError: a ghost of fewer than 2 samples.
+
+    Example:
+        >>> GhostBatchNorm(3, ghost_size=4)(torch.randn(8, 3, 5)).shape
+        torch.Size([8, 3, 5])
+    """
+
+    method = "ghost_batch"
+
+    def __init__(self, num_features: int, ghost_size: int = 32, **options: Any) -> None:
+        super().__init__(num_features, **options)
+        if ghost_size < 2:
+            raise InputError(f"ghost_size must be at least 2 samples, got {ghost_size}; for 1 use instance norm")
+        self.ghost_size = ghost_size
+
+    def _inputs(self) -> dict[str, Any]:
+        return {"ghost_size": self.ghost_size}
+
+
+class MeanOnlyBatchNorm(RelativeNorm):
+    """Mean-only batch normalization, to go with weight norm (Salimans & Kingma 2016, arXiv 1602.07868).
+
+    Example:
+        >>> MeanOnlyBatchNorm(3)(torch.randn(8, 3)).mean(0).abs().max() < 1e-6
+        tensor(True)
+    """
+
+    method = "mean_only_batch"
+
+
+class BatchInstanceNorm(RelativeNorm):
+    """Batch-instance normalization (Nam & Kim 2018, arXiv 1805.07925); see :func:`normwise.methods.batch_instance`.
+
+    ``gate`` (C,) starts at 1, which is batch norm, and is kept within [0, 1]. The paper lets it learn faster than the
+    rest.
+
+    Example:
+        >>> BatchInstanceNorm(3)(torch.randn(8, 3, 5, 5)).shape
+        torch.Size([8, 3, 5, 5])
+    """
+
+    method = "batch_instance"
+
+    def __init__(self, num_features: int, **options: Any) -> None:
+        super().__init__(num_features, **options)
+        like = {"device": options.get("device"), "dtype": options.get("dtype")}
+        self.gate = torch.nn.Parameter(torch.ones(num_features, **like))
+
+    def reset_parameters(self) -> None:
+        """Set weight and gate to 1, bias to 0, and forget the running averages."""
+        super().reset_parameters()
+        if "gate" in self._parameters:
+            torch.nn.init.ones_(self.gate)
+
+    def _inputs(self) -> dict[str, Any]:
+        if self.training:
+            # The paper clips after each step. Doing it here needs no hook on the optimizer; ``.data``, because a second
+            # forward pass before the backward pass finds it clipped already and must not count as a change.
+            self.gate.data.clamp_(0, 1)
+        return {"extra": self.gate}
+
+
+class FilterResponseNorm(RelativeNorm):
+    """Filter response normalization (Singh & Krishnan 2019, arXiv 1911.09737), and its thresholded activation.
+
+    Formula: y = weight · x / √(mean(x²) + eps) + bias over each cell; with ``tlu=True`` then max(y, threshold), with a
+    learned ``threshold`` (C,) that starts at 0, in place of the network's own ReLU.
+
+    Args:
+        num_features: C.
+        eps: added to the mean square.
+        tlu: whether the thresholded linear unit follows.
+        **options: as for :class:`RelativeNorm`.
+
+    Raises:
+        InputError: ``tlu`` and another activation.
+
+    Example:
+        >>> FilterResponseNorm(3, tlu=True)(torch.randn(8, 3, 5, 5)).min() >= 0
+        tensor(True)
+    """
+
+    method = "filter_response"
+
+    def __init__(self, num_features: int, eps: float = 1e-6, *, tlu: bool = False, **options: Any) -> None:
+        super().__init__(num_features, eps, **options)
+        if tlu and self.activation is not None:
+            raise InputError(f"tlu is an activation itself: drop it, or activation={self.activation!r}")
+        like = {"device": options.get("device"), "dtype": options.get("dtype")}
+        self.threshold = torch.nn.Parameter(torch.zeros(num_features, **like)) if tlu else None
+
+    def reset_parameters(self) -> None:
+        """Set weight to 1, bias and threshold to 0."""
+        super().reset_parameters()
+        if self._parameters.get("threshold") is not None:
+            torch.nn.init.zeros_(self.threshold)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, and apply the threshold where there is one; padding stays 0."""
+        y = super().forward(input, mask=mask, lengths=lengths)
+        if self.threshold is None:
+            return y
+        y = torch.maximum(y, self.threshold.to(y.dtype).reshape(1, -1, *(1,) * (y.ndim - 2)))
+        keep = real_elements(input, mask, lengths)
+        return y if keep is None else torch.where(keep, y, 0)
+
+
+class FrozenBatchNorm(torch.nn.Module):
+    """Batch normalization by fixed statistics and a fixed affine: all four are buffers, nothing ever moves.
+
+    Its ``state_dict`` has the keys of a batch norm, so that one loads. Neither ``train()`` nor an optimizer touches it.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        device: of the buffers.
+        dtype: of the buffers.
+
+    Example:
+        >>> frozen = FrozenBatchNorm(3)
+        >>> _ = frozen.load_state_dict(torch.nn.BatchNorm2d(3).state_dict())
+        >>> list(frozen.parameters())
+        []
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            self.register_buffer(name, torch.full((num_features,), float(value), device=device, dtype=dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        statistics = {"running_mean": self.running_mean, "running_var": self.running_var, "use_running": True}
+        return normalize(input, "batch", weight=self.weight, bias=self.bias, eps=self.eps, **statistics)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"{self.num_features}, eps={self.eps}"
