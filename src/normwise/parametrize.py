@@ -226,8 +226,8 @@ def remove_weight_norm(model: torch.nn.Module, name: str | None = None) -> torch
 def weight_norm_init(model: torch.nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     """Set g and bias of every weight-normalized layer from one batch (Salimans & Kingma 2016, section 3).
 
-    Formula: with t = v · x / ‖v‖, g = 1 / σ[t] and bias = −μ[t] / σ[t], so that on the batch the output of each unit has
-    mean 0 and standard deviation 1. One forward pass sets the layers in the order in which they run, each on what the ones
+    Formula: with t = v · x / ‖v‖, g = 1 / σ[t] and bias = −μ[t] / σ[t], so that on the batch each output unit has mean
+    0 and standard deviation 1. One forward pass sets the layers in the order in which they run, each on what the ones
     before give after they were set; a layer without bias keeps its mean. Modes and buffers are left as they were;
     recurrent layers, which have no single output before the activation, are left alone.
 

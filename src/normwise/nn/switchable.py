@@ -9,11 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise.engine import needs_plain_graph
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import POOLS, Inputs, defined_members
-from normwise.moments import Moments
+from normwise.moments import Moments, sparsestmax
 from normwise.nn._state import TrackingNorm, check_dim, located, uses_running
 from normwise.nn.groupnorm import groups_for
+from normwise.ops import accumulation_dtype
+from normwise.records import Mixture
+
+# The name in this module, which is what the forward pass below looks up.
+torch.fx.wrap("check_dim")
 
 VARIANCES = ("paper", "official")
 
@@ -30,6 +36,7 @@ class SwitchableNorm(TrackingNorm):
 
     mean_weight: torch.nn.Parameter
     var_weight: torch.nn.Parameter
+    sparsity: Tensor | None
     _dims: tuple[int, ...] = ()
 
     def __init__(
@@ -46,6 +53,7 @@ class SwitchableNorm(TrackingNorm):
         over: Sequence[str] = ("instance", "layer", "batch"),
         variance: str = "paper",
         num_groups: int | None = None,
+        sparse: bool = False,
         activation: str | None = None,
         skip_nonfinite: bool = True,
     ) -> None:
@@ -57,46 +65,54 @@ class SwitchableNorm(TrackingNorm):
         self._guard(skip_nonfinite)
         self.variance = variance
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups
-        if num_features % self.num_groups:
+        if self.num_groups < 1 or num_features % self.num_groups:
             raise InputError(f"num_features ({num_features}) must be divisible by num_groups ({self.num_groups})")
         self.activation = activation
         for name in ("mean_weight", "var_weight"):
             logits = torch.ones(len(self.over), device=device, dtype=dtype)
             self.register_parameter(name, torch.nn.Parameter(logits))
+        # A buffer, so that a checkpoint taken half way through the schedule evaluates to the same mix.
+        self.register_buffer("sparsity", torch.zeros((), device=device) if sparse else None)
 
     def reset_parameters(self) -> None:
-        """Set weight and mixing weights to 1, bias to 0, and forget the running averages."""
+        """Set weight and mixing weights to 1, bias and sparsity to 0, and forget the running averages."""
         super().reset_parameters()
+        if self._buffers.get("sparsity") is not None:
+            self.sparsity.zero_()  # type: ignore[union-attr]
         for name in ("mean_weight", "var_weight"):
             if name in self._parameters:
                 torch.nn.init.ones_(self._parameters[name])  # type: ignore[arg-type]
 
     def shares(self) -> tuple[Tensor, Tensor]:
-        """Give the learned mix: softmax of ``mean_weight`` and of ``var_weight``, in the order of ``over``.
+        """Give the learned mix: the shares in means and in variances, in the order of ``over``.
 
         Returns:
-            Two detached tensors (K,), each summing to 1.
+            Two detached tensors (K,), each summing to 1; softmax of the logits, or their sparse projection.
 
         Example:
             >>> SwitchableNorm2d(3, over=("layer", "batch")).shares()[0]
             tensor([0.5000, 0.5000])
         """
-        return self.mean_weight.detach().softmax(0), self.var_weight.detach().softmax(0)
+        logits = (self.mean_weight.detach(), self.var_weight.detach())
+        means, variances = (w.softmax(0) if self.sparsity is None else _sparse(w, self.sparsity) for w in logits)
+        return means, variances
 
     @located
     def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
-        _warn_dropped(input, self.over, self.num_groups, uses_running(self))
+        mix = _mix(self.over, self.mean_weight, self.var_weight, self.sparsity, self.training)
+        _warn_dropped(input, mix[0], self.num_groups, uses_running(self) or self.sync is not None)
         return self._normalize(
             input,
             "switchable",
             self.momentum,
             counts=True,
             num_groups=self.num_groups,
-            over=self.over,
-            mean_weight=self.mean_weight,
-            var_weight=self.var_weight,
+            over=mix[0],
+            mean_weight=mix[1],
+            var_weight=mix[2],
+            logits=self.sparsity is None,
             variance=self.variance,
             activation=self.activation,
             mask=mask,
@@ -105,7 +121,8 @@ class SwitchableNorm(TrackingNorm):
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
-        return f"{super().extra_repr()}, over={self.over}, variance={self.variance!r}"
+        sparse = "" if self.sparsity is None else ", sparse=True"
+        return f"{super().extra_repr()}, over={self.over}, variance={self.variance!r}{sparse}"
 
 
 class SwitchableNorm1d(SwitchableNorm):
@@ -141,6 +158,8 @@ class SwitchableNorm2d(SwitchableNorm):
         over: the members: any of ``"instance"``, ``"layer"``, ``"group"``, ``"batch"``.
         variance: ``"paper"`` (biased) or ``"official"`` (to reproduce a published checkpoint).
         num_groups: of the group member; default :func:`groups_for`.
+        sparse: mix by a projection that gives exact zeros instead of by softmax (Shao et al. 2019, arXiv 1903.03793);
+            :func:`set_sparsity` moves the layer on to a single member. In evaluation dead members are not computed.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
         skip_nonfinite: as in :class:`normwise.nn.BatchNorm2d`.
 
@@ -187,6 +206,105 @@ def switchable_layers(model: torch.nn.Module) -> Iterator[tuple[str, SwitchableN
             yield name, module
 
 
+def set_sparsity(model: torch.nn.Module, sparsity: float) -> int:
+    """Set how far every ``sparse=True`` layer of a model must be from an even mix; call it once a step or epoch.
+
+    The paper raises it from 0 to 1 in the course of training (arXiv 1903.03793). At 0 the mix is sparsemax,
+    at 1 each layer uses one member for the means and one for the variances. Raise it after the logits have begun to
+    move: those that are still equal have no preference and stay an even mix.
+
+    Args:
+        model: any module.
+        sparsity: 0 to 1, the least distance from the even mix, as a fraction of the largest.
+
+    Returns:
+        How many layers were set.
+
+    Raises:
+        InputError: a value outside 0 to 1.
+
+    Example:
+        >>> layer = SwitchableNorm2d(3, sparse=True)
+        >>> _ = layer.mean_weight.data.copy_(torch.tensor([1.2, 1.0, 1.0]))
+        >>> set_sparsity(layer, 1.0)
+        1
+        >>> layer.shares()[0]
+        tensor([1., 0., 0.])
+    """
+    if not 0 <= sparsity <= 1:
+        raise InputError(f"sparsity goes from 0 (sparsemax) to 1 (one member), got {sparsity!r}")
+    layers = [layer for _, layer in switchable_layers(model) if layer.sparsity is not None]
+    for layer in layers:
+        # A new tensor: the old one may be waiting for a backward pass.
+        layer.sparsity = torch.full_like(layer.sparsity, sparsity)  # type: ignore[arg-type]
+    return len(layers)
+
+
+class Importance(list[Mixture]):
+    """The mixes of a model's layers, a list of :class:`normwise.records.Mixture` that prints as a table.
+
+    Example:
+        >>> Importance()
+        no switchable layers
+    """
+
+    def __repr__(self) -> str:
+        if not self:
+            return "no switchable layers"
+        members = list(dict.fromkeys(name for mixture in self for name in mixture.members))
+        wide = max(len("layer"), *(len(mixture.layer) for mixture in self))
+        columns = "".join(f"{name:>10}" for name in members)
+        lines = [f"{'layer':<{wide}}  of   {columns}"]
+        for mixture in self:
+            for what, shares in (("means", mixture.mean_weights), ("vars", mixture.var_weights)):
+                share = dict(zip(mixture.members, shares, strict=True))
+                cells = "".join(f"{share[name]:>10.3f}" if name in share else f"{'-':>10}" for name in members)
+                lines.append(f"{mixture.layer if what == 'means' else '':<{wide}}  {what:<5}{cells}")
+        return "\n".join(lines)
+
+
+def importance(model: torch.nn.Module) -> Importance:
+    """Read what each switchable layer of a model learned: the shares of its members in the means and the variances.
+
+    Args:
+        model: any module.
+
+    Returns:
+        One record a layer, in the order of registration; prints as a table.
+
+    Example:
+        >>> importance(torch.nn.Sequential(SwitchableNorm2d(4), SwitchableNorm2d(4, over=("layer", "batch"))))
+        layer  of     instance     layer     batch
+        0      means     0.333     0.333     0.333
+               vars      0.333     0.333     0.333
+        1      means         -     0.500     0.500
+               vars          -     0.500     0.500
+    """
+    found = Importance()
+    for name, layer in switchable_layers(model):
+        means, variances = (shares.tolist() for shares in layer.shares())
+        found.append(Mixture(name or "(model)", list(layer.over), means, variances))
+    return found
+
+
+def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
+    return sparsestmax(logits.to(accumulation_dtype(logits.dtype)), sparsity)
+
+
+@torch.fx.wrap
+def _mix(
+    over: tuple[str, ...], mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor | None, training: bool
+) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """The members to compute and their weights: logits, or shares where the mix is sparse; a leaf for torch.fx."""
+    if sparsity is None:
+        return over, mean_weight, var_weight
+    means, variances = _sparse(mean_weight, sparsity), _sparse(var_weight, sparsity)
+    if training or needs_plain_graph():
+        return over, means, variances
+    live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()
+    return tuple(over[k] for k in live), means[live], variances[live]
+
+
 def _checked_members(over: Sequence[str]) -> tuple[str, ...]:
     members = (over,) if isinstance(over, str) else tuple(over)
     unknown = [name for name in members if name not in POOLS]
@@ -196,14 +314,14 @@ def _checked_members(over: Sequence[str]) -> tuple[str, ...]:
 
 
 @torch.fx.wrap
-def _warn_dropped(x: Tensor, over: tuple[str, ...], num_groups: int, use_running: bool) -> None:
+def _warn_dropped(x: Tensor, over: tuple[str, ...], num_groups: int, batch_defined: bool) -> None:
     """Say which members have no meaning for this shape; a leaf for torch.fx."""
     if torch.compiler.is_compiling():
         return
     elements = x[0, 0].numel() if x.numel() else 0
     if elements != 1:
         return
-    population = Moments(x, x) if use_running else None
+    population = Moments(x, x) if batch_defined else None
     inputs = Inputs(over=over, num_groups=num_groups, population=population)
     kept = defined_members(inputs, x.shape[0], x.shape[1], elements)
     dropped = [name for k, name in enumerate(over) if k not in kept]
