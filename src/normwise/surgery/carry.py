@@ -1,0 +1,310 @@
+"""Build the layer that takes another's place, and carry over all that has a meaning there."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normwise import nn
+from normwise.methods import METHODS
+from normwise.nn import groups_for
+from normwise.surgery import behaviour
+from normwise.surgery.freeze import _MARK, freeze, is_frozen
+from normwise.surgery.layers import NormLayer
+from normwise.surgery.layouts import CLASSES, Adapted
+from normwise.surgery.translate import AFFINE, STATISTICS, folds, keeps_statistics, translated
+
+# Modules that our layers compute themselves, fused, instead of calling them.
+_FUSED: dict[type, str] = {torch.nn.ReLU: "relu", torch.nn.SiLU: "silu", torch.nn.LeakyReLU: "leaky_relu"}
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build: the method, options of its layers, and how a switchable mix is to start.
+
+    ``affine`` asks for a weight and bias even where the old layer has none. ``share`` is the old method's initial share
+    in a switchable mix.
+
+    Example:
+        >>> Order("group").options
+        {}
+    """
+
+    to: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    affine: bool = False
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A new layer, what of the old one is in it, and what is not and why.
+
+    Example:
+        >>> Built(torch.nn.Identity(), ["weight"], []).carried
+        ['weight']
+    """
+
+    module: torch.nn.Module
+    carried: list[str]
+    lost: list[str]
+
+
+def refusal(layer: NormLayer, to: str, spatial: set[int]) -> str | None:
+    """Say why a layer cannot become another method.
+
+    Args:
+        layer: the old layer.
+        to: the method.
+        spatial: the numbers of spatial axes that its input was seen to have; empty where it was not run.
+
+    Returns:
+        The reason, or ``None``.
+
+    Example:
+        >>> from normwise.surgery.layers import describe
+        >>> refusal(describe(torch.nn.BatchNorm1d(3)), "instance", {0})
+        'its input is (N, C): an instance norm would erase it'
+    """
+    if layer.problem is not None:
+        return layer.problem
+    if to == "instance" and spatial == {0}:
+        return "its input is (N, C): an instance norm would erase it"
+    return None
+
+
+def unneeded(module: torch.nn.Module, layer: NormLayer, order: Order) -> str | None:
+    """Say why a layer may stay as it is.
+
+    Args:
+        module: the layer.
+        layer: its description.
+        order: what is wanted.
+
+    Returns:
+        The reason, or ``None`` where it must be replaced.
+
+    Example:
+        >>> from normwise.surgery.layers import describe
+        >>> norm = torch.nn.LayerNorm(3)
+        >>> unneeded(norm, describe(norm), Order("layer"))
+        'already layer norm'
+    """
+    if layer.method != order.to or order.options or layer.frozen:
+        return None
+    # torch's own classes become ours; a layer norm per token is another formula than ours and is kept.
+    return f"already {order.to} norm" if behaviour.is_ours(module) or layer.per_token else None
+
+
+def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[int], like: Tensor | None) -> Built:
+    """Make the new layer with the old one's parameters, buffers, mode, hooks and attributes.
+
+    Parameters are carried as the same objects: optimizers, ties and gradients that know them need no telling.
+
+    Args:
+        module: the old layer; not changed.
+        layer: its description, without a problem.
+        order: what to build.
+        spatial: the numbers of spatial axes seen, see :func:`refusal`.
+        like: device and dtype for a layer that has no tensors itself.
+
+    Returns:
+        The new layer and its account.
+
+    Raises:
+        TypeError: an option that the method's layers do not take.
+
+    Example:
+        >>> from normwise.surgery.layers import describe
+        >>> old = torch.nn.BatchNorm2d(64)
+        >>> build(old, describe(old), Order("group"), set(), None).module
+        GroupNorm(32, 64, eps=1e-05, affine=True, bias=True)
+    """
+    new = _new_layer(layer, order, spatial, like)
+    carried = _carry_affine(layer, new, order)
+    carried_buffers, lost = _carry_statistics(layer, new, order.to)
+    if order.to not in ("none", "weight"):
+        carried.append(f"eps {layer.eps:g}")
+    carried += carried_buffers + _carry_tail(layer) + _carry_hooks(module, new) + _carry_attributes(module, new)
+    if order.to == "switchable" and order.share is not None:
+        _lean(new, layer.method, order.share)  # type: ignore[arg-type]
+    new.training = module.training
+    if is_frozen(module) or layer.frozen:
+        _carry_freeze(module, new)
+        carried.append("frozen")
+    return Built(new, carried, lost + _lost_meaning(module, layer, order.to, new))
+
+
+def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor | None) -> torch.nn.Module:
+    """An untrained layer of the method that fits the place."""
+    activation = _fused_activation(layer)
+    device, dtype = layer.device, layer.dtype
+    if device is None and like is not None:
+        device, dtype = like.device, like.dtype
+    into_affine = folds(layer, order.to)
+    affine = layer.weight is not None or layer.bias is not None or order.affine or into_affine
+    options: dict[str, Any] = {"affine": affine, "device": device, "dtype": dtype, "activation": activation}
+    options["bias"] = layer.bias is not None or order.affine or into_affine
+    if METHODS[order.to].track is not None:
+        options |= {"momentum": layer.momentum, "track_running_stats": _tracks(layer, order.to)}
+    if order.to in ("none", "weight"):
+        options["method"] = order.to
+    else:
+        options["eps"] = layer.eps
+    sizes: tuple[int, ...] = (layer.channels,)
+    if order.to in ("group", "layer"):
+        groups = layer.num_groups if order.to == layer.method == "group" else groups_for(layer.channels)
+        sizes = (1 if order.to == "layer" else order.options.get("num_groups", groups), layer.channels)
+    chosen = {k: v for k, v in order.options.items() if k != "num_groups" or order.to == "switchable"}
+    tail = () if activation is not None and layer.activation is None else layer.tail
+    cls = _class_for(layer, order.to, spatial, bool(tail))
+    new = cls(*sizes, **options | chosen)
+    if isinstance(new, Adapted):
+        new.adapt("last" if layer.channel_axis == -1 else "first", tail)
+    return new
+
+
+def _class_for(layer: NormLayer, to: str, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
+    """The plain class where it is sure to fit, else the one that takes anything."""
+    if to in ("none", "weight") or layer.channel_axis == -1 or tail:
+        return CLASSES[to]
+    if to in ("group", "layer"):
+        return nn.GroupNorm
+    dim = layer.dim if not spatial else next(iter(spatial)) if len(spatial) == 1 else None
+    if dim == 0 and to != "instance":
+        dim = 1
+    if dim == 1 and to == "instance" and layer.method != "instance" and not spatial:
+        dim = None  # a BatchNorm1d may see (N, C), which an InstanceNorm1d would take for one unbatched (C, L)
+    name = {"batch": "BatchNorm", "instance": "InstanceNorm", "switchable": "SwitchableNorm"}[to]
+    return getattr(nn, f"{name}{dim}d", CLASSES[to])
+
+
+def _tracks(layer: NormLayer, to: str) -> bool:
+    if to == "instance":
+        return keeps_statistics(layer, to)
+    return layer.running_mean is not None or layer.method not in ("batch", "switchable")
+
+
+def _fused_activation(layer: NormLayer) -> str | None:
+    """The name under which our layers compute what follows; ``None`` where they must call it."""
+    if layer.activation is not None:
+        return layer.activation
+    if len(layer.tail) != 1:
+        return None
+    module = layer.tail[0][1]
+    hooked = any(getattr(module, hooks) for hooks in _HOOKS if hooks != "_is_full_backward_hook")
+    other_slope = isinstance(module, torch.nn.LeakyReLU) and not math.isclose(module.negative_slope, 0.01)
+    return None if hooked or other_slope else _FUSED.get(type(module))
+
+
+def _carry_affine(layer: NormLayer, new: torch.nn.Module, order: Order) -> list[str]:
+    tensors = {n: t.detach() for n, t in layer.tensors.items()}
+    values = translated(tensors, layer, order.to)
+    carried = []
+    for name in AFFINE:
+        old = getattr(layer, name)
+        if folds(layer, order.to):
+            asks = old.requires_grad if isinstance(old, torch.nn.Parameter) else True
+            new._parameters[name] = torch.nn.Parameter(values[name].clone(), requires_grad=asks)
+        elif isinstance(old, torch.nn.Parameter):
+            new._parameters[name] = old
+            carried.append(name)
+        elif old is not None:
+            new._parameters[name] = torch.nn.Parameter(old.detach().clone())
+            carried.append(name)
+    if folds(layer, order.to):
+        carried.append("running_mean, running_var, weight and bias, as one weight and bias: the same in evaluation")
+    return carried
+
+
+def _carry_statistics(layer: NormLayer, new: torch.nn.Module, to: str) -> tuple[list[str], list[str]]:
+    kept, fresh = keeps_statistics(layer, to), new._buffers.get("running_mean") is not None
+    if kept and fresh:
+        names = [name for name in STATISTICS if getattr(layer, name) is not None]
+        for name in names:
+            new._buffers[name] = getattr(layer, name).detach().clone()
+        return names, []
+    if fresh:
+        return [], ["no running statistics to carry: they start at mean 0, variance 1; calibrate before evaluating"]
+    if layer.running_mean is not None and not folds(layer, to):
+        return [], [f"running_mean, running_var: {to} norm takes its statistics from each input"]
+    return [], []
+
+
+def _carry_tail(layer: NormLayer) -> list[str]:
+    names = [type(module).__name__ for _, module in layer.tail]
+    return [f"activation {name}" for name in ([layer.activation] if layer.activation else []) + names]
+
+
+def _carry_hooks(module: torch.nn.Module, new: torch.nn.Module) -> list[str]:
+    # The same dicts, not copies: the handles that were given out go on working.
+    for name in _HOOKS:
+        if hasattr(module, name):
+            object.__setattr__(new, name, getattr(module, name))
+    count = len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+    return [f"{count} hook(s)"] if count else []
+
+
+def _carry_attributes(module: torch.nn.Module, new: torch.nn.Module) -> list[str]:
+    """Take over what somebody hung on the layer: public attributes that no constructor argument made."""
+    arguments = {name for cls in type(module).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
+    skip = arguments | set(vars(new)) | {"train", "forward", "normalized_shape", "layout"}
+    names = [n for n in vars(module) if not n.startswith("_") and n not in skip and not hasattr(type(module), n)]
+    for name in names:
+        setattr(new, name, getattr(module, name))
+    return [f"attribute {name}" for name in names]
+
+
+def _carry_freeze(module: torch.nn.Module, new: torch.nn.Module) -> None:
+    mark = vars(module).get(_MARK)
+    freeze(new, where=lambda *_: True, affine=mark is None)
+    if mark is not None:
+        vars(new)[_MARK] |= {"training": mark["training"], "requires_grad": dict(mark["requires_grad"])}
+
+
+def _lean(new: nn.SwitchableNorm, method: str, share: float) -> None:
+    """Start a mix with a given share of the old method, the others equal."""
+    if method not in new.over or len(new.over) == 1:
+        return
+    logit = 1 + math.log(share * (len(new.over) - 1) / (1 - share))
+    with torch.no_grad():
+        for mix in (new.mean_weight, new.var_weight):
+            mix[new.over.index(method)] = logit
+
+
+def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch.nn.Module) -> list[str]:
+    """What a method did that the other does not."""
+    lost = []
+    if layer.synced:
+        lost.append("statistics are no longer synchronized across processes")
+    if layer.per_token:
+        lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
+    if layer.method == "rms":
+        lost.append("it did not subtract the mean")
+    if layer.method == "switchable" and to != "switchable":
+        lost.append("mean_weight, var_weight: the learned mix")
+    if to in ("none", "weight") and not folds(layer, to) and layer.method not in ("none", "weight"):
+        lost.append("the division by the input's own standard deviation: only weight and bias are left")
+    if to == "group" and isinstance(new, torch.nn.GroupNorm) and new.num_groups == 1:
+        lost.append(f"{layer.channels} channel(s) have no divisor to group by: one group, which is layer norm")
+    if any(getattr(module, name, None) for name in _STATE_HOOKS):
+        lost.append("hooks on its state_dict")
+    return lost

@@ -1,0 +1,248 @@
+"""The account of a conversion: what was replaced, carried and lost, how far outputs moved, and the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from normwise.surgery.exchange import Exchange
+from normwise.surgery.running import Left
+from normwise.surgery.translate import restored, translated
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a layer's output is from the old one's, as a share of its size (root mean squares).
+
+    ``own`` compares both on the old network's input, so it is due to this layer alone; ``here`` compares what comes out
+    at this place of the old and of the new network, everything before included.
+
+    Example:
+        >>> Drift(own=0.1, here=0.3).here
+        0.3
+    """
+
+    own: float | None
+    here: float | None
+
+
+@dataclass
+class Replacement:
+    """One layer's account; ``names`` are all under which it is registered.
+
+    Example:
+        >>> Replacement(["bn"], "BatchNorm2d", "GroupNorm", ["weight", "bias"], []).carried
+        ['weight', 'bias']
+    """
+
+    names: list[str]
+    old: str
+    new: str
+    carried: list[str]
+    lost: list[str]
+    drift: Drift | None = None
+    refitted: Drift | None = None
+
+
+@dataclass
+class Record:
+    """A conversion's account as plain data.
+
+    ``output_drift`` and ``output_refitted`` are of the model's output, before and after the affine was re-fitted.
+    ``weights`` names the modules that got weight norm, or lost it.
+
+    Example:
+        >>> Record("group").replaced
+        []
+    """
+
+    to: str
+    replaced: list[Replacement] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+    output_drift: float | None = None
+    output_refitted: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Conversion:
+    """What :func:`normwise.convert` did; ``print`` shows the table, :meth:`undo` takes it back.
+
+    Attributes:
+        model: the converted model.
+        record: the account as plain data, for :meth:`to_dict` and JSON.
+
+    Example:
+        >>> from normwise.surgery import convert
+        >>> conversion = convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), "layer")
+        >>> conversion.record.replaced[0].carried
+        ['weight', 'bias', 'eps 1e-05']
+    """
+
+    def __init__(self, exchange: Exchange, model: torch.nn.Module, record: Record) -> None:
+        self._exchange = exchange
+        self._undo: list[Callable[[], object]] = []
+        self._undone = False
+        self._weight_norms: dict[str, torch.nn.Module] = {}
+        self.model = model
+        self.record = record
+
+    def undo(self) -> torch.nn.Module:
+        """Put the original modules back, with the values they had, and the optimizer's parameters and state.
+
+        Returns:
+            The model as it was.
+
+        Example:
+            >>> from normwise.surgery import convert
+            >>> norm = torch.nn.BatchNorm1d(4)
+            >>> convert(torch.nn.Sequential(norm), "layer").undo()[0] is norm
+            True
+        """
+        if not self._undone:
+            root = self._exchange.model
+            before = self._exchange.put_old()
+            self._exchange.restore_values()
+            for step in reversed(self._undo):
+                step()
+            self.model = before if self.model is root else self.model
+            self._undone = True
+        return self.model
+
+    def forward_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate a state_dict of the original model into one of the converted model.
+
+        What the old layers do not have (mixing weights, fresh statistics) comes from the converted model. The affine
+        is the checkpoint's own: a re-fit was measured on other values and does not enter.
+
+        Args:
+            state: any checkpoint of the original model.
+
+        Returns:
+            A state_dict that the converted model loads strictly.
+
+        Example:
+            >>> from normwise.surgery import convert
+            >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(4))
+            >>> state = model.state_dict()
+            >>> sorted(convert(model, "layer").forward_state(state))
+            ['0.bias', '0.weight']
+        """
+        return self._mapped(state, translated, "new")
+
+    def backward_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate a state_dict of the converted model into one of the original model.
+
+        Statistics that the new layers do not keep come from the original layers.
+
+        Args:
+            state: any checkpoint of the converted model.
+
+        Returns:
+            A state_dict that the original model loads strictly.
+
+        Example:
+            >>> from normwise.surgery import convert
+            >>> conversion = convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), "layer")
+            >>> len(conversion.backward_state(conversion.model.state_dict()))
+            5
+        """
+        return self._mapped(state, restored, "old")
+
+    def _mapped(self, state: Mapping[str, Tensor], change: Callable, side: str) -> dict[str, Tensor]:
+        result = dict(state)
+        for pair in self._exchange.pairs:
+            other = "old" if side == "new" else "new"
+            for name in pair.found.names:
+                prefix = f"{name}." if name else ""
+                keys = {key: f"{prefix}{key}" for key in getattr(pair, other).state_dict()}
+                own = {key: result.pop(full) for key, full in keys.items() if full in result}
+                changed = change(own, pair.found.layer, self.record.to)
+                for key, value in getattr(pair, side).state_dict().items():
+                    result[prefix + key] = changed.get(key, own.get(key, value)).detach().clone()
+        return self._weights_mapped(result, joined=(side == "new") != (self.record.to == "weight"))
+
+    def _weights_mapped(self, state: dict[str, Tensor], joined: bool) -> dict[str, Tensor]:
+        """Split or join the weights that weight norm was put on or taken off."""
+        for name in self.record.weights:
+            g, v = (f"{name}.parametrizations.weight.original{i}" for i in (0, 1))
+            norm = self._weight_norms[name]
+            if joined and g in state:
+                state[f"{name}.weight"] = norm(state.pop(g), state.pop(v)).detach().clone()
+            elif not joined and f"{name}.weight" in state:
+                state[g], state[v] = (t.detach().clone() for t in norm.right_inverse(state.pop(f"{name}.weight")))
+        return state
+
+    def to_dict(self) -> dict:
+        """The account as plain lists, dicts, strings and numbers; drifts that are not finite become ``None``.
+
+        Returns:
+            A dict that is strict JSON.
+
+        Example:
+            >>> from normwise.surgery import convert
+            >>> convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), "layer").to_dict()["to"]
+            'layer'
+        """
+        # Strict JSON has no infinity.
+        text = json.dumps(asdict(self.record)).replace("Infinity", "null").replace("NaN", "null")
+        return json.loads(text)
+
+    def __str__(self) -> str:
+        """The account as a table."""
+        return table(self.record)
+
+
+def table(record: Record) -> str:
+    """Draw a conversion's account as text.
+
+    Args:
+        record: the account.
+
+    Returns:
+        Lines, one a layer, then what was lost, left and noted.
+
+    Example:
+        >>> print(table(Record("group", [Replacement(["bn"], "BatchNorm2d", "GroupNorm", ["weight"], ["x"])])))
+        to group: 1 layer replaced
+          bn  BatchNorm2d → GroupNorm  carried weight
+        lost:
+          x (1 layer: bn)
+    """
+    count = len(record.replaced)
+    lines = [f"to {record.to}: {count} layer{'s' * (count != 1)} replaced"]
+    rows = [
+        [", ".join(r.names), f"{r.old} → {r.new}", _drift_text(r), "carried " + ", ".join(r.carried)]
+        for r in record.replaced
+    ]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    lines += ["  " + "  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False) if w] + row[3:]) for row in rows]
+    if record.output_drift is not None:
+        after = "" if record.output_refitted is None else f", {record.output_refitted:.3g} after the re-fit"
+        lines.append(f"output drift {record.output_drift:.3g}{after}")
+    if record.weights:
+        lines.append(f"weight norm {'put on' if record.to == 'weight' else 'taken off'}: {', '.join(record.weights)}")
+    lines += _grouped("lost", [(text, r.names[0]) for r in record.replaced for text in r.lost])
+    lines += _grouped("left as they were", [(x.reason, x.layer) for x in record.left])
+    return "\n".join(lines + [f"note: {note}" for note in record.notes])
+
+
+def _drift_text(r: Replacement) -> str:
+    parts = [d for d in (r.drift, r.refitted) if d is not None and d.here is not None]
+    return "drift " + " → ".join(f"{d.here:.3g}" for d in parts) if parts else ""
+
+
+def _grouped(title: str, items: list[tuple[str, str]]) -> list[str]:
+    """Say each text once, with the layers it holds for."""
+    layers: dict[str, list[str]] = {}
+    for text, name in items:
+        layers.setdefault(text, []).append(name)
+    lines = [
+        f"  {text} ({len(names)} layer{'s' * (len(names) != 1)}: {', '.join(names[:4])}{', …' * (len(names) > 4)})"
+        for text, names in layers.items()
+    ]
+    return [f"{title}:", *lines] if lines else []

@@ -1,0 +1,240 @@
+"""Convert the normalization of a model that exists to another method of the family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from normwise.errors import InputError
+from normwise.methods import method_named
+from normwise.surgery import weights
+from normwise.surgery.carry import Built, Order, build, refusal, unneeded
+from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
+from normwise.surgery.exchange import Exchange, Pair, spatial_axes
+from normwise.surgery.layers import Found, find
+from normwise.surgery.layouts import ChannelAffine
+from normwise.surgery.optimizer import Arrival, remap
+from normwise.surgery.refit import refit
+from normwise.surgery.running import Forward, Left, deep_copy, drift, evaluating, feed, run_on, unwrapped
+from normwise.surgery.selection import Where, _matches, chosen
+from normwise.surgery.translate import folds
+
+
+def convert(
+    model: torch.nn.Module,
+    to: str,
+    *,
+    where: Where = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    example_inputs: Any = None,
+    calibrate_with: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+    copy: bool = False,
+    strict: bool = True,
+    share: float | None = None,
+    **options: Any,
+) -> Conversion:
+    """Replace a model's normalization layers by those of another method.
+
+    Layers are found by type and behaviour: torch's, ours, timm's (their activation stays), synchronized and frozen
+    batch norms, hand-written layer and RMS norms. The new layers hold the *same* weight and bias parameters, and carry
+    statistics where they mean the same, eps, momentum, device, dtype, mode, ``requires_grad``, hooks, and that a layer
+    was frozen. A shared layer is replaced once and stays shared. Group counts are chosen per layer by
+    :func:`normwise.nn.groups_for`.
+
+    ``"none"`` leaves a weight and bias per channel; stored statistics enter them, so that in evaluation a batch norm's
+    function stays exactly. ``"weight"`` does the same and puts weight norm on convolutions and linear layers; any other
+    method takes it off again where it finds places that ``"weight"`` left.
+
+    With ``calibrate_with`` weight and bias of each new layer are fitted by least squares so that its output matches the
+    old layer's per channel, layer by layer in the order in which they run. Running statistics that could not be carried
+    are measured on the same data.
+
+    Args:
+        model: changed in place.
+        to: a key of ``METHODS``.
+        where: a name pattern such as ``"backbone.*"`` or a predicate ``(name, module) -> bool``; default every layer.
+        optimizer: the model's; parameters that leave are taken out of it, new ones join the group of those that they
+            replace, with their state where it has the same shape.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones; to measure the drift with, in
+            evaluation mode.
+        calibrate_with: gives batches; read once per layer.
+        forward: ``(model, batch) -> anything`` runs the model on a batch of ``calibrate_with``; the default takes
+            tensors, (input, target) pairs and mappings.
+        copy: leave ``model`` alone and convert a deep copy.
+        strict: refuse, before anything is changed, if a layer that ``where`` chose cannot be converted; else leave it
+            and say why in the record.
+        share: the initial share of the old method in a switchable mix, default equal shares.
+        **options: of the new layers: ``num_groups``, ``over``, ``variance``, …
+
+    Returns:
+        The conversion: ``.model``, ``.record``, ``.undo()``; printed, a table.
+
+    Raises:
+        InputError: unknown method or option, nothing to convert, or a layer that cannot be (``strict``).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3), torch.nn.BatchNorm2d(48), torch.nn.ReLU())
+        >>> convert(model, "group").model[1]
+        GroupNorm(24, 48, eps=1e-05, affine=True, bias=True)
+    """
+    method_named(to)
+    if copy and optimizer is not None:
+        raise InputError("copy=True leaves the model to its optimizer: give optimizer= only for a conversion in place")
+    if share is not None and not 0 < share < 1:
+        raise InputError(f"share must lie between 0 and 1, got {share}")
+    model = deep_copy(model) if copy else model
+    body = unwrapped(model)
+    order = Order(to, options, affine=calibrate_with is not None, share=share)
+    run = None if example_inputs is None else lambda m: run_on(m, example_inputs)
+    found, left = _plan(body, order, where, strict, run)
+    pairs, accounts = _built(body, found, order, run)
+    exchange = Exchange(body, pairs)
+    record = Record(to, accounts, left)
+    conversion = Conversion(exchange, model, record)
+    try:
+        new_body = exchange.put_new()
+        conversion.model = new_body if model is body else model
+        reweighted = _reweight(new_body, to, where, pairs)
+        conversion._undo += reweighted.undo
+        conversion._weight_norms = reweighted.norms
+        record.weights, record.left = reweighted.names, record.left + reweighted.left
+        _tell_optimizer(conversion, optimizer, reweighted)
+        with exchange.comparing():
+            raw = None if run is None else _measure(exchange, run, record, "drift")
+            if calibrate_with is not None:
+                record.left += refit(exchange, calibrate_with, forward or feed)
+                if run is not None:
+                    _measure(exchange, run, record, "refitted", raw)
+    except BaseException:
+        conversion.undo()
+        raise
+    return conversion
+
+
+def _plan(
+    body: torch.nn.Module, order: Order, where: Where, strict: bool, run: Callable | None
+) -> tuple[list[tuple[Found, set[int]]], list[Left]]:
+    """Which layers to replace, with the axes seen of their input, and which stay and why."""
+    if isinstance(body, torch.jit.ScriptModule):
+        raise InputError("a scripted model cannot be changed: convert the model that it was scripted from")
+    wanted = list(chosen(body, where))
+    axes: dict[int, set[int]] = {}
+    if run is not None:
+        with evaluating(body):
+            axes = spatial_axes(wanted, lambda: run(body))
+    replace, left, refused = [], [], []
+    for found in wanted:
+        seen = axes.get(id(found.module), set())
+        reason = refusal(found.layer, order.to, seen)
+        idle = None if reason else unneeded(found.module, found.layer, order)
+        if reason is None and idle is None:
+            replace.append((found, seen))
+        else:
+            left.append(Left(found.names[0], reason or idle or ""))
+            refused += [left[-1]] if reason else []
+    if refused and strict:
+        listed = "; ".join(f"{x.layer or type(body).__name__}: {x.reason}" for x in refused)
+        raise InputError(
+            f"cannot convert {len(refused)} of {len(wanted)} layers to {order.to} norm: {listed}. Nothing was changed: "
+            "leave them out with where=, or give strict=False to leave them as they are"
+        )
+    if not wanted and order.to not in ("none", "weight"):
+        raise InputError(_nothing(body, order.to, where))
+    return replace, left
+
+
+def _nothing(body: torch.nn.Module, to: str, where: Where) -> str:
+    """Why there is nothing to convert."""
+    names = [found.names[0] for found in find(body)]
+    if names:
+        return f"where={where!r} matches none of the {len(names)} normalization layers: {', '.join(names[:8])}, …"
+    if any(weights.has_weight_norm(module) for module in body.modules()):
+        return (
+            f"{type(body).__name__} has weight norm only, and no place for {to} norm: take it off with to='none', then "
+            "put layers where you want them (normwise.nn.norm_layer)"
+        )
+    return f"{type(body).__name__} has no normalization layer"
+
+
+def _built(
+    body: torch.nn.Module, found: Sequence[tuple[Found, set[int]]], order: Order, run: Callable | None
+) -> tuple[list[Pair], list[Replacement]]:
+    like = next((p for p in body.parameters() if p.is_floating_point()), None)
+    pairs, accounts = [], []
+    for f, axes in found:
+        try:
+            built = build(f.module, f.layer, order, axes, like)
+        except TypeError as error:
+            raise InputError(f"{order.to} norm does not take these options: {error}") from error
+        pairs.append(Pair(f, built.module))
+        accounts.append(_account(f, built))
+    return pairs, accounts
+
+
+def _account(found: Found, built: Built) -> Replacement:
+    return Replacement(
+        list(found.names), type(found.module).__name__, type(built.module).__name__, built.carried, built.lost
+    )
+
+
+def _reweight(body: torch.nn.Module, to: str, where: Where, pairs: Sequence[Pair]) -> weights.Reweighted:
+    """Put weight norm on or take it off, as the method asks."""
+
+    def meant(name: str, module: torch.nn.Module) -> bool:
+        return where is None or _matches(where, name, module)
+
+    if to == "weight":
+        done = weights.put_on(body, meant)
+        if not done.names and not pairs:
+            raise InputError("weight norm acts on convolutions and linear layers, and where= chose none")
+        return done
+    places = any(isinstance(p.old, ChannelAffine) and p.old.method == "weight" for p in pairs)
+    done = weights.take_off(body, meant) if places or to == "none" else weights.Reweighted()
+    if not pairs and not done.names and to == "none":
+        raise InputError(_nothing(body, to, where))
+    return done
+
+
+def _tell_optimizer(
+    conversion: Conversion, optimizer: torch.optim.Optimizer | None, reweighted: weights.Reweighted
+) -> None:
+    """Exchange the parameters in the optimizer; without one, say so where it matters."""
+    pairs, to = conversion._exchange.pairs, conversion.record.to
+    gone, arrivals = list(reweighted.gone), list(reweighted.arrivals)
+    for pair in pairs:
+        old, new = (dict(m.named_parameters(recurse=False)) for m in (pair.old, pair.new))
+        kept = {id(p) for p in new.values()}
+        gone += [p for p in old.values() if id(p) not in kept]
+        for name, parameter in new.items():
+            if parameter is not old.get(name):
+                beside = tuple(old[n] for n in (name, "weight", "bias") if n in old)
+                heir = name in old and folds(pair.found.layer, to)
+                arrivals.append(Arrival(f"{pair.name}.{name}", parameter, beside, heir))
+    if optimizer is not None:
+        conversion._undo.append(remap(optimizer, gone, arrivals))
+    elif gone or arrivals:
+        conversion.record.notes.append(
+            f"{len(gone)} parameters left and {len(arrivals)} came: an optimizer made before needs optimizer="
+        )
+
+
+def _measure(exchange: Exchange, run: Callable, record: Record, name: str, old: Any = None) -> Any:
+    """Fill in the drifts, and give what the old network put out, for the next time."""
+    old = exchange.outputs("old", run) if old is None else old
+    own = exchange.own_drifts(run)
+    here, result = exchange.outputs("new", run)
+    for account, pair in zip(record.replaced, exchange.pairs, strict=True):
+        if pair.name in own:
+            before, after = old[0][pair.name], here.get(pair.name, [])
+            place = drift(before, after) if len(before) == len(after) else math.inf
+            setattr(account, name, Drift(own[pair.name], place))
+    total = drift(old[1], result)
+    if name == "drift":
+        record.output_drift = total
+    else:
+        record.output_refitted = total
+    return old

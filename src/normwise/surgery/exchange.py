@@ -1,0 +1,170 @@
+"""Old and new layers of one model, put in and taken out, and what was seen of them while the model ran."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normwise.surgery.layers import Found, replace
+from normwise.surgery.running import drift, evaluating
+
+
+@dataclass
+class Pair:
+    """A layer and the one that takes its place; they may hold the same parameters.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> pair = Pair(find(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))[0], torch.nn.GroupNorm(1, 3))
+        >>> pair.name
+        '0'
+    """
+
+    found: Found
+    new: torch.nn.Module
+    # The old layer's values at the time of the conversion, whatever becomes of parameters that both hold.
+    values: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = {n: p.detach().clone() for n, p in self.old.named_parameters(recurse=False)}
+
+    @property
+    def old(self) -> torch.nn.Module:
+        """The old layer."""
+        return self.found.module
+
+    @property
+    def name(self) -> str:
+        """The old layer's first name in the model."""
+        return self.found.names[0]
+
+
+class Exchange:
+    """The pairs of one model and which side of them is in it now.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+        >>> Exchange(model, [Pair(find(model)[0], torch.nn.GroupNorm(1, 3))]).put_new()[0]
+        GroupNorm(1, 3, eps=1e-05, affine=True, bias=True)
+    """
+
+    def __init__(self, model: torch.nn.Module, pairs: Sequence[Pair]) -> None:
+        self.model = model
+        self.pairs = list(pairs)
+
+    def put_new(self) -> torch.nn.Module:
+        """Put the new layers in; gives the model."""
+        for pair in self.pairs:
+            self.model = replace(self.model, pair.old, pair.new)
+        return self.model
+
+    def put_old(self) -> torch.nn.Module:
+        """Put the old layers in; gives the model."""
+        for pair in self.pairs:
+            self.model = replace(self.model, pair.new, pair.old)
+        return self.model
+
+    def restore_values(self) -> None:
+        """Give the old layers the values that they had at the conversion."""
+        with torch.no_grad():
+            for pair in self.pairs:
+                for name, value in pair.values.items():
+                    pair.old.get_parameter(name).copy_(value)
+
+    @contextmanager
+    def comparing(self) -> Iterator[None]:
+        """Evaluation mode for both sides, and parameters of their own for the old layers, which the new may change."""
+        shared = [dict(pair.old._parameters) for pair in self.pairs]
+        everything = torch.nn.ModuleList([self.model, *(p.old for p in self.pairs), *(p.new for p in self.pairs)])
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(everything))
+            for pair, parameters in zip(self.pairs, shared, strict=True):
+                stack.callback(pair.old._parameters.update, parameters)
+                own = {n: Parameter(v.clone(), requires_grad=False) for n, v in pair.values.items()}
+                pair.old._parameters.update(own)
+            yield
+
+    def own_drifts(self, run: Callable[[torch.nn.Module], Any]) -> dict[str, float]:
+        """How far each new layer's output is from the old one's on the *same* input, that of the old model."""
+        seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {pair.name: ([], []) for pair in self.pairs}
+
+        def watch(pair: Pair) -> Callable:
+            def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+                # Straight to forward, on a copy: neither the user's hooks nor an inplace activation must notice.
+                seen[pair.name][0].append(output.clone())
+                seen[pair.name][1].append(pair.new.forward(*copy.deepcopy(args), **kwargs))
+
+            return hook
+
+        self.put_old()
+        hooks = [pair.old.register_forward_hook(watch(pair), with_kwargs=True) for pair in self.pairs]
+        try:
+            run(self.model)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.put_new()
+        return {name: drift(before, after) for name, (before, after) in seen.items() if before}
+
+    def outputs(self, side: str, run: Callable[[torch.nn.Module], Any]) -> tuple[dict[str, list[Tensor]], Any]:
+        """The outputs of each layer, and the model's, with the ``"old"`` or the ``"new"`` layers in."""
+        seen: dict[str, list[Tensor]] = {}
+
+        def watch(name: str) -> Callable:
+            return lambda module, args, output: seen.setdefault(name, []).append(output.clone())
+
+        self.put_old() if side == "old" else self.put_new()
+        hooks = [getattr(pair, side).register_forward_hook(watch(pair.name)) for pair in self.pairs]
+        try:
+            result = run(self.model)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.put_new()
+        return seen, result
+
+
+def spatial_axes(found: Sequence[Found], run: Callable[[], Any]) -> dict[int, set[int]]:
+    """Which numbers of spatial axes each layer's input has, by the module's id.
+
+    Args:
+        found: the layers.
+        run: runs the model.
+
+    Returns:
+        id → numbers of axes; layers that did not run are missing.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3).eval())
+        >>> list(spatial_axes(find(model), lambda: model(torch.ones(2, 3))).values())
+        [{0}]
+    """
+    seen: dict[int, set[int]] = {}
+
+    def watch(layer_id: int, unbatched: int | None) -> Callable:
+        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            axes = args[0].ndim - 2
+            # torch's instance norms also take a single sample.
+            seen.setdefault(layer_id, set()).add(axes if unbatched is None else unbatched)
+
+        return hook
+
+    hooks = [
+        f.module.register_forward_pre_hook(watch(id(f.module), f.layer.dim if f.layer.method == "instance" else None))
+        for f in found
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen

@@ -1,0 +1,107 @@
+"""Keep an optimizer in step with a model whose parameters were exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from normwise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A new parameter: its name, and the old ones in whose place it comes, nearest first.
+
+    ``heir`` says that it stands for the first of them, and takes over its state where the shapes agree.
+
+    Example:
+        >>> Arrival("bn.mean_weight", Parameter(torch.ones(3)), ()).heir
+        False
+    """
+
+    name: str
+    parameter: Parameter
+    instead_of: tuple[Parameter, ...]
+    heir: bool = False
+
+
+def remap(
+    optimizer: torch.optim.Optimizer, gone: Sequence[Parameter], arrivals: Sequence[Arrival]
+) -> Callable[[], None]:
+    """Take parameters out of an optimizer and put others in.
+
+    A new parameter joins the group of the one it replaces (where there was none, the last group), and inherits its
+    state where it stands for it and has its shape.
+
+    Args:
+        optimizer: changed in place; learning rate schedulers that hold it keep working.
+        gone: parameters that are no longer in the model.
+        arrivals: new ones.
+
+    Returns:
+        A function that puts the old parameters back.
+
+    Raises:
+        InputError: the optimizer holds none of the model's parameters concerned.
+
+    Example:
+        >>> old, new = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.SGD([old], lr=0.1)
+        >>> back = remap(optimizer, [old], [Arrival("weight", new, (old,), heir=True)])
+        >>> optimizer.param_groups[0]["params"][0] is new
+        True
+        >>> back()
+        >>> optimizer.param_groups[0]["params"][0] is old
+        True
+    """
+    groups = optimizer.param_groups
+    home = {id(p): group for group in groups for p in group["params"]}
+    if not home:
+        raise InputError("the optimizer holds no parameters: give the one that trains this model")
+    before = [(list(group["params"]), list(group.get("param_names", ()))) for group in groups]
+    states = {p: optimizer.state[p] for group in groups for p in group["params"] if p in optimizer.state}
+    for arrival in arrivals:
+        if id(arrival.parameter) not in home:
+            group = next((home[id(p)] for p in arrival.instead_of if id(p) in home), groups[-1])
+            _add(group, arrival)
+        if arrival.heir and arrival.instead_of:
+            _inherit(optimizer, arrival.instead_of[0], arrival.parameter)
+    leaving = {id(p) for p in gone}
+    for group in groups:
+        _remove(group, leaving)
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
+
+    def back() -> None:
+        for group, (params, names) in zip(groups, before, strict=False):
+            group["params"][:] = params
+            if "param_names" in group:
+                group["param_names"][:] = names
+        for arrival in arrivals:
+            optimizer.state.pop(arrival.parameter, None)
+        optimizer.state.update(states)
+
+    return back
+
+
+def _add(group: dict[str, Any], arrival: Arrival) -> None:
+    group["params"].append(arrival.parameter)
+    if "param_names" in group:
+        group["param_names"].append(arrival.name)
+
+
+def _inherit(optimizer: torch.optim.Optimizer, old: Parameter, new: Parameter) -> None:
+    if old in optimizer.state and old.shape == new.shape and old is not new:
+        state = optimizer.state[old]
+        optimizer.state[new] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+
+
+def _remove(group: dict[str, Any], leaving: set[int]) -> None:
+    keep = [i for i, p in enumerate(group["params"]) if id(p) not in leaving]
+    for name in ("params", "param_names"):
+        if name in group:
+            group[name][:] = [group[name][i] for i in keep]

@@ -1,0 +1,188 @@
+"""Re-fit the affine of converted layers in closed form, so that each gives per channel what the old one gave.
+
+For a channel let z be the new layer's output without its affine and y the old layer's output, both before a fused
+activation. Least squares of weight · z + bias against y are weight = cov(z, y) / var(z), bias = E[y] − weight · E[z].
+Layers are taken in the order in which they run, each on what the layers already fitted before it really give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normwise.errors import InputError
+from normwise.surgery.calibrate import calibrate
+from normwise.surgery.exchange import Exchange, Pair
+from normwise.surgery.running import Forward, Left
+
+
+class _Reached(Exception):  # noqa: N818 (not an error: ends a forward pass early)
+    """The layer that was wanted has run."""
+
+
+class Fit:
+    """Sums for the least squares of each channel, merged batch by batch about their means in float64.
+
+    Example:
+        >>> fit = Fit()
+        >>> fit.add(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]]), axis=1)
+        >>> fit.weight_and_bias(torch.ones(1))
+        (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean_z = self._mean_y = self._zz = self._zy = torch.zeros((), dtype=torch.float64)
+
+    def add(self, z: Tensor, y: Tensor, axis: int) -> None:
+        """Take in a batch of both, the channels along ``axis``."""
+        z, y = (t.detach().double().movedim(axis, 0).flatten(1) for t in (z, y))
+        count = z.shape[1]
+        if not count:
+            return
+        mean_z, mean_y = z.mean(1), y.mean(1)
+        z, y = z - mean_z[:, None], y - mean_y[:, None]
+        total = self._count + count
+        share, gap_z, gap_y = count / total, mean_z - self._mean_z, mean_y - self._mean_y
+        self._zz = self._zz + (z * z).sum(1) + gap_z * gap_z * self._count * share
+        self._zy = self._zy + (z * y).sum(1) + gap_z * gap_y * self._count * share
+        self._mean_z, self._mean_y = self._mean_z + gap_z * share, self._mean_y + gap_y * share
+        self._count = total
+
+    def weight_and_bias(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+        """The solution; a channel that never varied keeps the weight ``otherwise``."""
+        varies = self._zz > 1e-12 * self._count
+        weight = torch.where(varies, self._zy / self._zz.clamp_min(1e-300), otherwise.double())
+        return weight, self._mean_y - weight * self._mean_z
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was seen."""
+        return self._count == 0
+
+
+def refit(exchange: Exchange, loader: Iterable[Any], forward: Forward) -> list[Left]:
+    """Fit the affine of every new layer, and the running statistics of those that had none to carry.
+
+    Args:
+        exchange: the pairs, with the new layers in the model; to be called inside ``exchange.comparing()``.
+        loader: gives batches; read into memory if it can be read only once.
+        forward: runs a model on a batch.
+
+    Returns:
+        The layers that could not be fitted, and why.
+
+    Raises:
+        InputError: there are no batches.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2).eval())
+        >>> exchange = Exchange(model, [Pair(find(model)[0], torch.nn.GroupNorm(1, 2))])
+        >>> _ = exchange.put_new()
+        >>> with exchange.comparing():
+        ...     refit(exchange, [torch.randn(8, 2)], lambda model, x: model(x))
+        []
+    """
+    batches = list(loader) if iter(loader) is loader else loader  # type: ignore[call-overload]
+    first = next(iter(batches), None)
+    if first is None:
+        raise InputError("calibrate_with gave no batches")
+    calls = _calls(exchange, lambda model: forward(model, first))
+    pairs = {pair.name: pair for pair in exchange.pairs}
+    for name, count in calls.items():
+        _fit_layer(exchange, pairs[name], batches, forward, count)
+    return [Left(name, "did not run on calibrate_with") for name in pairs if name not in calls]
+
+
+def _calls(exchange: Exchange, run: Callable[[torch.nn.Module], Any]) -> dict[str, int]:
+    """How often each layer runs in a forward pass, in the order in which they do."""
+    calls: dict[str, int] = {}
+
+    def watch(name: str) -> Callable:
+        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
+
+    hooks = [pair.new.register_forward_pre_hook(watch(pair.name)) for pair in exchange.pairs]
+    try:
+        run(exchange.model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:
+    if pair.found.layer.running_mean is None and pair.new._buffers.get("running_mean") is not None:
+        calibrate(exchange.model, batches, forward=forward, where=lambda _, module: module is pair.new)
+    fit = Fit()
+    for batch in batches:
+        exchange.put_old()
+        wanted = _outputs_of(pair.old, calls, lambda batch=batch: forward(exchange.model, batch))
+        exchange.put_new()
+        given = _outputs_of(pair.new, calls, lambda batch=batch: forward(exchange.model, batch), unit=True)
+        for z, y in zip(given, wanted, strict=False):
+            fit.add(z, y, pair.found.layer.channel_axis)
+    if not fit.empty:
+        _set_affine(pair.new, *fit.weight_and_bias(pair.new.weight))  # type: ignore[arg-type]
+
+
+def _set_affine(layer: Any, weight: Tensor, bias: Tensor) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+
+
+def _outputs_of(layer: torch.nn.Module, calls: int, run: Callable[[], Any], unit: bool = False) -> list[Tensor]:
+    """The layer's outputs before its activation, without its affine if ``unit``; the run ends with its last call."""
+    outputs: list[Tensor] = []
+
+    def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        with bare(module, unit):
+            outputs.append(module.forward(*args, **kwargs).clone())
+        if len(outputs) == calls:
+            raise _Reached
+
+    handle = layer.register_forward_hook(hook, with_kwargs=True)
+    try:
+        run()
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return outputs
+
+
+@contextmanager
+def bare(layer: torch.nn.Module, unit: bool = False) -> Iterator[None]:
+    """A layer without what follows the normalization, and with ``unit`` without weight and bias, for a while.
+
+    Args:
+        layer: changed for the time being.
+        unit: whether to take weight and bias out, too.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layer = torch.nn.BatchNorm1d(2).eval()
+        >>> with bare(layer, unit=True):
+        ...     layer.weight is None
+        True
+    """
+    with ExitStack() as stack:
+        children = dict(layer._modules)
+        stack.callback(layer._modules.update, children)
+        layer._modules.update({name: torch.nn.Identity() for name in children})
+        if getattr(layer, "activation", None) is not None:
+            stack.callback(setattr, layer, "activation", layer.activation)
+            layer.activation = None  # type: ignore[assignment]
+        if unit:
+            own: dict[str, Parameter | None] = {n: layer._parameters.get(n) for n in ("weight", "bias")}
+            stack.callback(layer._parameters.update, own)
+            layer._parameters.update(dict.fromkeys(own))
+        yield
