@@ -24,7 +24,8 @@ LAYERS = [
     {"engine"},
     {"functional"},
     {"nn"},
-    {"parametrize", "surgery", "probe"},
+    {"parametrize"},
+    {"surgery", "probe"},
     {"study", "claims"},
     {"cli"},
 ]

@@ -28,13 +28,17 @@ def test_all_lists_what_exists(name: str) -> None:
 
 
 def documented(module: ModuleType) -> list[tuple[str, object]]:
-    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+    """What a module offers: what it lists or, where it lists nothing, what it defines."""
+    listed = getattr(module, "__all__", None)
+    names = listed or [n for n, t in vars(module).items() if not n.startswith("_") and home(t) == module.__name__]
     things = [(n, getattr(module, n)) for n in names]
     return [
-        (n, t)
-        for n, t in things
-        if (inspect.isclass(t) or inspect.isfunction(t)) and t.__module__.startswith("normwise")
+        (n, t) for n, t in things if home(t).startswith("normwise") and (inspect.isclass(t) or inspect.isfunction(t))
     ]
+
+
+def home(thing: object) -> str:
+    return getattr(thing, "__module__", None) or ""
 
 
 @pytest.mark.parametrize("name", public_modules())
