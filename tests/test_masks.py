@@ -232,8 +232,8 @@ def test_running_averages_are_those_of_the_unpadded_elements(lengths: list[int],
         assert torch.equal(layer.running_var, torch.ones(CHANNELS, dtype=torch.float64))
         return
     joined = torch.cat(samples, 1)
-    torch.testing.assert_close(layer.running_mean, 0.3 * joined.mean(1))
-    torch.testing.assert_close(layer.running_var, 0.7 + 0.3 * joined.var(1))
+    torch.testing.assert_close(layer.running_mean, 0.3 * joined.mean(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.running_var, 0.7 + 0.3 * joined.var(1), rtol=1e-12, atol=1e-12)
 
 
 def test_tracked_instance_norm_averages_the_samples_that_have_a_variance() -> None:
@@ -241,7 +241,8 @@ def test_tracked_instance_norm_averages_the_samples_that_have_a_variance() -> No
     layer = nn.InstanceNorm1d(CHANNELS, momentum=0.3, track_running_stats=True, dtype=torch.float64)
     layer(padded(samples), lengths=torch.tensor([6, 3, 1, 0]))
     torch.testing.assert_close(layer.running_mean, 0.3 * (samples[0].mean(1) + samples[1].mean(1)) / 2)
-    torch.testing.assert_close(layer.running_var, 0.7 + 0.3 * (samples[0].var(1) + samples[1].var(1)) / 2)
+    expected = 0.7 + 0.3 * (samples[0].var(1) + samples[1].var(1)) / 2
+    torch.testing.assert_close(layer.running_var, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_unbatched_instance_norm_takes_an_unbatched_mask() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm as spectral_norm  # torch's own serves
 
 from normwise.errors import InputError, NormwiseWarning
 
@@ -90,10 +91,7 @@ def weight_norm(
         raise InputError(
             f"{type(module).__name__} has no {name!r} before its first forward pass: run one, then split it"
         )
-    weight = getattr(module, name, None)
-    if not isinstance(weight, Tensor):
-        names = ", ".join(n for n, _ in module.named_parameters(recurse=False)) or "none"
-        raise InputError(f"{type(module).__name__} has no parameter {name!r}; it has: {names}")
+    weight = _held_weight(module, name)
     if dim is not None and not -weight.ndim <= dim < weight.ndim:
         raise InputError(f"dim={dim} is no axis of {name!r}, whose shape is {tuple(weight.shape)}")
     if eps < 0:
@@ -355,6 +353,14 @@ def _refresh(module: torch.nn.Module) -> None:
             module._init_flat_weights()
 
 
+def _held_weight(module: torch.nn.Module, name: str) -> Tensor:
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        names = ", ".join(n for n, _ in module.named_parameters(recurse=False)) or "none"
+        raise InputError(f"{type(module).__name__} has no parameter {name!r}; it has: {names}")
+    return weight
+
+
 def _make_copyable(module: torch.nn.Module) -> None:
     """Let a parametrized module be copied and pickled, by building its class anew."""
     cls: Any = type(module)
@@ -386,3 +392,65 @@ def _rebuild(base: type[torch.nn.Module], names: tuple[str, ...]) -> torch.nn.Mo
 def _restore(module: torch.nn.Module, state: dict[str, Any]) -> None:
     module.__dict__.update(state)
     _refresh(module)
+
+
+class WeightStandardization(torch.nn.Module):
+    """The parametrization w = (v − μ) / √(σ² + eps), per output unit; see :func:`weight_standardization`.
+
+    Example:
+        >>> WeightStandardization(eps=0.0)(torch.tensor([[1.0, 3.0]]))
+        tensor([[-1.,  1.]])
+    """
+
+    def __init__(self, eps: float, axis: int = 0) -> None:
+        super().__init__()
+        self.eps, self.axis = eps, axis
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Standardize; in float32 at least."""
+        values = v if v.dtype == torch.float64 else v.float()
+        var, mean = torch.var_mean(values, [a for a in range(v.ndim) if a != self.axis], correction=0, keepdim=True)
+        return ((values - mean) * torch.rsqrt(var + self.eps)).to(v.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Take a weight as it is: what it was standardized from cannot be known."""
+        return weight
+
+    def extra_repr(self) -> str:
+        """Describe the parametrization in ``print(model)``."""
+        return f"eps={self.eps}, axis={self.axis}"
+
+
+def weight_standardization(module: torch.nn.Module, name: str = "weight", eps: float = 1e-5) -> torch.nn.Module:
+    """Standardize a layer's weights, each output unit's on its own (Qiao et al. 2019, arXiv 1903.10520).
+
+    Formula: w[o] = (v[o] − μ[o]) / √(σ²[o] + eps), moments over all that goes into unit o. The layer's output changes;
+    the paper puts a group norm behind it. v becomes ``module.parametrizations.<name>.original``.
+
+    Args:
+        module: a linear or convolution layer, or any that holds a weight with outputs on the first axis; changed in
+            place.
+        name: the parameter's name.
+        eps: added to the variance.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: there is no such parameter, or its units have a single weight, which would become 0.
+
+    Example:
+        >>> layer = weight_standardization(torch.nn.Conv2d(3, 8, 3))
+        >>> layer.weight.mean((1, 2, 3)).abs().max() < 1e-6
+        tensor(True)
+    """
+    weight = _held_weight(module, name)
+    # Transposed convolutions hold their outputs on the second axis.
+    axis = 1 if isinstance(module, _ConvTransposeNd) else 0
+    if weight.numel() <= weight.shape[axis]:
+        raise InputError(f"{name!r} of shape {tuple(weight.shape)} has one weight a unit: standardized, it would be 0")
+    if isinstance(module, _ConvTransposeNd) and module.groups > 1:
+        raise InputError("a grouped transposed convolution keeps its units apart on no single axis: not supported")
+    parametrize.register_parametrization(module, name, WeightStandardization(eps, axis), unsafe=True)
+    _make_copyable(module)
+    return module

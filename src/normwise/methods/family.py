@@ -339,4 +339,4 @@ def _mean_over_samples(m: Moments) -> Moments:
     mean, var = ((share * t).sum(0, keepdim=True) for t in (m.mean, unbiased(m)))
     total = torch.where(some, m.elements, 0).sum(0, keepdim=True)
     # Biased by the total, as moments are: it comes off again where the variance enters the running averages.
-    return Moments(mean, var * ((total - 1) / total.clamp_min(1)).to(var.dtype), total)
+    return Moments(mean, var - var / total.clamp_min(1).to(var.dtype), total)

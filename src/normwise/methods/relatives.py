@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,8 @@ def batch_renorm(cells: Moments, p: Inputs) -> Affine:
     center, scale, shift = standardize(m, p)
     if p.reference is None or p.population is not None:
         return Affine(center, scale, shift)
-    r_max, d_max = p.limits
+    limits: tuple[Any, Any] = p.limits
+    r_max, d_max = limits
     inverse = torch.rsqrt(p.reference.var + p.eps)
     r = (torch.sqrt(m.var + p.eps) * inverse).detach().clamp(1 / r_max, r_max)
     d = ((m.mean - p.reference.mean) * inverse).detach().clamp(-d_max, d_max)
@@ -60,7 +63,8 @@ def ghost_batch(cells: Moments, p: Inputs) -> Affine:
     if p.population is not None:
         return standardize(p.population, p)
     runs = [(len(run.mean), pool(run, 0)) for run in _ghosts(cells, p)]
-    mean, var = (torch.cat([m[i].expand(n, -1) for n, m in runs]) for i in (0, 1))
+    mean = torch.cat([m.mean.expand(n, -1) for n, m in runs])
+    var = torch.cat([m.var.expand(n, -1) for n, m in runs])
     return standardize(Moments(mean, var), p)
 
 

@@ -159,7 +159,7 @@ class BatchInstanceNorm(RelativeNorm):
 
     def __init__(self, num_features: int, **options: Any) -> None:
         super().__init__(num_features, **options)
-        like = {"device": options.get("device"), "dtype": options.get("dtype")}
+        like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.gate = torch.nn.Parameter(torch.ones(num_features, **like))
 
     def reset_parameters(self) -> None:
@@ -202,7 +202,7 @@ class FilterResponseNorm(RelativeNorm):
         super().__init__(num_features, eps, **options)
         if tlu and self.activation is not None:
             raise InputError(f"tlu is an activation itself: drop it, or activation={self.activation!r}")
-        like = {"device": options.get("device"), "dtype": options.get("dtype")}
+        like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.threshold = torch.nn.Parameter(torch.zeros(num_features, **like)) if tlu else None
 
     def reset_parameters(self) -> None:
@@ -258,8 +258,16 @@ class FrozenBatchNorm(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        statistics = {"running_mean": self.running_mean, "running_var": self.running_var, "use_running": True}
-        return normalize(input, "batch", weight=self.weight, bias=self.bias, eps=self.eps, **statistics)
+        return normalize(
+            input,
+            "batch",
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            use_running=True,
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

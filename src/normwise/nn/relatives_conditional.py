@@ -55,7 +55,7 @@ class ConditionalNorm(TrackingNorm):
         super().__init__(num_features, track_running_stats=tracks, **options)
         self._guard(skip_nonfinite)
         self.activation = activation
-        like = {"device": options.get("device"), "dtype": options.get("dtype")}
+        like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.condition: torch.nn.Embedding | torch.nn.Linear
         if num_conditions is not None:
             self.condition = torch.nn.Embedding(num_conditions, 2 * num_features, **like)
