@@ -14,6 +14,8 @@ from torch import Tensor
 from normwise import nn
 from normwise.methods import METHODS
 from normwise.nn import groups_for
+from normwise.nn.factory import _ANY_DIM
+from normwise.nn.synced import _SHARING
 from normwise.surgery import behaviour
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
 from normwise.surgery.layers import NormLayer
@@ -82,12 +84,13 @@ def refusal(layer: NormLayer, to: str, spatial: set[int]) -> str | None:
     Example:
         >>> from normwise.surgery.layers import describe
         >>> refusal(describe(torch.nn.BatchNorm1d(3)), "instance", {0})
-        'its input is (N, C): an instance norm would erase it'
+        'its input is (N, C), which has no space to take instance norm over'
     """
     if layer.problem is not None:
         return layer.problem
-    if to == "instance" and spatial == {0}:
-        return "its input is (N, C): an instance norm would erase it"
+    alone = METHODS[to].pools == METHODS["instance"].pools or METHODS[to].rests_on == "instance"
+    if alone and spatial == {0}:
+        return f"its input is (N, C), which has no space to take {to} norm over"
     return None
 
 
@@ -141,12 +144,15 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     new = _new_layer(layer, order, spatial, like)
     carried = _carry_affine(layer, new, order)
     carried_buffers, lost = _carry_statistics(layer, new, order.to)
-    if order.to not in ("none", "weight"):
+    if order.to not in ("none", "weight") and layer.eps:
         carried.append(f"eps {layer.eps:g}")
     carried += carried_buffers + _carry_tail(layer) + _carry_hooks(module, new) + _carry_attributes(module, new)
     if order.to == "switchable" and order.share is not None:
         _lean(new, layer.method, order.share)  # type: ignore[arg-type]
     new.training = module.training
+    if layer.synced and isinstance(new, _SHARING):
+        nn.sync(new, module.process_group if isinstance(module, torch.nn.SyncBatchNorm) else module.sync.process_group)  # type: ignore[union-attr, arg-type]
+        carried.append("shared with other processes")
     if is_frozen(module) or layer.frozen:
         _carry_freeze(module, new)
         carried.append("frozen")
@@ -167,7 +173,7 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
         options |= {"momentum": layer.momentum, "track_running_stats": _tracks(layer, order.to)}
     if order.to in ("none", "weight"):
         options["method"] = order.to
-    else:
+    elif layer.eps:
         options["eps"] = layer.eps
     sizes: tuple[int, ...] = (layer.channels,)
     if order.to in ("group", "layer"):
@@ -188,6 +194,8 @@ def _class_for(layer: NormLayer, to: str, spatial: set[int], tail: bool) -> type
         return CLASSES[to]
     if to in ("group", "layer"):
         return nn.GroupNorm
+    if to in _ANY_DIM:
+        return _ANY_DIM[to]
     dim = layer.dim if not spatial else next(iter(spatial)) if len(spatial) == 1 else None
     if dim == 0 and to != "instance":
         dim = 1
@@ -198,9 +206,10 @@ def _class_for(layer: NormLayer, to: str, spatial: set[int], tail: bool) -> type
 
 
 def _tracks(layer: NormLayer, to: str) -> bool:
+    """Whether the new layer keeps running averages: not where the old one of such a method did without."""
     if to == "instance":
         return keeps_statistics(layer, to)
-    return layer.running_mean is not None or layer.method not in ("batch", "switchable")
+    return layer.running_mean is not None or layer.method not in METHODS or not METHODS[layer.method].running
 
 
 def _fused_activation(layer: NormLayer) -> str | None:
@@ -293,14 +302,15 @@ def _lean(new: nn.SwitchableNorm, method: str, share: float) -> None:
 def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch.nn.Module) -> list[str]:
     """What a method did that the other does not."""
     lost = []
-    if layer.synced:
-        lost.append("statistics are no longer synchronized across processes")
+    if layer.synced and getattr(new, "sync", None) is None:
+        lost.append("statistics are no longer shared between processes")
     if layer.per_token:
         lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
     if layer.method == "rms":
         lost.append("it did not subtract the mean")
-    if layer.method == "switchable" and to != "switchable":
-        lost.append("mean_weight, var_weight: the learned mix")
+    learned = [name for name, _ in module.named_parameters(recurse=False) if name not in AFFINE]
+    if learned and layer.problem is None:
+        lost.append(f"{', '.join(learned)}: {layer.method} norm's own parameters")
     if to in ("none", "weight") and not folds(layer, to) and layer.method not in ("none", "weight"):
         lost.append("the division by the input's own standard deviation: only weight and bias are left")
     if to == "group" and isinstance(new, torch.nn.GroupNorm) and new.num_groups == 1:

@@ -15,7 +15,7 @@ from normwise.surgery.carry import Built, Order, build, refusal, unneeded
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
 from normwise.surgery.layers import Found, find
-from normwise.surgery.layouts import ChannelAffine
+from normwise.surgery.layouts import CLASSES, ChannelAffine
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
 from normwise.surgery.running import Forward, Left, deep_copy, drift, evaluating, feed, run_on, unwrapped
@@ -81,7 +81,8 @@ def convert(
         >>> convert(model, "group").model[1]
         GroupNorm(24, 48, eps=1e-05, affine=True, bias=True)
     """
-    method_named(to)
+    if method_named(to).name not in CLASSES:
+        raise InputError(f"{to} has no layers to convert to")
     if copy and optimizer is not None:
         raise InputError("copy=True leaves the model to its optimizer: give optimizer= only for a conversion in place")
     if share is not None and not 0 < share < 1:
@@ -98,7 +99,7 @@ def convert(
     try:
         new_body = exchange.put_new()
         conversion.model = new_body if model is body else model
-        reweighted = _reweight(new_body, to, where, pairs)
+        reweighted = _reweight(new_body, to, where, pairs, bool(left))
         conversion._undo += reweighted.undo
         conversion._weight_norms = reweighted.norms
         record.weights, record.left = reweighted.names, record.left + reweighted.left
@@ -181,7 +182,7 @@ def _account(found: Found, built: Built) -> Replacement:
     )
 
 
-def _reweight(body: torch.nn.Module, to: str, where: Where, pairs: Sequence[Pair]) -> weights.Reweighted:
+def _reweight(body: torch.nn.Module, to: str, where: Where, pairs: Sequence[Pair], idle: bool) -> weights.Reweighted:
     """Put weight norm on or take it off, as the method asks."""
 
     def meant(name: str, module: torch.nn.Module) -> bool:
@@ -189,12 +190,12 @@ def _reweight(body: torch.nn.Module, to: str, where: Where, pairs: Sequence[Pair
 
     if to == "weight":
         done = weights.put_on(body, meant)
-        if not done.names and not pairs:
+        if not (done.names or done.left or pairs):
             raise InputError("weight norm acts on convolutions and linear layers, and where= chose none")
         return done
     places = any(isinstance(p.old, ChannelAffine) and p.old.method == "weight" for p in pairs)
     done = weights.take_off(body, meant) if places or to == "none" else weights.Reweighted()
-    if not pairs and not done.names and to == "none":
+    if to == "none" and not (pairs or done.names or idle):
         raise InputError(_nothing(body, to, where))
     return done
 

@@ -19,6 +19,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
 from normwise import nn
+from normwise.nn.factory import _ANY_DIM
+from normwise.nn.relatives import RelativeNorm
+from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
 from normwise.surgery import behaviour, layouts
 
 
@@ -26,11 +29,12 @@ from normwise.surgery import behaviour, layouts
 class NormLayer:
     """One normalization layer as surgery sees it; the tensors are the layer's own, not copies.
 
-    ``method`` is a key of ``METHODS`` or ``"rms"``. ``channel_axis`` is 1 or -1. ``per_token`` layers take their
-    statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts the spatial axes,
-    ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in training. ``tail``
-    holds the children that the layer applies to its result (timm's ``drop`` and ``act``), by name, in order;
-    ``activation`` is our own fused one. ``problem`` says why surgery must not touch a layer that it cannot prove.
+    ``method`` is a key of ``METHODS``, ``"rms"`` or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
+    layers take their statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts
+    the spatial axes, ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in
+    training, ``synced`` ones share batch statistics with other processes. ``tail`` holds the children that the layer
+    applies to its result (timm's ``drop`` and ``act``), by name, in order; ``activation`` is our own fused one.
+    ``problem`` says why surgery must not touch a layer that it cannot prove.
 
     Example:
         >>> describe(torch.nn.GroupNorm(4, 8)).num_groups
@@ -178,7 +182,7 @@ _EXACT: set[type] = {
     *(getattr(torch.nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
     *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
-    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *layouts.CLASSES.values()),
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *_ANY_DIM.values(), *layouts.CLASSES.values()),
 }
 
 _DIMS: dict[type, int] = {
@@ -193,8 +197,13 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         return _common(module, module.method, module.num_features, eps=0.0)
     if isinstance(module, nn.SwitchableNorm):
         return _common(module, "switchable", module.num_features, num_groups=module.num_groups)
+    if isinstance(module, RelativeNorm):
+        thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
+        return _common(module, module.method, module.num_features, problem=thresholded)
+    if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
+        return NormLayer("conditional", 0, module.eps, problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):
-        return _common(module, "batch", module.num_features, synced=isinstance(module, torch.nn.SyncBatchNorm))
+        return _common(module, "batch", module.num_features)
     if isinstance(module, _InstanceNorm):
         return _common(module, "instance", module.num_features)
     if isinstance(module, torch.nn.GroupNorm):
@@ -229,6 +238,7 @@ def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -
     fields: dict = {
         "eps": getattr(module, "eps", 0.0),
         "momentum": getattr(module, "momentum", 0.1),
+        "synced": isinstance(module, torch.nn.SyncBatchNorm) or getattr(module, "sync", None) is not None,
         "dim": next((d for cls, d in _DIMS.items() if isinstance(module, cls)), None),
         "activation": getattr(module, "activation", None) if behaviour.is_ours(module) else None,
         "channel_axis": -1 if getattr(module, "layout", None) == "last" else 1,

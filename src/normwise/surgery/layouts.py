@@ -15,6 +15,7 @@ from torch import Tensor
 from normwise import nn
 from normwise.functional import normalize
 from normwise.nn.batchnorm import _BatchNorm
+from normwise.nn.factory import _ANY_DIM
 from normwise.nn.instancenorm import _InstanceNorm
 
 # The name in this module, which is what the forward passes below look up.
@@ -174,3 +175,15 @@ CLASSES: dict[str, type[Adapted]] = {
     "none": ChannelAffine,
     "weight": ChannelAffine,
 }
+
+
+def _adapt_relatives() -> None:
+    """Give each of the relatives, which take any number of axes already, a namesake that is adapted."""
+    for method, kind in _ANY_DIM.items():
+        name = f"{kind.__name__}Nd"
+        doc = f"{kind.__name__} where channels may come last, and with what the old layer did afterwards."
+        # A name in the module, so that layers pickle.
+        globals()[name] = CLASSES[method] = type(name, (Adapted, kind), {"__module__": __name__, "__doc__": doc})
+
+
+_adapt_relatives()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from normwise.methods import METHODS, Inputs
+from normwise.moments import Affine, Moments
 from normwise.surgery.layers import NormLayer
 
 AFFINE = ("weight", "bias")
@@ -28,6 +29,7 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict
         The tensors that have a meaning for the new layer.
 
     Example:
+        >>> import torch
         >>> from normwise.surgery.layers import describe
         >>> old = torch.nn.BatchNorm1d(1, eps=0.0)
         >>> translated({"running_mean": torch.ones(1), "running_var": 4 * torch.ones(1)}, describe(old), "none")
@@ -35,11 +37,9 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict
     """
     affine = {name: tensors[name] for name in AFFINE if name in tensors}
     if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
-        mean, var = tensors["running_mean"].double(), tensors["running_var"].double()
         dtype = next(iter(affine.values()), tensors["running_mean"]).dtype
-        scale = (affine["weight"].double() if "weight" in affine else 1) / torch.sqrt(var + layer.eps)
-        shift = affine["bias"].double() - mean * scale if "bias" in affine else -mean * scale
-        return {"weight": scale.to(dtype), "bias": shift.to(dtype)}
+        center, scale, shift = _evaluated(tensors, layer, affine)
+        return {"weight": scale.to(dtype), "bias": (shift - center * scale).to(dtype)}
     kept = {name: tensors[name] for name in STATISTICS if name in tensors} if keeps_statistics(layer, to) else {}
     return affine | kept
 
@@ -58,6 +58,7 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[s
         The old layer's tensors.
 
     Example:
+        >>> import torch
         >>> from normwise.surgery.layers import describe
         >>> old = torch.nn.BatchNorm1d(1, eps=0.0)
         >>> restored({"weight": torch.tensor([0.5]), "bias": torch.tensor([1.0])}, describe(old), "none")["weight"]
@@ -66,12 +67,11 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[s
     names = (*AFFINE, *STATISTICS)
     own = {name: getattr(layer, name).detach() for name in names if getattr(layer, name) is not None}
     given = {name: tensors[name] for name in own if name in tensors}
-    if folds(layer, to) and layer.running_mean is not None and layer.running_var is not None and "weight" in given:
-        std = torch.sqrt(layer.running_var.double() + layer.eps)
-        given["weight"] = (tensors["weight"].double() * std).to(own["weight"].dtype)
-        if "bias" in own:
-            shift = tensors["bias"].double() + layer.running_mean.double() * tensors["weight"].double()
-            given["bias"] = shift.to(own["bias"].dtype)
+    if folds(layer, to) and "weight" in tensors:
+        center, scale, _ = _evaluated(own, layer, {})
+        weight = tensors["weight"].double()
+        whole = {"weight": weight / scale, "bias": tensors["bias"].double() + center * weight}
+        given |= {name: value.to(own[name].dtype) for name, value in whole.items() if name in own}
     return own | given
 
 
@@ -86,11 +86,24 @@ def folds(layer: NormLayer, to: str) -> bool:
         Whether it does.
 
     Example:
+        >>> import torch
         >>> from normwise.surgery.layers import describe
         >>> folds(describe(torch.nn.BatchNorm1d(3)), "none"), folds(describe(torch.nn.GroupNorm(1, 3)), "none")
         (True, False)
     """
-    return to in ("none", "weight") and layer.method in ("batch", "instance") and layer.running_mean is not None
+    if to not in ("none", "weight") or layer.running_mean is None or layer.method not in METHODS:
+        return False
+    stored = Moments(layer.running_mean[None], layer.running_mean[None])
+    return not METHODS[layer.method].reads_cells(Inputs(population=stored))
+
+
+def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
+    """The layer's map in evaluation, (C,) each, in float64: what its method makes of stored statistics alone."""
+    stored = Moments(tensors["running_mean"].double()[None], tensors["running_var"].double()[None])
+    values = {name: tensor.double() for name, tensor in affine.items()}
+    inputs = Inputs(eps=layer.eps, population=stored, **values)
+    parts = METHODS[layer.method].function(stored, inputs)
+    return Affine(*(part.expand_as(stored.mean)[0] for part in parts))
 
 
 def keeps_statistics(layer: NormLayer, to: str) -> bool:
@@ -104,10 +117,14 @@ def keeps_statistics(layer: NormLayer, to: str) -> bool:
         Whether they do.
 
     Example:
+        >>> import torch
         >>> from normwise.surgery.layers import describe
         >>> keeps_statistics(describe(torch.nn.BatchNorm1d(3)), "switchable")
         True
     """
     if layer.running_mean is None:
         return False
-    return to in ("batch", "switchable") or (to == "instance" == layer.method)
+    if to == layer.method:
+        return True
+    # A tracked instance norm is a batch norm in evaluation.
+    return METHODS[to].running and (layer.method == "instance" or METHODS[layer.method].running)
