@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -25,6 +25,7 @@ app = App(
     help="Which normalization should this network use? Trains it under each and says which, how surely, and why.",
     version=__version__,
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -48,43 +49,30 @@ def compare(
     Prints a verdict and a table, and writes study.json and report.html. A run that was stopped, even killed, goes on
     where it was when the same command is given again; the same command in two terminals shares the work.
 
-    Examples:
+    A first look in under a minute: normwise compare --quick
 
-        normwise compare --quick                      a first look, under a minute
+    Some methods only, more seeds: normwise compare --methods batch,group --batch-sizes 2,8,32 --seeds 5
 
-        normwise compare                              the digits, about two minutes
-
-        normwise compare --methods batch,group --batch-sizes 2,8,32 --seeds 5
-
-        normwise compare --data fashion-mnist --out fashion
+    Larger images: normwise compare --data fashion-mnist --out fashion
 
     For your own model use Python: normwise.compare(make_model, data).
 
-    Parameters
-    ----------
-    data
-        What to train on: digits (comes with scikit-learn), fashion-mnist (Debian's dataset-fashion-mnist), or
-        fashion-mnist:FOLDER where its four .gz files are.
-    methods
-        Which to compare, separated by commas. See 'normwise methods'.
-    batch_sizes
-        Samples per training step, separated by commas. Methods are compared at each.
-    seeds
-        How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals.
-    lrs
-        Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
-    epochs
-        Passes over the training data. Default: short runs that fit the data set.
-    quick
-        Short training and a coarse search: shows what you get, decides little.
-    out
-        Folder for the results. Default: normwise-compare/DATA, or normwise-compare/DATA-quick.
-    fresh
-        Start over; the old study is kept as study.db.bak.
-    workers
-        Processes that share the work. Default: one per core, at most 4.
-    title
-        Title of the report.
+    Args:
+        data: What to train on: digits (comes with scikit-learn), fashion-mnist (Debian's dataset-fashion-mnist), or
+            fashion-mnist:FOLDER where its four .gz files are.
+        methods: Which to compare, separated by commas. See 'normwise methods'.
+        batch_sizes: Samples per training step, separated by commas. Methods are compared at each.
+        seeds: How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals.
+        lrs: Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
+        epochs: Passes over the training data. Default: short runs that fit the data set.
+        quick: Short training and a coarse search: shows what you get, decides little.
+        out: Folder for the results. Default: normwise-compare/DATA, or normwise-compare/DATA-quick.
+        fresh: Start over; the old study is kept as study.db.bak.
+        workers: Processes that share the work. Default: one per core, at most 4.
+        title: Title of the report.
+
+    Raises:
+        InputError: the options contradict each other.
     """
     if quick and epochs is not None:
         raise InputError("--quick chooses the epochs itself: give --quick or --epochs")
@@ -111,16 +99,11 @@ def compare(
 def report(study: Path, /, *, out: Path | None = None) -> None:
     """Draw a stored study again: the table here, the page as report.html. Needs no torch.
 
-    Example:
+    For instance: normwise report normwise-compare/digits
 
-        normwise report normwise-compare/digits
-
-    Parameters
-    ----------
-    study
-        A study.json, or the folder that holds one.
-    out
-        The file to write. Default: report.html beside the study.
+    Args:
+        study: A study.json, or the folder that holds one.
+        out: The file to write. Default: report.html beside the study.
     """
     from normwise import report as drawing
     from normwise.records import load_study, write_atomic

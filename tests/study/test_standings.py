@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import scipy.stats
+from tiny_study import fake_trial, make_settings
 
 from normwise.records import Cell, Interval
 from normwise.study.standings import interval_of, resampled_means, share_near_best, standings_at, stretch
 from normwise.study.verdict import advised, judge
-from tiny_study import fake_trial, make_settings
 
 
 def final_trials(scores, batch_size=2, **changes):
@@ -127,7 +127,17 @@ def test_cheapest_is_time_then_memory_then_score():
     }
     found, _ = standings_at(settings, final_trials(scores, **costs), 2)
     assert all(s.tied for s in found)
-    assert advised(found).method == "batch"
+    assert advised(found, [0.5] * 3).method == "batch"
+
+
+def test_cheap_but_far_below_is_not_advised():
+    """Tied only because three seeds scatter widely: 25 points below, and never near the top."""
+    scores = {"none": [0.10, 0.20, 0.30], "batch": [0.22, 0.48, 0.66]}
+    trials = final_trials(scores, step_seconds={"none": 0.001, "batch": 0.01})
+    _, (verdict,) = judge(make_settings(), trials)
+    assert verdict.tied == ["batch", "none"]
+    assert verdict.use == "batch"
+    assert "rarely come near it" in verdict.headline
 
 
 def test_verdicts_are_the_same_every_time():

@@ -105,9 +105,7 @@ class ConvNet(nn.Sequential):
         torch.Size([2, 10])
     """
 
-    def __init__(
-        self, norm: NormFactory, channels: int, classes: int, widths: tuple[int, ...] = (16, 32, 32)
-    ) -> None:
+    def __init__(self, norm: NormFactory, channels: int, classes: int, widths: tuple[int, ...] = (16, 32, 32)) -> None:
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             # Halved where the width grows, and once more before the last convolution.

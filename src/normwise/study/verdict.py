@@ -11,6 +11,9 @@ from normwise.study.standings import share_near_best, standings_at
 
 # Two costs nearer than this count as equal: step times vary by about as much from run to run.
 SAME_COST = 0.1
+# A tied method is advised only if it comes within the tolerance of the highest in this share of resamples: with few
+# seeds a method can be tied merely because it scatters, far below the best.
+PLAUSIBLE = 0.2
 # Above this a task cannot tell good methods apart.
 SATURATED = 0.995
 FEW_SEEDS = 5
@@ -40,14 +43,16 @@ def judge(settings: Settings, trials: Sequence[Trial]) -> tuple[list[Standing], 
     return standings, verdicts
 
 
-def advised(tied: Sequence[Standing]) -> Standing:
-    """Choose among methods that cannot be told apart: the cheapest.
+def advised(tied: Sequence[Standing], near: Sequence[float]) -> Standing:
+    """Choose among methods that cannot be told apart: the cheapest that may well be as good as the best.
 
     Cheapest is the shortest step, then the least memory, then the highest validation mean; costs within 10 % count as
-    equal. A method that lost runs is chosen only if every one of them did.
+    equal. A method that lost runs is chosen only if every one of them did, and one other than the best only if it is
+    near the highest in at least a fifth of the resamples.
 
     Args:
         tied: standings, best first; not empty.
+        near: for each, the share of resamples in which it is within the tolerance of the highest.
 
     Returns:
         One of them.
@@ -59,10 +64,11 @@ def advised(tied: Sequence[Standing]) -> Standing:
         ...     return Standing(
         ...         method, 2, 0.1, False, 3, 0, 0, zero, zero, None, None, True, 0.5, step, None, 1
         ...     )
-        >>> advised([standing("batch", 0.003), standing("layer", 0.002)]).method
+        >>> advised([standing("batch", 0.003), standing("layer", 0.002)], near=[0.9, 0.6]).method
         'layer'
     """
-    candidates = [s for s in tied if not s.diverged] or list(tied)
+    whole = [k for k, s in enumerate(tied) if not s.diverged] or list(range(len(tied)))
+    candidates = [tied[k] for k in whole if k == whole[0] or near[k] >= PLAUSIBLE]
     for cost in (_step, _memory):
         lowest = min(cost(s) for s in candidates)
         candidates = [s for s in candidates if cost(s) <= lowest * (1 + SAME_COST)]
@@ -88,7 +94,8 @@ def verdict_of(
         True
     """
     best, tied = standings[0], [s for s in standings if s.tied]
-    use = best if len(tied) == 1 else advised(tied)
+    near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(standings)}
+    use = advised(tied, [near[s.method] for s in tied])
     lost = all(s.diverged == s.runs for s in standings)
     return Verdict(
         batch_size=best.batch_size,
@@ -96,7 +103,7 @@ def verdict_of(
         best=best.method,
         clear=len(tied) == 1 and len(standings) > 1 and not lost,
         tied=[s.method for s in tied],
-        confidence=0.0 if lost else share_near_best(resampled, standings.index(use), settings.tolerance),
+        confidence=0.0 if lost else near[use.method],
         headline=_headline(standings, tied, use, lost),
         why=_why(settings, trials, standings, tied, use, lost),
         cautions=_cautions(settings, trials, standings, tied, use),
@@ -128,14 +135,18 @@ def _headline(standings: Sequence[Standing], tied: Sequence[Standing], use: Stan
     if len(tied) == 1:
         return f"{at} use {use.method}: it is ahead of every other method."
     others = "all methods" if len(tied) == len(standings) else _list([s.method for s in tied])
-    cheapest = f"{use.method}, the best of them, costs least" if use is tied[0] else f"{use.method} is the cheapest"
-    return f"{at} there is no clear winner among {others}; use {use.method}: {_because(tied, use, cheapest)}."
+    return f"{at} there is no clear winner among {others}; use {use.method}: {_because(tied, use)}."
 
 
-def _because(tied: Sequence[Standing], use: Standing, cheapest: str) -> str:
+def _because(tied: Sequence[Standing], use: Standing) -> str:
     if use.diverged:
         return "every one of them lost runs"
-    return cheapest + (" of those that lost no run" if any(s.diverged for s in tied) else "")
+    passed_over = [s for s in tied if _step(s) * (1 + SAME_COST) < _step(use)]
+    if use is tied[0] and passed_over:
+        return "it scored highest, and the cheaper ones rarely come near it or lost runs"
+    if passed_over:
+        return "it is the cheapest of those that often come near the highest and lost no run"
+    return "it scored highest and none costs less" if use is tied[0] else "it is the cheapest"
 
 
 def _why(
