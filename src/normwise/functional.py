@@ -211,7 +211,8 @@ def transforming() -> bool:
         >>> transforming()
         False
     """
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    # By type, not `is not None`: the compiler, which must follow this, never takes the stack's top for None.
+    return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
 
 
 def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None) -> None:

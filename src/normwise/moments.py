@@ -59,7 +59,7 @@ def pool(cells: Moments, dim: int) -> Moments:
         Moments(mean=tensor([[1.]]), var=tensor([[2.]]), elements=10)
     """
     mean, var, count = cells
-    if isinstance(count, int):
+    if not isinstance(count, Tensor):
         size = mean.shape[dim]
         if size == 0:
             empty = mean.sum(dim, keepdim=True)
@@ -103,8 +103,8 @@ def pool_groups(cells: Moments, num_groups: int) -> Moments:
         return t.expand(-1, C // num_groups).reshape(N, C)
 
     mean, var, count = cells
-    pooled = pool(Moments(split(mean), split(var), count if isinstance(count, int) else split(count)), 1)
-    count = pooled.elements if isinstance(pooled.elements, int) else join(pooled.elements)
+    pooled = pool(Moments(split(mean), split(var), split(count) if isinstance(count, Tensor) else count), 1)
+    count = join(pooled.elements) if isinstance(pooled.elements, Tensor) else pooled.elements
     return Moments(join(pooled.mean), join(pooled.var), count)
 
 
@@ -209,7 +209,7 @@ def unbiased(m: Moments) -> Tensor:
         >>> unbiased(Moments(torch.zeros(1), torch.ones(1), elements=3))
         tensor([1.5000])
     """
-    if isinstance(m.elements, int):
+    if not isinstance(m.elements, Tensor):
         return m.var * (m.elements / max(m.elements - 1, 1))
     elements = m.elements.to(m.var.dtype)
     return m.var * (elements / (elements - 1).clamp_min(1))

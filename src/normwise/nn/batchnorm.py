@@ -10,6 +10,9 @@ from torch import Tensor
 from normwise import ops
 from normwise.nn._state import LazyNorm, TrackingNorm, check_dim, exporting, located
 
+# The name in this module, which is what the check below looks up.
+torch.fx.wrap("check_dim")
+
 
 class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
     _dims: tuple[int, ...] = ()
@@ -38,7 +41,9 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
 
     @located
     def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        if mask is None and lengths is None and exporting():
+        # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
+        standard = mask is None and lengths is None and not (self.training and self.momentum is None)
+        if standard and exporting():
             return ops.activate(super().forward(input), self.activation)
         self._check_input_dim(input)
         self._check_eps()

@@ -13,7 +13,6 @@ from normwise import ops
 from normwise.engine import needs_plain_graph
 from normwise.nn._state import exporting, located
 
-
 # The name in this module, which is what the forward pass below looks up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
 
@@ -38,7 +37,7 @@ def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
         tensor([[-1.,  1.]])
     """
-    if torch.compiler.is_compiling() or exporting() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or exporting() or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return F.layer_norm(x, shape, weight, bias, eps)
     memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
     if memory_format is None or x.is_contiguous() or not x.is_contiguous(memory_format=memory_format):
@@ -46,8 +45,8 @@ def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
     if len(shape) != x.ndim - 1:
         return _contiguous_layer_norm(x, shape, weight, bias, eps).contiguous(memory_format=memory_format)
     # All but the batch is normalized, so the order of the axes is free: take the one in memory.
-    last = [None if t is None else t.movedim(0, -1) for t in (weight, bias)]
-    return _contiguous_layer_norm(x.movedim(1, -1), (*shape[1:], shape[0]), *last, eps).movedim(-1, 1)
+    weight, bias = (None if t is None else t.movedim(0, -1) for t in (weight, bias))
+    return _contiguous_layer_norm(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias, eps).movedim(-1, 1)
 
 
 def _contiguous_layer_norm(
@@ -135,7 +134,7 @@ class LayerNorm(torch.nn.LayerNorm):
         *,
         activation: str | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)  # type: ignore[arg-type]
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.activation = activation
 
     @located
@@ -178,7 +177,7 @@ class RMSNorm(torch.nn.RMSNorm):
         *,
         activation: str | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)  # type: ignore[arg-type]
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self.activation = activation
 
     @located
