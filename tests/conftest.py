@@ -1,0 +1,12 @@
+"""What several test packages need before their imports."""
+
+from __future__ import annotations
+
+import torch
+
+# torchvision, which timm imports, registers Python halves of operators whose compiled halves do not exist beside the
+# CPU build of torch: the names suffice. The library object must outlive the tests.
+_TORCHVISION = torch.library.Library("torchvision", "DEF")
+_BACKWARD = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
+for _name in ("nms", "qnms", *_BACKWARD, *(f"_{name}_backward" for name in _BACKWARD)):
+    _TORCHVISION.define(f"{_name}(Tensor a) -> Tensor")

@@ -1,0 +1,105 @@
+"""A batch that is not finite does not spoil the running averages."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from normwise.errors import NormwiseWarning
+from normwise.nn import BatchNorm1d, BatchNorm2d, InstanceNorm2d, SwitchableNorm2d
+
+LAYERS = {
+    "batch": lambda **k: BatchNorm2d(3, **k),
+    "instance": lambda **k: InstanceNorm2d(3, track_running_stats=True, **k),
+    "switchable": lambda **k: SwitchableNorm2d(3, **k),
+}
+LAYER = pytest.mark.parametrize("kind", LAYERS)
+
+
+def batches(bad: float) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    xs = [torch.randn(4, 3, 5, 5) + k for k in range(4)]
+    xs[1][2, 1, 3, 3] = bad
+    return xs
+
+
+@LAYER
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_the_batch_is_left_out_counted_and_named_once(kind: str, bad: float, momentum: float | None) -> None:
+    guarded, clean = LAYERS[kind](momentum=momentum), LAYERS[kind](momentum=momentum)
+    model = nn.Sequential(nn.Sequential(nn.Identity(), guarded))
+    xs = batches(bad)
+    with pytest.warns(NormwiseWarning, match=r"layer '0\.1' \(\w+2d\) met a batch") as caught:
+        [model(x) for x in [*xs, xs[1]]]
+    assert len(caught) == 1
+    for x in (xs[0], xs[2], xs[3]):
+        clean(x)
+    assert guarded.num_batches_skipped == 2
+    torch.testing.assert_close(guarded.state_dict(), clean.state_dict(), rtol=0, atol=0)
+    guarded.reset_running_stats()
+    assert guarded.num_batches_skipped == 0
+
+
+@LAYER
+def test_off_it_is_as_in_torch(kind: str) -> None:
+    layer = LAYERS[kind](skip_nonfinite=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in batches(float("nan")):
+            layer(x)
+    assert layer.running_mean.isnan().any()
+    assert layer.num_batches_tracked == (0 if kind == "instance" else 4)
+
+
+def test_it_can_be_switched_on_a_living_layer() -> None:
+    layer = BatchNorm2d(3, skip_nonfinite=False)
+    layer.skip_nonfinite = True
+    with pytest.warns(NormwiseWarning, match="layer BatchNorm2d met"):
+        layer(batches(float("inf"))[1])
+    assert layer.running_var.isfinite().all()
+
+
+def test_the_forward_pass_itself_is_not_touched() -> None:
+    x = batches(float("nan"))[1]
+    with pytest.warns(NormwiseWarning):
+        y = BatchNorm2d(3)(x)
+    torch.testing.assert_close(y, nn.BatchNorm2d(3)(x), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_a_mixed_precision_overflow_is_caught() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), BatchNorm2d(3))
+    nn.init.constant_(model[0].weight, 1e5)  # beyond float16
+    with torch.autocast("cpu", torch.float16), pytest.warns(NormwiseWarning, match="'1' "):
+        model(torch.randn(4, 1, 8, 8))
+    assert model[1].num_batches_skipped == 1
+    assert model[1].running_mean.isfinite().all()
+
+
+def test_what_could_not_warn_at_once_warns_when_the_mode_changes() -> None:
+    model = nn.Sequential(nn.Identity(), BatchNorm2d(3))
+    model[1].num_batches_skipped.add_(1)  # as compiled code or an accelerator leaves it
+    with pytest.warns(NormwiseWarning, match="layer '1'"):
+        model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train()
+
+
+def test_errors_name_the_layer() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ModuleDict({"norm": BatchNorm1d(6)})["norm"])
+    outer = nn.ModuleDict({"body": model})
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = outer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.parts["body"](x)
+
+    with pytest.raises(ValueError, match=r"Expected more than 1 value.*\[in layer 'parts\.body\.1' \(BatchNorm1d\)\]"):
+        Net()(torch.randn(1, 4))
