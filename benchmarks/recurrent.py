@@ -1,7 +1,7 @@
 """Time layer-normalized LSTM and GRU against plain loops of torch's cells and torch's own fused layers.
 
 Run ``python benchmarks/recurrent.py``; it rewrites ``results/recurrent.json``. Every contender of a setting is timed in
-turn, round after round in one process, so that a slow moment of the machine falls on all; ratios are of the medians.
+turn, round after round in one process, so that a slow moment of the machine falls on all; ratios are taken in a round.
 """
 
 from __future__ import annotations
@@ -115,16 +115,18 @@ def inference(model: nn.Module, x: Tensor, grad: Tensor) -> None:
         run(model, x)
 
 
-def time_all(work: Callable[..., None], models: dict[str, nn.Module], rounds: int, *inputs: Tensor) -> dict[str, float]:
-    """Median seconds of each, interleaved."""
+def time_all(
+    work: Callable[..., None], models: dict[str, nn.Module], rounds: int, *inputs: Tensor
+) -> dict[str, list[float]]:
+    """CPU seconds of each contender in each round, interleaved; CPU time does not count waiting for a core."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_ in range(rounds + 2):
         for name, model in models.items():
-            began = time.perf_counter()
+            began = time.process_time()
             work(model, *inputs)
             if round_ >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                seconds[name].append(time.process_time() - began)
+    return seconds
 
 
 def check_equal(kind: str) -> None:
@@ -146,10 +148,14 @@ def measure(rounds: int) -> list[dict]:
             x = torch.randn(T, N, inputs)
             grad = torch.randn(T, N, hidden)
             for work in (training, inference):
-                seconds = time_all(work, models, rounds, x, grad)
-                ratios = {name: round(value / seconds["normwise"], 3) for name, value in seconds.items()}
+                times = time_all(work, models, rounds, x, grad)
+                seconds = {name: statistics.median(values) for name, values in times.items()}
+                ratios = {
+                    name: round(statistics.median(a / b for a, b in zip(v, times["normwise"], strict=True)), 3)
+                    for name, v in times.items()
+                }
                 shape = {"steps": T, "batch": N, "input_size": inputs, "hidden_size": hidden}
-                row = {"kind": kind, "work": work.__name__, **shape, "seconds": seconds, "times_normwise": ratios}
+                row = {"kind": kind, "work": work.__name__, **shape, "cpu_seconds": seconds, "times_normwise": ratios}
                 rows.append(row)
                 told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items() if name != "normwise")
                 print(f"{kind:4} {work.__name__:9} {shape}: {seconds['normwise'] * 1e3:.2f} ms; {told}", flush=True)
@@ -159,17 +165,16 @@ def measure(rounds: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)  # CPU time is the time only on one thread
     torch.manual_seed(0)
     record = {
-        "what": "seconds of one pass, and each contender's time as a multiple of normwise's; training is forward and "
-        "backward; median of interleaved rounds, float32",
-        "command": f"python benchmarks/recurrent.py --rounds {arguments.rounds} --threads {arguments.threads}",
+        "what": "median CPU seconds of one pass, and each contender's time as a multiple of normwise's (median of the "
+        "ratios within a round); training is forward and backward; float32; above 1 normwise is faster",
+        "command": f"python benchmarks/recurrent.py --rounds {arguments.rounds}",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "machine": {"machine": platform.machine(), "capability": torch.backends.cpu.get_cpu_capability()},
-        "threads": arguments.threads,
+        "threads": 1,
         "rounds": arguments.rounds,
         "rows": measure(arguments.rounds),
     }
