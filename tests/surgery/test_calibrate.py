@@ -95,6 +95,22 @@ def test_tracked_instance_norm_keeps_the_mean_of_the_samples_own_moments(norm, l
     assert model[0].training
 
 
+@pytest.mark.parametrize("norm", [nw.BatchRenorm, nw.GhostBatchNorm, nw.BatchInstanceNorm])
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_relatives_with_batch_statistics(norm, layerwise):
+    model = nn.Sequential(norm(3), nn.Conv2d(3, 2, 1))
+    measured(model, UNEQUAL, layerwise=layerwise)
+    mean, var = oracle(torch.cat(UNEQUAL))
+    torch.testing.assert_close(model[0].running_mean.double(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model[0].running_var.double(), var, rtol=1e-6, atol=1e-6)
+
+
+def test_a_conditional_batch_norm():
+    model = nw.ConditionalBatchNorm(3, num_conditions=4)
+    measured(model, [(x, torch.zeros(len(x), dtype=torch.long)) for x in UNEQUAL])
+    torch.testing.assert_close(model.running_var.double(), oracle(torch.cat(UNEQUAL))[1], rtol=1e-6, atol=1e-6)
+
+
 def test_large_offsets_keep_their_variance():
     model = nn.Sequential(nn.BatchNorm1d(2))
     data = [torch.randn(50, 2, generator=torch.Generator().manual_seed(i)) * 0.1 + 1000 for i in range(4)]

@@ -323,6 +323,16 @@ def test_chains_shared_names_and_other_affine_layers():
     assert sum(p.numel() for p in result.parameters()) == 4 * 27 + 4
 
 
+@pytest.mark.parametrize("norm", [nw.BatchRenorm, nw.GhostBatchNorm, nw.MeanOnlyBatchNorm, nw.FrozenBatchNorm])
+def test_relatives_that_are_fixed_in_evaluation(norm):
+    assert folded(lived(nn.Sequential(nn.Conv2d(3, 4, 3), norm(4))), torch.randn(2, 3, 6, 6).double())[1].folded
+
+
+def test_relatives_that_are_not_fixed_stay():
+    model = lived(nn.Sequential(nn.Conv2d(3, 4, 3), nw.BatchInstanceNorm(4), nw.GroupNorm(2, 4)))
+    assert not folded(model, torch.randn(2, 3, 6, 6).double())[1].folded
+
+
 def test_a_frozen_norm_of_a_training_model_is_folded():
     model = freeze(lived(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))).train()
     assert folded(model, torch.randn(2, 3, 6, 6).double())[1].folded

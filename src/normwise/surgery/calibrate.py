@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
 from normwise.moments import Moments, pool
+from normwise.surgery.behaviour import is_ours
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 from normwise.surgery.population import Population, cells_of
@@ -152,28 +153,18 @@ def calibrate(
     return model
 
 
-@dataclass
 class _Target:
     """A layer under measurement."""
 
-    found: Found
-    population: Population
-    old_mean: Tensor = field(init=False)
-    old_var: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.old_mean, self.old_var = (b.detach().clone() for b in self.buffers)
-
-    @property
-    def name(self) -> str:
-        return self.found.names[0]
-
-    @property
-    def buffers(self) -> tuple[Tensor, Tensor]:
-        layer = self.found.layer
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        return layer.running_mean, layer.running_var
+    def __init__(self, found: Found, buffers: Any) -> None:
+        self.found, self.name, self.buffers = found, found.names[0], buffers
+        self.old_mean, self.old_var = (buffer.detach().clone() for buffer in buffers)
+        # Our conditional layers say themselves what they normalize by.
+        method = getattr(found.module, "method", found.layer.method)
+        self.population = Population(len(self.old_mean), per_sample=method == "instance")
+        counter = getattr(found.module, "num_batches_tracked", None)
+        # An instance norm never counts, as in torch.
+        self.counter = counter if isinstance(counter, Tensor) and method != "instance" else None
 
     def normalize_by(self, cells: Moments) -> None:
         """Let the layer normalize by the batch."""
@@ -198,22 +189,20 @@ def _targets(model: nn.Module, where: Where) -> tuple[list[_Target], list[Left]]
     targets, left = [], []
     for found in chosen(model, where):
         layer, module = found.layer, found.module
+        buffers = tuple(getattr(module, name, None) for name in ("running_mean", "running_var"))
         reason = None
-        if layer.method not in {"batch", "instance", "switchable"}:
-            continue
-        if layer.problem is not None:
-            reason = layer.problem
-        elif layer.running_mean is None or layer.running_var is None:
-            if layer.method == "batch":
-                left.append(Left(found.names[0], "keeps no running statistics"))
-            continue
+        if not all(isinstance(buffer, Tensor) for buffer in buffers):
+            reason = "keeps no running statistics" if layer.method == "batch" else ""
         elif is_frozen(module) or layer.frozen:
             reason = "is frozen"
+        elif layer.problem is not None and not is_ours(module):
+            # Its statistics may stand for something else than the moments of its input.
+            reason = layer.problem
         elif model.training and not module.training:
             reason = "is in evaluation mode while the model trains: taken as frozen"
         if reason is None:
-            targets.append(_Target(found, Population(layer.channels, per_sample=layer.method == "instance")))
-        else:
+            targets.append(_Target(found, buffers))
+        elif reason:
             left.append(Left(found.names[0], reason))
     return targets, left
 
@@ -334,9 +323,8 @@ def _write(target: _Target) -> str | None:
             reason = f"has a variance that {target.buffers[1].dtype} cannot hold"
     if reason is not None:
         target.write(target.old_mean, target.old_var)
-    elif target.found.layer.num_batches_tracked is not None and not seen.per_sample:
-        # An instance norm never counts, as in torch.
-        target.found.layer.num_batches_tracked.fill_(seen.batches)
+    elif target.counter is not None:
+        target.counter.fill_(seen.batches)
     return reason
 
 

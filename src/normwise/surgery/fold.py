@@ -187,8 +187,10 @@ class _Surgeon:
         """Fold whatever can be proven."""
         folded, left = [], []
         for found in self.found:
-            if found.layer.method not in {"batch", "none", "weight"} and found.layer.running_mean is None:
+            if found.layer.method not in _AFFINE:
                 continue
+            if found.layer.running_mean is None and found.layer.method in {"instance", "switchable"}:
+                continue  # never a fixed map
             try:
                 folded.append(self._fold(found))
             except Unprovable as obstacle:
@@ -322,6 +324,10 @@ class _Surgeon:
         self._undo.append(back)
 
 
+# The methods that are a fixed affine map per channel in evaluation, given stored statistics.
+_AFFINE = {"none", "weight", "batch", "instance", "switchable", "batch_renorm", "ghost_batch", "mean_only_batch"}
+
+
 def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel of a layer that is an affine map in evaluation, in float64."""
     if layer.problem is not None:
@@ -340,7 +346,7 @@ def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
         if layer.running_mean is None or layer.running_var is None:
             raise Unprovable("keeps no running statistics: in evaluation it normalizes by the batch")
         mean, var = (t.detach().double().cpu() for t in (layer.running_mean, layer.running_var))
-        scale = scale * torch.rsqrt(var + layer.eps)
+        scale = scale if layer.method == "mean_only_batch" else scale * torch.rsqrt(var + layer.eps)
         shift = shift - mean * scale
     if not bool(scale.isfinite().all() and shift.isfinite().all()):
         raise Unprovable("its statistics or parameters are not finite")
