@@ -261,3 +261,11 @@ def test_weight_standardization_refuses_what_it_would_erase() -> None:
 def test_spectral_norm_is_torchs() -> None:
     layer = spectral_norm(torch.nn.Linear(5, 3), n_power_iterations=50)
     torch.testing.assert_close(torch.linalg.matrix_norm(layer.weight, 2), torch.tensor(1.0), rtol=1e-4, atol=1e-4)
+
+
+def test_official_switchable_tracks_its_batch_variance_as_it_is() -> None:
+    x, layer = data(3, CHANNELS, 4, 2), nn.SwitchableNorm2d(CHANNELS, momentum=1.0, variance="official").double()
+    layer(x)
+    cells = x.flatten(2)
+    second = (cells.var(2) + cells.mean(2).square()).mean(0)
+    torch.testing.assert_close(layer.running_var, second - cells.mean((0, 2)).square(), rtol=1e-12, atol=1e-12)

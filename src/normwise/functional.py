@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normwise import ops
 from normwise.distributed import Sync
-from normwise.engine import elements_per_cell, run
+from normwise.engine import elements_per_cell, needs_plain_graph, run
 from normwise.errors import InputError
 from normwise.methods import Inputs, Method, elements_behind, method_named
 from normwise.moments import Moments, update_running
@@ -194,7 +194,7 @@ def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths.shape != (N,):
         raise InputError(f"lengths must have shape ({N},) for {N} samples, got {tuple(lengths.shape)}")
     # Only where looking does not make the host wait for a device.
-    looks = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
+    looks = lengths.device.type == "cpu" and not needs_plain_graph()
     if looks and N and not 0 <= int(lengths.min()) <= int(lengths.max()) <= size:
         raise InputError(f"lengths must lie in 0..{size}, the size of the last axis, got {lengths.tolist()}")
     mask = torch.arange(size, device=x.device) < lengths.to(x.device).unsqueeze(1)
@@ -227,8 +227,8 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None) -> None:
             raise RuntimeError(f"{name} should contain {C} elements not {t.shape[-1]}, to go with an input of {shape}")
         if t is not None and t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype.itemsize > 2):
             raise RuntimeError(
-                f"{name} is {t.dtype}, which does not go with an input of {x.dtype}: expected {x.dtype}, or float32 for "
-                f"float16 and bfloat16; convert the layer, layer.to({x.dtype}), or the input"
+                f"{name} is {t.dtype}, which does not go with an input of {x.dtype}: expected {x.dtype}, or float32 "
+                f"for float16 and bfloat16; convert the layer, layer.to({x.dtype}), or the input"
             )
     if C % inputs.num_groups:
         raise RuntimeError(

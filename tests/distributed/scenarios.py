@@ -17,7 +17,7 @@ from normwise.distributed import Sync
 from normwise.functional import normalize
 
 CHANNELS = 4
-LEARNED = ("weight", "bias", "mean_weight", "var_weight")
+LEARNED = ("weight", "bias", "mean_weight", "var_weight", "extra")
 
 
 def joined(counts: list[int], space: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,8 +45,10 @@ def one_step(rank: int | None, case: dict[str, Any], sync: Sync | None) -> dict[
     x, upstream = (share(t, counts, rank) for t in joined(counts, space))
     given: dict[str, Any] = parameters()
     learned = dict(given)
-    if case["method"] == "batch":
+    if case["method"] != "switchable":
         learned = {k: given[k] for k in ("weight", "bias")}
+    if case.get("extra"):
+        learned["extra"] = torch.linspace(0.1, 0.9, CHANNELS, dtype=torch.float64).requires_grad_()
     options: dict[str, Any] = dict(case.get("options", {}))
     if "lengths" in case:
         options["lengths"] = share(torch.tensor(case["lengths"]), counts, rank)

@@ -29,7 +29,7 @@ from normwise.errors import InputError
 def test_everything_is_carried(layer: torch.nn.Module, shape: tuple[int, ...]) -> None:
     dtype = next((t.dtype for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()), torch.float32)
     with torch.no_grad():
-        for t in (*layer.parameters(), *layer.buffers()):
+        for t in filter(torch.is_floating_point, (*layer.parameters(), *layer.buffers())):
             t.copy_(torch.rand(t.shape).mul(3))
     twin, parameters = copy.deepcopy(layer), list(layer.parameters())
     synced = normwise.sync(layer)

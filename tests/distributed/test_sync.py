@@ -35,6 +35,9 @@ def cases(*all_counts: list[int]) -> list[dict[str, Any]]:
         found += [
             case("batch", counts, ()),
             case("switchable", counts, (2, 2), options={"variance": "official"}),
+            case("batch_renorm", counts, (3,)),
+            case("mean_only_batch", counts, (3,)),
+            case("batch_instance", counts, (3,), extra=True),
         ]
     return found
 
