@@ -1,0 +1,298 @@
+"""A table of every normalization layer of a model or a checkpoint, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from normwise.errors import InputError
+from normwise.surgery.layers import Found, find
+
+SEVERITIES = ("info", "warning", "error")
+
+# Below this share of the layer's median |weight| a channel contributes nothing.
+_DEAD = 1e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a layer that a person should know; ``severity`` is one of ``SEVERITIES``.
+
+    Example:
+        >>> print(Finding("bn1", "warning", "never-updated", "its running statistics never saw data"))
+        warning  bn1: its running statistics never saw data
+    """
+
+    layer: str
+    severity: str
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.severity:<7}  {self.layer or 'the model'}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``.
+
+    Example:
+        >>> Row(["bn"], "BatchNorm2d", "batch", 64, 1e-5, 0.1).channels
+        64
+    """
+
+    names: list[str]
+    type: str | None
+    method: str
+    channels: int
+    eps: float | None = None
+    momentum: float | None = None
+    num_groups: int | None = None
+    batches: int | None = None
+    variance_min: float | None = None
+    variance_max: float | None = None
+    dead: int = 0
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All layers and all findings; ``print`` it for a table.
+
+    Example:
+        >>> inspect(torch.nn.Sequential(torch.nn.BatchNorm1d(3))).worst
+        'warning'
+    """
+
+    layers: list[Row]
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def worst(self) -> str | None:
+        """The highest severity among the findings; ``None`` without any."""
+        return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
+
+    def fails(self, severity: str) -> bool:
+        """Whether there is a finding of this severity or a higher one.
+
+        Args:
+            severity: one of ``SEVERITIES``.
+
+        Returns:
+            Whether there is.
+
+        Raises:
+            InputError: an unknown severity.
+
+        Example:
+            >>> Inspection([]).fails("info")
+            False
+        """
+        if severity not in SEVERITIES:
+            raise InputError(f"unknown severity {severity!r}: expected one of {', '.join(SEVERITIES)}")
+        return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(severity)
+
+    def to_json(self) -> str:
+        """Strict JSON; numbers that are not finite are ``null``.
+
+        Returns:
+            The text, ending in a newline.
+
+        Example:
+            >>> json.loads(Inspection([]).to_json())
+            {'layers': [], 'findings': []}
+        """
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def __str__(self) -> str:
+        """A table of the layers, then the findings, the gravest first."""
+        head = ["layer", "type", "method", "channels", "eps", "momentum", "batches", "variance", "dead"]
+        rows = [head, *(_cells(row) for row in self.layers)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        found = sorted(self.findings, key=lambda f: -SEVERITIES.index(f.severity))
+        return "\n".join([*lines, "", *(map(str, found) if found else ["no findings"])])
+
+
+def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
+    """Look at every normalization layer of a model, or at what a state_dict tells of them.
+
+    Looks for running statistics that are not finite, negative, hardly above eps, never updated or that cannot move;
+    for parameters that are not finite; for channels whose weight is dead, which contribute nothing but their bias; and
+    for layers that surgery cannot prove to be what their class says. The model is not run.
+
+    Args:
+        source: a model, or a state_dict. In a state_dict layers are told by their tensors; their class and eps are not
+            in it, and 1e-5 is taken.
+
+    Returns:
+        Rows and findings.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm1d(3)
+        >>> norm.running_var[0] = float("nan")
+        >>> print(inspect(norm).findings[0].message)
+        1 of 3 channels of running_var are not finite: evaluation gives NaN
+    """
+    facts = list(_of_model(source) if isinstance(source, torch.nn.Module) else _of_state(source))
+    return Inspection([f.row for f in facts], [finding for f in facts for finding in _findings(f)])
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """A row, its tensors by name, and what the model says beyond them."""
+
+    row: Row
+    tensors: dict[str, Tensor]
+    problem: str | None = None
+
+
+def _of_model(model: torch.nn.Module) -> Iterator[_Facts]:
+    for found in find(model):
+        own = {**dict(found.module.named_parameters(recurse=False)), **dict(found.module.named_buffers(recurse=False))}
+        tensors = {name: tensor.detach() for name, tensor in own.items() if not _unreadable(tensor)}
+        yield _Facts(_row(found, tensors), tensors, found.layer.problem)
+
+
+def _unreadable(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+
+
+def _row(found: Found, tensors: Mapping[str, Tensor]) -> Row:
+    layer = found.layer
+    momentum = layer.momentum if layer.running_mean is not None and not layer.frozen else None
+    return Row(
+        list(found.names),
+        type(found.module).__name__,
+        layer.method,
+        layer.channels,
+        layer.eps or None,
+        momentum,
+        layer.num_groups,
+        **_measured(tensors),
+        frozen=layer.frozen,
+    )
+
+
+def _of_state(state: Mapping[str, Tensor]) -> Iterator[_Facts]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        name, _, leaf = key.rpartition(".")
+        groups.setdefault(name, {})[leaf] = tensor
+    for name, tensors in groups.items():
+        method = _method_of(tensors)
+        if method is not None:
+            channels = tensors["running_mean" if "running_mean" in tensors else "weight"].numel()
+            yield _Facts(Row([name], None, method, channels, **_measured(tensors)), tensors)
+
+
+def _method_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """What the names and shapes of a module's tensors say that it is."""
+    if "mean_weight" in tensors and "var_weight" in tensors:
+        return "switchable"
+    if "running_mean" in tensors and "running_var" in tensors:
+        return "batch"
+    if set(tensors) in ({"weight"}, {"weight", "bias"}) and all(
+        t.ndim == 1 and t.numel() > 1 for t in tensors.values()
+    ):
+        return "layer, group or rms"
+    return None
+
+
+def _measured(tensors: Mapping[str, Tensor]) -> dict:
+    var, batches, weight = (tensors.get(n) for n in ("running_var", "num_batches_tracked", "weight"))
+    known: dict = {"batches": None if batches is None else int(batches)}
+    if var is not None and var.numel():
+        known |= {"variance_min": float(var.min()), "variance_max": float(var.max())}
+    return known | {"dead": 0 if weight is None else _dead(weight)}
+
+
+def _dead(weight: Tensor) -> int:
+    size = weight.detach().abs().double().flatten()
+    return int((size <= _DEAD * size.median()).sum()) if size.numel() else 0
+
+
+def _findings(facts: _Facts) -> Iterator[Finding]:
+    name, row = facts.row.names[0], facts.row
+    for severity, code, message in _problems(facts, row):
+        yield Finding(name, severity, code, message)
+
+
+def _problems(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
+    """Severity, code and message of all that is wrong with a layer."""
+    for leaf, tensor in facts.tensors.items():
+        broken = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+        if broken:
+            result = "evaluation gives NaN" if leaf.startswith("running") else "the layer gives NaN"
+            yield "error", "non-finite", f"{_of(broken, tensor)} of {leaf} are not finite: {result}"
+    yield from _statistics_problems(facts.tensors, row)
+    if row.dead == row.channels > 0:
+        yield "warning", "dead-weight", "every weight is 0: the layer gives its bias, whatever comes in"
+    elif row.dead:
+        yield "info", "dead-weight", f"{row.dead} of {row.channels} weights are 0 beside the others: channels to prune"
+    if row.method == "instance" and row.num_groups is not None:
+        yield "info", "group-of-one", f"{row.num_groups} groups of one channel: instance norm, which erases (N, C) data"
+    if facts.problem is not None:
+        yield "info", "unproven", f"convert and fold leave it alone: {facts.problem}"
+
+
+def _statistics_problems(tensors: Mapping[str, Tensor], row: Row) -> Iterator[tuple[str, str, str]]:
+    mean, var = tensors.get("running_mean"), tensors.get("running_var")
+    if mean is None or var is None:
+        return
+    eps = 1e-5 if row.eps is None else row.eps
+    negative = int((var < 0).sum())
+    if negative:
+        yield "error", "negative-variance", f"{_of(negative, var)} of running_var are negative"
+    near = int(((var >= 0) & (var <= eps)).sum())
+    if near:
+        yield (
+            "warning",
+            "near-eps",
+            f"{_of(near, var)} have a running variance of at most eps ({eps:g}): constant in training, and whatever "
+            "else comes is scaled up by up to 1/√eps",
+        )
+    untouched = bool((mean == 0).all() and ((var == 1).all() or (var == 0).all()))
+    if untouched:
+        yield (
+            "warning",
+            "never-updated",
+            "its running statistics never saw data: train, or calibrate, before evaluating",
+        )
+    if row.momentum == 0 and not untouched:
+        yield "info", "momentum-0", "momentum 0: training does not move its running statistics"
+
+
+def _of(count: int, tensor: Tensor) -> str:
+    return f"{count} of {tensor.numel()} channels"
+
+
+def _cells(row: Row) -> list[str]:
+    spread = "" if row.variance_min is None else f"{row.variance_min:.3g} .. {row.variance_max:.3g}"
+    groups = f" ({row.num_groups} groups)" if row.num_groups is not None and row.method == "group" else ""
+    return [
+        ", ".join(row.names) or "(the model)",
+        (row.type or "?") + (" frozen" if row.frozen else ""),
+        row.method + groups,
+        str(row.channels),
+        "?" if row.eps is None else f"{row.eps:g}",
+        "" if row.momentum is None else f"{row.momentum:g}",
+        "" if row.batches is None else str(row.batches),
+        spread,
+        str(row.dead or ""),
+    ]
+
+
+def _finite(value: object) -> object:
+    """The same structure without NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
