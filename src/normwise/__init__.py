@@ -9,42 +9,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normwise import errors, functional, methods, moments, nn, ops, parametrize, records, report, study
+    from normwise import errors, functional, methods, moments, nn, ops, parametrize, records, report, study, surgery
     from normwise.functional import normalize
     from normwise.methods import METHODS
-    from normwise.nn import sync
-    from normwise.parametrize import weight_norm
-    from normwise.study import Splits, compare
+    from normwise.nn import importance, load_published, norm_layer, param_groups, sync
+    from normwise.parametrize import remove_weight_norm, weight_norm, weight_norm_init, weight_normalize
+    from normwise.study import Splits, Task, compare
+    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, unfreeze
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "METHODS": "normwise.methods",
-    "Splits": "normwise.study",
-    "compare": "normwise.study",
-    "normalize": "normwise.functional",
-    "sync": "normwise.nn",
-    "weight_norm": "normwise.parametrize",
+_NAMES = {
+    "functional": ("normalize",),
+    "methods": ("METHODS",),
+    "nn": ("importance", "load_published", "norm_layer", "param_groups", "sync"),
+    "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
+    "study": ("Splits", "Task", "compare"),
+    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "unfreeze"),
 }
-_MODULES = ("errors", "functional", "methods", "moments", "nn", "ops", "parametrize", "records", "report", "study")
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = ("errors", "moments", "ops", "records", "report", *_NAMES)
 
 __all__ = [
     "METHODS",
     "Splits",
+    "Task",
+    "audit_frozen",
+    "calibrate",
     "compare",
+    "convert",
     "errors",
+    "fold",
+    "freeze",
     "functional",
+    "harden",
+    "importance",
+    "load_published",
     "methods",
     "moments",
     "nn",
+    "norm_layer",
     "normalize",
     "ops",
+    "param_groups",
     "parametrize",
     "records",
+    "remove_weight_norm",
     "report",
     "study",
+    "surgery",
     "sync",
+    "unfreeze",
     "weight_norm",
+    "weight_norm_init",
+    "weight_normalize",
 ]
 
 
@@ -52,7 +70,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"normwise.{name}")
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        return getattr(importlib.import_module(f"normwise.{_HOME[name]}"), name)
     raise AttributeError(f"module 'normwise' has no attribute {name!r}")
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.methods import METHODS
-from normwise.nn import switchable_layers
-from normwise.parametrize import weight_norm
+from normwise.nn import importance
+from normwise.parametrize import weight_normalize
 from normwise.records import Cell, Mixture, Point, Trial
 from normwise.study.data import Part
 from normwise.study.measure import peak_bytes
@@ -145,7 +145,7 @@ class Trainer:
                 score, _ = _evaluate(model, self.task, self.task.splits.valid)
                 log.curve.append(Point(log.step, epoch, statistics.fmean(losses), score))
                 losses.clear()
-        log.mixtures = learned_mixtures(model)
+        log.mixtures = list(importance(model))
         key = cell.method, cell.batch_size
         if self.measure_memory and key not in self._peaks:
             # On a copy of the last batch's step; the weights it changes are put back.
@@ -195,9 +195,7 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
     torch.manual_seed(cell.seed)
     model = task.make_model(task.norm(cell.method))
     if METHODS[cell.method].on_weights:
-        for module in list(model.modules()):
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-                weight_norm(module)
+        weight_normalize(model)
     # Again, so that dropout draws the same numbers even where a model drew more of them for one method.
     torch.manual_seed(cell.seed)
     return model.train()
@@ -246,27 +244,6 @@ def schedule(step: int, total: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(total - warm_up, 1)))
-
-
-def learned_mixtures(model: nn.Module) -> list[Mixture]:
-    """Read what a model's switchable layers learned.
-
-    Args:
-        model: any module.
-
-    Returns:
-        One record per switchable layer, in the order of registration.
-
-    Example:
-        >>> from normwise.nn import SwitchableNorm2d
-        >>> learned_mixtures(SwitchableNorm2d(3, over=("layer", "batch")))[0].mean_weights
-        [0.5, 0.5]
-    """
-    mixtures = []
-    for name, layer in switchable_layers(model):
-        means, variances = (share.tolist() for share in layer.shares())
-        mixtures.append(Mixture(name or "(model)", list(layer.over), means, variances))
-    return mixtures
 
 
 def describe_error(error: BaseException) -> str:
