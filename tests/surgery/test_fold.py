@@ -304,6 +304,18 @@ def test_timm_blocks_keep_their_activation():
     assert [type(m) for m in result[1]] == [nn.SiLU]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])
+def test_timm_networks_lose_every_norm(name):
+    timm = pytest.importorskip("timm")
+    model = lived(timm.create_model(name))
+    for module in model.modules():  # keep activations in range over many layers
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1)
+    result, record = folded(model, torch.randn(1, 3, 32, 32).double())
+    assert record.left == []
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in result.modules())
+
+
 def test_padding_does_not_matter_without_a_shift_or_with_other_paddings():
     x = torch.randn(2, 3, 6, 6).double()
     reflected = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")

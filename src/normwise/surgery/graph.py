@@ -179,7 +179,7 @@ def only_consumer(node: fx.Node) -> fx.Node:
     if len(users) > 1 or sum(argument is node for argument in users[0].all_input_nodes) > 1:
         raise Unprovable(f"its result has other consumers ({', '.join(sorted(map(str, users)))})")
     if users[0].args[:1] != (node,) or sum(a is node for a in (*users[0].args, *users[0].kwargs.values())) > 1:
-        raise Unprovable(f"{users[0]} takes its result in another way than as its input")
+        raise Unprovable(f"its result goes into {users[0]} beside something else")
     return users[0]
 
 
