@@ -161,7 +161,7 @@ def _of_model(model: torch.nn.Module) -> Iterator[_Facts]:
 
 
 def _unreadable(tensor: Tensor) -> bool:
-    return tensor.is_meta or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+    return tensor.is_meta or torch.nn.parameter.is_lazy(tensor)
 
 
 def _row(found: Found, tensors: Mapping[str, Tensor]) -> Row:
@@ -198,9 +198,8 @@ def _method_of(tensors: Mapping[str, Tensor]) -> str | None:
         return "switchable"
     if "running_mean" in tensors and "running_var" in tensors:
         return "batch"
-    if set(tensors) in ({"weight"}, {"weight", "bias"}) and all(
-        t.ndim == 1 and t.numel() > 1 for t in tensors.values()
-    ):
+    vectors = all(t.ndim == 1 and t.numel() > 1 for t in tensors.values())
+    if vectors and set(tensors) in ({"weight"}, {"weight", "bias"}):
         return "layer, group or rms"
     return None
 

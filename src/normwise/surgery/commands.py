@@ -1,0 +1,270 @@
+"""``normwise convert | fold | calibrate | inspect``. torch is imported when a command runs, not for its help."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from normwise.errors import DataError, InputError, NormwiseError
+
+if TYPE_CHECKING:
+    import torch
+
+    from normwise.surgery.checkpoint import Checkpoint
+
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+app = App(name="surgery", help="Change the normalization of a model that exists.")
+
+
+@app.command
+def convert(
+    model: str,
+    checkpoint: Path | None = None,
+    /,
+    *,
+    to: str,
+    out: Path | None = None,
+    where: str | None = None,
+    input_shape: str | None = None,
+    data: str | None = None,
+    keep_going: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Replace a model's normalization layers by another method's and say what was carried, lost and how far it drifts.
+
+    For instance: normwise convert nets.py:resnet model.pt --to group --out model-gn.pt --input-shape 1,3,224,224
+
+    Load the result in Python with normwise.convert(resnet(), "group").model.load_state_dict(...).
+
+    Args:
+        model: Where the model comes from: module:callable or path.py:callable, called without arguments.
+        checkpoint: Its weights: .pt, .pth or .safetensors. Without them the weights are what the callable gives.
+        to: The method. See 'normwise methods'.
+        out: The file to write the converted weights to; never the one that was read.
+        where: Which layers, a shell pattern of their names. Default: all.
+        input_shape: Shape of an input, such as 1,3,224,224: measures the drift on random data.
+        data: A callable that gives batches, as module:callable or path.py:callable: re-fits weight and bias on them,
+            and measures the drift on the first.
+        keep_going: Leave layers that cannot be converted as they are, instead of refusing.
+        as_json: Print the record as JSON.
+    """
+    from normwise.surgery.convert import convert as convert_layers
+    from normwise.surgery.running import feed
+
+    net, source = _model(model, checkpoint)
+    batches = None if data is None else _batches(data)
+    inputs = _random(input_shape) if batches is None else _inputs(batches[0])
+    done = convert_layers(
+        net, to, where=where, example_inputs=inputs, calibrate_with=batches, forward=feed, strict=not keep_going
+    )
+    print(json.dumps(done.to_dict(), indent=2) if as_json else done)
+    _write(out, done.model, source, checkpoint)
+
+
+@app.command
+def fold(
+    model: str,
+    checkpoint: Path | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    where: str | None = None,
+    input_shape: str | None = None,
+) -> None:
+    """Let convolutions and linear layers take over the batch norms beside them, where that is provably the same.
+
+    For instance: normwise fold nets.py:resnet model.pt --out folded.pt --input-shape 1,3,224,224
+
+    Load the result in Python with normwise.fold(resnet().eval()).load_state_dict(...).
+
+    Args:
+        model: Where the model comes from: module:callable or path.py:callable, called without arguments.
+        checkpoint: Its weights: .pt, .pth or .safetensors.
+        out: The file to write the folded weights to; never the one that was read.
+        where: Which layers, a shell pattern of their names. Default: all.
+        input_shape: Shape of an input, such as 1,3,224,224: the outputs before and after are compared on random data.
+    """
+    from normwise.surgery.fold import fold as fold_layers
+
+    net, source = _model(model, checkpoint)
+    _write(out, fold_layers(net.eval(), _random(input_shape), where=where, report=print), source, checkpoint)
+
+
+@app.command
+def calibrate(
+    model: str,
+    checkpoint: Path | None = None,
+    /,
+    *,
+    data: str,
+    out: Path | None = None,
+    where: str | None = None,
+    layerwise: bool = False,
+    batches: int | None = None,
+) -> None:
+    """Replace running averages by the statistics of the whole data, measured with the network as it is.
+
+    For instance: normwise calibrate nets.py:resnet model.pt --data nets.py:train_loader --out calibrated.pt
+
+    Args:
+        model: Where the model comes from: module:callable or path.py:callable, called without arguments.
+        checkpoint: Its weights: .pt, .pth or .safetensors.
+        data: A callable that gives batches (tensors, (input, target) pairs or mappings), named like the model.
+        out: The file to write the calibrated weights to; never the one that was read.
+        where: Which layers, a shell pattern of their names. Default: all that keep running averages.
+        layerwise: Measure layer by layer, each on the calibrated ones before it: slower, right where they shift much.
+        batches: How many batches to use at most. Default: all.
+    """
+    from normwise.surgery.calibrate import calibrate as measure
+
+    net, source = _model(model, checkpoint)
+    loader = _called(data)
+    done = measure(net.eval(), loader, where=where, layerwise=layerwise, batches=batches, report=print)
+    _write(out, done, source, checkpoint)
+
+
+@app.command
+def inspect(
+    model: str,
+    checkpoint: Path | None = None,
+    /,
+    *,
+    fail_on: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """List every normalization layer of a model or checkpoint, and what is wrong with its statistics and weights.
+
+    For instance: normwise inspect model.safetensors
+
+    In a check that must fail: normwise inspect nets.py:resnet model.pt --fail-on warning
+
+    Args:
+        model: module:callable or path.py:callable, or a checkpoint alone (.pt, .pth or .safetensors).
+        checkpoint: The model's weights.
+        fail_on: Exit with 1 if there is a finding of this severity or a higher one: info, warning or error.
+        as_json: Print JSON.
+
+    Raises:
+        InputError: two checkpoints, or an unknown severity.
+        SystemExit: with 1, as asked for by --fail-on.
+    """
+    from normwise.surgery.checkpoint import load
+    from normwise.surgery.inspect import Inspection
+    from normwise.surgery.inspect import inspect as look
+
+    Inspection([]).fails(fail_on or "error")
+    if model.endswith(_FILES) and ":" not in model:
+        if checkpoint is not None:
+            raise InputError(f"{model} is a checkpoint, not a model: give module:callable, or one checkpoint alone")
+        found = look(load(model).state)
+    else:
+        found = look(_model(model, checkpoint)[0])
+    print(found.to_json() if as_json else found)
+    if fail_on is not None and found.fails(fail_on):
+        raise SystemExit(1)
+
+
+def _model(spec: str, checkpoint: Path | None) -> tuple[torch.nn.Module, Checkpoint | None]:
+    """The model, with its weights loaded; and in what form they came."""
+    import torch
+
+    from normwise.surgery.checkpoint import load, load_into
+
+    # Before the model, which may be slow to build.
+    stored = None if checkpoint is None else load(checkpoint)
+    model = _called(spec)
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"{spec} gave {type(model).__name__}, expected a torch.nn.Module")
+    return model, None if stored is None else load_into(model, stored)
+
+
+def _batches(spec: str) -> list[Any]:
+    batches = list(_called(spec))
+    if not batches:
+        raise DataError(f"{spec} gave no batches")
+    return batches
+
+
+def _called(spec: str) -> Any:
+    """What the named callable gives."""
+    function = _resolved(spec)
+    try:
+        return function()
+    except NormwiseError:
+        raise
+    except Exception as error:
+        raise InputError(f"{spec} failed: {type(error).__name__}: {error}") from error
+
+
+def _resolved(spec: str) -> Callable[[], Any]:
+    """The callable that ``module:callable`` or ``path.py:callable`` names."""
+    home, colon, name = spec.rpartition(":")
+    if not colon or not home or not name:
+        raise InputError(f"cannot find {spec!r}: expected module:callable or path.py:callable")
+    try:
+        found: Any = _from_file(Path(home)) if home.endswith(".py") else importlib.import_module(home)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except NormwiseError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot find {spec!r}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{spec!r} is a {type(found).__name__}, expected something to call")
+    return found
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"cannot find {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Models pickle and dataclasses resolve by their module's name; its folder is where it looks for its neighbours.
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def _random(shape: str | None) -> Any:
+    """Standard normal data of a shape given as text; the same at every call."""
+    import torch
+
+    if shape is None:
+        return None
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        raise InputError(f"--input-shape {shape!r}: expected sizes separated by commas, such as 1,3,224,224") from None
+    if min(sizes) < 1:
+        raise InputError(f"--input-shape {shape!r}: sizes must be at least 1")
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def _inputs(batch: Any) -> Any:
+    """The inputs of a batch: of (input, target) the first; a mapping as it is."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _write(out: Path | None, model: torch.nn.Module, source: Checkpoint | None, read: Path | None) -> None:
+    """Save the weights in the form in which they came."""
+    from normwise.surgery.checkpoint import Checkpoint, save
+
+    if out is None:
+        return
+    state: dict[str, Any] = dict(model.state_dict())
+    save(out, Checkpoint(state) if source is None else source.with_state(state), read)
+    print(f"\nweights  {out}", file=sys.stderr)

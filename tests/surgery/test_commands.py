@@ -1,0 +1,139 @@
+"""The surgery commands as a person meets them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import ConvNet, trained
+
+from normwise.errors import NormwiseError
+from normwise.surgery import checkpoint, convert
+from normwise.surgery.commands import app
+
+HERE = Path(__file__).parent
+
+NETS = f"""
+import sys; sys.path.insert(0, {str(HERE)!r})
+import torch
+from models import ConvNet
+
+def net(): return ConvNet()
+def batches():
+    torch.manual_seed(0)
+    return [(torch.randn(8, 3, 8, 8), torch.zeros(8)) for _ in range(2)]
+def nothing(): return []
+def broken(): raise KeyError("oh")
+number = 3
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "mynets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = trained(ConvNet(), torch.randn(8, 3, 8, 8))
+    checkpoint.save(tmp_path / "in.pt", checkpoint.Checkpoint(model.state_dict(), "state_dict", "module."))
+    yield model
+    sys.modules.pop("mynets", None)
+
+
+def run(*arguments):
+    app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def test_convert_writes_what_python_loads(place, capsys):
+    run("convert", "mynets.py:net", "in.pt", "--to", "group", "--out", "out.pt", "--input-shape", "2,3,8,8")
+    text = capsys.readouterr().out
+    assert "to group: 3 layers replaced" in text
+    assert "output drift" in text
+    written = torch.load("out.pt", weights_only=True)["state_dict"]
+    assert all(key.startswith("module.") for key in written)
+    model = convert(ConvNet(), "group").model
+    checkpoint.load_into(model, checkpoint.load("out.pt"))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model.eval()(x), convert(place, "group").model(x))
+
+
+def test_convert_with_data_and_json(place, capsys):
+    options = ["--to", "layer", "--data", "mynets.py:batches", "--as-json"]
+    run("convert", "mynets.py:net", "in.pt", *options, "--out", "out.safetensors")
+    record = json.loads(capsys.readouterr().out)
+    assert record["output_refitted"] is not None
+    assert len(record["replaced"]) == 3
+    assert "module.bn1.weight" in checkpoint.load("out.safetensors").state
+
+
+def test_fold(place, capsys):
+    run("fold", "mynets.py:net", "in.pt", "--out", "out.pt", "--input-shape", "2,3,8,8")
+    assert "bn1 -> conv1" in capsys.readouterr().out
+    assert "module.bn1.running_mean" not in checkpoint.load("out.pt").state
+
+
+def test_calibrate(place, capsys):
+    run("calibrate", "mynets.py:net", "in.pt", "--data", "mynets.py:batches", "--out", "out.pt")
+    assert "bn1" in capsys.readouterr().out
+    before, after = checkpoint.load("in.pt").state, checkpoint.load("out.pt").state
+    assert set(before) == set(after)
+    assert not torch.equal(before["module.bn1.running_var"], after["module.bn1.running_var"])
+
+
+def test_inspect_a_model_and_a_checkpoint(place, capsys):
+    run("inspect", "mynets.py:net", "in.pt", "--fail-on", "info")
+    assert "no findings" in capsys.readouterr().out
+    run("inspect", "in.pt", "--as-json")
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == 3
+
+
+@pytest.mark.parametrize(("severity", "code"), [("error", None), ("warning", 1), ("info", 1)])
+def test_fail_on(place, severity, code, capsys):
+    if code is None:
+        run("inspect", "mynets.py:net", "--fail-on", severity)
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            run("inspect", "mynets.py:net", "--fail-on", severity)
+        assert stopped.value.code == code
+    assert "never saw data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere.py:net"], "cannot find nowhere.py: no such file"),
+        (["inspect", "nowhere:net"], "No module named 'nowhere'"),
+        (["inspect", "mynets.py:other"], "has no attribute 'other'"),
+        (["inspect", "mynets.py:number"], "is a int, expected something to call"),
+        (["inspect", "mynets.py:broken"], "failed: KeyError"),
+        (["inspect", "mynets.py:batches"], "gave list, expected a torch.nn.Module"),
+        (["inspect", "mynets"], "expected module:callable or path.py:callable"),
+        (["inspect", "other.pt"], "no such file"),
+        (["inspect", "in.pt", "in.pt"], "is a checkpoint, not a model"),
+        (["inspect", "mynets.py:net", "--fail-on", "fatal"], "unknown severity"),
+        (["convert", "mynets.py:net", "--to", "grup"], "unknown method"),
+        (["convert", "mynets.py:net", "other.pt", "--to", "group"], "no such file"),
+        (["convert", "mynets.py:net", "in.pt", "--to", "group", "--out", "in.pt"], "is the source"),
+        (["convert", "mynets.py:net", "--to", "group", "--input-shape", "a,b"], "expected sizes separated by commas"),
+        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:nothing"], "gave no batches"),
+        (["convert", "mynets.py:net", "--to", "group", "--where", "x*"], "matches none"),
+    ],
+)
+def test_mistakes_are_one_clear_error(place, arguments, message):
+    with pytest.raises(NormwiseError) as error:
+        run(*arguments)
+    assert message in " ".join(str(error.value).split())
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import sys\n"
+        "from normwise.surgery.commands import app\n"
+        "try: app(['convert', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--to" in done.stdout
