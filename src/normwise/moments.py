@@ -5,6 +5,7 @@ Pooling is by the law of total variance, Var = E[σ²] + Var[μ], never by E[x²
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -215,6 +216,28 @@ def unbiased(m: Moments) -> Tensor:
     return m.var * (elements / (elements - 1).clamp_min(1))
 
 
+def readable(t: Tensor) -> bool:
+    """Tell whether reading a number off a tensor costs nothing: neither a device nor a tracer has to be asked.
+
+    Args:
+        t: any tensor.
+
+    Returns:
+        Whether ``t.item()`` is quick and allowed.
+
+    Example:
+        >>> readable(torch.zeros(())), readable(torch.zeros((), device="meta"))
+        (True, False)
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(t) is Tensor
+        and t.device.type == "cpu"
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.jit.is_tracing()
+    )
+
+
 def update_running(
     running_mean: Tensor,
     running_var: Tensor,
@@ -245,9 +268,13 @@ def update_running(
         momentum = (batch.elements > 1).reshape(-1).to(running_var.dtype) * momentum
     new_mean, new_var = (t.detach().reshape(-1).to(running_var.dtype) for t in (batch.mean, unbiased(batch)))
     if skipped is not None:
-        # The variance tells of the mean too: it is NaN where the mean is not finite.
-        finite = torch.isfinite(new_var.sum())
-        new_mean, new_var = torch.where(finite, new_mean, running_mean), torch.where(finite, new_var, running_var)
-        skipped.add_(~finite)
+        total = new_var.sum()  # tells of the means too: a variance is NaN where the mean is not finite
+        if not readable(total):
+            finite = torch.isfinite(total)
+            new_mean, new_var = torch.where(finite, new_mean, running_mean), torch.where(finite, new_var, running_var)
+            skipped.add_(~finite)
+        elif not math.isfinite(total.item()):
+            skipped.add_(1)
+            return
     for running, new in ((running_mean, new_mean), (running_var, new_var)):
         running.lerp_(new, momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum)

@@ -103,3 +103,23 @@ def test_errors_name_the_layer() -> None:
 
     with pytest.raises(ValueError, match=r"Expected more than 1 value.*\[in layer 'parts\.body\.1' \(BatchNorm1d\)\]"):
         Net()(torch.randn(1, 4))
+
+
+@LAYER
+def test_without_a_host_to_read_the_count_the_result_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [LAYERS[kind](), LAYERS[kind]()]
+    xs = batches(float("inf"))
+    with pytest.warns(NormwiseWarning):
+        [layers[0](x) for x in xs]
+    monkeypatch.setattr("normwise.moments.readable", lambda t: False)
+    monkeypatch.setattr("normwise.nn._state.readable", lambda t: False)
+    for x in xs:
+        layers[1](x)
+    torch.testing.assert_close(dict(layers[1].named_buffers()), dict(layers[0].named_buffers()), rtol=0, atol=0)
+
+
+def test_make_fx_of_a_training_layer() -> None:
+    layer, traced_layer = BatchNorm1d(3), BatchNorm1d(3)
+    x = torch.randn(4, 3)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(traced_layer)(x)
+    torch.testing.assert_close(graph(x), layer(x))

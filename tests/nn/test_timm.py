@@ -10,6 +10,9 @@ import torch
 from namesakes import NAMESAKES, pair, swap
 from torch import nn
 
+# Not among the test dependencies: beside a CPU build of torch it must be installed with --no-deps.
+pytest.importorskip("timm", reason="timm is not installed: pip install --no-deps timm torchvision")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations in timm's and torchvision's own imports
     import timm

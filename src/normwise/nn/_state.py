@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize, transforming
+from normwise.moments import readable
 
 
 @torch.fx.wrap
@@ -100,7 +101,7 @@ class TrackingNorm(_NormBase):
 
     def _warn_of_skipped(self) -> None:
         skipped = self._buffers.get("num_batches_skipped")
-        if self._warned or not _readable(skipped) or not skipped:
+        if self._warned or type(skipped) is not Tensor or skipped.is_meta or not skipped:
             return
         self._warned = True
         warnings.warn(
@@ -128,20 +129,10 @@ class TrackingNorm(_NormBase):
             sync=self.sync if self.training else None,
             **{"weight": self.weight, "bias": self.bias, **options},
         )
-        if moves and not torch.compiler.is_compiling() and self.running_mean.device.type == "cpu":  # type: ignore[union-attr]
+        skipped = self.num_batches_skipped
+        if moves and skipped is not None and readable(skipped) and not transforming():
             self._warn_of_skipped()
         return y
-
-
-def _readable(count: Tensor | None) -> bool:
-    """Whether the count holds a number now: not on the meta device, not traced and not under ``torch.func``."""
-    return (
-        count is not None
-        and type(count) is Tensor
-        and not count.is_meta
-        and not torch.jit.is_tracing()
-        and not transforming()
-    )
 
 
 @torch.fx.wrap
