@@ -1,14 +1,15 @@
 """The engine: cells' moments → method → affine map, with the backward pass fused.
 
 Forward is two kernels (``moments``, ``apply``), backward two more (``grad_sums``, ``grad_input``); the method lives on
-(N, C) tensors between them and is differentiated by autograd. Nothing of the size of ``x`` is kept for the backward
-pass but ``x`` itself; an activation is recomputed from it.
+(N, C) tensors between them and is differentiated by autograd. A method that is a mix of pools goes whole through one
+native call each way, which knows the vjp of pools and mix in closed form. Nothing of the size of ``x`` is kept for the
+backward pass but ``x`` itself; an activation is recomputed from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,28 @@ from normwise.moments import Moments
 _TENSORS = ("weight", "bias", "mean_weight", "var_weight", "extra")
 
 
+class Running(NamedTuple):
+    """Running averages (C,) to move towards the batch; see :func:`normwise.moments.update_running`.
+
+    Example:
+        >>> Running(torch.zeros(3), torch.ones(3), momentum=0.1).skipped is None
+        True
+    """
+
+    mean: Tensor
+    var: Tensor
+    momentum: float | Tensor
+    skipped: Tensor | None = None
+
+
 def run(
-    x: Tensor, row: Method, inputs: Inputs, activation: str | None = None, slope: float = 0.01
-) -> tuple[Tensor, Moments]:
+    x: Tensor,
+    row: Method,
+    inputs: Inputs,
+    activation: str | None = None,
+    slope: float = 0.01,
+    running: Running | None = None,
+) -> tuple[Tensor, Moments | None]:
     """Normalize by one method, and give the cells' moments that it was computed from.
 
     Args:
@@ -32,21 +52,55 @@ def run(
         inputs: its inputs.
         activation: applied to the result; see :func:`normwise.ops.activate`.
         slope: of ``"leaky_relu"``.
+        running: what the caller will move by the cells' moments, unless that happens on the way.
 
     Returns:
         The result, differentiable to any order in ``x`` and the tensors among ``inputs``, and the moments per cell,
-        which are for bookkeeping and carry no gradient where the backward pass is fused.
+        which are for bookkeeping and carry no gradient where the backward pass is fused; ``None`` where there is
+        nothing left to do with them.
 
     Example:
         >>> from normwise.methods import METHODS
-        >>> y, cells = run(torch.tensor([[[1.0, 3.0]]]), METHODS["instance"], Inputs(eps=0.0))
-        >>> y, cells.mean.item()
-        (tensor([[[-1.,  1.]]]), 2.0)
+        >>> y, _ = run(torch.tensor([[[1.0, 3.0]]]), METHODS["instance"], Inputs(eps=0.0))
+        >>> y
+        tensor([[[-1.,  1.]]])
     """
     if needs_plain_graph():
         return _composite(x, row, inputs, activation, slope)
+    groups = _native_groups(x, row, inputs, running)
+    if groups is not None:
+        return _mix(x, row, inputs, groups, activation, slope, running), None
     y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
     return y, Moments(mean, var, _elements(x, inputs))
+
+
+# How many groups a pool has within a sample; 0 is the pool over samples. The native kernels know pools by this number.
+_GROUPS: dict[str, Callable[[Tensor, Inputs], int]] = {
+    "instance": lambda x, p: x.shape[1],
+    "layer": lambda x, p: 1,
+    "group": lambda x, p: p.num_groups,
+    "batch": lambda x, p: 0,
+}
+
+
+def _native_groups(x: Tensor, row: Method, p: Inputs, running: Running | None) -> list[int] | None:
+    """The pools that the method mixes, by their groups; ``None`` where it does more, or the kernels do not serve."""
+    if row.members is None or p.mask is not None or p.exchange is not None or not ops.native.supports(x):
+        return None
+    if p.parts != "both" or p.variance != "paper" or x.numel() == 0:
+        return None
+    groups = [_GROUPS[name](x, p) for name in row.members(p)]
+    if len(groups) > 1 and x.numel() == x.shape[0] * x.shape[1]:
+        return None  # with one element a cell some members have no meaning and the method drops them
+    if running is not None and not (0 in groups and _movable(running, x)):
+        return None
+    return groups
+
+
+def _movable(running: Running, x: Tensor) -> bool:
+    """Whether a native kernel can move the running averages."""
+    dtype = ops.accumulation_dtype(x.dtype)
+    return all(t.dtype == dtype and t.is_contiguous() and t.is_cpu for t in (running.mean, running.var))
 
 
 def _elements(x: Tensor, inputs: Inputs) -> int | Tensor:
@@ -110,6 +164,61 @@ def _composite(x: Tensor, row: Method, inputs: Inputs, activation: str | None, s
     return ops.reference.apply(x, *row.function(cells, inputs), activation, slope), cells
 
 
+def _mix(
+    x: Tensor, row: Method, p: Inputs, groups: list[int], activation: str | None, slope: float, running: Running | None
+) -> Tensor:
+    """The whole normalization in one native call."""
+    moved = None if running is None else (running.mean, running.var, running.skipped, float(running.momentum))
+    mixes = "mean_weight" in row.parameters
+    tensors = (p.weight, p.bias, p.mean_weight if mixes else None, p.var_weight if mixes else None)
+    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
+        return _Mix.apply(x, *tensors, row, p, groups, activation, slope, moved)  # type: ignore[no-any-return]
+    return ops.native.mix_norm(x, groups, *tensors, p.logits, p.eps, _population(p), moved, activation, slope)[0]
+
+
+def _population(p: Inputs) -> tuple[Tensor, Tensor] | None:
+    return None if p.population is None else p.population[:2]
+
+
+class _Mix(torch.autograd.Function):
+    """One native call forward and one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean_weight: Tensor | None,
+        var_weight: Tensor | None,
+        row: Method,
+        p: Inputs,
+        groups: list[int],
+        activation: str | None,
+        slope: float,
+        moved: tuple[Tensor, Tensor, Tensor | None, float] | None,
+    ) -> Tensor:
+        tensors = (weight, bias, mean_weight, var_weight)
+        y, mean, var = ops.native.mix_norm(
+            x, groups, *tensors, p.logits, p.eps, _population(p), moved, activation, slope
+        )
+        ctx.save_for_backward(x, mean, var, *tensors)
+        ctx.row, ctx.inputs, ctx.groups, ctx.activation, ctx.slope = row, p, groups, activation, slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, var, *tensors = ctx.saved_tensors
+        p, wanted = ctx.inputs, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # The tensors that no mix reads have no gradient here.
+            found = _differentiable_backward(ctx, grad, x, [*tensors, None], [*wanted[:5], False])[:5]
+        else:
+            options = (p.logits, p.eps, _population(p), ctx.activation, ctx.slope)
+            found = ops.native.mix_norm_backward(grad, x, mean, var, ctx.groups, *tensors, *options)
+        return *(g if want else None for g, want in zip(found, wanted, strict=False)), *(None,) * 6
+
+
 class _Fused(torch.autograd.Function):
     """Forward by two kernels, backward by two more; the method's own part is differentiated by autograd on (N, C)."""
 
@@ -120,9 +229,8 @@ class _Fused(torch.autograd.Function):
         cells = _cells(x, row, inputs, ops.moments)
         affine = row.function(cells, inputs)
         y = ops.apply(x, *affine, activation, slope)
-        ctx.row, ctx.activation, ctx.slope = row, activation, slope
+        ctx.row, ctx.inputs, ctx.activation, ctx.slope = row, inputs, activation, slope
         # The parameters are saved as tensors, so that changing one before the backward pass is an error as elsewhere.
-        ctx.inputs = _with_tensors(inputs, [None] * len(_TENSORS))
         ctx.save_for_backward(x, cells.mean, cells.var, *tensors)
         # Without spatial axes the mean may be x itself, which an autograd function must not return unchanged.
         mean = cells.mean.clone() if cells.mean is x else cells.mean
@@ -133,8 +241,11 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, var, *tensors = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
-        run = _differentiable_backward if torch.is_grad_enabled() else _fused_backward
-        grad_x, *grad_tensors = run(ctx, grad, x, Moments(mean, var, _elements(x, ctx.inputs)), tensors, wanted)
+        if torch.is_grad_enabled():
+            grad_x, *grad_tensors = _differentiable_backward(ctx, grad, x, tensors, wanted)
+        else:
+            cells = Moments(mean, var, _elements(x, ctx.inputs))
+            grad_x, *grad_tensors = _fused_backward(ctx, grad, x, cells, tensors, wanted)
         return grad_x, None, None, None, None, *grad_tensors
 
 
@@ -144,7 +255,7 @@ def _with_tensors(inputs: Inputs, tensors: Sequence[Tensor | None]) -> Inputs:
 
 
 def _differentiable_backward(
-    ctx: Any, grad: Tensor, x: Tensor, cells: Moments, tensors: list[Tensor | None], wanted: list[bool]
+    ctx: Any, grad: Tensor, x: Tensor, tensors: list[Tensor | None], wanted: list[bool]
 ) -> list[Tensor | None]:
     """With ``create_graph=True``: differentiate the composite, whose gradient has gradients of its own."""
     y, _ = _composite(x, ctx.row, _with_tensors(ctx.inputs, tensors), ctx.activation, ctx.slope)

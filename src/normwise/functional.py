@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normwise import ops
 from normwise.distributed import Sync
-from normwise.engine import elements_per_cell, needs_plain_graph, run
+from normwise.engine import Running, elements_per_cell, needs_plain_graph, run
 from normwise.errors import InputError
 from normwise.methods import Inputs, Method, elements_behind, method_named
 from normwise.moments import Moments, update_running
@@ -130,15 +130,18 @@ def normalize(
     if keep is not None:
         # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.
         x = torch.where(keep, x, 0)
-    y, cells = run(x, row, inputs, activation, slope)
-    if keep is not None:
-        y = torch.where(keep, y, 0)
     # A rank without data still learns what the others saw.
     some = x.numel() > 0 or inputs.exchange is not None
     moves = some and momentum is not None and not use_running and not transforming()
+    running = None
     if moves and momentum is not None and running_mean is not None and running_var is not None:
+        running = Running(running_mean, running_var, momentum, skipped)
+    y, cells = run(x, row, inputs, activation, slope, running)
+    if keep is not None:
+        y = torch.where(keep, y, 0)
+    if running is not None and cells is not None:
         assert row.track is not None, f"{row.name} keeps no running averages"
-        update_running(running_mean, running_var, row.track(cells, inputs), momentum, skipped)
+        update_running(running.mean, running.var, row.track(cells, inputs), running.momentum, running.skipped)
     return y
 
 

@@ -75,6 +75,27 @@ def _beyond_population(p: Inputs) -> bool:
     return p.population is None or p.over != ("batch",)
 
 
+def _only_batch(p: Inputs) -> tuple[str, ...]:
+    return ("batch",)
+
+
+def _only_layer(p: Inputs) -> tuple[str, ...]:
+    return ("layer",)
+
+
+def _only_group(p: Inputs) -> tuple[str, ...]:
+    return ("group",)
+
+
+def _instance_or_population(p: Inputs) -> tuple[str, ...]:
+    # A population stands in the place of the pool over samples.
+    return ("instance",) if p.population is None else ("batch",)
+
+
+def _members_asked_for(p: Inputs) -> tuple[str, ...]:
+    return p.over
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of ``METHODS``.
@@ -84,7 +105,8 @@ class Method:
     default and ``track`` what they follow, ``None`` where a method can keep none; ``reads_reference`` hands them to the
     method in training, too. ``parameters`` are the learned ones beside weight and bias. ``rests_on`` names the pool
     whose size is checked, so that nothing is divided by the deviation of a single element; ``None`` where that harms
-    nobody. ``on_weights`` marks methods that act on weights, not on activations.
+    nobody. ``on_weights`` marks methods that act on weights, not on activations. ``members`` names the ``POOLS`` that a
+    method is a mix of, which the native kernels compute as a whole; ``None`` where it is more than a mix.
 
     Example:
         >>> METHODS["batch"].running
@@ -103,6 +125,7 @@ class Method:
     rests_on: str | None = None
     reads_reference: bool = False
     on_weights: bool = False
+    members: Callable[[Inputs], tuple[str, ...]] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -119,6 +142,7 @@ METHODS: dict[str, Method] = {
             running=True,
             track=_track_batch,
             rests_on="batch",
+            members=_only_batch,
         ),
         Method(
             "layer",
@@ -127,6 +151,7 @@ METHODS: dict[str, Method] = {
             "per sample over all channels; the batch does not matter",
             "Ba et al. 2016, arXiv 1607.06450",
             rests_on="layer",
+            members=_only_layer,
         ),
         Method(
             "weight",
@@ -147,6 +172,7 @@ METHODS: dict[str, Method] = {
             reads_cells=_without_population,
             track=_track_instance,
             rests_on="instance",
+            members=_instance_or_population,
         ),
         Method(
             "group",
@@ -155,6 +181,7 @@ METHODS: dict[str, Method] = {
             "per sample over groups of channels; holds at small batches",
             "Wu & He 2018, arXiv 1803.08494",
             rests_on="group",
+            members=_only_group,
         ),
         Method(
             "switchable",
@@ -166,6 +193,7 @@ METHODS: dict[str, Method] = {
             running=True,
             track=_track_switchable,
             parameters=("mean_weight", "var_weight"),
+            members=_members_asked_for,
         ),
         Method(
             "batch_renorm",

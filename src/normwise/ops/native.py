@@ -4,12 +4,12 @@ They speak torch's stable ABI (see ``setup.py``) and cover CPU tensors of float3
 contiguous and the channels-last layout; other strides are copied into one of the two first. Besides the four kernels
 there are fused ones for methods that pool within a sample: both passes run while a group is in cache.
 
-The operators take no part in autograd: :mod:`normwise.functional` does that for the whole of moments, method and apply.
+The operators take no part in autograd: :mod:`normwise.engine` does that for the whole of moments, method and apply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from normwise.ops.reference import ACTIVATIONS, accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
 _LIBRARY = Path(__file__).with_name("_native.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
@@ -135,7 +137,7 @@ def apply(
         >>> apply(x, two, two, zero, "relu").tolist() if available() else [[[0.0, 2.0]]]
         [[[0.0, 2.0]]]
     """
-    return torch.ops.normwise.apply(x, center, scale, shift, ACTIVATIONS.index(activation), slope)
+    return torch.ops.normwise.apply(x, center, scale, shift, _CODES[activation], slope)
 
 
 def grad_sums(
@@ -169,7 +171,7 @@ def grad_sums(
         >>> [s.item() for s in grad_sums(g, x, 2 * one, zero, one, zero)] if available() else [3.0, 1.0]
         [3.0, 1.0]
     """
-    return torch.ops.normwise.grad_sums(g, x, mean, center, scale, shift, ACTIVATIONS.index(activation), slope)
+    return torch.ops.normwise.grad_sums(g, x, mean, center, scale, shift, _CODES[activation], slope)
 
 
 def grad_input(
@@ -207,7 +209,7 @@ def grad_input(
         [[[5.0, 5.0]]]
     """
     return torch.ops.normwise.grad_input(
-        g, x, mean, center, scale, shift, grad_mean, grad_var, ACTIVATIONS.index(activation), slope
+        g, x, mean, center, scale, shift, grad_mean, grad_var, _CODES[activation], slope
     )
 
 
@@ -239,7 +241,7 @@ def sample_norm(
         >>> sample_norm(x, 1, eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    return torch.ops.normwise.sample_norm(x, groups, weight, bias, eps, ACTIVATIONS.index(activation), slope)
+    return torch.ops.normwise.sample_norm(x, groups, weight, bias, eps, _CODES[activation], slope)
 
 
 def sample_norm_backward(
@@ -278,8 +280,106 @@ def sample_norm_backward(
         [4.0]
     """
     return torch.ops.normwise.sample_norm_backward(
-        g, x, mean, var, groups, weight, bias, eps, ACTIVATIONS.index(activation), slope
+        g, x, mean, var, groups, weight, bias, eps, _CODES[activation], slope
     )
+
+
+def mix_norm(
+    x: Tensor,
+    groups: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean_weight: Tensor | None = None,
+    var_weight: Tensor | None = None,
+    logits: bool = True,
+    eps: float = 1e-5,
+    population: tuple[Tensor, Tensor] | None = None,
+    running: tuple[Tensor, Tensor, Tensor | None, float] | None = None,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize by a mix of pooled moments, ``act((x − Σ wₖμₖ) / √(Σ w′ₖσ²ₖ + eps) · weight + bias)``, in one call.
+
+    Args:
+        x: (N, C, ...).
+        groups: one number a member: how many groups it pools over within a sample (1 is layer norm, C instance norm),
+            or 0 for the pool over samples. Batch norm is ``[0]``.
+        weight: (C,), or (N, C) for a weight per sample; ``None`` is 1.
+        bias: like ``weight``; ``None`` is 0.
+        mean_weight: (K,), logits of the softmax mix of means; ``None`` mixes equally.
+        var_weight: (K,), logits of the softmax mix of variances.
+        logits: ``False`` where these are shares that sum to 1.
+        eps: added to the variance.
+        population: mean and variance (C,), in the place of the pool over samples.
+        running: running mean and variance (C,), of the accumulation type and moved in place towards the pool over
+            samples; a count of batches that were not finite and left them as they are, or ``None``; the momentum.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        slope: the negative slope of ``"leaky_relu"``.
+
+    Returns:
+        ``(y, mean, var)``: the output, and the moments that :func:`mix_norm_backward` wants back.
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 3.0]]])
+        >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
+        [[[-1.0, 1.0]]]
+    """
+    population_mean, population_var = population or (None, None)
+    running_mean, running_var, skipped, momentum = running or (None, None, None, 0.0)
+    return _mix_norm(
+        x, weight, bias, mean_weight, var_weight, logits, groups, eps, population_mean, population_var,
+        running_mean, running_var, skipped, momentum, _CODES[activation], slope,
+    )  # fmt: skip
+
+
+def mix_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    groups: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean_weight: Tensor | None = None,
+    var_weight: Tensor | None = None,
+    logits: bool = True,
+    eps: float = 1e-5,
+    population: tuple[Tensor, Tensor] | None = None,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of :func:`mix_norm`, by the closed-form vjp of pools and mix.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: as given to :func:`mix_norm`.
+        mean: as returned by :func:`mix_norm`.
+        var: as returned by :func:`mix_norm`.
+        groups: as given to :func:`mix_norm`, as is everything that follows.
+        weight: as given.
+        bias: as given.
+        mean_weight: as given.
+        var_weight: as given.
+        logits: as given.
+        eps: as given.
+        population: as given.
+        activation: as given.
+        slope: as given.
+
+    Returns:
+        The gradients of x, weight, bias, mean_weight and var_weight. Those of the parameters have the accumulation
+        type; where a parameter is absent they have no meaning.
+
+    Example:
+        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+        >>> mix_norm_backward(x, x, 2 * one, one, [0], eps=0.0)[2].tolist() if available() else [4.0]
+        [4.0]
+    """
+    population_mean, population_var = population or (None, None)
+    return _mix_norm_backward(
+        g, x, mean, var, weight, bias, mean_weight, var_weight, logits, groups, eps,
+        population_mean, population_var, _CODES[activation], slope,
+    )  # fmt: skip
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -336,6 +436,49 @@ def _fake_sample_norm_backward(
     return _fake_like(x), parameter(weight), parameter(bias)
 
 
+def _fake_mix_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    groups: Sequence[int],
+    eps: float,
+    population_mean: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = list(x.shape[:2])
+    if list(groups) == [0]:
+        per_sample = any(t is not None and t.ndim == 2 for t in (weight, bias))
+        if population_mean is not None:
+            shape = [0]
+        elif not per_sample and all(size == 1 for size in x.shape[2:]):
+            shape[0] = min(1, shape[0])
+    elif len(groups) == 1:
+        shape[1] = groups[0]
+    moments = x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
+    return _fake_like(x), moments, torch.empty_like(moments)
+
+
+def _fake_mix_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    groups: Sequence[int],
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    shares = x.new_empty(len(groups), dtype=accumulation_dtype(x.dtype))
+    parameters = _fake_sample_norm_backward(g, x, mean, var, 1, weight, bias)
+    return *parameters, shares, torch.empty_like(shares)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "moments": _fake_moments,
     "apply": _fake_apply,
@@ -343,8 +486,13 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "grad_input": _fake_grad_input,
     "sample_norm": _fake_sample_norm,
     "sample_norm_backward": _fake_sample_norm_backward,
+    "mix_norm": _fake_mix_norm,
+    "mix_norm_backward": _fake_mix_norm_backward,
 }
 
 if available():
+    # Looked up once: an attribute of torch.ops costs as much as a small tensor's arithmetic.
+    _mix_norm = torch.ops.normwise.mix_norm.default
+    _mix_norm_backward = torch.ops.normwise.mix_norm_backward.default
     for _name, _fake in _FAKES.items():
         torch.library.register_fake(f"normwise::{_name}", _fake)

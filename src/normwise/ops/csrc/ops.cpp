@@ -1,5 +1,6 @@
 // The operators `torch.ops.normwise.*`: the four kernels, and the fused ones of sample.cpp. native.py documents them.
 #include "cells.h"
+#include "mix.h"
 #include "sample.h"
 
 namespace normwise {
@@ -108,6 +109,15 @@ STABLE_TORCH_LIBRARY(normwise, m) {
   m.def(
       "sample_norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, int groups, Tensor? weight, Tensor? bias, "
       "float eps, int activation, float slope) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mix_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean_weight, Tensor? var_weight, bool logits, "
+      "int[] groups, float eps, Tensor? population_mean, Tensor? population_var, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? skipped, float momentum, int activation, float slope) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mix_norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, "
+      "Tensor? mean_weight, Tensor? var_weight, bool logits, int[] groups, float eps, Tensor? population_mean, "
+      "Tensor? population_var, int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(normwise, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
@@ -119,6 +129,8 @@ STABLE_TORCH_LIBRARY_IMPL(normwise, CPU, m) {
   m.impl("grad_input", TORCH_BOX(&grad_input));
   m.impl("sample_norm", TORCH_BOX(&sample_norm));
   m.impl("sample_norm_backward", TORCH_BOX(&sample_norm_backward));
+  m.impl("mix_norm", TORCH_BOX(&mix_norm));
+  m.impl("mix_norm_backward", TORCH_BOX(&mix_norm_backward));
 }
 
 }  // namespace normwise

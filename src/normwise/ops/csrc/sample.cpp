@@ -23,17 +23,13 @@ template <class T> struct Groups {
   int64_t G, channels;  // per group
   double eps;
   Activation act;
-  std::optional<PerCell<A>> weight, bias;
+  Parameters<A> parameters;
 
   Groups(const Cells& x, int64_t G, const std::optional<Tensor>& w, const std::optional<Tensor>& b, double eps, Activation act)
-      : x(x), G(G), channels(x.C / std::max<int64_t>(1, G)), eps(eps), act(act) {
+      : x(x), G(G), channels(x.C / std::max<int64_t>(1, G)), eps(eps), act(act), parameters(x, w, b) {
     STD_TORCH_CHECK(G > 0 && x.C % G == 0, "normwise: ", x.C, " channels cannot be divided into ", G, " groups");
-    if (w) weight.emplace(*w, x);
-    if (b) bias.emplace(*b, x);
   }
 
-  double weight_of(int64_t n, int64_t c) const { return weight ? static_cast<double>(weight->sample(n)[c]) : 1.0; }
-  double bias_of(int64_t n, int64_t c) const { return bias ? static_cast<double>(bias->sample(n)[c]) : 0.0; }
   double group_size() const { return static_cast<double>(std::max<int64_t>(1, channels * x.M)); }
 
   // Channels of a task: one group in the rows layout; in the columns layout as many as the cache takes, and at least a
@@ -80,10 +76,10 @@ template <class T> struct Forward : Groups<T> {
       // What rounding takes from the centre goes into the shift.
       const double rounded = static_cast<double>(static_cast<A>(pooled)) - pooled;
       for (int64_t i = first; i < first + channels; ++i) {
-        const double s = rstd * this->weight_of(n, c + i);
+        const double s = rstd * this->parameters.weight_of(n, c + i);
         center[i] = static_cast<A>(pooled);
         scale[i] = static_cast<A>(s);
-        shift[i] = static_cast<A>(this->bias_of(n, c + i) + rounded * s);
+        shift[i] = static_cast<A>(this->parameters.bias_of(n, c + i) + rounded * s);
       }
     }
   }
@@ -144,8 +140,8 @@ template <class T> struct Backward : Groups<T> {
     for (int64_t i = 0; i < width; ++i) {
       const int64_t group = n * this->G + (c + i) / channels;
       a.mean[i] = mean[group];
-      a.scale[i] = static_cast<A>(rstd(group) * this->weight_of(n, c + i));
-      a.shift[i] = static_cast<A>(this->bias_of(n, c + i));
+      a.scale[i] = static_cast<A>(rstd(group) * this->parameters.weight_of(n, c + i));
+      a.shift[i] = static_cast<A>(this->parameters.bias_of(n, c + i));
     }
   }
 
@@ -157,8 +153,8 @@ template <class T> struct Backward : Groups<T> {
       double sum = 0, dot = 0;
       for (int64_t i = first; i < first + channels; ++i) {
         two[i] *= r;
-        sum += this->weight_of(n, c + i) * one[i];
-        dot += this->weight_of(n, c + i) * two[i];
+        sum += this->parameters.weight_of(n, c + i) * one[i];
+        dot += this->parameters.weight_of(n, c + i) * two[i];
       }
       for (int64_t i = first; i < first + channels; ++i) {
         a.slope[i] = static_cast<A>(-r * r * dot / this->group_size());
@@ -206,22 +202,6 @@ template <class T> struct Backward : Groups<T> {
   }
 };
 
-// The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
-template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
-  const ScalarType dtype = acc_type(x.tensor.scalar_type());
-  if (parameter && parameter->per_sample) {
-    Tensor result = empty({x.N, x.C}, dtype);
-    std::copy_n(cells, x.N * x.C, data<A>(result));
-    return result;
-  }
-  std::vector<double> sums(x.C);
-  for (int64_t n = 0; n < x.N; ++n)
-    for (int64_t c = 0; c < x.C; ++c) sums[c] += cells[n * x.C + c];
-  Tensor result = empty({x.C}, dtype);
-  std::copy_n(sums.data(), x.C, data<A>(result));
-  return result;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, const std::optional<Tensor>& weight,
@@ -259,8 +239,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, cons
     backward.s1 = sums.data();
     backward.s2 = backward.s1 + x.N * x.C;
     backward(g, dx);
-    return std::tuple<Tensor, Tensor, Tensor>{dx, parameter_gradient(x, backward.weight, backward.s2),
-                                              parameter_gradient(x, backward.bias, backward.s1)};
+    return std::tuple<Tensor, Tensor, Tensor>{dx, parameter_gradient(x, backward.parameters.weight, backward.s2),
+                                              parameter_gradient(x, backward.parameters.bias, backward.s1)};
   });
 }
 

@@ -53,6 +53,15 @@ Tensor copied(const Tensor& t, const Sizes& sizes, const Sizes& strides, ScalarT
 
 Tensor empty(const Sizes& sizes, ScalarType dtype) { return empty_strided(sizes, dense_strides(sizes, false), dtype); }
 
+std::vector<double> values(const Tensor& t) {
+  std::vector<double> result(t.numel());
+  const bool ready = t.is_contiguous() && (t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double);
+  const Tensor plain = ready ? t : copied(t, copy_of(t.sizes()), dense_strides(copy_of(t.sizes()), false), ScalarType::Double);
+  if (plain.scalar_type() == ScalarType::Double) std::copy_n(const_data<double>(plain), result.size(), result.data());
+  else std::copy_n(const_data<float>(plain), result.size(), result.data());
+  return result;
+}
+
 Cells::Cells(const Tensor& x) : tensor(x), M(1) {
   const Sizes sizes = copy_of(x.sizes()), strides = copy_of(x.strides());
   STD_TORCH_CHECK(sizes.size() >= 2, "normwise: expected (N, C, ...), got ", sizes.size(), " dimensions");

@@ -15,6 +15,7 @@ namespace normwise {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 // How many elements are worth a thread.
 constexpr int64_t kGrain = 32768;
@@ -47,6 +48,9 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype);
 
 inline ScalarType acc_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
+// The elements of any tensor, in order.
+std::vector<double> values(const Tensor& t);
+
 // A tensor broadcastable to (N, C), or (C,), as rows of C contiguous values; a sample's row is `stride` after the one before, which
 // is 0 where samples share one.
 template <class A> struct PerCell {
@@ -57,6 +61,19 @@ template <class A> struct PerCell {
 
   PerCell(const Tensor& t, const Cells& x);
   const A* sample(int64_t n) const { return data + n * stride; }
+};
+
+// The learned affine around a normalization.
+template <class A> struct Parameters {
+  std::optional<PerCell<A>> weight, bias;
+
+  Parameters(const Cells& x, const MaybeTensor& w, const MaybeTensor& b) {
+    if (w) weight.emplace(*w, x);
+    if (b) bias.emplace(*b, x);
+  }
+  bool per_sample() const { return (weight && weight->stride) || (bias && bias->stride); }
+  double weight_of(int64_t n, int64_t c) const { return weight ? static_cast<double>(weight->sample(n)[c]) : 1.0; }
+  double bias_of(int64_t n, int64_t c) const { return bias ? static_cast<double>(bias->sample(n)[c]) : 0.0; }
 };
 
 // Calls f with a null pointer of the element type.
@@ -72,5 +89,21 @@ template <class F> auto with_dtype(ScalarType dtype, F f) {
 
 template <class T> T* data(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
 template <class T> const T* const_data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+
+// The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
+template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
+  const ScalarType dtype = acc_type(x.tensor.scalar_type());
+  if (parameter && parameter->per_sample) {
+    Tensor result = empty({x.N, x.C}, dtype);
+    std::copy_n(cells, x.N * x.C, data<A>(result));
+    return result;
+  }
+  std::vector<double> sums(x.C);
+  for (int64_t n = 0; n < x.N; ++n)
+    for (int64_t c = 0; c < x.C; ++c) sums[c] += cells[n * x.C + c];
+  Tensor result = empty({x.C}, dtype);
+  std::copy_n(sums.data(), x.C, data<A>(result));
+  return result;
+}
 
 }  // namespace normwise

@@ -1,0 +1,209 @@
+#include "mix.h"
+
+#include "cells.h"
+#include "members.h"
+#include "sample.h"
+
+namespace normwise {
+namespace {
+
+bool within_sample(const std::vector<int64_t>& groups) { return groups.size() == 1 && groups[0] > 0; }
+
+// Whether the input's own moments are needed: not where the one pool's are given.
+bool reads_cells(const std::vector<int64_t>& groups, const MaybeTensor& population) {
+  return !(population && groups.size() == 1 && groups[0] == 0);
+}
+
+// Without spatial axes the samples of a batch norm may as well be the elements of one cell a channel.
+void join_samples(Cells& x, const std::vector<int64_t>& groups, const MaybeTensor& weight, const MaybeTensor& bias) {
+  const bool shared = (!weight || weight->dim() == 1) && (!bias || bias->dim() == 1);
+  if (groups.size() != 1 || groups[0] != 0 || x.M != 1 || !shared) return;
+  x.M = x.N;
+  x.N = std::min<int64_t>(1, x.N);
+  x.columns = x.C > 1;
+}
+
+// The affine of every cell; rows of C values, one for all samples where they are normalized alike.
+template <class A> struct Rows {
+  int64_t C, stride;
+  std::vector<A> memory;
+  A *mean, *center, *scale, *shift, *slope, *offset;
+
+  Rows(const Cells& x, bool uniform) : C(x.C), stride(uniform ? 0 : x.C), memory(6 * (uniform ? 1 : x.N) * x.C) {
+    const int64_t size = static_cast<int64_t>(memory.size()) / 6;
+    mean = memory.data(), center = mean + size, scale = center + size, shift = scale + size;
+    slope = shift + size, offset = slope + size;
+  }
+  Affine<A> affine(int64_t n) const { return Affine<A>{center, scale, shift} + n * stride; }
+};
+
+void to_rstd(double* var, int64_t count, double eps) {
+  for (int64_t i = 0; i < count; ++i) var[i] = 1 / std::sqrt(var[i] + eps);
+}
+
+// What normalizes sample n about `mean` with one over the deviation.
+template <class A>
+void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const double* mean, const double* rstd) {
+  const Affine<A> row = rows.affine(n);
+  A *center = const_cast<A*>(row.center), *scale = const_cast<A*>(row.scale), *shift = const_cast<A*>(row.shift);
+  for (int64_t c = 0; c < rows.C; ++c) {
+    const double s = rstd[c] * p.weight_of(n, c);
+    center[c] = static_cast<A>(mean[c]);
+    scale[c] = static_cast<A>(s);
+    // What rounding takes from the centre goes into the shift.
+    shift[c] = static_cast<A>(p.bias_of(n, c) + (static_cast<double>(center[c]) - mean[c]) * s);
+  }
+}
+
+// running <- (1 - momentum) * running + momentum * batch, unless the batch is not finite and `skipped` counts such ones.
+template <class A>
+void update_running(const Cells& x, const Member& batch, const Tensor& running_mean, const Tensor& running_var,
+                    const MaybeTensor& skipped, double momentum) {
+  if (skipped && !std::all_of(batch.var, batch.var + x.C, [](double v) { return std::isfinite(static_cast<A>(v)); })) {
+    ++*data<int64_t>(*skipped);
+    return;
+  }
+  const double count = static_cast<double>(x.N * x.M), unbiased = count / std::max(1.0, count - 1);
+  A *mean = data<A>(running_mean), *var = data<A>(running_var);
+  for (int64_t c = 0; c < x.C; ++c) {
+    mean[c] = static_cast<A>(mean[c] + momentum * (batch.mean[c] - mean[c]));
+    var[c] = static_cast<A>(var[c] + momentum * (batch.var[c] * unbiased - var[c]));
+  }
+}
+
+std::vector<double> maybe_values(const MaybeTensor& t) { return t ? values(*t) : std::vector<double>(); }
+const double* maybe_data(const std::vector<double>& v) { return v.empty() ? nullptr : v.data(); }
+
+template <class A> Tensor as_tensor(const double* from, std::vector<int64_t> sizes, ScalarType dtype) {
+  Tensor result = empty(sizes, dtype);
+  std::copy_n(from, result.numel(), data<A>(result));
+  return result;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                            const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                                            std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
+                                            const MaybeTensor& population_var, const MaybeTensor& running_mean,
+                                            const MaybeTensor& running_var, const MaybeTensor& skipped, double momentum,
+                                            int64_t code, double slope) {
+  if (within_sample(groups)) return sample_norm(input, groups[0], weight, bias, eps, code, slope);
+  Cells x(input);
+  join_samples(x, groups, weight, bias);
+  const ScalarType dtype = acc_type(input.scalar_type());
+  const bool reads = reads_cells(groups, population_mean);
+  const Activation act{static_cast<Act>(code), slope};
+  const int64_t cells = reads ? x.N * x.C : 0;
+  Tensor y = x.empty_like();
+  return with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    std::vector<double> moments(2 * cells), mixed(2 * x.C);
+    double *mean = moments.data(), *var = mean + cells;
+    if (reads) {
+      all_moments<T>(x, mean, var);
+      const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
+      for (int64_t i = 0; i < cells; ++i) var[i] *= share;
+    }
+    const auto given_mean = maybe_values(population_mean), given_var = maybe_values(population_var);
+    const Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var),
+                          shares(mean_weight, logits, groups.size()), shares(var_weight, logits, groups.size()));
+    const Parameters<A> parameters(x, weight, bias);
+    const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
+    for (int64_t n = 0; n < (rows.stride ? x.N : 1); ++n) {
+      double *center = mixed.data(), *rstd = center + x.C;
+      members.mix(n, center, rstd);
+      to_rstd(rstd, x.C, eps);
+      fill_row(rows, parameters, n, center, rstd);
+    }
+    all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
+    if (running_mean && running_var && members.over_samples())
+      update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, momentum);
+    const std::vector<int64_t> shape = reads ? std::vector<int64_t>{x.N, x.C} : std::vector<int64_t>{0};
+    return std::tuple<Tensor, Tensor, Tensor>{y, as_tensor<A>(mean, shape, dtype), as_tensor<A>(var, shape, dtype)};
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& saved_mean, const Tensor& saved_var, const MaybeTensor& weight,
+    const MaybeTensor& bias, const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean, const MaybeTensor& population_var,
+    int64_t code, double slope) {
+  const ScalarType dtype = acc_type(input.scalar_type());
+  const int64_t K = static_cast<int64_t>(groups.size());
+  if (within_sample(groups)) {
+    auto [dx, dw, db] =
+        sample_norm_backward(grad, input, saved_mean, saved_var, groups[0], weight, bias, eps, code, slope);
+    // The one member has all of the mix, whatever its weight.
+    const Tensor none = dtype == ScalarType::Double ? as_tensor<double>(std::vector<double>(K).data(), {K}, dtype)
+                                                    : as_tensor<float>(std::vector<double>(K).data(), {K}, dtype);
+    return {dx, dw, db, none, torch::stable::clone(none)};
+  }
+  Cells x(input);
+  const Tensor g = x.match(grad);
+  join_samples(x, groups, weight, bias);
+  const bool reads = reads_cells(groups, population_mean);
+  const Activation act{static_cast<Act>(code), slope};
+  STD_TORCH_CHECK(saved_mean.numel() == (reads ? x.N * x.C : 0) && saved_var.numel() == saved_mean.numel(),
+                  "normwise: expected mean and var as mix_norm returned them");
+  Tensor dx = x.empty_like();
+  return with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const int64_t C = x.C, cells = x.N * C;
+    const std::vector<double> mean = values(saved_mean), var = values(saved_var);
+    const auto given_mean = maybe_values(population_mean), given_var = maybe_values(population_var);
+    const auto mean_shares = shares(mean_weight, logits, groups.size()), var_shares = shares(var_weight, logits, groups.size());
+    Members members(x, groups, mean.data(), var.data(), maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
+    const Parameters<A> parameters(x, weight, bias);
+    // Per sample in any case: the cells' means are.
+    const Rows<A> rows(x, false);
+    const bool uniform = members.uniform();
+    std::vector<double> center((uniform ? 1 : x.N) * C), rstd(center.size());
+    for (int64_t n = 0; n < x.N; ++n) {
+      double *c = center.data() + (uniform ? 0 : n * C), *r = rstd.data() + (uniform ? 0 : n * C);
+      if (n == 0 || !uniform) {
+        members.mix(n, c, r);
+        to_rstd(r, C, eps);
+      }
+      fill_row(rows, parameters, n, c, r);
+      // Sums about the cells' means lose the least; where these are not known, about the centre.
+      if (reads) std::copy_n(mean.data() + n * C, C, rows.mean + n * C);
+      else std::copy_n(rows.center + n * C, C, rows.mean + n * C);
+    }
+    std::vector<double> sums(2 * cells), grads(2 * C), weights(cells);
+    double *s1 = sums.data(), *s2 = s1 + cells, *grad_mean = grads.data(), *grad_var = grad_mean + C;
+    all_grad_sums<T>(g, x, [&](int64_t n) { return rows.mean + n * C; }, [&](int64_t n) { return rows.affine(n); }, act, s1, s2);
+    for (int64_t n = 0; n < x.N; ++n) {
+      const double *c = center.data() + (uniform ? 0 : n * C), *r = rstd.data() + (uniform ? 0 : n * C);
+      for (int64_t i = 0; i < C; ++i) {
+        const int64_t cell = n * C + i;
+        const double w = parameters.weight_of(n, i), grad_scale = s2[cell] + (rows.mean[cell] - c[i]) * s1[cell];
+        weights[cell] = r[i] * grad_scale;
+        grad_mean[i] = -w * r[i] * s1[cell];
+        grad_var[i] = -0.5 * w * r[i] * r[i] * r[i] * grad_scale;
+      }
+      members.add_gradients(n, grad_mean, grad_var);
+    }
+    const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
+    for (int64_t n = 0; n < x.N; ++n) {
+      members.cell_gradients(n, mean.data() + (reads ? n * C : 0), grad_mean, grad_var);
+      for (int64_t i = 0; i < C; ++i) {
+        rows.slope[n * C + i] = static_cast<A>(2 * grad_var[i] * share);
+        rows.offset[n * C + i] = static_cast<A>(grad_mean[i] * share);
+      }
+    }
+    all_grad_input<T>(
+        g, x, dx, [&](int64_t n) { return rows.affine(n); },
+        [&](int64_t n) { return Slant<A>{rows.mean, rows.slope, rows.offset} + n * C; }, act);
+    auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
+    shares_vjp(mean_shares, logits, grad_means);
+    shares_vjp(var_shares, logits, grad_vars);
+    return std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>{
+        dx, parameter_gradient(x, parameters.weight, weights.data()), parameter_gradient(x, parameters.bias, s1),
+        as_tensor<A>(grad_means.data(), {K}, dtype), as_tensor<A>(grad_vars.data(), {K}, dtype)};
+  });
+}
+
+}  // namespace normwise
