@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from normwise.errors import InputError
-from normwise.surgery.calibrate import calibrate
 from normwise.surgery.exchange import Exchange, Pair
+from normwise.surgery.population import Population, cells_of
 from normwise.surgery.running import Forward, Left
 
 
@@ -89,7 +90,7 @@ def refit(exchange: Exchange, loader: Iterable[Any], forward: Forward) -> list[L
         ...     refit(exchange, [torch.randn(8, 2)], lambda model, x: model(x))
         []
     """
-    batches = list(loader) if iter(loader) is loader else loader  # type: ignore[call-overload]
+    batches = list(loader) if iter(loader) is loader else loader
     first = next(iter(batches), None)
     if first is None:
         raise InputError("calibrate_with gave no batches")
@@ -118,17 +119,35 @@ def _calls(exchange: Exchange, run: Callable[[torch.nn.Module], Any]) -> dict[st
 
 def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:
     if pair.found.layer.running_mean is None and pair.new._buffers.get("running_mean") is not None:
-        calibrate(exchange.model, batches, forward=forward, where=lambda _, module: module is pair.new)
+        _measure_statistics(exchange, pair, batches, forward, calls)
     fit = Fit()
     for batch in batches:
         exchange.put_old()
-        wanted = _outputs_of(pair.old, calls, lambda batch=batch: forward(exchange.model, batch))
+        wanted = _outputs_of(pair.old, calls, partial(forward, exchange.model, batch))
         exchange.put_new()
-        given = _outputs_of(pair.new, calls, lambda batch=batch: forward(exchange.model, batch), unit=True)
+        given = _outputs_of(pair.new, calls, partial(forward, exchange.model, batch), unit=True)
         for z, y in zip(given, wanted, strict=False):
             fit.add(z, y, pair.found.layer.channel_axis)
     if not fit.empty:
         _set_affine(pair.new, *fit.weight_and_bias(pair.new.weight))  # type: ignore[arg-type]
+
+
+def _measure_statistics(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:
+    """Running statistics of the new layer's input, of all batches together."""
+    seen = Population(pair.found.layer.channels)
+
+    def look(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        seen.add(cells_of(pair.found.layer, module, args[0], kwargs.get("mask"), kwargs.get("lengths")))
+
+    for batch in batches:
+        with pair.new.register_forward_pre_hook(look, with_kwargs=True):
+            _outputs_of(pair.new, calls, partial(forward, exchange.model, batch))
+    if seen.enough:
+        new: Any = pair.new
+        new.running_mean.copy_(seen.mean)
+        new.running_var.copy_(seen.var)
+        if new.num_batches_tracked is not None:
+            new.num_batches_tracked.fill_(seen.batches)
 
 
 def _set_affine(layer: Any, weight: Tensor, bias: Tensor) -> None:
