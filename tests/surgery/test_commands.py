@@ -59,7 +59,7 @@ def test_convert_writes_what_python_loads(place, capsys):
 
 
 def test_convert_with_data_and_json(place, capsys):
-    options = ["--to", "layer", "--data", "mynets.py:batches", "--as-json"]
+    options = ["--to", "layer", "--data", "mynets.py:batches", "--json"]
     run("convert", "mynets.py:net", "in.pt", *options, "--out", "out.safetensors")
     record = json.loads(capsys.readouterr().out)
     assert record["output_refitted"] is not None
@@ -84,7 +84,7 @@ def test_calibrate(place, capsys):
 def test_inspect_a_model_and_a_checkpoint(place, capsys):
     run("inspect", "mynets.py:net", "in.pt", "--fail-on", "info")
     assert "no findings" in capsys.readouterr().out
-    run("inspect", "in.pt", "--as-json")
+    run("inspect", "in.pt", "--json")
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 3
 
 

@@ -8,9 +8,9 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from normwise.errors import DataError, InputError, NormwiseError
 
@@ -36,7 +36,7 @@ def convert(
     input_shape: str | None = None,
     data: str | None = None,
     keep_going: bool = False,
-    as_json: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Replace a model's normalization layers by another method's and say what was carried, lost and how far it drifts.
 
@@ -138,7 +138,7 @@ def inspect(
     /,
     *,
     fail_on: str | None = None,
-    as_json: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """List every normalization layer of a model or checkpoint, and what is wrong with its statistics and weights.
 
