@@ -70,8 +70,9 @@ class Trial:
     """The outcome of one cell.
 
     ``state`` is ``"complete"``, ``"diverged"`` (the loss or the outputs became infinite or NaN) or ``"failed"`` (the
-    model raised an error); the last two carry the task's floor as their scores and say why in ``reason``. ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial,
-    ``peak_bytes`` the most memory one training step held beyond the model, its data and its optimizer.
+    model raised an error); the last two carry the task's floor as their scores and say why in ``reason``.
+    ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial, ``peak_bytes`` the most
+    memory one training step held beyond the model, its data and its optimizer.
     """
 
     cell: Cell
