@@ -172,7 +172,7 @@ def _mix(
     mixes = "mean_weight" in row.parameters
     tensors = (p.weight, p.bias, p.mean_weight if mixes else None, p.var_weight if mixes else None)
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
-        return _Mix.apply(x, *tensors, row, p, groups, activation, slope, moved)  # type: ignore[no-any-return]
+        return _Mix.apply(x, *tensors, _Call(row, p, groups, activation, slope, moved))
     return ops.native.mix_norm(x, groups, *tensors, p.logits, p.eps, _population(p), moved, activation, slope)[0]
 
 
@@ -180,43 +180,41 @@ def _population(p: Inputs) -> tuple[Tensor, Tensor] | None:
     return None if p.population is None else p.population[:2]
 
 
+class _Call(NamedTuple):
+    """What a native call takes beside tensors that may want gradients. One argument, because each costs time."""
+
+    row: Method
+    inputs: Inputs
+    groups: list[int]
+    activation: str | None
+    slope: float
+    moved: tuple[Tensor, Tensor, Tensor | None, float] | None
+
+
 class _Mix(torch.autograd.Function):
     """One native call forward and one backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean_weight: Tensor | None,
-        var_weight: Tensor | None,
-        row: Method,
-        p: Inputs,
-        groups: list[int],
-        activation: str | None,
-        slope: float,
-        moved: tuple[Tensor, Tensor, Tensor | None, float] | None,
-    ) -> Tensor:
-        tensors = (weight, bias, mean_weight, var_weight)
-        y, mean, var = ops.native.mix_norm(
-            x, groups, *tensors, p.logits, p.eps, _population(p), moved, activation, slope
-        )
-        ctx.save_for_backward(x, mean, var, *tensors)
-        ctx.row, ctx.inputs, ctx.groups, ctx.activation, ctx.slope = row, p, groups, activation, slope
+    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
+        weight, bias, mean_weight, var_weight, call = args
+        p = call.inputs
+        options = (p.logits, p.eps, _population(p), call.moved, call.activation, call.slope)
+        y, mean, var = ops.native.mix_norm(x, call.groups, weight, bias, mean_weight, var_weight, *options)
+        ctx.save_for_backward(x, mean, var, *args[:-1])
+        ctx.call = call
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, var, *tensors = ctx.saved_tensors
-        p, wanted = ctx.inputs, ctx.needs_input_grad
+        wanted, call = ctx.needs_input_grad, ctx.call
         if torch.is_grad_enabled():
-            # The tensors that no mix reads have no gradient here.
-            found = _differentiable_backward(ctx, grad, x, [*tensors, None], [*wanted[:5], False])[:5]
-        else:
-            options = (p.logits, p.eps, _population(p), ctx.activation, ctx.slope)
-            found = ops.native.mix_norm_backward(grad, x, mean, var, ctx.groups, *tensors, *options)
-        return *(g if want else None for g, want in zip(found, wanted, strict=False)), *(None,) * 6
+            return *_differentiable_backward(call, grad, x, [*tensors, None], [*wanted])[:5], None
+        weight, bias, mean_weight, var_weight = tensors
+        p = call.inputs
+        options = (weight, bias, mean_weight, var_weight, p.logits, p.eps, _population(p), call.activation, call.slope)
+        found = ops.native.mix_norm_backward(grad, x, mean, var, call.groups, *options)
+        return *(g if want else None for g, want in zip(found, wanted, strict=False)), None
 
 
 class _Fused(torch.autograd.Function):
@@ -255,10 +253,10 @@ def _with_tensors(inputs: Inputs, tensors: Sequence[Tensor | None]) -> Inputs:
 
 
 def _differentiable_backward(
-    ctx: Any, grad: Tensor, x: Tensor, tensors: list[Tensor | None], wanted: list[bool]
+    call: Any, grad: Tensor, x: Tensor, tensors: list[Tensor | None], wanted: list[bool]
 ) -> list[Tensor | None]:
     """With ``create_graph=True``: differentiate the composite, whose gradient has gradients of its own."""
-    y, _ = _composite(x, ctx.row, _with_tensors(ctx.inputs, tensors), ctx.activation, ctx.slope)
+    y, _ = _composite(x, call.row, _with_tensors(call.inputs, tensors), call.activation, call.slope)
     return _gradients([y], [x, *tensors], [grad], wanted, create_graph=True)
 
 

@@ -200,6 +200,79 @@ def test_sample_norm(shape, dtype, layout, pooling, affine):
         close(ours, theirs, mean.dtype, slack=20)
 
 
+def oracle_mix(x: Tensor, groups: list[int], parameters: list[Tensor], activation: str | None) -> Tensor:
+    """The formula, from pools taken directly over the elements."""
+    weight, bias, mean_weight, var_weight = parameters
+    N, C = x.shape[:2]
+    values = x.reshape(N, C, -1)
+    pools = []
+    for G in groups:
+        axes = (0, 2) if G == 0 else (2,)
+        split = values if G == 0 else values.reshape(N, G, -1)
+        var, mean = torch.var_mean(split, axes, correction=0, keepdim=True)
+        repeats = 1 if G == 0 else C // G
+        pools.append([t.repeat_interleave(repeats, 1) for t in (mean, var)])
+    mean, var = (
+        sum(w * pool[i] for w, pool in zip(weights.softmax(0), pools, strict=True))
+        for i, weights in enumerate((mean_weight, var_weight))
+    )
+    y = (values - mean) / (var + 1e-5).sqrt() * weight[:, None] + bias[:, None]
+    return activate(y.reshape(x.shape), activation)
+
+
+@on_every_problem
+@pytest.mark.parametrize("members", [("batch",), ("instance", "layer", "batch"), ("batch", "group")], ids=str)
+def test_mix_norm(shape, dtype, layout, members):
+    x, g, *_ = problem(shape, dtype, layout)
+    if x.numel() == 0 or x.numel() == shape[0] * shape[1] == 1 or (len(members) > 1 and x.ndim == 2):
+        return  # the engine takes other ways
+    C, acc = shape[1], torch.float64 if dtype == torch.float64 else torch.float32
+    count = next(d for d in (3, 2, 1) if C % d == 0)
+    groups = [{"instance": C, "layer": 1, "batch": 0, "group": count}[name] for name in members]
+    parameters = [torch.randn(size, dtype=acc) for size in (C, C, len(groups), len(groups))]
+    leaves = [x.double().requires_grad_(), *(t.double().requires_grad_() for t in parameters)]
+    expected = oracle_mix(leaves[0], groups, leaves[1:], "leaky_relu")
+    options = {"activation": "leaky_relu", "slope": SLOPE}
+    y, mean, var = native.mix_norm(x, groups, *parameters, **options)
+    close(y, expected.detach(), dtype, slack=2)
+    same_format(y, x, layout)
+    gradients = torch.autograd.grad(expected, leaves, g.double())
+    actual = native.mix_norm_backward(g, x, mean, var, groups, *parameters, **options)
+    close(actual[0], gradients[0], dtype, slack=4)
+    for ours, theirs in zip(actual[1:], gradients[1:], strict=True):
+        close(ours, theirs, acc, slack=200)  # sums over all of x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_mix_norm_moves_running_averages_and_counts_what_is_not_finite(dtype):
+    x = torch.randn(3, 4, 5, dtype=dtype)
+    mean, var, skipped = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype), torch.zeros((), dtype=torch.int64)
+    native.mix_norm(x, [0], running=(mean, var, skipped, 0.1))
+    torch.testing.assert_close(mean, 0.1 * x.mean((0, 2)))
+    torch.testing.assert_close(var, 0.9 + 0.1 * x.var((0, 2)))
+    before = mean.clone(), var.clone()
+    x[1, 2, 3] = float("inf")
+    native.mix_norm(x, [0], running=(mean, var, skipped, 0.1))
+    assert skipped == 1
+    assert torch.equal(mean, before[0])
+    assert torch.equal(var, before[1])
+    native.mix_norm(x, [0], running=(mean, var, None, 0.1))
+    assert not var[2].isfinite()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_mix_norm_with_a_population(layout):
+    x, g, center, *_ = problem((3, 4, 5, 5), torch.float32, layout)
+    population, weight = (center[0], center[1].square() + 0.5), center[2]
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    expected = F.batch_norm(leaves[0], *population, leaves[1])
+    y, mean, var = native.mix_norm(x, [0], weight, population=population)
+    close(y, expected.detach().double(), x.dtype)
+    actual = native.mix_norm_backward(g, x, mean, var, [0], weight, population=population)
+    for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g), strict=False):
+        close(ours, theirs.double(), x.dtype, slack=20)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_parameters_broadcast_and_gradients_may_lie_otherwise(layout):
     x, g, center, *_ = problem((3, 4, 5, 5), torch.float32, layout)
@@ -306,6 +379,8 @@ def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
             native.grad_input(g, x, center, center, scale, shift, gmean, gvar),
             y,
             *native.sample_norm_backward(g, x, mean, var, 1, scale[0], shift[0]),
+            *native.mix_norm(x, [96, 4, 1, 0], scale[0], shift[0]),
+            *native.mix_norm_backward(g, x, *native.moments(x), [96, 4, 1, 0], scale[0], shift[0]),
         ]
 
     before, results = torch.get_num_threads(), []
@@ -333,6 +408,7 @@ def test_lesser_instruction_sets_agree(isa):
 def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     x, g, center, scale, shift, gmean, gvar = problem((3, 4, 5, 6), dtype, layout)
     _, mean, var = native.sample_norm(x, 2)
+    logits, running = center[0, :3], [torch.zeros(4), torch.ones(4), torch.zeros((), dtype=torch.int64)]
     return {
         "moments": (x,),
         "apply": (x, center, scale, shift, 1, 0.1),
@@ -340,6 +416,10 @@ def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
         "grad_input": (g, x, center, center, scale, shift, gmean, gvar, 0, 0.1),
         "sample_norm": (x, 2, scale[0], None, 1e-5, 3, 0.0),
         "sample_norm_backward": (g, x, mean, var, 2, scale, None, 1e-5, 3, 0.0),
+        "mix_norm": (x, scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, *running, 0.1, 1, 0.0),
+        "mix_norm_backward": (
+            *(g, x, *native.moments(x), scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, 1, 0.0),
+        ),
     }
 
 

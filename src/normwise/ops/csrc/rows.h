@@ -13,18 +13,23 @@ constexpr int kTries = 3;  // to improve a centre; one has always been enough
 
 // Merges a block's (count, mean, m2) into a running one (Chan, Golub & LeVeque 1979).
 inline void merge(double& mean, double& m2, int64_t count, double block_mean, double block_m2, int64_t block_count) {
+  if (count == 0) {
+    mean = block_mean;
+    m2 = block_m2;
+    return;
+  }
   const double share = static_cast<double>(block_count) / static_cast<double>(count + block_count);
   const double delta = block_mean - mean;
-  mean = count == 0 ? block_mean : mean + delta * share;
-  m2 = count == 0 ? block_m2 : m2 + block_m2 + delta * delta * share * static_cast<double>(count);
+  mean += delta * share;
+  m2 += block_m2 + delta * delta * share * static_cast<double>(count);
 }
 
 // A rough mean: of eight values at equal distances. Halving thrice makes it exact for constant input.
 template <class T> inline acc_t<T> guess_center(const T* x, int64_t n, int64_t stride) {
   using A = acc_t<T>;
-  A sum = 0;
-  for (int64_t i = 0; i < 8; ++i) sum += A(0.125) * load(x[(i * n >> 3) * stride]);
-  return sum;
+  const auto eighth = [=](int64_t i) { return A(0.125) * load(x[(i * n >> 3) * stride]); };
+  // In pairs: one long chain of additions would take most of a short row's time.
+  return ((eighth(0) + eighth(1)) + (eighth(2) + eighth(3))) + ((eighth(4) + eighth(5)) + (eighth(6) + eighth(7)));
 }
 
 // Sums about a centre lose precision if it is off by much more than the deviation; it is then moved, to the mean that it

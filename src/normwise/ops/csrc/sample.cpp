@@ -9,6 +9,10 @@ namespace {
 
 // A fused task's share of x, so that its second pass finds the first one's data in the second-level cache.
 constexpr int64_t kTaskBytes = 256 * 1024;
+constexpr int64_t kRowTaskBytes = 16 * 1024;  // of contiguous cells, where groups are short: the first-level cache
+
+// Below this many elements a cell's own mean is not worth its overhead: a group in one piece is summed as one row.
+constexpr int64_t kShortRow = 1024;
 
 template <class A> struct Scratch {
   std::vector<double> sums;
@@ -32,11 +36,10 @@ template <class T> struct Groups {
 
   double group_size() const { return static_cast<double>(std::max<int64_t>(1, channels * x.M)); }
 
-  // Channels of a task: one group in the rows layout; in the columns layout as many as the cache takes, and at least a
-  // few cache lines' worth.
+  // Channels of a task: whole groups, as many as the cache takes; in the columns layout at least a few cache lines' worth.
   int64_t task_width() const {
-    if (!x.columns) return channels;
-    const int64_t fitting = std::max<int64_t>(kTaskBytes / std::max<int64_t>(1, x.M * int64_t{sizeof(T)}), 64);
+    const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)});
+    const int64_t fitting = x.columns ? std::max<int64_t>(kTaskBytes / bytes, 64) : kRowTaskBytes / bytes;
     return std::clamp<int64_t>(fitting / channels, 1, G) * channels;
   }
 
@@ -47,10 +50,9 @@ template <class T> struct Groups {
     if (idle) return false;
     parallel(x.N * tasks, width * x.M, [&](int64_t begin, int64_t end) {
       Scratch<A> scratch(width);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t c = i % tasks * width;
-        task(i / tasks, c, std::min(width, x.C - c), scratch);
-      }
+      for_pairs(begin, end, tasks, [&](int64_t n, int64_t t) {
+        task(n, t * width, std::min(width, x.C - t * width), scratch);
+      });
     });
     return true;
   }
@@ -61,16 +63,21 @@ template <class T> struct Forward : Groups<T> {
   using Groups<T>::Groups, Groups<T>::x, Groups<T>::channels;
   A *mean, *var;  // (N, G)
 
-  // The groups' moments, pooled from their cells' by the law of total variance, and the affine that normalizes with them.
+  // How many parts of equal size a group's moments are pooled from: its cells, or only itself.
+  int64_t parts() const { return x.columns || x.M >= kShortRow ? channels : 1; }
+
+  // The groups' moments, pooled from those of their `parts` equal parts by the law of total variance, and the affine that
+  // normalizes with them.
   void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* center, A* scale, A* shift) const {
-    for (int64_t first = 0; first < width; first += channels) {
+    const int64_t parts = this->parts();
+    const double part_size = this->group_size() / static_cast<double>(parts);
+    int64_t group = n * this->G + c / channels;
+    for (int64_t first = 0; first < width; first += channels, mu += parts, m2 += parts, ++group) {
       double sum = 0, square = 0;
-      for (int64_t i = first; i < first + channels; ++i) sum += mu[i];
-      const double pooled = sum / static_cast<double>(channels);
-      for (int64_t i = first; i < first + channels; ++i)
-        square += m2[i] + static_cast<double>(x.M) * (mu[i] - pooled) * (mu[i] - pooled);
+      for (int64_t i = 0; i < parts; ++i) sum += mu[i] - mu[0];
+      const double pooled = mu[0] + sum / static_cast<double>(parts);
+      for (int64_t i = 0; i < parts; ++i) square += m2[i] + part_size * (mu[i] - pooled) * (mu[i] - pooled);
       const double variance = square / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
-      const int64_t group = n * this->G + (c + first) / channels;
       mean[group] = static_cast<A>(pooled);
       var[group] = static_cast<A>(variance);
       // What rounding takes from the centre goes into the shift.
@@ -98,9 +105,10 @@ template <class T> struct Forward : Groups<T> {
       pool(n, c, width, mu, m2, center, scale, shift);
       k.column_apply(from, to, tile(x, width), affine, this->act);
     } else {
-      for (int64_t i = 0; i < width; ++i) k.row_moments(from + i * x.M, x.M, mu + i, m2 + i);
+      const int64_t count = width / channels * parts(), size = width * x.M / count;
+      for (int64_t i = 0; i < count; ++i) k.row_moments(from + i * size, size, mu + i, m2 + i);
       pool(n, c, width, mu, m2, center, scale, shift);
-      for (int64_t i = width; i-- > 0;)  // backwards: what was read last is in the nearest cache
+      for (int64_t i = 0; i < width; ++i)
         k.row_apply(from + i * x.M, to + i * x.M, x.M, affine + i, this->act);
     }
   }
@@ -111,10 +119,20 @@ template <class T> struct Forward : Groups<T> {
     Scratch<A> scratch(cells);
     double *mu = scratch.sums.data(), *m2 = mu + cells;
     A *center = scratch.affine.data(), *scale = center + cells, *shift = scale + cells;
-    all_moments<T>(x, mu, m2);
+    const int64_t each = this->G * parts();
+    if (each == x.C) {
+      all_moments<T>(x, mu, m2);
+    } else {
+      const auto& k = kernels<T>();
+      const T* from = const_data<T>(x.tensor);
+      const int64_t size = channels * x.M;
+      parallel(x.N * each, size, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) k.row_moments(from + i * size, size, mu + i, m2 + i);
+      });
+    }
     for (int64_t n = 0; n < x.N; ++n) {
       const int64_t i = n * x.C;
-      pool(n, 0, x.C, mu + i, m2 + i, center + i, scale + i, shift + i);
+      pool(n, 0, x.C, mu + n * each, m2 + n * each, center + i, scale + i, shift + i);
     }
     all_apply<T>(x, y, [&](int64_t n) { return Affine<A>{center, scale, shift} + n * x.C; }, this->act);
   }
@@ -137,19 +155,23 @@ template <class T> struct Backward : Groups<T> {
   double rstd(int64_t group) const { return 1 / std::sqrt(static_cast<double>(var[group]) + this->eps); }
 
   void recompute(int64_t n, int64_t c, int64_t width, Arrays a) const {
-    for (int64_t i = 0; i < width; ++i) {
-      const int64_t group = n * this->G + (c + i) / channels;
-      a.mean[i] = mean[group];
-      a.scale[i] = static_cast<A>(rstd(group) * this->parameters.weight_of(n, c + i));
-      a.shift[i] = static_cast<A>(this->parameters.bias_of(n, c + i));
+    int64_t group = n * this->G + c / channels;
+    for (int64_t first = 0; first < width; first += channels, ++group) {
+      const double r = rstd(group);
+      for (int64_t i = first; i < first + channels; ++i) {
+        a.mean[i] = mean[group];
+        a.scale[i] = static_cast<A>(r * this->parameters.weight_of(n, c + i));
+        a.shift[i] = static_cast<A>(this->parameters.bias_of(n, c + i));
+      }
     }
   }
 
   // From the cells' sums to the coefficients of dx; leaves s2 divided by the standard deviation.
   void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
     double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
-    for (int64_t first = 0; first < width; first += channels) {
-      const double r = rstd(n * this->G + (c + first) / channels);
+    int64_t group = n * this->G + c / channels;
+    for (int64_t first = 0; first < width; first += channels, ++group) {
+      const double r = rstd(group);
       double sum = 0, dot = 0;
       for (int64_t i = first; i < first + channels; ++i) {
         two[i] *= r;
@@ -181,7 +203,7 @@ template <class T> struct Backward : Groups<T> {
       for (int64_t i = 0; i < width; ++i)
         k.row_grad_sums(gp + i * x.M, xp + i * x.M, x.M, a.mean + i, a.affine() + i, this->act, one + i, two + i);
       solve(n, c, width, a);
-      for (int64_t i = width; i-- > 0;)
+      for (int64_t i = 0; i < width; ++i)
         k.row_grad_input(gp + i * x.M, xp + i * x.M, to + i * x.M, x.M, a.affine() + i, a.slant() + i, this->act);
     }
   }

@@ -1,0 +1,142 @@
+"""The engine against torch's layers, the plain formulas and the limit: ``make bench``. What is measured: README.md.
+
+Contenders take turns in one process, so that what disturbs the machine disturbs all of them: only ratios are meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import itertools
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_accuracy import measure_accuracy
+from bench_contenders import DTYPES, LAYOUTS, METHODS, SHAPES, Row, compiled_formula, contenders, limit
+from bench_memory import measure_memory
+from bench_report import chart, summarize, table
+
+from normwise.ops import describe_environment
+from normwise.records import write_atomic
+
+QUICK_SHAPES = ((2, 256, 56, 56), (64, 32, 8, 8))
+
+
+def rows(quick: bool, wanted: str) -> list[Row]:
+    """All rows, those on one thread first; with ``wanted``, those whose name holds each of its words."""
+    cases = itertools.product((1, 2), METHODS, DTYPES, LAYOUTS, QUICK_SHAPES if quick else SHAPES)
+    found = [Row(method, dtype, layout, shape, threads) for threads, method, dtype, layout, shape in cases]
+    return [row for row in found if all(word in str(row).split() for word in wanted.split())]
+
+
+def keep_pages() -> None:
+    """Let glibc keep freed memory: a fresh page costs more than its copying, and who pays is chance."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    most, trim, no_mmap = 2**31 - 1, -1, -4
+    mallopt(no_mmap, 0)
+    mallopt(trim, most)
+
+
+def compiles(row: Row) -> bool:
+    """Rows in which torch.compile takes part: compiling all of them would take an hour."""
+    return row.threads == 1 and row.dtype == "float32" and row.layout == "NCHW" and row.shape in SHAPES[1:3]
+
+
+def clock(run: Callable[[], object], times: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - begin) / times
+
+
+def measure(row: Row, seconds: float, compile_too: bool) -> dict[str, Any]:
+    """Time the row's contenders in turns, for about ``seconds`` but at least three rounds."""
+    torch.set_num_threads(row.threads)
+    compiled, note = None, None
+    if compile_too and compiles(row):
+        try:
+            compiled = compiled_formula(row)
+            runs = contenders(row, compiled)
+            runs["compiled"]()
+        except Exception as problem:  # without a compiler that inductor can use the row is measured without it
+            compiled, note = None, f"torch.compile: {type(problem).__name__}"
+    runs = contenders(row, compiled)
+    # Enough calls a turn to outweigh the clock; the first of them also warms up.
+    calls = {name: max(1, int(0.004 / clock(run, 1)), int(0.004 / clock(run, 2))) for name, run in runs.items()}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken["ours"]) < 3:
+        for name, run in runs.items():
+            taken[name].append(clock(run, calls[name]))
+        if len(taken["ours"]) >= 101:
+            break
+    return evaluate(row, taken, note)
+
+
+def evaluate(row: Row, taken: dict[str, list[float]], note: str | None) -> dict[str, Any]:
+    """Medians, and medians of the ratios within a round."""
+    rounds = [dict(zip(taken, times, strict=True)) for times in zip(*taken.values(), strict=True)]
+    for times in rounds:
+        times["limit"] = limit(row, times["clone"], times["copy"])
+    others = [name for name in rounds[0] if name not in ("ours", "clone", "copy")]
+    ratios = {name: statistics.median(times[name] / times["ours"] for times in rounds) for name in others}
+    result = {
+        **{"method": row.method, "dtype": row.dtype, "layout": row.layout},
+        **{"shape": list(row.shape), "threads": row.threads, "megabytes": round(row.megabytes, 2)},
+        "rounds": len(rounds),
+        "microseconds": {
+            name: round(1e6 * statistics.median(times[name] for times in rounds), 1) for name in rounds[0]
+        },
+        "times_ours": {name: round(ratio, 3) for name, ratio in ratios.items()},
+    }
+    return result if note is None else {**result, "note": note}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two shapes, little time a row, no torch.compile")
+    parser.add_argument("--rows", default="", help='words that rows must hold, such as "group bfloat16 1t"')
+    parser.add_argument("--seconds", type=float, help="time a row (default 2.5; 0.2 with --quick)")
+    parser.add_argument("--out", type=Path, help="folder for JSON, table and plot (default results/ for a full run)")
+    given = parser.parse_args()
+    if given.out is None and not given.quick and not given.rows:
+        given.out = Path(__file__).parents[1] / "results"
+    seconds = given.seconds or (0.2 if given.quick else 2.5)
+    chosen = rows(given.quick, given.rows)
+    if not chosen:
+        parser.error(f"no row holds all of the words {given.rows!r}; a row is named like {rows(False, '')[0]}")
+    settings = {"seconds_a_row": seconds, "rows": len(chosen), "started": time.strftime("%Y-%m-%d")}
+    command = shlex.join(["python", "benchmarks/bench.py", *sys.argv[1:]])
+    header = {"command": command, "environment": describe_environment(), "settings": settings}
+    print("  ".join(f"{name}: {value}" for name, value in header["environment"].items()), flush=True)
+    keep_pages()
+    speed = []
+    for row in chosen:
+        speed.append(measure(row, seconds, not given.quick))
+        shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in speed[-1]["times_ours"].items())
+        print(f"{row!s:<52} as a multiple of ours: {shown}", flush=True)
+    memory = [] if given.rows else measure_memory(SHAPES[2] if given.quick else SHAPES[0])
+    accuracy = [] if given.rows else measure_accuracy()
+    text = table(header, speed, memory, accuracy)
+    print("\n" + summarize(speed, accuracy))
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        for name, found in (("speed", speed), ("memory", memory), ("accuracy", accuracy)):
+            if found:
+                write_atomic(given.out / f"bench-{name}.json", json.dumps({**header, "rows": found}, indent=1) + "\n")
+        write_atomic(given.out / "bench.md", text)
+        write_atomic(given.out / "bench.svg", chart(speed))
+
+
+if __name__ == "__main__":
+    main()
