@@ -35,7 +35,7 @@ def compare(
     data: str = "digits",
     methods: str = _METHODS.replace(" ", ""),
     batch_sizes: str = "2,32",
-    seeds: str = "3",
+    seeds: str | None = None,
     lrs: str | None = None,
     epochs: float | None = None,
     quick: bool = False,
@@ -51,7 +51,7 @@ def compare(
 
     A first look in under a minute: normwise compare --quick
 
-    Some methods only, more seeds: normwise compare --methods batch,group --batch-sizes 2,8,32 --seeds 5
+    Some methods only, more seeds: normwise compare --methods batch,group --batch-sizes 2,8,32 --seeds 8
 
     Larger images: normwise compare --data fashion-mnist --out fashion
 
@@ -62,10 +62,11 @@ def compare(
             fashion-mnist:FOLDER where its four .gz files are.
         methods: Which to compare, separated by commas. See 'normwise methods'.
         batch_sizes: Samples per training step, separated by commas. Methods are compared at each.
-        seeds: How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals.
+        seeds: How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals. Default:
+            5, with --quick 3.
         lrs: Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
         epochs: Passes over the training data. Default: short runs that fit the data set.
-        quick: Short training and a coarse search: shows what you get, decides little.
+        quick: Short training and few seeds: shows what you get, decides little.
         out: Folder for the results. Default: normwise-compare/DATA, or normwise-compare/DATA-quick.
         fresh: Start over; the old study is kept as study.db.bak.
         workers: Processes that share the work. Default: one per core, at most 4.
@@ -81,7 +82,7 @@ def compare(
         data=data,
         methods=_words(methods),
         batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
-        seeds=_seeds(seeds),
+        seeds=None if seeds is None else _seeds(seeds),
         lrs=None if lrs is None else _reals(lrs, "--lrs"),
         epochs=epochs,
         quick=quick,

@@ -30,10 +30,10 @@ from normwise.study.worker import helpers, trainer_of
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 DEFAULT_BATCH_SIZES = (2, 32)
-DEFAULT_SEEDS = 3
+DEFAULT_SEEDS = 5
+QUICK_SEEDS = 3
 # At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
 DEFAULT_LRS = (0.02, 0.08, 0.32)
-QUICK_LRS = (0.04, 0.16)
 _TUNE_SEED = 1000
 
 
@@ -43,7 +43,7 @@ def compare(
     *,
     methods: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
-    seeds: int | Sequence[int] = DEFAULT_SEEDS,
+    seeds: int | Sequence[int] | None = None,
     lrs: Sequence[float] | None = None,
     epochs: float | Mapping[int, float] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -69,14 +69,15 @@ def compare(
             :class:`~normwise.study.Task` for a loss and score of your own (then without ``make_model``).
         methods: keys of ``METHODS``; default the six and ``"none"``.
         batch_sizes: to compare at.
-        seeds: how many, or which; at least two, since one run cannot tell a difference from chance.
+        seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
+            ``quick`` 3.
         lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32).
         epochs: passes over the data, or batch size → passes. The default is short, about 1000 · √(2 / b) steps for
             your own model: give your usual length for an answer that holds for it.
         out: a folder to keep the study in, which makes it resumable, and to write ``study.json`` and ``report.html``
             to; default none.
         title: of the report.
-        quick: short training and a coarse search.
+        quick: short training and few seeds.
         fresh: start over where ``out`` already holds a study.
         workers: processes that share the trials; for more than one ``make_model`` must be importable from a module.
         progress: show it on standard error.
@@ -129,7 +130,7 @@ def make_settings(
     task: Task,
     methods: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
-    seeds: int | Sequence[int] = DEFAULT_SEEDS,
+    seeds: int | Sequence[int] | None = None,
     lrs: Sequence[float] | None = None,
     epochs: float | Mapping[int, float] | None = None,
     quick: bool = False,
@@ -160,8 +161,8 @@ def make_settings(
     samples = len(task.splits.train.inputs)
     methods = _checked_methods(DEFAULT_METHODS if methods is None else methods)
     sizes = _checked_sizes(batch_sizes, samples)
-    seeds = _checked_seeds(seeds)
-    rates = _checked_lrs(lrs if lrs is not None else QUICK_LRS if quick else DEFAULT_LRS)
+    seeds = _checked_seeds(seeds if seeds is not None else QUICK_SEEDS if quick else DEFAULT_SEEDS)
+    rates = _checked_lrs(DEFAULT_LRS if lrs is None else lrs)
     steps = task.quick_steps if quick else task.steps
     return Settings(
         task=task.name,

@@ -113,7 +113,7 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
     runs = _final_runs(settings, trials, batch_size)
     if not runs:
         return [], np.empty((0, 0))
-    methods = sorted(runs, key=lambda m: (-_mean_valid(runs[m]), _steps_of(runs[m]), m))
+    methods = sorted(runs, key=lambda m: (-_mean_valid(runs[m]), _step_seconds(runs[m]) or 0.0, m))
     scores = np.array(
         [[t.valid_score for t in runs[m]] for m in methods] + [[t.test_score for t in runs[m]] for m in methods]
     )
@@ -143,7 +143,7 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
                 behind_test=behind[1] if k else None,
                 tied=k == 0 or behind[0].low <= _ROUNDING,
                 probability_best=float(shares[k]),
-                step_seconds=_median([t.step_seconds for t in runs[method]]),
+                step_seconds=_step_seconds(runs[method]),
                 peak_bytes=max((t.peak_bytes for t in runs[method] if t.peak_bytes is not None), default=None),
                 parameters=runs[method][0].parameters,
             )
@@ -193,8 +193,9 @@ def _mean_valid(runs: Sequence[Trial]) -> float:
     return round(statistics.fmean(t.valid_score for t in runs), 12)
 
 
-def _steps_of(runs: Sequence[Trial]) -> float:
-    return _median([t.step_seconds for t in runs]) or 0.0
+def _step_seconds(runs: Sequence[Trial]) -> float | None:
+    # The lowest of the trials' medians: whatever else ran on the machine only ever made a step slower.
+    return min((t.step_seconds for t in runs if t.step_seconds is not None), default=None)
 
 
 def _incomplete(runs: Sequence[Trial]) -> int:
@@ -204,8 +205,3 @@ def _incomplete(runs: Sequence[Trial]) -> int:
 def _at_edge(lr: float, grid: Sequence[float]) -> bool:
     """Whether a better rate may lie outside the grid."""
     return lr in (min(grid), max(grid))
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return statistics.median(known) if known else None

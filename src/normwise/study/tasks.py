@@ -191,7 +191,7 @@ def load_task(name: str) -> Task:
     """
     kind, _, folder = name.partition(":")
     if name == "digits":
-        return _classification(name, digits(), small_convnet, source=name, steps=320, quick_steps=80, threads=1)
+        return _classification(name, digits(), small_convnet, source=name, steps=640, quick_steps=100, threads=1)
     if kind == "fashion-mnist":
         splits = fashion_mnist(folder or FASHION_FOLDER)
         return _classification(kind, splits, small_convnet, source=name, steps=2000, quick_steps=100, threads=1)

@@ -242,9 +242,7 @@ def _cautions(
 ) -> list[str]:
     write, best, said = _Writer(settings), standings[0], []
     if settings.quick:
-        said.append(
-            "This was a quick run: short training and a coarse search. Repeat it without --quick to rely on it."
-        )
+        said.append("This was a quick run: short training and few seeds. Repeat it without --quick to rely on it.")
     if best.runs < FEW_SEEDS:
         said.append(f"{best.runs} seeds give wide intervals: more of them may separate methods that are tied here.")
     edge = [s for s in standings if s.lr_at_edge]
