@@ -84,7 +84,7 @@ def _difference(twin: torch.nn.Module, layer: NormLayer, training: bool) -> floa
         wanted = _formula(x, twin, layer, training)
         for name, _ in layer.tail:
             wanted = twin.get_submodule(name)(wanted)
-        before = None if layer.running_mean is None else twin.running_mean.clone()  # type: ignore[operator, union-attr]
+        before = None if layer.running_mean is None else twin.running_mean.clone()  # type: ignore[operator]
         got = twin.forward(x.clone())
         if layer.frozen and not torch.equal(before, twin.running_mean):  # type: ignore[arg-type]
             return float("inf")

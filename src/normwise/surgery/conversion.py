@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,7 +171,7 @@ class Conversion:
         """Split or join the weights that weight norm was put on or taken off."""
         for name in self.record.weights:
             g, v = (f"{name}.parametrizations.weight.original{i}" for i in (0, 1))
-            norm = self._weight_norms[name]
+            norm: Any = self._weight_norms[name]
             if joined and g in state:
                 state[f"{name}.weight"] = norm(state.pop(g), state.pop(v)).detach().clone()
             elif not joined and f"{name}.weight" in state:

@@ -64,7 +64,7 @@ class Adapted(torch.nn.Module):
         return y
 
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
-        return super().forward(x, **masks)  # type: ignore[misc]
+        return super().forward(x, **masks)
 
 
 @torch.fx.wrap

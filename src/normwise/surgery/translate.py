@@ -100,8 +100,8 @@ def folds(layer: NormLayer, to: str) -> bool:
 def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
     """The layer's map in evaluation, (C,) each, in float64: what its method makes of stored statistics alone."""
     stored = Moments(tensors["running_mean"].double()[None], tensors["running_var"].double()[None])
-    values = {name: tensor.double() for name, tensor in affine.items()}
-    inputs = Inputs(eps=layer.eps, population=stored, **values)
+    weight, bias = (affine[name].double() if name in affine else None for name in AFFINE)
+    inputs = Inputs(weight, bias, layer.eps, population=stored)
     parts = METHODS[layer.method].function(stored, inputs)
     return Affine(*(part.expand_as(stored.mean)[0] for part in parts))
 
