@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import normwise
 from normwise import cli, records
 from normwise.methods import METHODS
 
@@ -35,7 +36,9 @@ def refused(capsys, *arguments):
     return line
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"], ["report", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["compare", "--help"], ["fold", "--help"], ["--version"], ["report", "nowhere"]]
+)
 def test_help_needs_no_torch(arguments):
     program = (
         "import sys, time; start = time.perf_counter()\n"
@@ -48,6 +51,21 @@ def test_help_needs_no_torch(arguments):
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     print(arguments, "took", done.stderr.splitlines()[-1], "s")
+
+
+def test_env_says_what_is_in_use(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["env"])
+    assert stopped.value.code == 0
+    facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert facts["normwise"].strip() == normwise.__version__
+    assert "native kernels" in facts
+
+
+@pytest.mark.parametrize("verb", ["inspect", "convert", "fold", "calibrate"])
+def test_surgery_refuses_what_is_not_there_in_one_line(capsys, verb):
+    needed = {"convert": ["--to", "group"], "calibrate": ["--data", "nowhere:data"]}.get(verb, [])
+    assert "nowhere" in refused(capsys, verb, "nowhere:model", *needed)
 
 
 def test_defaults_name_real_methods():

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from normwise import __version__
 from normwise.errors import InputError, MissingDependencyError, NormwiseError
+from normwise.surgery.commands import app as surgery
 
 if TYPE_CHECKING:
     from normwise.records import Study
@@ -27,6 +28,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
+app.update(surgery)
 
 
 @app.command
@@ -125,6 +127,17 @@ def methods() -> None:
     width = max(map(len, METHODS))
     for method in METHODS.values():
         print(f"{method.name:<{width}}  {method.summary}" + (f" ({method.paper})" if method.paper != "-" else ""))
+
+
+@app.command
+def env() -> None:
+    """Say which versions and kernels are in use here, and how to get the native ones."""
+    from normwise import ops
+
+    facts = {"normwise": __version__, **ops.describe_environment()}
+    width = max(map(len, facts))
+    for title, value in facts.items():
+        print(f"{title:<{width}}  {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
