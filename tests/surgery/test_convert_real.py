@@ -57,8 +57,7 @@ def test_timm_networks_are_understood(timm, name):
     assert all(f.layer.problem is None for f in found)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
-@pytest.mark.parametrize("to", ["batch", "none"])
+@pytest.mark.parametrize(("name", "to"), [("resnet18", "none"), ("efficientnet_b0", "batch")])
 def test_batch_norm_networks_keep_their_function(timm, name, to):
     # In float64, because rounding grows on the way through 49 layers with random weights.
     model, x = made(timm, name).double(), next(photos(1)).double()

@@ -177,11 +177,19 @@ CLASSES: dict[str, type[Adapted]] = {
 }
 
 
+_RELATIVE = """{kind} where channels may come last, and with what the old layer did afterwards.
+
+    Example:
+        >>> {kind}Nd(3).adapt("last")(torch.randn(4, 5, 3)).shape
+        torch.Size([4, 5, 3])
+    """
+
+
 def _adapt_relatives() -> None:
     """Give each of the relatives, which take any number of axes already, a namesake that is adapted."""
     for method, kind in _ANY_DIM.items():
         name = f"{kind.__name__}Nd"
-        doc = f"{kind.__name__} where channels may come last, and with what the old layer did afterwards."
+        doc = _RELATIVE.format(kind=kind.__name__)
         # A name in the module, so that layers pickle.
         globals()[name] = CLASSES[method] = type(name, (Adapted, kind), {"__module__": __name__, "__doc__": doc})
 
