@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from normwise.parametrize import remove_weight_norm, weight_norm, weight_norm_init, weight_normalize
     from normwise.study import Splits, Task
     from normwise.study.compare import compare
-    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, unfreeze
+    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, unfreeze
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _NAMES = {
     "nn": ("importance", "load_published", "norm_layer", "param_groups", "sync"),
     "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
     "study": ("Splits", "Task", "compare"),
-    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "unfreeze"),
+    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("errors", "moments", "ops", "records", "report", *_NAMES)
@@ -45,6 +45,7 @@ __all__ = [
     "functional",
     "harden",
     "importance",
+    "inspect",
     "load_published",
     "methods",
     "moments",

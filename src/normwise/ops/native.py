@@ -22,6 +22,18 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
+_OPERATORS = (
+    "isa",
+    "moments",
+    "apply",
+    "grad_sums",
+    "grad_input",
+    "sample_norm",
+    "sample_norm_backward",
+    "mix_norm",
+    "mix_norm_backward",
+)
+
 _LIBRARY = Path(__file__).with_name("_native.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
 
@@ -34,6 +46,10 @@ def _load() -> str | None:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as problem:
         return f"the native library does not load ({problem}): {_HOW}"
+    # A library built in place stays behind when its sources move on.
+    missing = [name for name in _OPERATORS if not hasattr(torch.ops.normwise, name)]
+    if missing:
+        return f"the native library is of another version (it lacks {', '.join(missing)}): {_HOW}"
     return None
 
 
