@@ -44,7 +44,12 @@ def strided(x: Tensor) -> Tensor:
     return torch.stack([x, x], -1)[..., 0]
 
 
-LAYOUTS = {"contiguous": Tensor.contiguous, "channels_last": channels_last, "strided": strided}
+def permuted(x: Tensor) -> Tensor:
+    """Cells in one piece, their spatial axes the other way round."""
+    return x.movedim(2, -1).contiguous().movedim(-1, 2) if x.ndim > 3 else x.contiguous()
+
+
+LAYOUTS = {"contiguous": Tensor.contiguous, "channels_last": channels_last, "permuted": permuted, "strided": strided}
 
 
 def problem(

@@ -157,8 +157,12 @@ def _normalize_and_track(
         weight = tracked.double().reciprocal()
     if tracked is None or skipped is None:
         return normalize(x, method, momentum=weight, skipped=skipped, **options)
-    before = skipped.clone()
+    before = skipped.item() if readable(skipped) else skipped.clone()
     y = normalize(x, method, momentum=weight, skipped=skipped, **options)
+    if not isinstance(before, Tensor):
+        if skipped.item() != before:
+            tracked.sub_(1)
+        return y
     tracked.sub_(skipped - before)
     return y
 

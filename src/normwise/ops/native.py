@@ -406,14 +406,16 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _fake_like(x: Tensor) -> Tensor:
-    """An empty tensor of the output's layout: the strides of ``x`` if they are dense, else dense ones of its kind."""
-    order = [0, *range(2, x.ndim), 1] if _channels_last(x) else list(range(x.ndim))
-    strides, step = [0] * x.ndim, 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step = step * max(1, x.shape[axis])
-    dense = all(size == 1 or have == want for size, have, want in zip(x.shape, x.stride(), strides, strict=True))
-    return x.new_empty_strided(x.shape, x.stride() if dense else strides)
+    """An empty tensor of the output's layout: the strides of ``x`` if it is dense, else dense ones of its kind."""
+    spatial = range(2, x.ndim)
+    for axes in (sorted(spatial, key=x.stride, reverse=True), list(spatial)):
+        strides, step = [0] * x.ndim, 1
+        for axis in reversed([0, *axes, 1] if _channels_last(x) else [0, 1, *axes]):
+            strides[axis] = step
+            step = step * max(1, x.shape[axis])
+        if all(size == 1 or have == want for size, have, want in zip(x.shape, x.stride(), strides, strict=True)):
+            return x.new_empty_strided(x.shape, x.stride())
+    return x.new_empty_strided(x.shape, strides)
 
 
 def _fake_cells(x: Tensor) -> Tensor:

@@ -7,17 +7,28 @@ using Sizes = std::vector<int64_t>;
 
 Sizes copy_of(torch::headeronly::IntHeaderOnlyArrayRef values) { return Sizes(values.begin(), values.end()); }
 
+// The spatial axes, outermost first: by their strides, as their order in a cell does not matter.
+Sizes spatial_order(const Sizes& sizes, const Sizes& strides) {
+  Sizes order;
+  for (size_t axis = 2; axis < sizes.size(); ++axis) order.push_back(static_cast<int64_t>(axis));
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
+  return order;
+}
+
 // Dense strides with the axes in memory order (N, C, spatial) or (N, spatial, C).
-Sizes dense_strides(const Sizes& sizes, bool columns) {
+Sizes dense_strides(const Sizes& sizes, bool columns, Sizes order = {}) {
+  if (order.empty())
+    for (size_t axis = 2; axis < sizes.size(); ++axis) order.push_back(static_cast<int64_t>(axis));
   Sizes strides(sizes.size());
   int64_t next = 1;
   auto place = [&](size_t axis) {
     strides[axis] = next;
     next *= std::max<int64_t>(1, sizes[axis]);
   };
-  if (columns) place(1);
-  for (size_t axis = sizes.size(); axis-- > 0;)
-    if (axis != 1 || !columns) place(axis);
+  if (columns && sizes.size() > 1) place(1);
+  for (size_t i = order.size(); i-- > 0;) place(order[i]);
+  if (!columns && sizes.size() > 1) place(1);
+  if (!sizes.empty()) place(0);
   return strides;
 }
 
@@ -69,8 +80,8 @@ Cells::Cells(const Tensor& x) : tensor(x), M(1) {
   C = sizes[1];
   for (size_t axis = 2; axis < sizes.size(); ++axis) M *= sizes[axis];
   columns = channels_vary_fastest(sizes, strides);
-  const Sizes dense = dense_strides(sizes, columns);
-  if (!same_memory(sizes, strides, dense)) tensor = copied(x, sizes, dense, x.scalar_type());
+  if (!same_memory(sizes, strides, dense_strides(sizes, columns, spatial_order(sizes, strides))))
+    tensor = copied(x, sizes, dense_strides(sizes, columns), x.scalar_type());
 }
 
 Tensor Cells::match(const Tensor& g) const {
