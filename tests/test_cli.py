@@ -154,7 +154,14 @@ def test_killed_and_resumed_gives_the_same_numbers(tmp_path):
 
 def test_interrupt_says_how_to_resume(tmp_path):
     arguments = ["compare", "--methods", "none", "--workers", "1", "--seeds", "50", "--out", str(tmp_path)]
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in the background hands on an ignored SIGINT, which a terminal never does.
+    process = subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while finished(tmp_path) < 1 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
