@@ -1,58 +1,17 @@
 "use strict";
-// Draws every .chart of the page from the embedded study. One small function per kind of chart, listed in KINDS; each
-// gets its element and returns plotly's traces and layout. To add a chart: a function, a row in KINDS, a chart() in the
-// template.
+// The charts of a study's report. One small function per kind of chart, listed in KINDS; each gets its element and
+// returns plotly's traces and layout. To add a chart: a function, a row in KINDS, a chart() in the template.
 (() => {
-  const { study, scale, looks, methods, blends } = JSON.parse(document.getElementById("data").textContent);
+  const { css, color, safe, short, wide, fitted, mean, minus, significant, titled, layout, readable, looks, draw } = page;
+  const { study, scale, methods, blends } = page.data;
   const hidden = new Set(); // methods switched off in the learning curves
 
-  // ---- helpers -----------------------------------------------------------------------------------------------------
-
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
-  const color = (method) => looks[method][isDark() ? "dark" : "light"];
-  // Plotly reads a pseudo-HTML in every text: escape what came from the user.
-  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
-  const short = (text, most) =>
-    text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(text.length - Math.floor(most / 2))}`;
-  const pen = document.createElement("canvas").getContext("2d");
-  /** The width of a 13 px text in pixels. */
-  function wide(text, weight = "400") {
-    pen.font = `${weight} 13px ${css("--font")}`;
-    return pen.measureText(text).width;
-  }
-  /** Cut the middle out of a text until it fits. */
-  function fitted(text, room, width) {
-    let most = text.length;
-    while (most > 4 && width(short(text, most)) > room) most -= 1;
-    return short(text, most);
-  }
-  const sum = (values) => values.reduce((a, b) => a + b, 0);
-  const mean = (values) => sum(values) / values.length;
   const score = (value) => value * scale.factor;
-  const minus = (text) => text.replace("-", "−");
   const fixed = (value) => minus(value.toFixed(scale.decimals)).replace(/^−(0\.?0*)$/, "$1");
   const interval = (i) => `${fixed(score(i.value))} [${fixed(score(i.low))}, ${fixed(score(i.high))}]`;
-  const significant = (value) => (value === 0 ? "0" : value.toFixed(Math.min(Math.max(2 - Math.floor(Math.log10(Math.abs(value))), 0), 6)));
-  const titled = (text) => ({ text, standoff: 8, font: { size: 13 } });
   const group = (element) => study.standings.filter((s) => s.batch_size === Number(element.dataset.size));
   const verdict = (size) => study.verdicts.find((v) => v.batch_size === size);
   const isLost = (s) => s.runs > 0 && s.diverged === s.runs;
-
-  function layout(extra) {
-    const ink = css("--ink"), muted = css("--muted"), line = css("--line");
-    const axis = {
-      color: muted, gridcolor: line, linecolor: line, zeroline: false, fixedrange: true, automargin: false,
-      tickfont: { size: 13 },
-    };
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: false, autosize: true,
-      font: { family: css("--font"), size: 13, color: ink }, hovermode: "closest",
-      hoverlabel: { bgcolor: css("--card"), bordercolor: muted, font: { color: ink, size: 13 }, align: "left" },
-      ...extra,
-      xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
-    };
-  }
 
   // ---- one row per method ------------------------------------------------------------------------------------------
 
@@ -296,45 +255,12 @@
     return { traces, layout: { ...result, barmode: "stack" } };
   }
 
-  /** Black or white, whichever is easier to read on `hex`. */
-  function readable(hex) {
-    const [r, g, b] = [1, 3, 5].map((i) => {
-      const c = parseInt(hex.slice(i, i + 2), 16) / 255;
-      return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000000" : "#ffffff";
-  }
-
   // ---- drawing -----------------------------------------------------------------------------------------------------
 
   const KINDS = {
     score: scoreChart, behind: behindChart, curves: curvesChart, time: timeChart, memory: memoryChart, tradeoff: tradeoffChart,
     mean_weights: mixtureChart, var_weights: mixtureChart,
   };
-  const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
-
-  function draw(element) {
-    const { traces, layout } = KINDS[element.dataset.chart](element);
-    element.style.height = `${layout.height}px`;
-    return Plotly.react(element, traces, { ...layout, width: element.clientWidth }, CONFIG).then(() => {
-      element.dataset.drawn = "";
-      // The element's own label says it all; without this a screen reader would spell out every tick.
-      for (const svg of element.querySelectorAll("svg")) svg.setAttribute("aria-hidden", "true");
-    });
-  }
-
-  function drawAll() {
-    for (const swatch of document.querySelectorAll("[data-look]")) swatch.style.fill = color(swatch.dataset.look);
-    return Promise.all([...document.querySelectorAll(".chart")].map(draw));
-  }
-
-  /** Unpack and run the chart library; see _page.py for why it is packed. */
-  async function loadPlotly() {
-    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
-    const script = document.createElement("script");
-    script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-    document.head.append(script);
-  }
 
   function listen() {
     const curves = document.querySelector('[data-chart="curves"]');
@@ -347,26 +273,7 @@
         draw(curves);
       });
     }
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-    let width = innerWidth, waiting = 0;
-    addEventListener("resize", () => {
-      if (innerWidth === width) return; // a phone's address bar came or went
-      width = innerWidth;
-      clearTimeout(waiting);
-      waiting = setTimeout(drawAll, 120);
-    });
-    const printing = (on) => {
-      // Paper is light, whatever the screen is, and about this wide.
-      document.documentElement.toggleAttribute("data-print", on);
-      document.body.style.width = on ? "700px" : "";
-      drawAll();
-    };
-    addEventListener("beforeprint", () => printing(true));
-    addEventListener("afterprint", () => printing(false));
   }
 
-  loadPlotly().then(drawAll).then(listen).then(() => { document.documentElement.dataset.ready = ""; }).catch((error) => {
-    document.getElementById("chart-trouble").hidden = false;
-    console.error(error);
-  });
+  page.start(KINDS, listen);
 })();

@@ -1,0 +1,100 @@
+"""The frame of a page: one HTML file that works offline, with jinja2's words and tables and plotly.js's charts.
+
+Why plotly.js: pages filter, drill down and show trade-offs, which needs hover, redrawing and themes; it is kept
+well and draws SVG that prints sharply. Its 4.8 MB are embedded gzipped (1.9 MB as base64) and unpacked by the browser's
+own ``DecompressionStream`` before they run. Without scripts every number still stands in the tables.
+
+The page's content policy forbids every request, so that no text, however hostile, can phone home. Escaping: jinja's
+autoescape for markup, its ``tojson`` for the embedded data, ``safe()`` in ``page.js`` for plotly's pseudo-HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from normwise.records import to_dict
+from normwise.report import _formats as formats
+from normwise.report import _palette as palette
+
+
+def render(
+    template: str,
+    script: str,
+    data: Mapping[str, Any],
+    versions: Mapping[str, str],
+    methods: Sequence[str],
+    drawn: Sequence[str] = (),
+    styles: Sequence[str] = (),
+    **context: Any,
+) -> str:
+    """Fill a template that extends ``page.html``.
+
+    Args:
+        template: its file.
+        script: the file that draws its charts, on top of ``page.js``.
+        data: what the charts read; the looks of all methods are added.
+        versions: of what made the record.
+        methods: names with a colour and symbol, in a fixed order.
+        drawn: further names that charts draw.
+        styles: style sheets beside ``report.css``.
+        **context: what the template reads.
+
+    Returns:
+        The document's text.
+    """
+    shown = formats.unique([*methods, *drawn])
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            methods=list(methods),
+            looks=palette.looks(list(methods)),
+            card=palette.CARD,
+            versions=versions,
+            data={**data, "looks": {name: to_dict(look) for name, look in palette.looks(shown).items()}},
+            style=Markup("\n").join(_asset(name) for name in ("report.css", *styles)),
+            script=Markup("\n").join(_asset(name) for name in ("page.js", script)),
+            plotly=_packed_plotly(),
+            **context,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("normwise.report", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(formats=formats, MISSING=formats.MISSING)
+    environment.filters.update(
+        ms=formats.milliseconds,
+        mib=formats.mebibytes,
+        duration=formats.duration,
+        share=formats.share,
+        norm=lambda name: palette.NAMES.get(name, name),
+    )
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """Read one of the package's own files, which go into the page as they are."""
+    return Markup((resources.files("normwise.report") / name).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    """Pack the chart library; ``mtime=0`` keeps equal records' pages equal."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
