@@ -16,6 +16,7 @@ PACKAGE = Path(normwise.__file__).parent
 LAYERS = [
     {"errors"},
     {"records"},
+    {"findings"},
     {"report", "advise"},
     {"ops"},
     {"moments"},
@@ -25,12 +26,14 @@ LAYERS = [
     {"functional"},
     {"nn"},
     {"parametrize"},
-    {"surgery", "probe"},
+    {"surgery"},
+    {"probe"},
     {"study", "claims"},
     {"cli"},
 ]
 # These read records only, so that a report can be redrawn without torch.
 RECORDS_ONLY = {"report", "advise"}
+RECORDS = {"errors", "records", "findings"}
 ROOT = {"__init__", "__main__"}
 
 
@@ -67,13 +70,14 @@ def test_imports_go_only_leftward(path: Path) -> None:
             other = parts[1]
             allowed = other == own or layer_of(other) < layer_of(own)
             assert allowed, f"{own} must not import {other}"
-            assert own not in RECORDS_ONLY or other in {own, "errors", "records"}, f"{own} reads records only"
+            assert own not in RECORDS_ONLY or other in {own, *RECORDS}, f"{own} reads records only"
             assert other not in RECORDS_ONLY or own in {other, "study", "claims", "surgery", "probe", "cli"}
-        assert own not in RECORDS_ONLY | {"errors", "records"} or parts[0] != "torch", f"{own} must not need torch"
+        assert own not in RECORDS_ONLY | RECORDS or parts[0] != "torch", f"{own} must not need torch"
 
 
 @pytest.mark.parametrize(
-    "module", ["normwise", "normwise.errors", "normwise.records", "normwise.report", "normwise.cli"]
+    "module",
+    ["normwise", "normwise.errors", "normwise.records", "normwise.findings", "normwise.report", "normwise.cli"],
 )
 def test_these_do_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -81,6 +85,6 @@ def test_these_do_not_load_torch(module: str) -> None:
 
 
 def test_records_need_the_standard_library_only() -> None:
-    for name in ("errors", "records"):
+    for name in sorted(RECORDS):
         tops = {n.split(".")[0] for n in imported(PACKAGE / f"{name}.py")}
         assert tops <= sys.stdlib_module_names | {"normwise"}

@@ -10,32 +10,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from normwise.errors import InputError
+from normwise import findings as records
+from normwise.findings import Finding, gravest_first
 from normwise.surgery.layers import Found, find
-
-SEVERITIES = ("info", "warning", "error")
 
 # Below this share of the layer's median |weight| a channel contributes nothing.
 _DEAD = 1e-3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about a layer that a person should know; ``severity`` is one of ``SEVERITIES``.
-
-    Example:
-        >>> print(Finding("bn1", "warning", "never-updated", "its running statistics never saw data"))
-        warning  bn1: its running statistics never saw data
-    """
-
-    layer: str
-    severity: str
-    code: str
-    message: str
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.severity:<7}  {self.layer or 'the model'}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -76,13 +56,13 @@ class Inspection:
     @property
     def worst(self) -> str | None:
         """The highest severity among the findings; ``None`` without any."""
-        return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
+        return records.worst(self.findings)
 
     def fails(self, severity: str) -> bool:
         """Whether there is a finding of this severity or a higher one.
 
         Args:
-            severity: one of ``SEVERITIES``.
+            severity: one of :data:`normwise.findings.SEVERITIES`.
 
         Returns:
             Whether there is.
@@ -94,9 +74,7 @@ class Inspection:
             >>> Inspection([]).fails("info")
             False
         """
-        if severity not in SEVERITIES:
-            raise InputError(f"unknown severity {severity!r}: expected one of {', '.join(SEVERITIES)}")
-        return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(severity)
+        return records.fails(self.findings, severity)
 
     def to_json(self) -> str:
         """Strict JSON; numbers that are not finite are ``null``.
@@ -116,7 +94,7 @@ class Inspection:
         rows = [head, *(_cells(row) for row in self.layers)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        found = sorted(self.findings, key=lambda f: -SEVERITIES.index(f.severity))
+        found = gravest_first(self.findings)
         return "\n".join([*lines, "", *(map(str, found) if found else ["no findings"])])
 
 

@@ -1,0 +1,348 @@
+"""What a model is, from one dry run: its layers in the order in which they run, and what is behind each statistic."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from normwise.errors import InputError
+from normwise.findings import ModelFacts, NormFacts, WeightFacts
+from normwise.nn.recurrent import _Kind
+from normwise.parametrize import weight_norms
+from normwise.probe.padding import padded_share
+from normwise.probe.places import elements_of_layer, input_of, sizes_of
+from normwise.surgery.layers import Found, find
+from normwise.surgery.running import Forward, evaluating, feed, run_on, tensors_in, unwrapped
+
+ARCHITECTURES = ("generative", "recurrent", "attention", "conv", "mlp")
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase, _Kind)
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_TRANSPOSED = (nn.modules.conv._ConvTransposeNd,)
+_ACTIVATIONS = {
+    *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
+    *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign"),
+}
+_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+_UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
+_PRODUCTS = {"matmul", "bmm", "__matmul__", "baddbmm"}
+
+
+def survey(
+    model: nn.Module, example_inputs: Any, *, batch_size: int | None = None, forward: Forward | None = None
+) -> ModelFacts:
+    """Run a model once, quietly, and say what it is.
+
+    The run is in evaluation mode without gradients: no buffer moves. Modes and the random state are as before.
+
+    Args:
+        model: any module; wrappers (data-parallel, compiled) are looked through.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones; axis 0 counts samples.
+        batch_size: samples per step and device that are meant; default those of the example.
+        forward: ``(model, batch) -> output`` runs the model on ``example_inputs`` as on a loader's batch.
+
+    Returns:
+        The facts; ``norms`` and ``weights`` in the order in which they ran, those that did not run last.
+
+    Raises:
+        InputError: ``batch_size`` is below 1.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> facts = survey(model, torch.zeros(2, 3, 6, 6), batch_size=4)
+        >>> facts.architecture, facts.norms[0].elements, facts.norms[0].after
+        ('conv', 64, '0')
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    body = unwrapped(model)
+    inputs = tensors_in(example_inputs)
+    example = next((t.shape[0] for t in inputs if t.ndim), 1)
+    log = _Log(body)
+    with evaluating(body), keeping_random_state(), log:
+        output = run_on(body, example_inputs) if forward is None else forward(body, example_inputs)
+    return _facts(body, log, inputs, tensors_in(output), example, batch_size or example, padded_share(example_inputs))
+
+
+def survey_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> ModelFacts:
+    """Survey a model on a batch as its loader gives it, targets and all.
+
+    Args:
+        model: any module.
+        batch: a tensor, (input, target) or a mapping, as :func:`normwise.surgery.running.feed` takes it.
+        forward: runs the model on a batch; default ``feed``.
+
+    Returns:
+        The facts at the batch's own size.
+
+    Example:
+        >>> survey_batch(nn.Linear(2, 3), (torch.zeros(5, 2), torch.zeros(5))).batch_size
+        5
+    """
+    return survey(model, batch, forward=forward or feed)
+
+
+@contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Give the random generators of the CPU and of the current accelerator back as they were.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with keeping_random_state():
+        ...     inside = torch.rand(1)
+        >>> bool(torch.rand(1) == inside)
+        True
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@dataclass
+class _Run:
+    """What one module did."""
+
+    order: int
+    calls: int = 0
+    input: list[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
+    masked: bool = False
+    after: str | None = None
+
+
+class _Log(TorchFunctionMode):
+    """Notes which modules and functions run, in order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.norms = {id(found.module): found for found in find(model)}
+        self.weighted = {id(module): names for names, module in _weighted(model, self.norms)}
+        self.runs: dict[int, _Run] = {}
+        self.activations: Counter[str] = Counter()
+        self.residual_adds = self.attentions = self.upsamplings = 0
+        self._softmaxes: list[weakref.ref[Tensor]] = []
+        # Who made a tensor, as long as it lives and nobody wrote into it.
+        self._makers: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._model = model
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Log:
+        names = {id(module): name for name, module in self._model.named_modules()}
+        for module in self._model.modules():
+            if id(module) in self.norms or id(module) in self.weighted:
+                name = names[id(module)]
+                before = module.register_forward_pre_hook(self._before(id(module)), with_kwargs=True)
+                after = module.register_forward_hook(self._after(id(module), name), with_kwargs=True)
+                self._stack.callback(before.remove)
+                self._stack.callback(after.remove)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            self._stack.close()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        plain = name.rstrip("_")
+        if plain in _ACTIVATIONS:
+            self.activations[plain] += 1
+        elif name in _ADDITIONS:
+            self.residual_adds += _adds_activations(args)
+        elif name in _ATTENTIONS:
+            self.attentions += 1
+        elif name in _UPSAMPLINGS:
+            self.upsamplings += 1
+        elif plain == "softmax" and isinstance(result, Tensor) and result.ndim >= 3:
+            self._softmaxes.append(weakref.ref(result))
+        elif name in _PRODUCTS:
+            # Attention written out: a softmax that weighs values.
+            self.attentions += any(args and ref() is args[0] for ref in self._softmaxes)
+        return result
+
+    def _before(self, key: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            run = self.runs.setdefault(key, _Run(len(self.runs)))
+            run.calls += 1
+            x = input_of(args, kwargs)
+            if run.calls == 1 and x is not None:
+                run.input, run.after = list(x.shape), self._maker(x)
+            run.masked |= kwargs.get("mask") is not None or kwargs.get("lengths") is not None
+
+        return hook
+
+    def _after(self, key: int, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            made = tensors_in(output)
+            if made:
+                run = self.runs[key]
+                run.output = run.output or list(made[0].shape)
+                self._makers[id(made[0])] = (weakref.ref(made[0]), made[0]._version, name)
+
+        return hook
+
+    def _maker(self, x: Tensor) -> str | None:
+        made, version, name = self._makers.get(id(x), (lambda: None, 0, ""))
+        return name if made() is x and x._version == version else None
+
+
+def _adds_activations(args: tuple) -> bool:
+    if len(args) < 2 or not all(isinstance(a, Tensor) and not isinstance(a, nn.Parameter) for a in args[:2]):
+        return False
+    return args[0].ndim >= 2 and args[0].shape == args[1].shape
+
+
+def _weighted(model: nn.Module, norms: Mapping[int, Found]) -> Iterator[tuple[list[str], nn.Module]]:
+    """Layers with a matrix or kernel of their own, by all their names; embeddings look up and do not mix."""
+    inside = {id(part) for found in norms.values() for part in found.module.modules()}
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for module in model.modules():
+        if id(module) not in inside and not isinstance(module, nn.Embedding | nn.EmbeddingBag) and _mixes(module):
+            yield names[id(module)], module
+
+
+def _mixes(module: nn.Module) -> bool:
+    if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)) or weight_norms(module):
+        return True
+    own = getattr(module, "parametrizations", None)
+    if own is not None:
+        return any(p.ndim >= 2 for p in own.parameters())
+    return not module._modules and any(p.ndim >= 2 for p in module.parameters(recurse=False) if not _is_lazy(p))
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    return torch.nn.parameter.is_lazy(tensor)
+
+
+def _facts(
+    model: nn.Module,
+    log: _Log,
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    example: int,
+    batch_size: int,
+    padded: float | None,
+) -> ModelFacts:
+    norms = [_norm_facts(found, log.runs.get(key), batch_size / max(example, 1)) for key, found in log.norms.items()]
+    modules = {id(module): module for module in model.modules()}
+    behind = {norm.after: norm.name for norm in norms if norm.after is not None}
+    weights = [_weight_facts(modules[k], names, log.runs.get(k), behind) for k, names in log.weighted.items()]
+    for found in log.norms.values():
+        if found.layer.activation is not None and id(found.module) in log.runs:
+            log.activations[found.layer.activation] += 1
+    upsamplings = log.upsamplings + sum(isinstance(modules[k], _TRANSPOSED) for k in log.weighted if k in log.runs)
+    kinds = _kinds([modules[k] for k in log.weighted if k in log.runs], log.attentions, upsamplings, inputs, outputs)
+    return ModelFacts(
+        model=type(model).__name__,
+        architecture=next(kind for kind in ARCHITECTURES if kind in kinds),
+        kinds=kinds,
+        batch_size=batch_size,
+        example_size=example,
+        parameters=sum(p.numel() for p in model.parameters() if not _is_lazy(p)),
+        depth=sum(1 for k in log.weighted if k in log.runs),
+        inputs=[list(t.shape) for t in inputs],
+        outputs=[list(t.shape) for t in outputs],
+        norms=_in_order(norms),
+        weights=_in_order(weights),
+        activations=dict(log.activations),
+        residual_adds=log.residual_adds,
+        attentions=log.attentions,
+        upsamplings=upsamplings,
+        dropout=max((m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)), default=0.0),
+        padded=padded,
+    )
+
+
+def _in_order(facts: list[Any]) -> list[Any]:
+    ran = sorted((f for f in facts if f.order is not None), key=lambda f: f.order)
+    return ran + [f for f in facts if f.order is None]
+
+
+def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
+    layer, module = found.layer, found.module
+    facts = NormFacts(
+        names=list(found.names),
+        type=type(module).__name__,
+        method=layer.method,
+        order=None,
+        calls=0,
+        channels=layer.channels,
+        eps=layer.eps,
+        momentum=layer.momentum if layer.running_mean is not None else None,
+        num_groups=layer.num_groups,
+        per_token=layer.per_token,
+        tracked=layer.running_mean is not None,
+        frozen=layer.frozen,
+        synced=layer.synced,
+    )
+    if run is None or not run.input:
+        return facts
+    samples, channels, spatial = sizes_of(layer, run.input)
+    # Rows of axis 0 grow with the batch, also where a model folds time or patches into it.
+    samples = max(1, round(samples * scale))
+    return replace(
+        facts,
+        order=run.order,
+        calls=run.calls,
+        channels=layer.channels or channels,
+        shape=run.input,
+        spatial=spatial,
+        samples=samples,
+        elements=elements_of_layer(layer, module, samples, spatial),
+        masked=run.masked,
+        after=run.after,
+    )
+
+
+def _weight_facts(module: nn.Module, names: list[str], run: _Run | None, behind: Mapping[str, str]) -> WeightFacts:
+    return WeightFacts(
+        names=names,
+        type=type(module).__name__,
+        order=None if run is None else run.order,
+        calls=0 if run is None else run.calls,
+        shape=[] if run is None else run.output,
+        bias=isinstance(getattr(module, "bias", None), Tensor),
+        weight_norm=bool(weight_norms(module)),
+        normalized_by=next((behind[name] for name in names if name in behind), None),
+    )
+
+
+def _kinds(
+    ran: list[nn.Module], attentions: int, upsamplings: int, inputs: list[Tensor], outputs: list[Tensor]
+) -> list[str]:
+    known = {
+        "generative": _gives_images(upsamplings, inputs, outputs),
+        "recurrent": any(isinstance(m, _RECURRENT) for m in ran),
+        "attention": attentions > 0 or any(isinstance(m, nn.MultiheadAttention) for m in ran),
+        "conv": any(isinstance(m, _CONVOLUTIONS) for m in ran),
+    }
+    kinds = [kind for kind, applies in known.items() if applies]
+    return kinds or ["mlp"]
+
+
+def _gives_images(upsamplings: int, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
+    """Images come out: upsampled from a code, or with the channels and at least the size of the images that came in."""
+    if not inputs or not outputs or outputs[0].ndim < 4:
+        return False
+    came, went = inputs[0], outputs[0]
+    if came.ndim != went.ndim:
+        return upsamplings > 0
+    if came.shape[2:].numel() == 1:
+        return went.shape[2:].numel() > 1
+    return came.shape[1] == went.shape[1] and went.shape[2:].numel() >= came.shape[2:].numel()

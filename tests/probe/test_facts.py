@@ -1,0 +1,134 @@
+"""What a dry run tells of a model, hand-written and real."""
+
+import pytest
+import torch
+from torch import nn
+
+import normwise.nn as nw
+from normwise.errors import InputError
+from normwise.nn import norm_layer
+from normwise.probe.facts import survey, survey_batch
+from normwise.probe.padding import padded_share
+from normwise.records import from_dict, to_dict
+from normwise.study.tasks import ConvNet
+
+
+class Attention(nn.Module):
+    """Attention written out, and a residual sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.qk, self.v, self.norm = nn.Linear(8, 16), nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        q, k = self.qk(x).chunk(2, -1)
+        return self.norm(x + (q @ k.transpose(1, 2)).softmax(-1) @ self.v(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "architecture"),
+    [
+        (ConvNet(norm_layer("batch"), 1, 10), torch.zeros(2, 1, 8, 8), "conv"),
+        (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.zeros(2, 4), "mlp"),
+        (nn.LSTM(4, 8), torch.zeros(2, 5, 4), "recurrent"),
+        (nw.LayerNormGRU(4, 8), torch.zeros(2, 5, 4), "recurrent"),
+        (Attention(), torch.zeros(2, 5, 8), "attention"),
+        (nn.TransformerEncoderLayer(16, 2, batch_first=True), torch.zeros(2, 5, 16), "attention"),
+        (nn.Sequential(nn.ConvTranspose2d(8, 3, 4)), torch.zeros(2, 8, 1, 1), "generative"),
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)),
+            torch.zeros(2, 3, 8, 8),
+            "generative",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_architectures_are_told_by_what_runs(model, example, architecture):
+    assert survey(model, example).architecture == architecture
+
+
+def test_order_sizes_and_neighbours():
+    facts = survey(ConvNet(norm_layer("switchable"), 1, 10), torch.zeros(2, 1, 8, 8), batch_size=16)
+    assert [norm.name for norm in facts.norms] == ["1", "4", "7"]
+    assert [norm.order for norm in facts.norms] == [1, 3, 5]
+    assert [norm.spatial for norm in facts.norms] == [[8, 8], [4, 4], [2, 2]]
+    assert [norm.after for norm in facts.norms] == ["0", "3", "6"]
+    assert [weight.normalized_by for weight in facts.weights] == ["1", "4", "7", None]
+    assert [norm.samples for norm in facts.norms] == [16] * 3
+    assert facts.norms[1].elements == 16  # of the mix's smallest member, instance
+    assert facts.norms[1].elements_of("batch") == 256
+    assert facts.norms[1].elements_of("group", num_groups=8) == 64
+    assert (facts.depth, facts.activations, facts.example_size) == (4, {"relu": 3}, 2)
+    with pytest.raises(InputError, match="unknown pool"):
+        facts.norms[1].elements_of("weight")
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "elements"),
+    [
+        (nn.BatchNorm2d(8), (2, 8, 3, 3), 4 * 9),
+        (nn.BatchNorm1d(8), (2, 8), 4),
+        (nn.GroupNorm(2, 8), (2, 8, 3, 3), 4 * 9),
+        (nn.GroupNorm(1, 8), (2, 8, 3, 3), 8 * 9),
+        (nn.InstanceNorm2d(8), (2, 8, 3, 3), 9),
+        (nn.LayerNorm(8), (2, 5, 8), 8),
+        (nn.RMSNorm(8), (2, 5, 8), 8),
+        (nw.GhostBatchNorm(8, ghost_size=2), (2, 8, 3, 3), 2 * 9),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_elements_behind_each_statistic(norm, shape, elements):
+    assert survey(nn.Sequential(norm), torch.zeros(shape), batch_size=4).norms[0].elements == elements
+
+
+def test_the_model_is_left_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    survey(model, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(RuntimeError):
+        survey(model, torch.zeros(2, 5, 8, 8))
+    assert torch.equal(state, torch.get_rng_state())
+    assert [module.training for module in model] == [True, False, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_shared_idle_and_residual():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm, self.idle = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return x + self.norm(self.fc(self.norm(x)).relu_())
+
+    facts = survey(Net(), torch.zeros(3, 4))
+    assert [(norm.name, norm.calls, norm.order) for norm in facts.norms] == [("norm", 2, 0), ("idle", 0, None)]
+    assert facts.weights[0].normalized_by is None  # relu_ wrote into its output
+    assert facts.residual_adds == 1
+    assert facts.norms[1].elements is None
+
+
+def test_facts_survive_json():
+    facts = survey_batch(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), (torch.zeros(5, 2), torch.zeros(5)))
+    assert from_dict(type(facts), to_dict(facts)) == facts
+    assert facts.inputs[0] == [5, 2]
+
+
+def test_batch_size_is_checked():
+    with pytest.raises(InputError, match="at least 1"):
+        survey(nn.Linear(2, 2), torch.zeros(1, 2), batch_size=0)
+
+
+def test_padding_is_seen():
+    tokens = torch.tensor([[5, 3, 0, 0], [4, 4, 4, 2]])
+    assert padded_share(tokens) == 0.25
+    assert padded_share({"input_ids": tokens, "attention_mask": (tokens != 0).long()}) == 0.25
+    features = torch.rand(2, 3, 4) + 0.1
+    assert padded_share((features, torch.zeros(2))) == 0
+    features[0, :, 2:] = 0
+    assert padded_share((features, torch.zeros(2))) == 0.25
+    assert padded_share(torch.rand(2, 3, 8, 8)) is None
