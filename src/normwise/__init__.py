@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from normwise.nn import importance, load_published, norm_layer, param_groups, sync
     from normwise.parametrize import remove_weight_norm, weight_norm, weight_norm_init, weight_normalize
     from normwise.study import Splits, Task
-    from normwise.study.compare import compare
+    from normwise.study.comparison import compare
     from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, unfreeze
 
 __version__ = "0.1.0"

@@ -172,12 +172,12 @@ def _fail(message: str) -> None:
 
 def _needing_extras():  # type: ignore[no-untyped-def]  # the module's own type would import torch
     try:
-        from normwise import study
+        from normwise.study import comparison
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("normwise"):
             raise
         raise MissingDependencyError(f"compare needs {error.name}: pip install 'normwise[compare]'") from error
-    return study
+    return comparison
 
 
 def _show(record: Study) -> None:

@@ -3,7 +3,7 @@ from tiny_study import fake_trial, make_settings
 
 from normwise.errors import InputError
 from normwise.records import Cell
-from normwise.study.compare import make_settings as checked_settings
+from normwise.study.comparison import make_settings as checked_settings
 from normwise.study.plan import chosen_lr, default_epochs, due, scaled_lrs, total_cells, training_steps, tune_cells
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from normwise.methods import METHODS
 from normwise.records import Cell
-from normwise.study.compare import DEFAULT_METHODS
+from normwise.study.comparison import DEFAULT_METHODS
 from normwise.study.measure import peak_bytes
 from normwise.study.trial import _SGD, Trainer, build_model, data_order
 

@@ -3,11 +3,40 @@
 :func:`compare` is the whole job. The parts, in the order of the work: ``data`` and ``tasks`` (what is trained),
 ``plan`` (the grid), ``trial`` and ``measure`` (one run), ``store`` and ``worker`` (queue and processes), ``standings``
 and ``verdict`` (what it all says), ``progress`` and ``result`` (what a person sees).
+
+The public names are imported when they are first used: what reads a stored study (``store``, ``verdict`` and what they
+import) needs no torch.
 """
 
-from normwise.study.compare import compare
-from normwise.study.data import Part, Splits
-from normwise.study.result import Study
-from normwise.study.tasks import Task, load_task, make_task
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normwise.study.comparison import compare
+    from normwise.study.data import Part, Splits
+    from normwise.study.result import Study
+    from normwise.study.tasks import Task, load_task, make_task
+
+_HOME = {
+    "Part": "data",
+    "Splits": "data",
+    "Study": "result",
+    "Task": "tasks",
+    "compare": "comparison",
+    "load_task": "tasks",
+    "make_task": "tasks",
+}
 
 __all__ = ["Part", "Splits", "Study", "Task", "compare", "load_task", "make_task"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"normwise.study.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'normwise.study' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
