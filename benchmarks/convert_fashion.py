@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normwise.records import write_atomic
-from normwise.study.data import Part, Splits, fashion_mnist
+from normwise.study.data import Part, Splits
+from normwise.study.tasks.images import fashion_mnist
 from normwise.surgery.convert import convert
 from normwise.surgery.layers import find
 

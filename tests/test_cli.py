@@ -76,6 +76,7 @@ def test_defaults_name_real_methods():
     ("arguments", "message"),
     [
         (["--methods", "bacth"], "did you mean 'batch'?"),
+        (["--methods", "batch,group(num_groups=4,eps=one)"], "group(num_groups=4,eps=one): "),
         (["--data", "digts"], "did you mean 'digits'?"),
         (["--data", "fashion-mnist:/nowhere"], "no Fashion-MNIST in /nowhere"),
         (["--batch-sizes", "0"], "at least 1, got 0"),

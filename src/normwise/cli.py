@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ def compare(
     Args:
         data: What to train on: digits (comes with scikit-learn), fashion-mnist (Debian's dataset-fashion-mnist), or
             fashion-mnist:FOLDER where its four .gz files are.
-        methods: Which to compare, separated by commas. See 'normwise methods'.
+        methods: Which to compare, separated by commas, with options if need be: batch,group(num_groups=4). See
+            'normwise methods'.
         batch_sizes: Samples per training step, separated by commas. Methods are compared at each.
         seeds: How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals. Default:
             5, with --quick 3.
@@ -82,7 +84,7 @@ def compare(
     folder = out if out is not None else Path(_OUT) / (data.partition(":")[0].replace("/", "-") + "-quick" * quick)
     study = _needing_extras().compare(
         data=data,
-        methods=_words(methods),
+        methods=_specs(methods),
         batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
         seeds=None if seeds is None else _seeds(seeds),
         lrs=None if lrs is None else _reals(lrs, "--lrs"),
@@ -197,6 +199,11 @@ def _default_workers() -> int:
     import os
 
     return min(os.cpu_count() or 1, 4)
+
+
+def _specs(text: str) -> list[str]:
+    """Split at the commas that stand in no parentheses."""
+    return [spec.strip() for spec in re.split(r",(?![^()]*\))", text) if spec.strip()]
 
 
 def _words(text: str) -> list[str]:

@@ -72,7 +72,8 @@ class Trial:
     ``state`` is ``"complete"``, ``"diverged"`` (the loss or the outputs became infinite or NaN) or ``"failed"`` (the
     model raised an error); the last two carry the task's floor as their scores and say why in ``reason``.
     ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial, ``peak_bytes`` the most
-    memory one training step held beyond the model, its data and its optimizer.
+    memory one training step held beyond the model, its data and its optimizer. ``observed`` is what the task's
+    observer saw, if it has one.
     """
 
     cell: Cell
@@ -89,6 +90,7 @@ class Trial:
     curve: list[Point] = field(default_factory=list)
     mixtures: list[Mixture] = field(default_factory=list)
     reason: str | None = None
+    observed: dict[str, typing.Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -339,6 +341,8 @@ def _build(kind: typing.Any, data: object, where: str) -> typing.Any:
     """Turn plain data into ``kind``: a record, a list, a dict, an optional or a scalar."""
     if dataclasses.is_dataclass(kind):
         return _build_record(kind, data, where)
+    if kind is typing.Any:
+        return data
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if data is None else _build(arguments[0], data, where)

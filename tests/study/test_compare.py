@@ -6,7 +6,8 @@ from torch import nn
 from normwise import records
 from normwise.errors import InputError
 from normwise.study import Splits, compare, load_task, make_task
-from normwise.study.data import Part, digits, fashion_mnist, split
+from normwise.study.data import Part, split
+from normwise.study.tasks.images import digits, fashion_mnist
 
 QUICK = {"methods": ["none", "batch", "switchable"], "seeds": 2, "lrs": [0.1], "epochs": 0.5, "progress": False}
 

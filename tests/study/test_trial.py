@@ -9,7 +9,8 @@ from normwise.methods import METHODS
 from normwise.records import Cell
 from normwise.study.comparison import DEFAULT_METHODS
 from normwise.study.measure import peak_bytes
-from normwise.study.trial import _SGD, Trainer, build_model, data_order
+from normwise.study.optimize import SGD
+from normwise.study.trial import Trainer, build_model, data_order
 
 ALL = tuple(METHODS)
 
@@ -100,13 +101,13 @@ def test_an_error_of_the_model_is_a_result(task):
 def test_sgd_is_torchs():
     models = [nn.Linear(3, 2), nn.Linear(3, 2)]
     models[1].load_state_dict(models[0].state_dict())
-    ours, theirs = _SGD(models[0]), torch.optim.SGD(models[1].parameters(), lr=0.1, momentum=0.9)
+    ours, theirs = SGD(models[0], lr=0.1), torch.optim.SGD(models[1].parameters(), lr=0.1, momentum=0.9)
     for _ in range(5):
         x = torch.randn(4, 3)
         for model in models:
             model.zero_grad()
             model(x).square().sum().backward()
-        ours.step(0.1)
+        ours.step()
         theirs.step()
     torch.testing.assert_close(models[0].weight, models[1].weight)
 

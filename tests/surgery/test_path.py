@@ -9,7 +9,7 @@ from torch import nn
 
 import normwise.nn as nw
 from normwise.nn import importance, set_sparsity
-from normwise.study.data import digits
+from normwise.study.tasks.images import digits
 from normwise.surgery.calibrate import calibrate
 from normwise.surgery.convert import convert
 from normwise.surgery.fold import fold

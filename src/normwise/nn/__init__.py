@@ -8,7 +8,7 @@ from normwise.nn.batchnorm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from normwise.nn.factory import NormFactory, norm_layer
+from normwise.nn.factory import NormFactory, check_spec, norm_layer, parse_spec
 from normwise.nn.groupnorm import GroupNorm, groups_for
 from normwise.nn.instancenorm import (
     InstanceNorm1d,
@@ -78,11 +78,13 @@ __all__ = [
     "SwitchableNorm1d",
     "SwitchableNorm2d",
     "SwitchableNorm3d",
+    "check_spec",
     "groups_for",
     "importance",
     "load_published",
     "norm_layer",
     "param_groups",
+    "parse_spec",
     "read_published",
     "set_sparsity",
     "switchable_layers",

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from normwise.study.comparison import compare
     from normwise.study.data import Part, Splits
     from normwise.study.result import Study
-    from normwise.study.tasks import Task, load_task, make_task
+    from normwise.study.tasks import Observer, Task, load_task, make_task
 
 _HOME = {
+    "Observer": "tasks",
     "Part": "data",
     "Splits": "data",
     "Study": "result",
@@ -29,7 +30,7 @@ _HOME = {
     "make_task": "tasks",
 }
 
-__all__ = ["Part", "Splits", "Study", "Task", "compare", "load_task", "make_task"]
+__all__ = ["Observer", "Part", "Splits", "Study", "Task", "compare", "load_task", "make_task"]
 
 
 def __getattr__(name: str) -> Any:

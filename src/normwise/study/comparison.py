@@ -18,13 +18,14 @@ from typing import Any
 from normwise import __version__, records
 from normwise.errors import InputError
 from normwise.methods import METHODS
+from normwise.nn import check_spec
 from normwise.records import Cell, Settings, Trial
 from normwise.study.plan import default_epochs, due, scaled_lrs, total_cells
 from normwise.study.progress import Display
 from normwise.study.result import Study
 from normwise.study.store import Store
 from normwise.study.tasks import MakeModel, Task, load_task, make_task, nearest
-from normwise.study.trial import OPTIMIZER, SCHEDULE, Trainer
+from normwise.study.trial import Trainer
 from normwise.study.verdict import judge
 from normwise.study.worker import helpers, trainer_of
 
@@ -67,7 +68,8 @@ def compare(
             data set's reference model.
         data: ``"digits"``, ``"fashion-mnist"``, ``(inputs, targets)``, :class:`~normwise.study.Splits`, or a
             :class:`~normwise.study.Task` for a loss and score of your own (then without ``make_model``).
-        methods: keys of ``METHODS``; default the six and ``"none"``.
+        methods: keys of ``METHODS``, with options where you want others than the defaults: ``"group(num_groups=4)"``,
+            ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``.
         batch_sizes: to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
@@ -158,7 +160,7 @@ def make_settings(
         ...
         normwise.errors.InputError: unknown method 'bacth': did you mean 'batch'? Known are none, batch, ...
     """
-    samples = len(task.splits.train.inputs)
+    samples = task.splits.train.size
     methods = _checked_methods(DEFAULT_METHODS if methods is None else methods)
     sizes = _checked_sizes(batch_sizes, samples)
     seeds = _checked_seeds(seeds if seeds is not None else QUICK_SEEDS if quick else DEFAULT_SEEDS)
@@ -170,11 +172,11 @@ def make_settings(
         batch_sizes=sizes,
         seeds=seeds,
         tune_seeds=[max(_TUNE_SEED, max(seeds) + 1)],
-        lrs={str(b): scaled_lrs(rates, b) for b in sizes},
+        lrs={str(b): scaled_lrs(rates, b * task.accumulate) for b in sizes},
         epochs={str(b): _epochs_at(epochs, b, default_epochs(steps, b, samples)) for b in sizes},
         score_name=task.score_name,
-        optimizer=OPTIMIZER,
-        schedule=SCHEDULE,
+        optimizer=task.optimizer_name + _accumulated(task),
+        schedule=task.schedule_name,
         splits=task.splits.sizes(),
         model=task.describe_model(),
         quick=quick,
@@ -227,14 +229,20 @@ def _check_model(task: Task, settings: Settings) -> None:
 
 
 def _checked_methods(methods: Sequence[str]) -> list[str]:
-    methods = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
-    if not methods:
+    methods = [methods] if isinstance(methods, str) else methods
+    specs = list(dict.fromkeys("".join(str(method).split()) for method in methods))
+    if not specs:
         raise InputError(f"no method given: expected some of {', '.join(METHODS)}")
-    for name in methods:
+    for spec in specs:
+        name = spec.partition("(")[0]
         if name not in METHODS:
-            hint = nearest(str(name), list(METHODS))
-            raise InputError(f"unknown method {name!r}: {hint}Known are {', '.join(METHODS)}")
-    return methods
+            raise InputError(f"unknown method {name!r}: {nearest(name, list(METHODS))}Known are {', '.join(METHODS)}")
+        check_spec(spec)
+    return specs
+
+
+def _accumulated(task: Task) -> str:
+    return f"; {task.accumulate} batches accumulated per step" if task.accumulate > 1 else ""
 
 
 def _checked_sizes(batch_sizes: Sequence[int], samples: int) -> list[int]:

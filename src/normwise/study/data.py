@@ -1,32 +1,38 @@
-"""Data with separate training, validation and test parts, from packages or from the user's tensors."""
+"""Data with separate training, validation and test parts."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from normwise.errors import DataError, InputError, MissingDependencyError
+from normwise.errors import InputError
 
-FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
-_IDX_UBYTE = 0x08
+# One tensor, or several that belong together sample by sample: a padded batch and its lengths, say.
+Values = Tensor | tuple[Tensor, ...]
 
 
 class Part(NamedTuple):
-    """Inputs (N, ...) and targets (N, ...) of one part of a data set.
+    """Inputs and targets of one part of a data set, each (N, ...) or a tuple of such.
+
+    A model is called as ``model(*inputs)`` where the inputs are a tuple, else as ``model(inputs)``.
 
     Example:
-        >>> len(Part(torch.zeros(5, 1, 8, 8), torch.zeros(5)).inputs)
-        5
+        >>> part = Part((torch.zeros(5, 12, 29), torch.arange(5) + 7), torch.zeros(5))
+        >>> part.size, part.take(slice(2)).inputs[1]
+        (5, tensor([7, 8]))
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Values
+    targets: Values
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return len(tensors_of(self.inputs)[0])
 
     def take(self, index: Tensor | slice) -> Part:
         """Select samples.
@@ -41,7 +47,60 @@ class Part(NamedTuple):
             >>> Part(torch.arange(3), torch.arange(3)).take(torch.tensor([2])).inputs
             tensor([2])
         """
-        return Part(self.inputs[index], self.targets[index])
+        return Part(_taken(self.inputs, index), _taken(self.targets, index))
+
+    def batches(self, size: int) -> Iterator[Part]:
+        """Go through the samples in order, the last batch being what is left.
+
+        Args:
+            size: samples a batch.
+
+        Yields:
+            The batches.
+
+        Example:
+            >>> [batch.size for batch in Part(torch.arange(5), torch.arange(5)).batches(2)]
+            [2, 2, 1]
+        """
+        for start in range(0, self.size, size):
+            yield self.take(slice(start, start + size))
+
+
+def tensors_of(values: Values) -> tuple[Tensor, ...]:
+    """Give one or several tensors as several.
+
+    Args:
+        values: a tensor or a tuple of them.
+
+    Returns:
+        A tuple.
+
+    Example:
+        >>> len(tensors_of(torch.zeros(3)))
+        1
+    """
+    return values if isinstance(values, tuple) else (values,)
+
+
+def run(model: nn.Module, inputs: Values) -> Any:
+    """Call a model on one input or several.
+
+    Args:
+        model: what to call.
+        inputs: a tensor, or a tuple of the arguments.
+
+    Returns:
+        What the model gives.
+
+    Example:
+        >>> run(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3))).shape
+        torch.Size([5, 4])
+    """
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _taken(values: Values, index: Tensor | slice) -> Values:
+    return tuple(t[index] for t in values) if isinstance(values, tuple) else values[index]
 
 
 class Splits(NamedTuple):
@@ -68,7 +127,7 @@ class Splits(NamedTuple):
             >>> Splits(part, part, part).sizes()["train"]
             4
         """
-        return {name: len(part.inputs) for name, part in zip(self._fields, self, strict=True)}
+        return {name: part.size for name, part in zip(self._fields, self, strict=True)}
 
     def fingerprint(self) -> str:
         """Name the content: equal data gives equal names, on every machine.
@@ -83,7 +142,7 @@ class Splits(NamedTuple):
         """
         digest = hashlib.sha256()
         for part in self:
-            for tensor in part:
+            for tensor in (*tensors_of(part.inputs), *tensors_of(part.targets)):
                 digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:8]
@@ -95,8 +154,8 @@ def split(inputs: Any, targets: Any) -> Splits:
     The split depends on the targets only, never on the machine or on torch's global seed.
 
     Args:
-        inputs: (N, ...) tensor or array.
-        targets: (N,) class numbers, or (N, ...) real values.
+        inputs: (N, ...) tensor or array, or a tuple of such.
+        targets: (N,) class numbers, or (N, ...) real values, or a tuple of such.
 
     Returns:
         The parts.
@@ -109,10 +168,10 @@ def split(inputs: Any, targets: Any) -> Splits:
         {'train': 60, 'valid': 20, 'test': 20}
     """
     whole = as_part(inputs, targets, "the data")
-    if len(whole.inputs) < 10:
-        raise InputError(f"{len(whole.inputs)} samples are too few to split into training, validation and test")
-    order = torch.randperm(len(whole.inputs), generator=torch.Generator().manual_seed(0))
-    if not whole.targets.is_floating_point():
+    if whole.size < 10:
+        raise InputError(f"{whole.size} samples are too few to split into training, validation and test")
+    order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(0))
+    if isinstance(whole.targets, Tensor) and not whole.targets.is_floating_point():
         # Dealt out class by class, every fifth sample: the classes stay in proportion without counting them.
         order = order[torch.argsort(whole.targets[order].reshape(len(order), -1)[:, 0], stable=True)]
     turn = torch.arange(len(order)) % 5
@@ -124,8 +183,8 @@ def as_part(inputs: Any, targets: Any, name: str) -> Part:
     """Check one part's inputs and targets and turn arrays into tensors.
 
     Args:
-        inputs: (N, ...) tensor or array; float64 becomes float32.
-        targets: (N, ...) likewise.
+        inputs: (N, ...) tensor or array, or a tuple of such; float64 becomes float32.
+        targets: likewise.
         name: what to call it in an error.
 
     Returns:
@@ -135,96 +194,40 @@ def as_part(inputs: Any, targets: Any, name: str) -> Part:
         InputError: something other than tensors or arrays, unequal lengths, or non-finite inputs.
 
     Example:
+        >>> import numpy as np
         >>> as_part(np.zeros((4, 3)), [0, 1, 0, 1], "train").inputs.dtype
         torch.float32
     """
+    x, y = (_as_values(values, name) for values in (inputs, targets))
+    lengths = {len(t) if t.ndim else None for t in (*tensors_of(x), *tensors_of(y))}
+    if None in lengths or len(lengths) != 1:
+        raise InputError(f"{name}: inputs {_shapes(x)} and targets {_shapes(y)} differ in length")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors_of(x) if t.is_floating_point()):
+        raise InputError(f"{name}: the inputs contain NaN or infinite values; clean them first")
+    return Part(x, _whole(y))
+
+
+def _as_values(values: Any, name: str) -> Values:
+    """Tensors of what came; a tuple is several where it holds arrays, else one array of numbers."""
+    if isinstance(values, tuple) and values and all(getattr(v, "ndim", 0) for v in values):
+        return tuple(_as_tensor(v, name) for v in values)
+    return _as_tensor(values, name)
+
+
+def _as_tensor(values: Any, name: str) -> Tensor:
     try:
-        x, y = (torch.as_tensor(t) for t in (inputs, targets))
+        tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: expected tensors or arrays of inputs and targets: {error}") from error
-    x, y = (t.float() if t.dtype == torch.float64 else t for t in (x, y))
-    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        raise InputError(f"{name}: inputs {tuple(x.shape)} and targets {tuple(y.shape)} differ in length")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise InputError(f"{name}: the inputs contain NaN or infinite values; clean them first")
-    return Part(x, y if y.is_floating_point() else y.long())
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def digits() -> Splits:
-    """Read scikit-learn's digits: 1,797 images of 8 × 8, ten classes, embedded in the package.
-
-    Returns:
-        The parts, with inputs (N, 1, 8, 8) from 0 to 1.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
-
-    Example:
-        >>> digits().sizes()
-        {'train': 1077, 'valid': 360, 'test': 360}
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDependencyError("the digits need scikit-learn: pip install 'normwise[compare]'") from error
-    images, labels = load_digits(return_X_y=True)
-    return split(images.reshape(-1, 1, 8, 8) / 16, labels)
+def _whole(targets: Values) -> Values:
+    """Class numbers as torch's losses want them."""
+    if isinstance(targets, tuple):
+        return tuple(t if t.is_floating_point() else t.long() for t in targets)
+    return targets if targets.is_floating_point() else targets.long()
 
 
-def fashion_mnist(folder: str | Path = FASHION_FOLDER, train: int = 12_000, valid: int = 4_000) -> Splits:
-    """Read Fashion-MNIST's IDX files, as the Debian package ``dataset-fashion-mnist`` installs them.
-
-    Training and validation are drawn from the 60,000 training images, the same ones each time; the test part is the
-    data set's own. Inputs are standardized by the mean and deviation of the training part.
-
-    Args:
-        folder: where the four ``*-ubyte.gz`` files are.
-        train: images to train on.
-        valid: images to choose on.
-
-    Returns:
-        The parts, with inputs (N, 1, 28, 28).
-
-    Raises:
-        DataError: a file is missing or is not what it should be.
-
-    Example:
-        >>> fashion_mnist("nowhere")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.DataError: no Fashion-MNIST in nowhere: ...
-    """
-    folder = Path(folder)
-    if not (folder / "train-images-idx3-ubyte.gz").exists():
-        raise DataError(
-            f"no Fashion-MNIST in {folder}: expected train-images-idx3-ubyte.gz and its three companions; install "
-            "them with 'apt-get install dataset-fashion-mnist' or name their folder: --data fashion-mnist:FOLDER"
-        )
-    whole, test = (_fashion_part(folder, name) for name in ("train", "t10k"))
-    order = torch.randperm(len(whole.inputs), generator=torch.Generator().manual_seed(0))
-    parts = [whole.take(order[:train]), whole.take(order[train : train + valid]), test]
-    mean, deviation = parts[0].inputs.mean(), parts[0].inputs.std()
-    return Splits(*(Part((part.inputs - mean) / deviation, part.targets) for part in parts))
-
-
-def _fashion_part(folder: Path, name: str) -> Part:
-    images = _read_idx(folder / f"{name}-images-idx3-ubyte.gz", axes=3)
-    labels = _read_idx(folder / f"{name}-labels-idx1-ubyte.gz", axes=1)
-    if len(images) != len(labels):
-        raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels in '{name}'")
-    return Part(images.float().unsqueeze(1) / 255, labels.long())
-
-
-def _read_idx(path: Path, axes: int) -> Tensor:
-    """Read an IDX file of bytes: two zero bytes, the type, the number of axes, their sizes (big-endian), the data."""
-    try:
-        raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    header = 4 + 4 * axes
-    if len(raw) < header or raw[:4] != bytes((0, 0, _IDX_UBYTE, axes)):
-        raise DataError(f"{path} is not an IDX file of bytes with {axes} axes")
-    shape = np.frombuffer(raw, ">u4", axes, offset=4).tolist()
-    if len(raw) - header != int(np.prod(shape)):
-        raise DataError(f"{path} is cut short: {len(raw) - header} bytes for the shape {shape}")
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())
+def _shapes(values: Values) -> str:
+    return " and ".join(str(tuple(t.shape)) for t in tensors_of(values))

@@ -50,13 +50,14 @@ def default_epochs(steps: int, batch_size: int, samples: int) -> float:
     return max(round(steps * math.sqrt(2 / batch_size) * batch_size / samples, 3), 0.001)
 
 
-def training_steps(epochs: float, batch_size: int, samples: int) -> int:
+def training_steps(epochs: float, batch_size: int, samples: int, accumulate: int = 1) -> int:
     """The optimizer steps of a trial; an incomplete last batch of an epoch is left out.
 
     Args:
         epochs: passes over the data.
         batch_size: b.
         samples: in the training part.
+        accumulate: batches that make one step.
 
     Returns:
         At least 1.
@@ -65,7 +66,7 @@ def training_steps(epochs: float, batch_size: int, samples: int) -> int:
         >>> training_steps(2, 32, 1077)
         66
     """
-    return max(1, round(epochs * (samples // batch_size)))
+    return max(1, round(epochs * (samples // batch_size) / accumulate))
 
 
 def tune_cells(settings: Settings) -> list[Cell]:

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from normwise.methods import METHODS
-from normwise.nn import importance
-from normwise.parametrize import weight_normalize
+from normwise.nn import importance, parse_spec
+from normwise.parametrize import weight_norm_init
 from normwise.records import Cell, Mixture, Point, Trial
-from normwise.study.data import Part
+from normwise.study.data import Part, tensors_of
+from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
-from normwise.study.tasks import Task
-
-OPTIMIZER = "SGD, momentum 0.9, no weight decay"
-SCHEDULE = "linear warm-up over the first 5 % of the steps, then cosine to 0"
+from normwise.study.tasks.base import Observer, Task
 
 _CURVE_POINTS = 6
-_WARM_UP = 0.05
-_EVALUATION_BATCH = 512
-
-
-class DivergedError(ArithmeticError):
-    """The loss or the outputs of a training run became infinite or NaN.
-
-    Example:
-        >>> str(DivergedError("the loss is nan at step 3"))
-        'the loss is nan at step 3'
-    """
+# Samples that a data-dependent initialization looks at.
+_INITIAL = 256
 
 
 @dataclass
@@ -47,6 +38,7 @@ class _Log:
     curve: list[Point] = field(default_factory=list)
     mixtures: list[Mixture] = field(default_factory=list)
     peak: int | None = None
+    observed: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -92,8 +84,8 @@ class Trainer:
             try:
                 model = build_model(task, cell)
                 log.parameters = sum(p.numel() for p in model.parameters())
-                self._train(model, cell, log)
-                valid, test = (_evaluate(model, task, part) for part in (task.splits.valid, task.splits.test))
+                self._watched(model, cell, log)
+                valid, test = (evaluate(model, task, part) for part in (task.splits.valid, task.splits.test))
             except DivergedError as error:
                 state, reason = "diverged", str(error)
             except Exception as error:
@@ -116,68 +108,73 @@ class Trainer:
             curve=log.curve,
             mixtures=log.mixtures,
             reason=reason,
+            observed=log.observed,
         )
 
-    def _train(self, model: nn.Module, cell: Cell, log: _Log) -> None:
-        total = self.steps[cell.batch_size]
-        optimizer = _SGD(model)
-        batches = data_order(self.task.splits.train, cell)
+    def _watched(self, model: nn.Module, cell: Cell, log: _Log) -> None:
+        """Train under the eyes of the task's observer, if it has one."""
+        observer = self.task.observe(model, self.task, cell) if self.task.observe else None
+        try:
+            step = self._train(model, cell, log, observer)
+        finally:
+            if observer is not None:
+                observed = observer.result()
+                json.dumps(observed, allow_nan=False)  # Refused here, where only this trial is lost.
+                log.observed = observed
+        log.mixtures = list(importance(model))
+        log.peak = self._peak(model, cell, step)
+
+    def _train(self, model: nn.Module, cell: Cell, log: _Log, observer: Observer | None) -> Callable[[], object]:
+        """Train to the end; give the last step, to be done once more."""
+        task, total = self.task, self.steps[cell.batch_size]
+        optimizer, schedule = task.optimize(model, cell.lr, total)
+        batches = training_batches(task, cell)
         marks = {round(total * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
         losses: list[float] = []
 
-        def step(batch: Part, lr: float) -> float:
+        def step(parts: list[Part]) -> float:
             model.zero_grad()
-            loss = self.task.loss(model(batch.inputs), batch.targets)
-            loss.backward()
-            optimizer.step(lr)
-            return loss.item()
+            total_loss = 0.0
+            for part in parts:
+                loss = task.loss_of(model, part) / len(parts)
+                loss.backward()
+                total_loss += loss.item()
+            optimizer.step()
+            return total_loss
 
         while log.step < total:
-            batch = next(batches)
+            parts = [next(batches) for _ in range(task.accumulate)]
             began = time.perf_counter()
-            losses.append(step(batch, cell.lr * schedule(log.step, total)))
+            losses.append(step(parts))
+            if schedule is not None:
+                schedule.step()
             log.step_seconds.append(time.perf_counter() - began)
             log.step += 1
+            if observer is not None:
+                observer.step(log.step, losses[-1])
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"the loss became {losses[-1]} at step {log.step} of {total}")
             if log.step in marks:
-                epoch = round(log.step * cell.batch_size / len(self.task.splits.train.inputs), 4)
-                score, _ = _evaluate(model, self.task, self.task.splits.valid)
+                epoch = round(log.step * task.accumulate * cell.batch_size / task.splits.train.size, 4)
+                score, _ = evaluate(model, task, task.splits.valid)
                 log.curve.append(Point(log.step, epoch, statistics.fmean(losses), score))
                 losses.clear()
-        log.mixtures = list(importance(model))
+        return partial(step, parts)
+
+    def _peak(self, model: nn.Module, cell: Cell, step: Callable[[], object]) -> int | None:
+        """Measure a step's memory once per method and batch size; the weights it changes are put back."""
         key = cell.method, cell.batch_size
         if self.measure_memory and key not in self._peaks:
-            # On a copy of the last batch's step; the weights it changes are put back.
             before = {name: t.clone() for name, t in model.state_dict().items()}
-            self._peaks[key] = peak_bytes(lambda: step(batch, 0.0))
+            self._peaks[key] = peak_bytes(step)
             model.load_state_dict(before)
-        log.peak = self._peaks.get(key)
-
-
-class _SGD:
-    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._velocities: list[Tensor | None] = [None] * len(self._parameters)
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        for i, parameter in enumerate(self._parameters):
-            gradient, velocity = parameter.grad, self._velocities[i]
-            if gradient is None:
-                continue
-            velocity = gradient.clone() if velocity is None else velocity.mul_(0.9).add_(gradient)
-            self._velocities[i] = velocity
-            parameter.sub_(velocity, alpha=lr)
+        return self._peaks.get(key)
 
 
 def build_model(task: Task, cell: Cell) -> nn.Module:
     """Build a cell's model: fresh weights from the cell's seed, equal for every method.
 
-    Method ``"weight"`` puts weight normalization on every convolution and linear layer, the last included; it keeps
-    the initial weights.
+    ``weight(init=data)`` sets the lengths by a first look at some training data, the same for a seed.
 
     Args:
         task: gives the model.
@@ -193,12 +190,38 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
         ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
     torch.manual_seed(cell.seed)
-    model = task.make_model(task.norm(cell.method))
-    if METHODS[cell.method].on_weights:
-        weight_normalize(model)
+    model = task.build(cell.method)
+    if parse_spec(cell.method)[1].get("init") == "data":
+        train = task.splits.train
+        first = torch.randperm(train.size, generator=torch.Generator().manual_seed(cell.seed))[:_INITIAL]
+        weight_norm_init(model, *tensors_of(train.take(first).inputs))
     # Again, so that dropout draws the same numbers even where a model drew more of them for one method.
     torch.manual_seed(cell.seed)
     return model.train()
+
+
+def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
+    """Give a cell's training batches for ever, augmented if the task says so.
+
+    Args:
+        task: its training part and augmentation.
+        cell: its batch size and seed are read, so that methods are compared in pairs.
+
+    Yields:
+        The batches.
+
+    Example:
+        >>> from normwise.study.tasks import load_task
+        >>> next(training_batches(load_task("digits"), Cell("final", "none", 2, 0.1, seed=0))).size
+        2
+    """
+    batches = data_order(task.splits.train, cell)
+    if task.augment is None:
+        yield from batches
+        return
+    generator = torch.Generator().manual_seed(cell.seed)
+    for batch in batches:
+        yield task.augment(batch, generator)
 
 
 def data_order(train: Part, cell: Cell) -> Iterator[Part]:
@@ -219,31 +242,11 @@ def data_order(train: Part, cell: Cell) -> Iterator[Part]:
         True
     """
     generator = torch.Generator().manual_seed(cell.seed)
-    samples, size = len(train.inputs), cell.batch_size
+    samples, size = train.size, cell.batch_size
     while True:
         order = torch.randperm(samples, generator=generator)
         for start in range(0, samples - size + 1, size):
             yield train.take(order[start : start + size])
-
-
-def schedule(step: int, total: int) -> float:
-    """The learning rate's factor: a linear warm-up over the first 5 % of the steps, then a cosine to 0.
-
-    Args:
-        step: steps done.
-        total: steps to do.
-
-    Returns:
-        A factor above 0 and at most 1.
-
-    Example:
-        >>> schedule(0, 100), schedule(5, 100), round(schedule(99, 100), 4)
-        (0.2, 1.0, 0.0003)
-    """
-    warm_up = max(1, round(_WARM_UP * total))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(total - warm_up, 1)))
 
 
 def describe_error(error: BaseException) -> str:
@@ -261,20 +264,6 @@ def describe_error(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, task: Task, part: Part) -> tuple[float, float]:
-    """Score and loss of a part in evaluation mode."""
-    model.eval()
-    try:
-        outputs = torch.cat([model(x) for x in part.inputs.split(_EVALUATION_BATCH)])
-    finally:
-        model.train()
-    loss = task.loss(outputs, part.targets).item()
-    if not math.isfinite(loss) or not bool(torch.isfinite(outputs).all()):
-        raise DivergedError("the outputs are not finite in evaluation")
-    return task.score(outputs, part.targets), loss
 
 
 @contextmanager

@@ -42,8 +42,9 @@ def trainer_of(task: Task, settings: Settings) -> Trainer:
         >>> trainer_of(load_task("digits"), settings).steps
         {2: 538}
     """
-    samples = len(task.splits.train.inputs)
-    return Trainer(task, {b: training_steps(settings.epochs[str(b)], b, samples) for b in settings.batch_sizes})
+    samples, each = task.splits.train.size, task.accumulate
+    steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
+    return Trainer(task, steps)
 
 
 @contextmanager

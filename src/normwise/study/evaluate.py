@@ -1,0 +1,99 @@
+"""Score and loss of a model on one part of the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise.errors import InputError
+from normwise.study.data import Part, run
+from normwise.study.tasks.base import Task
+
+EVALUATION_BATCH = 512
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the outputs of a training run became infinite or NaN.
+
+    Example:
+        >>> str(DivergedError("the loss is nan at step 3"))
+        'the loss is nan at step 3'
+    """
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, part: Part) -> tuple[float, float]:
+    """Score and loss of a part in evaluation mode.
+
+    A task with a loss of batches or a metric of its own is taken batch by batch; else the outputs of the whole part
+    are compared with its targets.
+
+    Args:
+        model: left in training mode.
+        task: says how to score.
+        part: of its data.
+
+    Returns:
+        The score and the loss.
+
+    Raises:
+        DivergedError: the loss, the outputs or the score are not finite.
+
+    Example:
+        >>> from normwise.study.tasks import load_task
+        >>> task = load_task("digits")
+        >>> score, loss = evaluate(task.build("none"), task, task.splits.valid)
+        >>> 0 <= score <= 1
+        True
+    """
+    model.eval()
+    try:
+        outputs = None if task.metric else _outputs(model, part)
+        if outputs is None or task.batch_loss:
+            loss = _mean_loss(model, task, part)
+        else:
+            loss = float(task.loss(outputs, part.targets))
+        if not math.isfinite(loss) or not _finite(outputs):
+            raise DivergedError("the outputs are not finite in evaluation")
+        score = task.metric(model, part) if task.metric else task.score(outputs, part.targets)
+    finally:
+        model.train()
+    return _number(score), loss
+
+
+def _outputs(model: nn.Module, part: Part) -> Any:
+    """The outputs of a whole part, tensor by tensor where a model gives several."""
+    batches = [run(model, batch.inputs) for batch in part.batches(EVALUATION_BATCH)]
+    if isinstance(batches[0], Tensor):
+        return torch.cat(batches)
+    if isinstance(batches[0], tuple) and all(isinstance(t, Tensor) for t in batches[0]):
+        return tuple(torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    raise InputError(
+        f"the model gives {type(batches[0]).__name__}, expected a tensor or a tuple of tensors: for others give a "
+        "loss(model, batch) and a metric(model, loader) of your own"
+    )
+
+
+def _mean_loss(model: nn.Module, task: Task, part: Part) -> float:
+    total = 0.0
+    for batch in part.batches(EVALUATION_BATCH):
+        total += float(task.loss_of(model, batch)) * batch.size
+    return total / part.size
+
+
+def _finite(outputs: Any) -> bool:
+    tensors = outputs if isinstance(outputs, tuple) else () if outputs is None else (outputs,)
+    return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def _number(score: Any) -> float:
+    try:
+        value = float(score)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the metric gave {type(score).__name__}, expected one number") from error
+    if not math.isfinite(value):
+        raise DivergedError(f"the score is {value}")
+    return value

@@ -1,0 +1,230 @@
+"""What is trained: a model, its data, its loss and its score."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from normwise.methods import METHODS
+from normwise.nn import NormFactory, norm_layer, parse_spec
+from normwise.parametrize import weight_normalize
+from normwise.records import Cell
+from normwise.study.data import Part, Splits, run, tensors_of
+from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
+from normwise.study.tasks.scores import accuracy
+
+
+class MakeModel(Protocol):
+    """Builds a new, freshly initialized model, taking its normalization layers from ``norm(channels)``."""
+
+    def __call__(self, norm: NormFactory, /) -> nn.Module:
+        """Build a model."""
+        ...
+
+
+class Observer(Protocol):
+    """Watches one trial: made when its model is, told of every step, asked at the end."""
+
+    def step(self, step: int, loss: float) -> None:
+        """Learn of an optimizer step: the first is 1; ``loss`` is that of its batches, before the step."""
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """Give what was seen as plain JSON values; called once, after training or a divergence."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, its data and how a result is scored; higher scores are better.
+
+    ``floor`` is what a diverged trial scores: what guessing would. ``steps`` is the length of a default trial at batch
+    size 2; ``threads`` are torch's while a trial runs (``None`` leaves them), one being fastest for small models.
+    ``source`` is what :func:`load_task` makes the same task from, if anything.
+
+    The rest says where a task is not ``loss(model(inputs), targets)``, trained by our optimizer:
+
+    - ``batch_loss(model, batch)`` is the training loss of a batch, instead of ``loss``;
+    - ``metric(model, part)`` is the score of a part, the model being in evaluation mode, instead of ``score``;
+    - ``optimizer(model, lr, steps)`` gives the optimizer and, or ``None``, the schedule that is stepped after it;
+      ``optimizer_name`` and ``schedule_name`` describe them;
+    - ``augment(batch, generator)`` changes training batches; its generator draws the same for every method;
+    - ``accumulate`` batches make one optimizer step;
+    - ``observe(model, task, cell)`` makes the observer of a trial.
+
+    Example:
+        >>> from normwise.study.tasks import load_task
+        >>> load_task("digits").score_name
+        'accuracy'
+    """
+
+    name: str
+    splits: Splits
+    make_model: MakeModel
+    loss: Callable[..., torch.Tensor]
+    score: Callable[..., float]
+    score_name: str
+    floor: float
+    steps: int = 1000
+    quick_steps: int = 250
+    threads: int | None = None
+    source: str | None = None
+    batch_loss: Callable[[nn.Module, Part], torch.Tensor] | None = None
+    metric: Callable[[nn.Module, Part], float] | None = None
+    optimizer: Callable[[nn.Module, float, int], tuple[Steps, Steps | None]] | None = None
+    augment: Callable[[Part, torch.Generator], Part] | None = None
+    accumulate: int = 1
+    observe: Callable[[nn.Module, Task, Cell], Observer] | None = None
+    optimizer_name: str = OPTIMIZER
+    schedule_name: str = SCHEDULE
+
+    @property
+    def dim(self) -> int:
+        """Spatial axes of the inputs, for ``norm``: 1 for (N, C) and (N, C, L), 2 for images, 3 for volumes."""
+        return min(max(tensors_of(self.splits.train.inputs)[0].ndim - 2, 1), 3)
+
+    def norm(self, method: str) -> NormFactory:
+        """Give the factory that a model of this task takes its layers from.
+
+        Args:
+            method: a key of ``METHODS``, with options if any: ``"group(num_groups=4)"``.
+
+        Returns:
+            ``norm(channels) -> Module``.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> load_task("digits").norm("instance")(3)
+            InstanceNorm2d(3, eps=1e-05, momentum=0.1, affine=True, ...)
+        """
+        return norm_layer(method, dim=self.dim)
+
+    def build(self, method: str) -> nn.Module:
+        """Build the model under one method.
+
+        Method ``"weight"`` puts weight normalization on every convolution and linear layer, the last included; it
+        keeps the initial weights.
+
+        Args:
+            method: as for :meth:`norm`.
+
+        Returns:
+            The model in training mode.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> load_task("digits").build("group(num_groups=4)")[1]
+            GroupNorm(4, 16, eps=1e-05, affine=True, bias=True)
+        """
+        name, options = parse_spec(method)
+        model = self.make_model(self.norm(method))
+        if METHODS[name].on_weights:
+            weight_normalize(model, **{key: value for key, value in options.items() if key != "init"})
+        return model.train()
+
+    def loss_of(self, model: nn.Module, batch: Part) -> torch.Tensor:
+        """Give the loss of a batch.
+
+        Args:
+            model: is run on the batch.
+            batch: inputs and targets.
+
+        Returns:
+            A scalar.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> task = load_task("digits")
+            >>> task.loss_of(task.build("none"), task.splits.train.take(slice(8))).shape
+            torch.Size([])
+        """
+        if self.batch_loss is not None:
+            return self.batch_loss(model, batch)
+        return self.loss(run(model, batch.inputs), batch.targets)
+
+    def optimize(self, model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps | None]:
+        """Make a trial's optimizer and schedule.
+
+        Args:
+            model: to optimize.
+            lr: the learning rate.
+            steps: to do.
+
+        Returns:
+            Both; the schedule may be ``None``.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> task = load_task("digits")
+            >>> optimizer, schedule = task.optimize(task.build("none"), 0.1, 100)
+        """
+        return (self.optimizer or warm_sgd)(model, lr, steps)
+
+    def describe_model(self) -> str:
+        """Describe the model, with a fingerprint of its structure and data, so that two studies can be told apart.
+
+        Returns:
+            One line.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> load_task("digits").describe_model()
+            'ConvNet, ... parameters without normalization (fingerprint ...)'
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = self.build("none")
+        count = sum(p.numel() for p in model.parameters())
+        digest = hashlib.sha256(f"{model!r}{self.splits.fingerprint()}".encode()).hexdigest()[:8]
+        return f"{type(model).__name__}, {count:,} parameters without normalization (fingerprint {digest})"
+
+
+def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    """Say which known name comes nearest to a mistyped one.
+
+    Args:
+        name: what came.
+        known: what there is.
+
+    Returns:
+        A question ending in a space, or nothing.
+
+    Example:
+        >>> nearest("bacth", ["batch", "layer"])
+        "did you mean 'batch'? "
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def classification(name: str, splits: Splits, make_model: MakeModel, **options: Any) -> Task:
+    """Make a task of telling classes apart: cross-entropy to train, accuracy to score.
+
+    Args:
+        name: of the task.
+        splits: with class numbers as targets.
+        make_model: builds a model that gives a score per class.
+        **options: further fields of the task.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> part = Part(torch.zeros(4, 3), torch.tensor([0, 0, 1, 0]))
+        >>> classification("t", Splits(part, part, part), lambda norm: nn.Linear(3, 2)).floor
+        0.75
+    """
+    floor = _commonest_share(splits.valid)
+    return Task(name, splits, make_model, nn.functional.cross_entropy, accuracy, "accuracy", floor, **options)
+
+
+def _commonest_share(part: Part) -> float:
+    """What always guessing the commonest class scores."""
+    (targets,) = tensors_of(part.targets)
+    return targets.unique(return_counts=True)[1].max().item() / targets.numel()
