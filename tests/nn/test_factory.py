@@ -34,6 +34,7 @@ def test_specs_are_read(text, expected):
         ("layer(num_groups=2)", "no option 'num_groups'"),
         ("none(eps=1)", "it takes none"),
         ("gruop", "unknown method 'gruop'"),
+        ("group(eps=one)", "eps"),
         ("group(num_groups=0)", "divisible"),
         ("switchable(variance=offical)", "variance"),
         ("weight(init=dtaa)", "init must be data"),

@@ -158,10 +158,12 @@ def check_spec(text: str) -> tuple[str, dict[str, Any]]:
                 raise InputError(f"{text}: {option} must be {' or '.join(map(str, allowed or ()))}, got {value!r}")
         return name, options
     groups = options.get("num_groups")
+    # A width that any number of groups divides: what is wrong here is wrong for every width.
+    width = 64 * groups if isinstance(groups, int) and groups > 0 else 64
     try:
-        # A width that any number of groups divides: what remains is wrong for every width.
-        norm_layer(name, **options)(64 * groups if isinstance(groups, int) and groups > 0 else 64)
-    except (TypeError, ValueError) as error:
+        with torch.no_grad():
+            norm_layer(name, **options)(width)(torch.zeros(2, width, 2, 2))
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{text}: {error}") from error
     return name, options
 
