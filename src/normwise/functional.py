@@ -9,7 +9,7 @@ from normwise import ops
 from normwise.distributed import Sync
 from normwise.engine import Running, elements_per_cell, needs_plain_graph, run
 from normwise.errors import InputError
-from normwise.methods import Inputs, Method, elements_behind, method_named
+from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.moments import Moments, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
@@ -88,7 +88,8 @@ def normalize(
         A tensor of the shape, dtype and memory format of ``x``.
 
     Raises:
-        InputError: there is no such method, it has no meaning for this shape, or the mask or the lengths do not fit.
+        InputError: there is no such method or option, it has no meaning for this shape, running averages are missing
+            or go with no such method, or the mask or the lengths do not fit.
         RuntimeError: ``x`` has fewer than two axes, or its channels or dtype do not go with the parameters.
 
     Example:
@@ -100,19 +101,21 @@ def normalize(
         tensor([[[-1.,  1.,  0.]]])
     """
     row = method_named(method) if isinstance(method, str) else method
+    _check_running(row, running_mean, running_var, use_running, momentum)
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
         dtype = ops.accumulation_dtype(x.dtype)
         # Copies: the next training step may change the buffers before this step's backward pass runs.
         stored = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
     keep = real_elements(x, mask, lengths)
+    mixes = "mean_weight" in row.parameters
     inputs = Inputs(
         weight,
         bias,
         eps,
         num_groups,
         population=stored if use_running else None,
-        over=over,
+        over=known_members(over) if mixes else over,
         mean_weight=mean_weight,
         var_weight=var_weight,
         variance=variance,
@@ -125,7 +128,9 @@ def normalize(
         limits=limits,
         ghost_size=ghost_size,
     )
-    _check_fits(x, inputs, running_mean)
+    _check_fits(x, inputs, running_mean, running_var)
+    _check_options(inputs, mixes)
+    ops.known_activation(activation)
     _check_defined(x, row, inputs)
     if keep is not None:
         # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.
@@ -140,7 +145,7 @@ def normalize(
     if keep is not None:
         y = torch.where(keep, y, 0)
     if running is not None and cells is not None:
-        assert row.track is not None, f"{row.name} keeps no running averages"
+        assert row.track is not None  # checked at the start
         update_running(running.mean, running.var, row.track(cells, inputs), running.momentum, running.skipped)
     return y
 
@@ -218,22 +223,60 @@ def transforming() -> bool:
     return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
 
 
-def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None) -> None:
+def _check_running(
+    row: Method,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_running: bool,
+    momentum: float | Tensor | None,
+) -> None:
+    if (running_mean is None) != (running_var is None):
+        given, absent = ("mean", "var") if running_var is None else ("var", "mean")
+        raise InputError(f"got running_{given} without running_{absent}: give both, or none")
+    if running_mean is None:
+        if use_running:
+            raise InputError(
+                "use_running=True needs running_mean and running_var: give both, or normalize by the batch"
+            )
+    elif row.track is None and (use_running or momentum is not None):
+        raise InputError(f"{row.name} normalization keeps no running averages: leave running_mean and running_var out")
+
+
+def _check_options(p: Inputs, mixes: bool) -> None:
+    if p.parts not in PARTS:
+        raise InputError(f"unknown parts {p.parts!r}: expected one of {', '.join(PARTS)}")
+    if p.ghost_size < 1:
+        raise InputError(f"ghost_size counts samples, at least 1, got {p.ghost_size}")
+    if not mixes:
+        return
+    known_variance(p.variance)
+    for name, weights in (("mean_weight", p.mean_weight), ("var_weight", p.var_weight)):
+        if weights is not None and weights.shape != (len(p.over),):
+            came = tuple(weights.shape)
+            raise InputError(f"{name} must have one value for each of {', '.join(p.over)}, got the shape {came}")
+
+
+def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_var: Tensor | None) -> None:
     """Refuse what torch's layers refuse, before broadcasting or promotion makes something of it."""
     if x.ndim < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.is_floating_point():
         raise RuntimeError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
-    C, shape = x.shape[1], tuple(x.shape)
-    for name, t in (("weight", inputs.weight), ("bias", inputs.bias), ("running_mean", running_mean)):
-        if t is not None and t.shape[-1] != C:
-            raise RuntimeError(f"{name} should contain {C} elements not {t.shape[-1]}, to go with an input of {shape}")
+    N, C, shape = x.shape[0], x.shape[1], tuple(x.shape)
+    given = {"weight": inputs.weight, "bias": inputs.bias, "running_mean": running_mean, "running_var": running_var}
+    for name, t in given.items():
+        if t is not None and t.shape[-1:] != (C,):
+            raise RuntimeError(
+                f"{name} should contain {C} elements not {t.shape[-1] if t.ndim else 1}, to go with an input of {shape}"
+            )
+        if t is not None and t.ndim > 1 and t.shape[:-1] not in ((N,), (1,)):
+            raise RuntimeError(f"{name} should have the shape ({C},) or ({N}, {C}), got {tuple(t.shape)}")
         if t is not None and t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype.itemsize > 2):
             raise RuntimeError(
                 f"{name} is {t.dtype}, which does not go with an input of {x.dtype}: expected {x.dtype}, or float32 "
                 f"for float16 and bfloat16; convert the layer, layer.to({x.dtype}), or the input"
             )
-    if C % inputs.num_groups:
+    if inputs.num_groups < 1 or C % inputs.num_groups:
         raise RuntimeError(
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape {shape} and "
             f"num_groups={inputs.num_groups}"
@@ -244,7 +287,7 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None) -> None:
 _UNDEFINED = {
     "batch": ("value per channel", "Use batches of 2 or more (drop_last=True), or group or layer normalization"),
     "instance": ("spatial element", "Use group or layer normalization where the map is 1×1"),
-    "group": ("value per group", "Use fewer groups"),
+    "group": ("value per group", "Use fewer groups: num_groups={fewer} would do"),
     "layer": ("value per sample", "Normalize before the features shrink to one"),
 }
 
@@ -254,8 +297,10 @@ def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
     if not x.numel() or not row.reads_cells(inputs):
         return
     if row.rests_on and elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] == 1:
-        scope, remedy = _UNDEFINED[row.rests_on]
+        # A single channel has no fewer groups.
+        scope, remedy = _UNDEFINED["layer" if row.rests_on == "group" and x.shape[1] == 1 else row.rests_on]
+        fewer = max((g for g in range(1, inputs.num_groups) if x.shape[1] % g == 0), default=1)
         raise InputError(
             f"Expected more than 1 {scope} when training, got input size {tuple(x.shape)}: the variance of a single "
-            f"value is 0, and {row.name} normalization would erase the data. {remedy}"
+            f"value is 0, and {row.name} normalization would erase the data. {remedy.format(fewer=fewer)}"
         )

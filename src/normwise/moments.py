@@ -129,7 +129,9 @@ def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -
         >>> mix([a, b], torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])).mean
         tensor([[0.7500]])
     """
-    mean = sum(w * m.mean for w, m in zip(mean_weights.unbind(), members, strict=True))
+    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1.
+    first = members[0].mean
+    mean = first + sum(w * (m.mean - first) for w, m in zip(mean_weights.unbind(), members, strict=True))
     var = sum(w * m.var for w, m in zip(var_weights.unbind(), members, strict=True))
     return Moments(torch.as_tensor(mean), torch.as_tensor(var), 1)
 

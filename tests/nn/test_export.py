@@ -94,19 +94,6 @@ def test_generated_code() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_symbolic_trace(training: bool) -> None:
-    eager, model = network().train(training), network().train(training)
-    traced = torch.fx.symbolic_trace(model)
-    for x in (X, X + 1):
-        torch.testing.assert_close(traced(x), eager(x))
-    torch.testing.assert_close(
-        dict(model.state_dict()), dict(eager.state_dict())
-    )  # counted once a call, not at tracing
-    with pytest.raises(ValueError, match="expected 4D input"):
-        traced(X[0])
-
-
-@pytest.mark.parametrize("training", [False, True])
 def test_export(training: bool) -> None:
     eager, model = network().train(training), network().train(training)
     batch = torch.export.Dim("batch", min=2)

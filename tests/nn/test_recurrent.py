@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from namesakes import ModuleErrorEnum, module_db
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.utils._pytree import tree_leaves
 
 from normwise.errors import InputError
 from normwise.nn.recurrent import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
@@ -31,6 +33,7 @@ def lstm_oracle(p, s, x, h, c):
         i, f, g, o = a.reshape(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(ln(c, p["gain_c" + s], p["bias_c" + s]))
+        h = p["weight_hr" + s] @ h if "weight_hr" + s in p else h
         out.append(h)
     return torch.stack(out), h, c
 
@@ -84,8 +87,9 @@ def shaken(cls, *args, **kwargs):
 
 
 def states(net, samples):
-    shape = (net.num_layers * (2 if net.bidirectional else 1), samples, net.hidden_size)
-    return torch.randn(2, *shape, dtype=torch.float64, requires_grad=True).unbind()
+    layers = net.num_layers * (2 if net.bidirectional else 1)
+    sizes = (net.proj_size or net.hidden_size, net.hidden_size)
+    return [torch.randn(layers, samples, size, dtype=torch.float64, requires_grad=True) for size in sizes]
 
 
 def as_hx(net, h, c):
@@ -96,11 +100,11 @@ def ends_of(net, last):
     return list(last) if isinstance(net, LayerNormLSTM) else [last]
 
 
-@pytest.mark.parametrize("cls", KINDS)
+@pytest.mark.parametrize(("cls", "proj_size"), [(LayerNormLSTM, 0), (LayerNormLSTM, 2), (LayerNormGRU, 0)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("num_layers", "bias"), [(1, True), (2, True), (2, False)])
-def test_matches_the_paper_with_gradients(cls, bidirectional, num_layers, bias):
-    net = shaken(cls, 3, 4, num_layers=num_layers, bidirectional=bidirectional, bias=bias)
+def test_matches_the_paper_with_gradients(cls, proj_size, bidirectional, num_layers, bias):
+    net = shaken(cls, 3, 4, num_layers=num_layers, bidirectional=bidirectional, bias=bias, proj_size=proj_size)
     x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
     h0, c0 = states(net, 2)
     output, last = net(x, as_hx(net, h0, c0))
@@ -125,9 +129,11 @@ def test_matches_the_paper_with_gradients(cls, bidirectional, num_layers, bias):
     cls=st.sampled_from(KINDS),
     bidirectional=st.booleans(),
     num_layers=st.integers(1, 2),
+    projects=st.booleans(),
 )
-def test_variable_lengths_equal_each_sequence_alone(lengths, cls, bidirectional, num_layers):
-    net = shaken(cls, 3, 4, num_layers=num_layers, bidirectional=bidirectional)
+def test_variable_lengths_equal_each_sequence_alone(lengths, cls, bidirectional, num_layers, projects):
+    proj_size = 2 if projects and cls is LayerNormLSTM else 0
+    net = shaken(cls, 3, 4, num_layers=num_layers, bidirectional=bidirectional, proj_size=proj_size)
     sequences = [torch.randn(n, 3, dtype=torch.float64) for n in lengths]
     padded = pad_sequence(sequences, padding_value=float("nan")).requires_grad_()
     h0, c0 = states(net, len(lengths))
@@ -156,9 +162,9 @@ def test_variable_lengths_equal_each_sequence_alone(lengths, cls, bidirectional,
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("cls", KINDS)
-def test_gradcheck_and_second_derivatives(cls):
-    net = shaken(cls, 2, 3, bidirectional=True)
+@pytest.mark.parametrize(("cls", "proj_size"), [(LayerNormLSTM, 0), (LayerNormLSTM, 2), (LayerNormGRU, 0)])
+def test_gradcheck_and_second_derivatives(cls, proj_size):
+    net = shaken(cls, 2, 3, bidirectional=True, proj_size=proj_size)
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     h0, c0 = states(net, 2)
 
@@ -169,7 +175,7 @@ def test_gradcheck_and_second_derivatives(cls):
     if cls is LayerNormGRU:
         c0 = c0.detach()
     assert torch.autograd.gradcheck(run, (x, h0, c0))
-    assert torch.autograd.gradgradcheck(run, (x, h0, c0), atol=1e-4)
+    assert torch.autograd.gradgradcheck(run, (x, h0, c0), atol=1e-4, fast_mode=True)
 
 
 @pytest.mark.parametrize("cls", KINDS)
@@ -212,10 +218,58 @@ def test_a_loop_of_cells_is_the_layer(cell_cls, cls, bias):
     torch.testing.assert_close(single, outputs[0][0])
 
 
+NAMESAKES = {
+    torch.nn.LSTM: LayerNormLSTM,
+    torch.nn.GRU: LayerNormGRU,
+    torch.nn.LSTMCell: LayerNormLSTMCell,
+    torch.nn.GRUCell: LayerNormGRUCell,
+}
+
+
+# Torch says that its projected LSTM does not run on oneDNN.
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("theirs", NAMESAKES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_torchs_own_samples_give_outputs_of_the_same_forms(theirs, training):
+    (info,) = [info for info in module_db if info.module_cls is theirs]
+    samples = info.module_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=True, training=training)
+    assert len(samples) >= 2
+    for sample in samples:
+        made, given = sample.constructor_input, sample.forward_input
+        nets = [cls(*made.args, **made.kwargs).train(training) for cls in (theirs, NAMESAKES[theirs])]
+        assert repr(nets[1]) == "LayerNorm" + repr(nets[0])
+        expected, got = (tree_leaves(net(*given.args, **given.kwargs)) for net in nets)
+        assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in expected]
+        sum(t.sum() for t in got).backward()
+
+
+@pytest.mark.parametrize("theirs", NAMESAKES, ids=lambda c: c.__name__)
+def test_torchs_own_error_samples_raise(theirs):
+    (info,) = [info for info in module_db if info.module_cls is theirs]
+    errors = info.module_error_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True)
+    assert len(errors) >= 4
+    for error in errors:
+        sample = error.module_error_input
+        args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+        if error.error_on is ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(error.error_type, match=error.error_regex):
+                NAMESAKES[theirs](*args, **kwargs)
+        else:
+            net = NAMESAKES[theirs](*args, **kwargs)
+            with pytest.raises(error.error_type, match=error.error_regex):
+                net(*sample.forward_input.args)
+
+
 @pytest.mark.parametrize("cls", KINDS)
-def test_torch_weights_load_and_only_the_gains_are_missing(cls):
-    net = cls(3, 4, 2, bidirectional=True)
-    torchs = getattr(torch.nn, net.mode)(3, 4, 2, bidirectional=True)
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_torch_weights_load_and_only_the_gains_are_missing(cls, proj_size):
+    if proj_size and cls is LayerNormGRU:
+        with pytest.raises(ValueError, match="proj_size"):
+            cls(3, 4, proj_size=proj_size)
+        return
+    net = cls(3, 4, 2, bidirectional=True, proj_size=proj_size)
+    options = {"proj_size": proj_size} if proj_size else {}
+    torchs = getattr(torch.nn, net.mode)(3, 4, 2, bidirectional=True, **options)
     report = net.load_state_dict(torchs.state_dict(), strict=False)
     assert not report.unexpected_keys
     assert {name.split("_l")[0] for name in report.missing_keys} <= {"gain_ih", "gain_hh", "gain_c", "bias_c"}
@@ -292,8 +346,14 @@ def test_refusals_say_what_came():
         LayerNormGRU(3, 1)
     with pytest.raises(InputError, match="hidden_size=1"):
         LayerNormLSTMCell(3, 1)
-    with pytest.raises(InputError, match="proj_size=2"):
-        LayerNormLSTM(3, 4, proj_size=2)
+    with pytest.raises(InputError, match="only an LSTM has projections"):
+        LayerNormGRU(3, 4, proj_size=2)
+    with pytest.raises(RuntimeError, match="got 7 expected 3"):
+        LayerNormGRUCell(3, 4)(torch.zeros(2, 7))
+    with pytest.raises(RuntimeError, match=r"batch size 2 doesn't match hidden1 batch size 4"):
+        LayerNormLSTMCell(3, 4)(torch.zeros(2, 3), (torch.zeros(2, 4), torch.zeros(4, 2)))
+    with pytest.raises(RuntimeError, match=r"Expected 3, got 5 \[in layer '1' \(LayerNormGRU\)\]"):
+        torch.nn.Sequential(torch.nn.Identity(), LayerNormGRU(3, 4))(torch.zeros(2, 2, 5))
     net = LayerNormLSTM(3, 4)
     with pytest.raises(ValueError, match="2D or 3D, got 4D"):
         net(torch.zeros(1, 1, 1, 3))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from normwise.errors import InputError
 from normwise.methods.family import (
+    PARTS,
     POOLS,
     Inputs,
     _track_batch,
@@ -21,6 +22,8 @@ from normwise.methods.family import (
     elements_behind,
     group,
     instance,
+    known_members,
+    known_variance,
     layer,
     none,
     standardize,
@@ -38,6 +41,7 @@ from normwise.moments import Affine, Moments
 
 __all__ = [
     "METHODS",
+    "PARTS",
     "POOLS",
     "Inputs",
     "Method",
@@ -50,6 +54,8 @@ __all__ = [
     "ghost_batch",
     "group",
     "instance",
+    "known_members",
+    "known_variance",
     "layer",
     "mean_only_batch",
     "method_named",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,6 +102,55 @@ POOLS: dict[str, Callable[[Moments, Inputs], Moments]] = {
     "group": _group_moments,
     "batch": _batch_moments,
 }
+
+
+# What a method may use of the moments, and the two ways to take variances of a switchable mix.
+PARTS = ("both", "mean", "scale")
+VARIANCES = ("paper", "official")
+
+
+def known_members(over: str | Sequence[str]) -> tuple[str, ...]:
+    """Check the members of a switchable mix.
+
+    Args:
+        over: names of pools, or one name.
+
+    Returns:
+        The names.
+
+    Raises:
+        InputError: none, a repeated or an unknown one.
+
+    Example:
+        >>> known_members(["layer", "batch"])
+        ('layer', 'batch')
+    """
+    members = (over,) if isinstance(over, str) else tuple(over)
+    unknown = [name for name in members if name not in POOLS]
+    if unknown or not members or len(set(members)) < len(members):
+        raise InputError(f"over={over!r}: expected one or more different members of {', '.join(POOLS)}")
+    return members
+
+
+def known_variance(variance: str) -> str:
+    """Check the name of a way to take variances.
+
+    Args:
+        variance: ``"paper"`` or ``"official"``.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: another one.
+
+    Example:
+        >>> known_variance("paper")
+        'paper'
+    """
+    if variance not in VARIANCES:
+        raise InputError(f"unknown variance {variance!r}: expected one of {', '.join(VARIANCES)}")
+    return variance
 
 
 def none(cells: Moments, p: Inputs) -> Affine:

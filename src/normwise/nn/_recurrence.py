@@ -10,6 +10,7 @@ needs every operator, the same steps run plainly.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def _gain_gradient(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Te
 
 def _lstm_step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
     (h, c), (weight, gain, gain_c, bias_c) = state, parameters
-    raw = h @ weight.mT
+    raw = h @ weight.transpose(-1, -2)
     normed, mean, rstd = layer_norm(raw, eps)
     # tanh(a) = 2 σ(2a) − 1, and a comes doubled: one sigmoid serves all gates, which is faster than tanh, too.
     s = torch.addcmul(x, normed, gain).sigmoid()
@@ -96,7 +97,7 @@ def _lstm_reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[
 def _gru_step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
     (h,), (weight, gain, bias_n) = state, parameters
     H = h.shape[-1]
-    raw = h @ weight.mT
+    raw = h @ weight.transpose(-1, -2)
     raw_rz, raw_n = raw[..., : 2 * H].contiguous(), raw[..., 2 * H :].contiguous()
     normed_rz, mean_rz, rstd_rz = layer_norm(raw_rz, eps)
     normed_n, mean_n, rstd_n = layer_norm(raw_n, eps)
@@ -137,6 +138,27 @@ LSTM = Cell(_lstm_step, _lstm_step_backward, _lstm_reduce)
 GRU = Cell(_gru_step, _gru_step_backward, _gru_reduce)
 
 
+@functools.cache
+def projected(cell: Cell) -> Cell:
+    """The same recurrence, whose output is taken through a matrix (P, H), the last of its parameters, at each step."""
+
+    def step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
+        (output, *others), kept = cell.step(x, state, parameters[:-1], eps)
+        return (output @ parameters[-1].transpose(-1, -2), *others), (*kept, output)
+
+    def step_backward(grads: State, state: State, parameters: State, kept: State) -> tuple[State, Tensor, State]:
+        grad, *others = grads
+        inner = (grad @ parameters[-1], *others)
+        before, grad_x, row = cell.step_backward(inner, state, parameters[:-1], kept[:-1])
+        return before, grad_x, (*row, grad, kept[-1])
+
+    def reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[Tensor]:
+        *inner, grad, output = rows
+        return [*cell.reduce(inner, hidden, parameters[:-1]), grad.mT @ output]
+
+    return Cell(step, step_backward, reduce)
+
+
 def walk(
     cell: Cell, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float
 ) -> tuple[Tensor, State]:
@@ -145,7 +167,7 @@ def walk(
     Args:
         cell: the kind.
         x: (rows, F), the input's part of the gates with all biases, packed; (2, rows, F) for two directions.
-        state: the initial state, each (N, H) or (2, N, H), the output first.
+        state: the initial state, each (N, H) or (2, N, H), the output first; P for H of a projected output.
         parameters: of the cell: weight (F, H) and vectors, or (2, F, H) and (2, 1, ·).
         batch_sizes: sequences running at each step, never rising, the first N.
         eps: of the norms.

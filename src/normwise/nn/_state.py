@@ -1,7 +1,8 @@
 """What the stateful layers share: checks, where a layer stands in its model, and the books of running averages.
 
-Code that branches on the input stands behind ``torch.fx.wrap``. That works for calls from the module that holds the
-function, so layers call the functions here and not ``normwise.functional``.
+A layer's forward pass stands behind :func:`boundary`. Where torch.fx has to go through one all the same (it is the root
+of the trace, or a subclass adds to it), code that branches on the input stands behind ``torch.fx.wrap``. That works for
+calls from the module that holds the function, so layers call the functions here and not ``normwise.functional``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
+from normwise import ops
 from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize, transforming
@@ -53,11 +55,15 @@ def layer_name(layer: torch.nn.Module) -> str:
     return f"{path!r} ({kind})" if path else kind
 
 
-def located(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make a layer's errors end with its name in the model."""
+def boundary(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a layer whole for those outside, as torch's own are: a leaf for torch.fx, and errors end with its name."""
 
     @functools.wraps(forward)
-    def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, torch.fx.Proxy) and _is_leaf(self, wrapper, first.tracer):
+            tracer: Any = first.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         try:
             return forward(self, *args, **kwargs)
         except (ValueError, RuntimeError) as error:
@@ -66,6 +72,14 @@ def located(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise
 
     return wrapper
+
+
+def _is_leaf(layer: torch.nn.Module, forward: Callable[..., Any], tracer: Any) -> bool:
+    # A call of the layer goes on following train() and eval(); what is traced does not. But where more has been traced
+    # than this forward pass (a subclass's around it, or hooks) a call of the layer would do that once more.
+    bare = type(layer).forward is forward and "forward" not in vars(layer)
+    hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    return bare and not hooked and isinstance(tracer, torch.fx.Tracer) and tracer.root is not layer
 
 
 class TrackingNorm(_NormBase):
@@ -174,5 +188,5 @@ class LazyNorm(_LazyNormBase):
 
     def __init__(self, *args: Any, activation: str | None = None, skip_nonfinite: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
         self._guard(skip_nonfinite)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.nn._state import LazyNorm, TrackingNorm, check_dim, exporting, located
+from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim, exporting
 
 # The name in this module, which is what the check below looks up.
 torch.fx.wrap("check_dim")
@@ -34,13 +34,13 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_dim(input, self._dims)
 
-    @located
-    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
         standard = mask is None and lengths is None and not (self.training and self.momentum is None)
         if standard and exporting():

@@ -10,7 +10,7 @@ from torch import Tensor
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.nn._state import exporting, located
+from normwise.nn._state import boundary, exporting
 
 # The name in this module, which is what the forward pass below looks up.
 torch.fx.wrap("normalize")
@@ -87,10 +87,10 @@ class GroupNorm(torch.nn.GroupNorm):
                 f"{groups_for(num_channels, max(num_groups, 1))} would do"
             )
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
 
-    @located
-    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         if mask is None and lengths is None and exporting():
             return ops.activate(super().forward(input), self.activation)

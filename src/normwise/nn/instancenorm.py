@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.nn._state import LazyNorm, TrackingNorm, exporting, located
+from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
 
 
 class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
@@ -31,10 +31,10 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
         self._guard(skip_nonfinite)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
 
-    @located
-    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         if mask is None and lengths is None and exporting():
             return ops.activate(super().forward(input), self.activation)

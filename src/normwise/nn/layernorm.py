@@ -11,7 +11,9 @@ from torch import Tensor
 
 from normwise import ops
 from normwise.engine import needs_plain_graph
-from normwise.nn._state import exporting, located
+from normwise.errors import InputError
+from normwise.functional import real_elements
+from normwise.nn._state import boundary, exporting
 
 # The name in this module, which is what the forward pass below looks up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
@@ -102,7 +104,8 @@ class LayerNorm(torch.nn.LayerNorm):
     """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450): torch's kernel, with an activation.
 
     Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. For a convolutional map with
-    one weight per channel use ``GroupNorm(1, C)``.
+    one weight per channel use ``GroupNorm(1, C)``. A position's moments touch no other position; with ``mask`` or
+    ``lengths`` padded ones also come out as 0 and get no gradient, whatever stands in them.
 
     Args:
         normalized_shape: the last axes' sizes, an int or a sequence.
@@ -114,6 +117,7 @@ class LayerNorm(torch.nn.LayerNorm):
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
 
     Raises:
+        InputError: an unknown activation, or a mask or lengths that do not fit.
         RuntimeError: the input's last axes differ from ``normalized_shape``.
 
     Example:
@@ -135,13 +139,15 @@ class LayerNorm(torch.nn.LayerNorm):
         activation: str | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
 
-    @located
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``input``."""
-        y = layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
-        return ops.activate(y, self.activation)
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``; ``mask`` (N, ...) or ``lengths`` (N,) say which positions are real."""
+        shape = self.normalized_shape
+        keep = _real_positions(input, len(shape), mask, lengths)
+        y = layer_norm(_kept(input, keep), shape, self.weight, self.bias, self.eps)
+        return _kept(ops.activate(y, self.activation), keep)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -178,9 +184,29 @@ class RMSNorm(torch.nn.RMSNorm):
         activation: str | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
 
-    @located
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize ``x``."""
-        return ops.activate(super().forward(x), self.activation)
+    @boundary
+    def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
+        keep = _real_positions(x, len(self.normalized_shape), mask, lengths)
+        return _kept(ops.activate(super().forward(_kept(x, keep)), self.activation), keep)
+
+
+@torch.fx.wrap
+def _real_positions(x: Tensor, axes: int, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The mask that broadcasts to ``x``, whose last ``axes`` are normalized and therefore count as a whole."""
+    if mask is None and lengths is None:
+        return None
+    positions = x.shape[: x.ndim - axes]
+    if not positions:
+        raise InputError(f"mask and lengths need positions before the normalized axes, got the shape {tuple(x.shape)}")
+    # As (N, C, ...) with a single channel, which is the form that masks are checked against.
+    keep = real_elements(x.new_empty(()).expand(positions).unsqueeze(1), mask, lengths)
+    return None if keep is None else keep.squeeze(1).reshape(*keep.squeeze(1).shape, *(1,) * axes)
+
+
+@torch.fx.wrap
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """``x`` with zeros, and no gradient, where nothing is real."""
+    return x if keep is None else torch.where(keep, x, 0)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from normwise.errors import InputError
 from normwise.nn import _recurrence
 from normwise.nn._recurrence import State, walk
+from normwise.nn._state import boundary
 
 
 class _Weights(NamedTuple):
@@ -26,6 +27,7 @@ class _Weights(NamedTuple):
     bias_hh: Tensor | None = None
     gain_c: Tensor | None = None
     bias_c: Tensor | None = None
+    weight_hr: Tensor | None = None
 
 
 class _Kind:
@@ -63,10 +65,13 @@ class _Kind:
 
     def _steps(self, x: Tensor, state: State, directions: Sequence[_Weights], sizes: list[int]) -> tuple[Tensor, State]:
         """The recurrence in the parameters' precision: roundings in it would add up over the steps."""
-        parameters = self._step_parameters(directions)
+        parameters, cell = self._step_parameters(directions), self._cell
+        projections = [w.weight_hr for w in directions if w.weight_hr is not None]
+        if projections:
+            parameters, cell = (*parameters, _stack(projections)), _recurrence.projected(cell)
         dtype = parameters[0].dtype
         with torch.autocast(x.device.type, enabled=False):
-            return walk(self._cell, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
+            return walk(cell, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
 
 
 class _LstmKind(_Kind):
@@ -166,14 +171,11 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
         *,
         eps: float = 1e-5,
     ) -> None:
-        if proj_size:
-            raise InputError(
-                f"{type(self).__name__} has no projection, got proj_size={proj_size}: add a Linear after it"
-            )
+        if proj_size and self._kind != "LSTM":
+            raise InputError(f"only an LSTM has projections, as in torch, got proj_size={proj_size}")
         _check_size(hidden_size)
-        super().__init__(
-            self._kind, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
-        )
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__(self._kind, *shape, device, dtype)
         self.eps = eps
         for suffix in self._suffixes():
             self._add_norms(suffix, hidden_size, bias, device=device, dtype=dtype)
@@ -191,6 +193,7 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Do nothing: there is no fused kernel whose layout the weights would have to take."""
 
+    @boundary
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run over a sequence; see the class for the forms of input and output."""
         if isinstance(input, PackedSequence):
@@ -228,14 +231,16 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
         """All layers over packed rows; ``order`` and ``back`` sort the initial state and unsort the last."""
         # Torch's checks only ask for the largest batch, and whether rows are packed.
         self.check_input(rows, sizes)  # type: ignore[arg-type]
-        expected = self.get_expected_hidden_size(rows, sizes)  # type: ignore[arg-type]
+        output = self.get_expected_hidden_size(rows, sizes)  # type: ignore[arg-type]
+        expected = (output, (*output[:2], self.hidden_size))[: self._states]  # a projection leaves the cell state alone
         if hx is None:
-            state: State = (rows.new_zeros(expected),) * self._states
+            state: State = tuple(rows.new_zeros(size) for size in expected)
         else:
-            state = tuple(s if order is None else s.index_select(1, order) for s in self._as_tuple(hx))
-            for k, s in enumerate(state):
+            state = self._as_tuple(hx)
+            for k, (s, size) in enumerate(zip(state, expected, strict=True)):
                 name = f"hidden[{k}]" if self._states > 1 else "hidden"
-                self.check_hidden_size(s, expected, f"Expected {name} size {{}}, got {{}}")
+                self.check_hidden_size(s, size, f"Expected {name} size {{}}, got {{}}")
+            state = tuple(s if order is None else s.index_select(1, order) for s in state)
         turn = _turned(sizes).to(rows.device) if self.bidirectional else None
         last: list[State] = []
         D = 2 if self.bidirectional else 1
@@ -290,6 +295,8 @@ class LayerNormLSTM(_LstmKind, _LayerNormRNN):
         c[t] = σ(f) · c[t−1] + σ(i) · tanh(g)
         h[t] = σ(o) · tanh(LN(c[t]; gain_c, bias_c))                                            over hidden_size
 
+    With ``proj_size``, h[t] is W_hr times that (Sak et al. 2014, arXiv 1402.1128), as in torch.
+
     Weights and biases have torch's names and shapes, so that ``load_state_dict(lstm.state_dict(), strict=False)`` takes
     the weights of a ``torch.nn.LSTM``; the gains come in addition. Input is (T, N, input_size), (N, T, input_size) with
     ``batch_first``, (T, input_size) or a ``PackedSequence``, whose padding is never seen; outputs have torch's forms.
@@ -302,13 +309,13 @@ class LayerNormLSTM(_LstmKind, _LayerNormRNN):
         batch_first: whether batched input and output have the batch first.
         dropout: probability, between layers.
         bidirectional: whether a second direction runs from the end; its outputs stand beside the first's.
-        proj_size: only 0: there are no projections.
+        proj_size: features that the output is projected to; 0 for no projection.
         device: of the parameters.
         dtype: of the parameters.
         eps: added to the variances.
 
     Raises:
-        InputError: ``hidden_size=1`` or a projection.
+        InputError: ``hidden_size=1``.
         ValueError: what torch refuses in the arguments, or an input that is neither 2-D nor 3-D.
         RuntimeError: an input or initial state of the wrong size.
 
@@ -330,8 +337,8 @@ class LayerNormGRU(_GruKind, _LayerNormRNN):
         n = tanh(LN(W_in x[t]; gain_ih, bias_ih) + r · LN(W_hn h[t−1]; gain_hh, bias_hh))
         h[t] = (1 − z) · n + z · h[t−1]
 
-    z is torch's, 1 minus the paper's. Arguments, names and forms are those of :class:`LayerNormLSTM`; the state is one
-    tensor.
+    z is torch's, 1 minus the paper's. Arguments, names and forms are those of :class:`LayerNormLSTM` without a
+    projection; the state is one tensor.
 
     Example:
         >>> gru = LayerNormGRU(3, 5)
@@ -365,18 +372,40 @@ class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
         super().reset_parameters()
         _reset_norms(self)
 
+    @boundary
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Take one step from (N, input_size) or (input_size,)."""
         if input.dim() not in (1, 2):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}")
         x = input if input.dim() == 2 else input[None]
         if hx is None:
             state: State = (x.new_zeros(len(x), self.hidden_size),) * self._states
         else:
-            state = tuple(s.reshape(len(x), self.hidden_size) for s in self._as_tuple(hx))
+            state = tuple(s if input.dim() == 2 else s[None] for s in self._checked_state(input, hx))
         w = _weights_of(self, "")
         _, last = self._steps(self._input_part(x, w, self.eps), state, [w], [len(x)])
         return self._as_torch(tuple(s if input.dim() == 2 else s[0] for s in last))
+
+    def _checked_state(self, input: Tensor, hx: Any) -> State:
+        """The initial state, refused in torch's words where it does not go with the input."""
+        state, kind = self._as_tuple(hx), type(self).__name__
+        for k, s in enumerate(state):
+            if s.dim() not in (1, 2):
+                name = f"hx[{k}]" if self._states > 1 else "hidden"
+                raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {s.dim()}D instead")
+            if s.dim() != input.dim():
+                raise RuntimeError(
+                    f"{kind}: Expected input and hidden{k} of as many axes, got {input.dim()} and {s.dim()}"
+                )
+            if s.shape[:-1] != input.shape[:-1]:
+                raise RuntimeError(f"Input batch size {len(input)} doesn't match hidden{k} batch size {len(s)}")
+            if s.shape[-1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: got {s.shape[-1]}, expected {self.hidden_size}"
+                )
+        return state
 
 
 class LayerNormLSTMCell(_LstmKind, _LayerNormCell):

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
-from normwise.nn._state import TrackingNorm, located
+from normwise.nn._state import TrackingNorm, boundary, exporting
 
 
 class RelativeNorm(TrackingNorm):
@@ -52,14 +53,14 @@ class RelativeNorm(TrackingNorm):
         tracks = track_running_stats and METHODS[self.method].running
         super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
 
     def _inputs(self) -> dict[str, Any]:
         """What the method needs beyond weight, bias and running averages."""
         return {}
 
-    @located
-    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         options = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._inputs()}
         return self._normalize(input, self.method, self.momentum, counts=True, **options)
@@ -211,7 +212,8 @@ class FilterResponseNorm(RelativeNorm):
         if self._parameters.get("threshold") is not None:
             torch.nn.init.zeros_(self.threshold)  # type: ignore[arg-type]
 
-    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``, and apply the threshold where there is one; padding stays 0."""
         y = super().forward(input, mask=mask, lengths=lengths)
         if self.threshold is None:
@@ -256,8 +258,12 @@ class FrozenBatchNorm(torch.nn.Module):
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @boundary
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``input``."""
+        """Normalize ``input``; exported, by torch's own operator."""
+        if exporting():
+            stored = (self.running_mean, self.running_var, self.weight, self.bias)
+            return torch.nn.functional.batch_norm(input, *stored, training=False, eps=self.eps)
         return normalize(
             input,
             "batch",

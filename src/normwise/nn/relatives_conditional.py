@@ -11,7 +11,7 @@ from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
-from normwise.nn._state import TrackingNorm, located
+from normwise.nn._state import TrackingNorm, boundary
 
 
 class ConditionalNorm(TrackingNorm):
@@ -54,7 +54,7 @@ class ConditionalNorm(TrackingNorm):
         tracks = options.pop("track_running_stats", True) and METHODS[self.method].running
         super().__init__(num_features, track_running_stats=tracks, **options)
         self._guard(skip_nonfinite)
-        self.activation = activation
+        self.activation = ops.known_activation(activation)
         like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.condition: torch.nn.Embedding | torch.nn.Linear
         if num_conditions is not None:
@@ -64,9 +64,9 @@ class ConditionalNorm(TrackingNorm):
         for parameter in self.condition.parameters():
             torch.nn.init.zeros_(parameter)
 
-    @located
+    @boundary
     def forward(
-        self, input: Tensor, condition: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None
+        self, input: Tensor, condition: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
     ) -> Tensor:
         """Normalize ``input`` (N, C, ...) given one condition a sample."""
         self._check(input, condition)
@@ -136,8 +136,9 @@ class AdaptiveInstanceNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
 
+    @boundary
     def forward(
-        self, content: Tensor, style: Tensor, *, mask: Tensor | None = None, style_mask: Tensor | None = None
+        self, content: Tensor, style: Tensor, mask: Tensor | None = None, style_mask: Tensor | None = None
     ) -> Tensor:
         """Give ``content`` (N, C, ...) the moments of ``style`` (N, C, ...), whose spatial sizes may differ."""
         if content.shape[:2] != style.shape[:2]:

@@ -9,19 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise import ops
 from normwise.engine import needs_plain_graph
 from normwise.errors import InputError, NormwiseWarning
-from normwise.methods import POOLS, Inputs, defined_members
+from normwise.methods import Inputs, defined_members, known_members, known_variance
 from normwise.moments import Moments, sparsestmax
-from normwise.nn._state import TrackingNorm, check_dim, located, uses_running
+from normwise.nn._state import TrackingNorm, boundary, check_dim, uses_running
 from normwise.nn.groupnorm import groups_for
-from normwise.ops import accumulation_dtype
 from normwise.records import Mixture
 
 # The name in this module, which is what the forward pass below looks up.
 torch.fx.wrap("check_dim")
-
-VARIANCES = ("paper", "official")
 
 
 class SwitchableNorm(TrackingNorm):
@@ -57,17 +55,18 @@ class SwitchableNorm(TrackingNorm):
         activation: str | None = None,
         skip_nonfinite: bool = True,
     ) -> None:
-        self.over = _checked_members(over)
-        if variance not in VARIANCES:
-            raise InputError(f"unknown variance {variance!r}: expected one of {', '.join(VARIANCES)}")
+        self.over = known_members(over)
+        self.variance = known_variance(variance)
         tracks = track_running_stats and "batch" in self.over
         super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
-        self.variance = variance
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups
         if self.num_groups < 1 or num_features % self.num_groups:
-            raise InputError(f"num_features ({num_features}) must be divisible by num_groups ({self.num_groups})")
-        self.activation = activation
+            raise InputError(
+                f"num_features ({num_features}) must be divisible by num_groups ({self.num_groups}): "
+                f"{groups_for(num_features, max(self.num_groups, 1))} would do"
+            )
+        self.activation = ops.known_activation(activation)
         for name in ("mean_weight", "var_weight"):
             logits = torch.ones(len(self.over), device=device, dtype=dtype)
             self.register_parameter(name, torch.nn.Parameter(logits))
@@ -97,8 +96,8 @@ class SwitchableNorm(TrackingNorm):
         means, variances = (w.softmax(0) if self.sparsity is None else _sparse(w, self.sparsity) for w in logits)
         return means, variances
 
-    @located
-    def forward(self, input: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
         mix = _mix(self.over, self.mean_weight, self.var_weight, self.sparsity, self.training)
@@ -288,7 +287,7 @@ def importance(model: torch.nn.Module) -> Importance:
 
 
 def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
-    return sparsestmax(logits.to(accumulation_dtype(logits.dtype)), sparsity)
+    return sparsestmax(logits.to(ops.accumulation_dtype(logits.dtype)), sparsity)
 
 
 @torch.fx.wrap
@@ -303,14 +302,6 @@ def _mix(
         return over, means, variances
     live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()
     return tuple(over[k] for k in live), means[live], variances[live]
-
-
-def _checked_members(over: Sequence[str]) -> tuple[str, ...]:
-    members = (over,) if isinstance(over, str) else tuple(over)
-    unknown = [name for name in members if name not in POOLS]
-    if unknown or not members or len(set(members)) < len(members):
-        raise InputError(f"over={over!r}: expected one or more different members of {', '.join(POOLS)}")
-    return members
 
 
 @torch.fx.wrap

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normwise.ops import native, reference
 from normwise.ops.environment import describe_environment
-from normwise.ops.reference import ACTIVATIONS, accumulation_dtype, activate
+from normwise.ops.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +22,7 @@ __all__ = [
     "describe_environment",
     "grad_input",
     "grad_sums",
+    "known_activation",
     "moments",
     "native",
     "reference",

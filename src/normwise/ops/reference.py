@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normwise.errors import InputError
+
 ACTIVATIONS = (None, "relu", "leaky_relu", "silu")
 
 
@@ -105,22 +107,41 @@ def activate(z: Tensor, activation: str | None, slope: float = 0.01) -> Tensor:
         A tensor like ``z``.
 
     Raises:
-        ValueError: the name is not one of these.
+        InputError: the name is not one of these.
 
     Example:
         >>> activate(torch.tensor([-1.0, 2.0]), "leaky_relu", slope=0.5)
         tensor([-0.5000,  2.0000])
     """
-    match activation:
-        case None:
-            return z
+    match known_activation(activation):
         case "relu":
             return F.relu(z)
         case "leaky_relu":
             return F.leaky_relu(z, slope)
         case "silu":
             return F.silu(z)
-    raise ValueError(f"unknown activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
+    return z
+
+
+def known_activation(activation: str | None) -> str | None:
+    """Check an activation's name before it is needed.
+
+    Args:
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: the name is not one of these.
+
+    Example:
+        >>> known_activation("relu")
+        'relu'
+    """
+    if activation not in ACTIVATIONS:
+        raise InputError(f"unknown activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
+    return activation
 
 
 def _activation_slope(z: Tensor, activation: str | None, slope: float) -> Tensor | float:

@@ -1,0 +1,109 @@
+"""Options of ``normalize`` and of the layers that make no sense are refused in words, before anything has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from normwise import nn
+from normwise.errors import InputError
+from normwise.functional import normalize
+from normwise.ops import native
+
+X = torch.randn(4, 6, 5)
+ZEROS, ONES = torch.zeros(6), torch.ones(6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("btach", {}, "unknown method 'btach': expected one of none, batch"),
+        ("batch", {"activation": "gelu"}, "unknown activation 'gelu': expected one of None, 'relu'"),
+        ("batch", {"parts": "all"}, "unknown parts 'all': expected one of both, mean, scale"),
+        ("switchable", {"variance": "biased"}, "unknown variance 'biased': expected one of paper, official"),
+        ("switchable", {"over": ("layer", "btach")}, "expected one or more different members of instance, layer"),
+        ("switchable", {"over": ()}, "expected one or more different members"),
+        ("switchable", {"mean_weight": torch.ones(2)}, r"mean_weight must have one value for each of .* shape \(2,\)"),
+        ("switchable", {"var_weight": torch.ones(())}, "var_weight must have one value for each of instance"),
+        ("batch", {"running_mean": ZEROS, "momentum": 0.1}, "got running_mean without running_var"),
+        ("batch", {"running_var": ONES}, "got running_var without running_mean"),
+        ("batch", {"use_running": True}, "use_running=True needs running_mean and running_var"),
+        ("group", {"running_mean": ZEROS, "running_var": ONES, "momentum": 0.1}, "group .* keeps no running averages"),
+        ("layer", {"running_mean": ZEROS, "running_var": ONES, "use_running": True}, "keeps no running averages"),
+        ("ghost_batch", {"ghost_size": 0}, "ghost_size counts samples, at least 1, got 0"),
+    ],
+)
+def test_an_option_that_makes_no_sense(method: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        normalize(X, method, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": torch.ones(3, 6)}, r"weight should have the shape \(6,\) or \(4, 6\), got \(3, 6\)"),
+        ({"bias": torch.ones(())}, "bias should contain 6 elements not 1"),
+        ({"running_mean": ZEROS, "running_var": torch.ones(5)}, "running_var should contain 6 elements not 5"),
+        ({"num_groups": 0}, "divisible by num_groups, but got .* num_groups=0"),
+    ],
+)
+def test_a_tensor_of_another_size(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        normalize(X, "batch", **options)
+
+
+def test_one_member_may_be_given_by_its_name() -> None:
+    torch.testing.assert_close(normalize(X, "switchable", over="layer"), normalize(X, "layer"))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda a: nn.BatchNorm2d(6, activation=a),
+        lambda a: nn.LazyBatchNorm2d(activation=a),
+        lambda a: nn.InstanceNorm2d(6, activation=a),
+        lambda a: nn.GroupNorm(2, 6, activation=a),
+        lambda a: nn.LayerNorm(6, activation=a),
+        lambda a: nn.RMSNorm(6, activation=a),
+        lambda a: nn.SwitchableNorm2d(6, activation=a),
+        lambda a: nn.BatchRenorm(6, activation=a),
+        lambda a: nn.ConditionalBatchNorm(6, 2, activation=a),
+    ],
+)
+def test_layers_refuse_an_unknown_activation_when_they_are_built(build: Callable[[str], torch.nn.Module]) -> None:
+    build("silu")
+    with pytest.raises(InputError, match="unknown activation 'gelu'"):
+        build("gelu")
+
+
+def test_an_activation_that_is_set_later_is_checked_when_it_is_used() -> None:
+    layer = nn.BatchNorm1d(6)
+    layer.activation = "gelu"
+    with pytest.raises(InputError, match=r"unknown activation 'gelu'.*\[in layer BatchNorm1d\]"):
+        layer(X)
+
+
+@pytest.mark.parametrize(("channels", "groups", "fix"), [(12, 12, "num_groups=6 would do"), (7, 7, "num_groups=1 ")])
+def test_groups_of_one_element_are_refused_with_a_count_that_works(channels: int, groups: int, fix: str) -> None:
+    x = torch.randn(4, channels, 1, 1)
+    with pytest.raises(InputError, match=fix):
+        nn.GroupNorm(groups, channels)(x)
+    assert nn.GroupNorm(int(fix.split("=")[1].split()[0]), channels)(x).std() > 0.1
+    with pytest.raises(InputError, match="before the features shrink to one"):
+        nn.GroupNorm(1, 1)(torch.randn(4, 1))
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["native", "plain"])
+def test_a_constant_input_mixes_to_zero(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if plain:
+        monkeypatch.setattr(native, "supports", lambda x: False)
+    layer = nn.SwitchableNorm2d(6)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for parameter in (layer.mean_weight, layer.var_weight):
+            torch.nn.init.normal_(parameter)
+        y = layer(torch.full((3, 6, 5, 5), 1e4 + 1 / 3))
+        assert y.abs().max() <= (0 if plain else 1e-8)  # natively the shares are float64, and sum to 1 but for 1e-16
