@@ -178,6 +178,32 @@ def test_gradcheck_and_second_derivatives(cls, proj_size):
     assert torch.autograd.gradgradcheck(run, (x, h0, c0), atol=1e-4, fast_mode=True)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # raised by torch.func.jvp's own imports
+@pytest.mark.parametrize("cls", KINDS)
+def test_third_derivatives_and_nested_forward_mode(cls):
+    """Torch's layer norm kernel, which runs where neither is asked for, has both wrong."""
+    net = shaken(cls, 2, 3)
+    x, u, v = torch.randn(3, 3, 1, 2, dtype=torch.float64).unbind()
+    zeros = torch.zeros(2, 1, 1, 3, dtype=torch.float64)
+
+    def plain(t):
+        return torch.stack(oracle(net, t.unbind(1), *zeros)[0], 1)
+
+    def third(function):
+        leaf = x.clone().requires_grad_()
+        value = (function(leaf) * u.sum()).square().sum()
+        for _ in range(3):
+            (g,) = torch.autograd.grad(value, leaf, create_graph=True)
+            value = g.square().sum()
+        return g
+
+    def second(function):
+        return torch.func.jvp(lambda t: torch.func.jvp(function, (t,), (u,))[1], (x,), (v,))[1]
+
+    for derivative in (third, second):
+        torch.testing.assert_close(derivative(lambda t: net(t)[0]), derivative(plain), rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("cls", KINDS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_forms_of_input_agree_and_have_torchs_shapes(cls, batch_first):

@@ -38,8 +38,14 @@ class Cell:
 
 
 def layer_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Torch's layer norm of the last axis without weight and bias; also gives mean and 1/std."""
-    return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    """Layer norm of the last axis without weight and bias; also gives mean and 1/std."""
+    written_down = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if written_down or not (torch.is_grad_enabled() or needs_plain_graph()):
+        return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    # Torch's kernel has wrong third derivatives.
+    var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + eps)
+    return (x - mean) * rstd, mean, rstd
 
 
 def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from normwise.errors import InputError
-from normwise.nn.recurrent import _Kind
+from normwise.nn._recurrent_kinds import Kind
 from normwise.nn.switchable import SwitchableNorm
 
 NORMS: tuple[type[torch.nn.Module], ...] = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm)
@@ -83,5 +83,5 @@ def _group_of(module: torch.nn.Module, name: str, norms: tuple[type[torch.nn.Mod
     if isinstance(module, SwitchableNorm) and name in ("mean_weight", "var_weight"):
         return "mixing"
     # The biases of our recurrent layers are the shifts of their norms.
-    in_gates = isinstance(module, _Kind) and name.startswith(("gain_", "bias_"))
+    in_gates = isinstance(module, Kind) and name.startswith(("gain_", "bias_"))
     return "norm" if in_gates or isinstance(module, norms) else "rest"

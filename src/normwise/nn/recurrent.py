@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,149 +10,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from normwise.errors import InputError
-from normwise.nn import _recurrence
-from normwise.nn._recurrence import State, walk
+from normwise.nn._recurrence import State
+from normwise.nn._recurrent_kinds import GruKind, Kind, LstmKind, check_size, reset_norms, stack, weights_of
 from normwise.nn._state import boundary
 
 
-class _Weights(NamedTuple):
-    """The parameters of one direction of one layer; biases and the cell state's norm may be absent."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    gain_ih: Tensor
-    gain_hh: Tensor
-    bias_ih: Tensor | None = None
-    bias_hh: Tensor | None = None
-    gain_c: Tensor | None = None
-    bias_c: Tensor | None = None
-    weight_hr: Tensor | None = None
-
-
-class _Kind:
-    """What tells an LSTM from a GRU, for the layers and the cells alike."""
-
-    _kind: str
-    _cell: _recurrence.Cell
-    _chunks: int
-    _states: int
-    _norms: tuple[str, ...] = ()
-    eps: float
-
-    @staticmethod
-    def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
-        """The input's part of the gates, for all rows at once."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _step_parameters(directions: Sequence[_Weights]) -> State:
-        """What the step reads, stacked over the directions."""
-        raise NotImplementedError
-
-    def _as_tuple(self, hx: Any) -> State:
-        return tuple(hx) if self._states > 1 else (hx,)
-
-    def _as_torch(self, state: State) -> Any:
-        return state if self._states > 1 else state[0]
-
-    def _add_norms(self, suffix: str, hidden_size: int, bias: bool, **factory: Any) -> None:
-        gates = self._chunks * hidden_size
-        for name, size in ({"gain_ih": gates, "gain_hh": gates} | dict.fromkeys(self._norms, hidden_size)).items():
-            absent = name.startswith("bias") and not bias
-            parameter = None if absent else torch.nn.Parameter(torch.empty(size, **factory))
-            self.register_parameter(name + suffix, parameter)  # type: ignore[attr-defined]
-
-    def _steps(self, x: Tensor, state: State, directions: Sequence[_Weights], sizes: list[int]) -> tuple[Tensor, State]:
-        """The recurrence in the parameters' precision: roundings in it would add up over the steps."""
-        parameters, cell = self._step_parameters(directions), self._cell
-        projections = [w.weight_hr for w in directions if w.weight_hr is not None]
-        if projections:
-            parameters, cell = (*parameters, _stack(projections)), _recurrence.projected(cell)
-        dtype = parameters[0].dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return walk(cell, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
-
-
-class _LstmKind(_Kind):
-    _kind = "LSTM"
-    _cell = _recurrence.LSTM
-    _chunks = 4
-    _states = 2
-    _norms = ("gain_c", "bias_c")
-
-    @staticmethod
-    def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
-        twice = _twice_g(w.gain_ih)
-        bias = None if w.bias_ih is None or w.bias_hh is None else (w.bias_ih + w.bias_hh) * twice
-        return F.layer_norm(F.linear(rows, w.weight_ih), w.gain_ih.shape, w.gain_ih * twice, bias, eps)
-
-    @staticmethod
-    def _step_parameters(directions: Sequence[_Weights]) -> State:
-        gain = [w.gain_hh * _twice_g(w.gain_hh) for w in directions]
-        gain_c = [w.gain_c for w in directions if w.gain_c is not None]
-        bias_c = [
-            torch.zeros_like(g) if w.bias_c is None else w.bias_c for w, g in zip(directions, gain_c, strict=True)
-        ]
-        return _stack([w.weight_hh for w in directions]), *map(_stack_rows, (gain, gain_c, bias_c))
-
-
-def _twice_g(gates: Tensor) -> Tensor:
-    """2 for the units of the gate g, as the step wants them, and 1 for the others."""
-    return gates.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(len(gates) // 4)
-
-
-class _GruKind(_Kind):
-    _kind = "GRU"
-    _cell = _recurrence.GRU
-    _chunks = 3
-    _states = 1
-
-    @staticmethod
-    def _input_part(rows: Tensor, w: _Weights, eps: float) -> Tensor:
-        H = w.weight_hh.shape[1]
-        gates = F.linear(rows, w.weight_ih).split([2 * H, H], -1)
-        gains = w.gain_ih.split([2 * H, H])
-        biases: Sequence[Tensor | None] = (None, None)
-        if w.bias_ih is not None and w.bias_hh is not None:
-            # The candidate's recurrent bias stands inside the reset gate's product, in the step.
-            biases = (w.bias_ih[: 2 * H] + w.bias_hh[: 2 * H], w.bias_ih[2 * H :])
-        normed = [F.layer_norm(x, g.shape, g, b, eps) for x, g, b in zip(gates, gains, biases, strict=True)]
-        return torch.cat(normed, -1)
-
-    @staticmethod
-    def _step_parameters(directions: Sequence[_Weights]) -> State:
-        H = directions[0].weight_hh.shape[1]
-        biases = [w.gain_hh.new_zeros(H) if w.bias_hh is None else w.bias_hh[2 * H :] for w in directions]
-        gains = [w.gain_hh for w in directions]
-        return _stack([w.weight_hh for w in directions]), _stack_rows(gains), _stack_rows(biases)
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Two directions on a leading axis; one alone is spared the batched products."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
-
-
-def _stack_rows(vectors: Sequence[Tensor]) -> Tensor:
-    return vectors[0] if len(vectors) == 1 else torch.stack(list(vectors))[:, None]
-
-
-def _check_size(hidden_size: int) -> None:
-    if hidden_size == 1:
-        raise InputError(
-            "hidden_size=1: layer norm over a single unit is 0 whatever its input. Use 2 or more, or torch's own cell"
-        )
-
-
-def _reset_norms(module: torch.nn.Module) -> None:
-    """Gains 1, all shifts 0."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if name.startswith("gain_"):
-            torch.nn.init.ones_(parameter)
-        elif name.startswith("bias_"):
-            torch.nn.init.zeros_(parameter)
-
-
-class _LayerNormRNN(_Kind, torch.nn.RNNBase):
+class _LayerNormRNN(Kind, torch.nn.RNNBase):
     """What the two layers share: parameters, input in all its forms, layers and directions."""
 
     def __init__(
@@ -173,13 +35,13 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
     ) -> None:
         if proj_size and self._kind != "LSTM":
             raise InputError(f"only an LSTM has projections, as in torch, got proj_size={proj_size}")
-        _check_size(hidden_size)
+        check_size(hidden_size)
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__(self._kind, *shape, device, dtype)
         self.eps = eps
         for suffix in self._suffixes():
             self._add_norms(suffix, hidden_size, bias, device=device, dtype=dtype)
-        _reset_norms(self)
+        reset_norms(self)
 
     def _suffixes(self) -> list[str]:
         ends = ("", "_reverse") if self.bidirectional else ("",)
@@ -188,7 +50,7 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
     def reset_parameters(self) -> None:
         """Weights uniform in ±1/√hidden_size as torch's, gains 1, biases 0."""
         super().reset_parameters()
-        _reset_norms(self)
+        reset_norms(self)
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no fused kernel whose layout the weights would have to take."""
@@ -259,18 +121,14 @@ class _LayerNormRNN(_Kind, torch.nn.RNNBase):
         self, layer: int, rows: Tensor, state: State, sizes: list[int], turn: Tensor | None
     ) -> tuple[Tensor, State]:
         ends = ("", "_reverse") if self.bidirectional else ("",)
-        directions = [_weights_of(self, f"_l{layer}{end}") for end in ends]
+        directions = [weights_of(self, f"_l{layer}{end}") for end in ends]
         parts = [self._input_part(rows, w, self.eps) for w in directions]
         if turn is not None:
             parts[1] = parts[1].index_select(0, turn)
-        output, last = self._steps(_stack(parts), state, directions, sizes)
+        output, last = self._steps(stack(parts), state, directions, sizes)
         if turn is None:
             return output, last
         return torch.cat([output[0], output[1].index_select(0, turn)], -1), last
-
-
-def _weights_of(module: torch.nn.Module, suffix: str) -> _Weights:
-    return _Weights(*(getattr(module, name + suffix, None) for name in _Weights._fields))  # type: ignore[arg-type]
 
 
 def _turned(batch_sizes: list[int]) -> Tensor:
@@ -286,7 +144,7 @@ def _turned(batch_sizes: list[int]) -> Tensor:
     return starts[lengths[sample] - 1 - step] + sample
 
 
-class LayerNormLSTM(_LstmKind, _LayerNormRNN):
+class LayerNormLSTM(LstmKind, _LayerNormRNN):
     """An LSTM with layer norm inside the gates (Ba et al. 2016, arXiv 1607.06450, supplement), a drop-in for torch's.
 
     Formula, with LN(a; g, b) = g · (a − mean(a)) / √(var(a) + eps) + b over all units of a::
@@ -327,7 +185,7 @@ class LayerNormLSTM(_LstmKind, _LayerNormRNN):
     """
 
 
-class LayerNormGRU(_GruKind, _LayerNormRNN):
+class LayerNormGRU(GruKind, _LayerNormRNN):
     """A GRU with layer norm inside the gates (Ba et al. 2016, arXiv 1607.06450, supplement), a drop-in for torch's.
 
     Formula, with LN as in :class:`LayerNormLSTM`, over the 2 · hidden_size units of both gates together, and over the
@@ -348,7 +206,7 @@ class LayerNormGRU(_GruKind, _LayerNormRNN):
     """
 
 
-class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
+class _LayerNormCell(Kind, torch.nn.RNNCellBase):
     """One step as a module."""
 
     def __init__(
@@ -361,16 +219,16 @@ class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
         *,
         eps: float = 1e-5,
     ) -> None:
-        _check_size(hidden_size)
+        check_size(hidden_size)
         super().__init__(input_size, hidden_size, bias, self._chunks, device=device, dtype=dtype)
         self.eps = eps
         self._add_norms("", hidden_size, bias, device=device, dtype=dtype)
-        _reset_norms(self)
+        reset_norms(self)
 
     def reset_parameters(self) -> None:
         """Weights uniform in ±1/√hidden_size as torch's, gains 1, biases 0."""
         super().reset_parameters()
-        _reset_norms(self)
+        reset_norms(self)
 
     @boundary
     def forward(self, input: Tensor, hx: Any = None) -> Any:
@@ -384,7 +242,7 @@ class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
             state: State = (x.new_zeros(len(x), self.hidden_size),) * self._states
         else:
             state = tuple(s if input.dim() == 2 else s[None] for s in self._checked_state(input, hx))
-        w = _weights_of(self, "")
+        w = weights_of(self, "")
         _, last = self._steps(self._input_part(x, w, self.eps), state, [w], [len(x)])
         return self._as_torch(tuple(s if input.dim() == 2 else s[0] for s in last))
 
@@ -408,7 +266,7 @@ class _LayerNormCell(_Kind, torch.nn.RNNCellBase):
         return state
 
 
-class LayerNormLSTMCell(_LstmKind, _LayerNormCell):
+class LayerNormLSTMCell(LstmKind, _LayerNormCell):
     """One step of :class:`LayerNormLSTM`, with the interface of ``torch.nn.LSTMCell``.
 
     Example:
@@ -418,7 +276,7 @@ class LayerNormLSTMCell(_LstmKind, _LayerNormCell):
     """
 
 
-class LayerNormGRUCell(_GruKind, _LayerNormCell):
+class LayerNormGRUCell(GruKind, _LayerNormCell):
     """One step of :class:`LayerNormGRU`, with the interface of ``torch.nn.GRUCell``.
 
     Example:
