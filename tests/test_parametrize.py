@@ -302,6 +302,10 @@ def test_refusals_say_what_to_do():
         remove_weight_norm(nn.Linear(2, 2))
     with pytest.raises(InputError, match="first forward pass"):
         weight_normalize(nn.LazyLinear(2))
+    model = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)))
+    with pytest.raises(InputError, match=r"'weight' of layer '1' \(ParametrizedLinear\) is parametrized already"):
+        weight_normalize(model)
+    assert not parametrize.is_parametrized(model[0])
     with pytest.raises(InputError, match="no parameter 'weight'"):
         weight_norm(nn.LSTM(2, 2))
     tied = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})

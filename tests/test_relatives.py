@@ -261,6 +261,16 @@ def test_weight_standardization_refuses_what_it_would_erase() -> None:
 def test_spectral_norm_is_torchs() -> None:
     layer = spectral_norm(torch.nn.Linear(5, 3), n_power_iterations=50)
     torch.testing.assert_close(torch.linalg.matrix_norm(layer.weight, 2), torch.tensor(1.0), rtol=1e-4, atol=1e-4)
+    theirs = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(5, 3))
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5)
+    torch.testing.assert_close(theirs.eval()(x), layer.eval()(x))
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # torch's cannot be pickled
+        torch.testing.assert_close(twin(x), layer(x))
+        torch.nn.utils.parametrize.remove_parametrizations(twin, "weight")
+        assert torch.nn.utils.parametrize.is_parametrized(layer)
+    with pytest.raises(InputError, match="no parameter 'kernel'"):
+        spectral_norm(torch.nn.Linear(2, 2), "kernel")
 
 
 def test_official_switchable_tracks_its_batch_variance_as_it_is() -> None:
