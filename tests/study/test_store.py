@@ -1,5 +1,6 @@
 """Nothing is lost and nothing runs twice, wherever a worker is killed."""
 
+import collections
 import os
 import signal
 import sqlite3
@@ -10,8 +11,12 @@ import pytest
 from tiny_study import fake_trial, make_settings
 
 from normwise.errors import StoreError
+from normwise.records import STUDY_VERSION
+from normwise.study import database
 from normwise.study import store as module
+from normwise.study.database import File
 from normwise.study.plan import due, total_cells, tune_cells
+from normwise.study.server import Server
 from normwise.study.store import Store
 
 SETTINGS = make_settings(["none", "batch"], seeds=[0, 1], lrs={"2": [0.05, 0.1]})
@@ -26,15 +31,18 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """Take a silent worker for dead sooner, to keep the tests short."""
-    monkeypatch.setattr(module, "_GRACE", 2)
-    monkeypatch.setattr(module, "_POLL", 0.05)
+    for kind in (File, Server):
+        monkeypatch.setattr(kind, "heartbeat", 1)
+        monkeypatch.setattr(kind, "grace", 2)
+        monkeypatch.setattr(kind, "poll", 0.05)
+        monkeypatch.setattr(kind, "poll_at_most", 0.1)
 
 
 def plan(trials):
     return due(SETTINGS, trials)
 
 
-def work(folder, seconds=0.0, log=None):
+def work(where, seconds=0.0, log=None):
     """Run what is open; ``log`` gets a line for each cell that was trained to its end."""
 
     def train(cell):
@@ -44,7 +52,7 @@ def work(folder, seconds=0.0, log=None):
                 file.write(f"{cell.key}\n")
         return fake_trial(cell)
 
-    return Store(folder, SETTINGS).work(train, plan)
+    return Store(where, SETTINGS).work(train, plan)
 
 
 def in_child(body):
@@ -70,11 +78,16 @@ def scores(trials):
 EXPECTED_COUNT = total_cells(SETTINGS)
 
 
-def test_uninterrupted(tmp_path):
+def states(where):
+    """How many trials the database holds in each state."""
+    return collections.Counter(t.state.name for t in Store(where)._study.get_trials())
+
+
+def test_uninterrupted(place, tmp_path):
     log = tmp_path / "log"
-    trials = work(tmp_path, log=log)
+    trials = work(place, log=log)
     assert len(trials) == EXPECTED_COUNT == len(set(log.read_text().split()))
-    assert scores(work(tmp_path, log=log)) == scores(trials)
+    assert scores(work(place, log=log)) == scores(trials) == scores(work(None))
     assert len(log.read_text().split()) == EXPECTED_COUNT, "a finished study runs nothing again"
 
 
@@ -102,7 +115,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_at(moment, tmp_path, monkeypatch):
+def test_killed_at(moment, place, tmp_path, monkeypatch):
     target, name, number = MOMENTS[moment]
 
     def doomed():
@@ -111,76 +124,89 @@ def test_killed_at(moment, tmp_path, monkeypatch):
         else:
             original = getattr(target, name)
             monkeypatch.setattr(target, name, lambda *a, **k: kill_self(original(*a, **k)))
-        work(tmp_path, log=tmp_path / "log")
+        work(place, log=tmp_path / "log")
 
+    (tmp_path / "log").touch()
     assert os.WIFSIGNALED(os.waitpid(in_child(doomed), 0)[1])
-    trials = work(tmp_path, log=tmp_path / "log")
+    trials = work(place, log=tmp_path / "log")
     assert len(trials) == EXPECTED_COUNT
     ran = (tmp_path / "log").read_text().split()
     assert sorted(ran) == sorted(set(ran)), "a trial ran to its end twice"
-    assert scores(trials) == scores(work(tmp_path / "other"))
+    assert scores(trials) == scores(work(None))
 
 
-def test_killed_while_training_and_while_taking_over(tmp_path, monkeypatch):
-    child = in_child(lambda: work(tmp_path, seconds=60))
-    deadline = time.monotonic() + 60
-    while not running(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
+def test_killed_while_training_and_while_taking_over(place, tmp_path, monkeypatch):
+    child = in_child(lambda: work(place, seconds=60))
+    await_running(place)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     time.sleep(3.5)  # beyond the grace period
 
     def dies_between_failing_and_retrying():
-        monkeypatch.setattr(module.RetryHeartbeatStaleTrialCallback, "__call__", kill_self)
-        work(tmp_path)
+        monkeypatch.setattr(database.RetryHeartbeatStaleTrialCallback, "__call__", kill_self)
+        work(place)
 
     assert os.WIFSIGNALED(os.waitpid(in_child(dies_between_failing_and_retrying), 0)[1])
-    assert len(work(tmp_path, log=tmp_path / "log")) == EXPECTED_COUNT
+    assert len(work(place, log=tmp_path / "log")) == EXPECTED_COUNT
     assert len((tmp_path / "log").read_text().split()) == EXPECTED_COUNT
 
 
-def running(folder):
-    try:
-        with sqlite3.connect(folder / "study.db") as connection:
-            return connection.execute(
-                "SELECT count(*) FROM trials JOIN trial_heartbeats USING (trial_id) WHERE state = 'RUNNING'"
-            ).fetchone()[0]
-    except sqlite3.Error:
-        return 0
+def await_running(where):
+    """Wait until a worker trains."""
+    store, deadline = Store(where, SETTINGS), time.monotonic() + 60
+    while not any("claim" in t.user_attrs for t in store._study.get_trials()):
+        assert time.monotonic() < deadline, "no worker has begun"
+        time.sleep(0.05)
 
 
-def test_two_processes_share_the_work(tmp_path):
+def test_processes_share_the_work(place, tmp_path):
     log = tmp_path / "log"
-    children = [in_child(lambda: work(tmp_path, seconds=0.1, log=log)) for _ in range(2)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    children = [in_child(lambda: work(place, seconds=0.1, log=log)) for _ in range(3)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     ran = log.read_text().split()
     assert sorted(ran) == sorted(set(ran))
     assert len(ran) == EXPECTED_COUNT
-    with sqlite3.connect(tmp_path / "study.db") as connection:
-        states = dict(connection.execute("SELECT state, count(*) FROM trials GROUP BY state"))
-    assert states == {"COMPLETE": EXPECTED_COUNT}
+    assert states(place) == {"COMPLETE": EXPECTED_COUNT}
 
 
-def test_reconciling_is_idempotent(tmp_path):
-    store = Store(tmp_path, SETTINGS)
+def test_reconciling_is_idempotent(place):
+    store = Store(place, SETTINGS)
     for _ in range(3):
-        with module._quiet(), store._lock:
+        with module._quiet(), store._locked():
             waiting, running_now, finished = store._reconcile(plan)
         assert (waiting, running_now, finished) == (len(tune_cells(SETTINGS)), 0, [])
 
 
-def test_interrupted_trial_is_run_again(tmp_path):
+def test_the_queue_is_kept_short(place, monkeypatch):
+    """Every claim reads what waits: a long queue would make claims slow."""
+    monkeypatch.setattr(module, "_AHEAD", 2)
+    assert len(work(place)) == EXPECTED_COUNT
+    store = Store(place, SETTINGS, name="other")
+    with module._quiet(), store._locked():
+        assert store._reconcile(plan)[0] == 2
+
+
+def test_what_is_not_due_any_more_is_withdrawn(place):
+    store = Store(place, SETTINGS)
+    with module._quiet(), store._locked():
+        assert store._reconcile(plan)[0] == 4
+        store._study.enqueue_trial({}, user_attrs=store._study.get_trials()[0].user_attrs)  # twice
+        assert store._reconcile(lambda trials: plan(trials)[:1])[0] == 1
+    assert states(place) == {"WAITING": 1, "FAIL": 4}
+
+
+def test_interrupted_trial_is_run_again(place):
     def interrupted(cell):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Store(tmp_path, SETTINGS).work(interrupted, plan)
-    assert len(work(tmp_path)) == EXPECTED_COUNT
+        Store(place, SETTINGS).work(interrupted, plan)
+    assert len(work(place)) == EXPECTED_COUNT
 
 
-def test_a_worker_that_slept_lets_its_trial_go(tmp_path):
+def test_a_worker_that_slept_lets_its_trial_go(place):
     """Its trial was given to another one meanwhile; it must neither crash nor overwrite."""
-    store, slept = Store(tmp_path, SETTINGS), []
+    store, slept = Store(place, SETTINGS), []
 
     def train(cell):
         if not slept:
@@ -192,35 +218,103 @@ def test_a_worker_that_slept_lets_its_trial_go(tmp_path):
     assert len(store.work(train, plan)) == EXPECTED_COUNT
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
-    Store(tmp_path, SETTINGS)
-    with pytest.raises(StoreError, match=r"seeds = \[0, 1\], this command says \[0, 1, 2\].*--fresh.*--out"):
-        Store(tmp_path, make_settings(["none", "batch"], seeds=[0, 1, 2], lrs={"2": [0.05, 0.1]}))
+def test_other_settings_are_refused_by_name(place):
+    Store(place, SETTINGS)
+    with pytest.raises(StoreError, match=r"seeds = \[0, 1\], this command says \[0, 1, 2\].*--fresh.* or --"):
+        Store(place, make_settings(["none", "batch"], seeds=[0, 1, 2], lrs={"2": [0.05, 0.1]}))
 
 
-def test_fresh_keeps_the_old_file_aside(tmp_path):
-    work(tmp_path)
-    before = (tmp_path / "study.db").read_bytes()
-    assert Store(tmp_path, SETTINGS, fresh=True).trials() == []
-    assert (tmp_path / "study.db.bak").read_bytes() == before
+def test_studies_of_one_database_do_not_mix(place):
+    other = make_settings(["none"], seeds=[0, 1])
+    Store(place, other, name="other").work(fake_trial, lambda trials: due(other, trials))
+    assert len(work(place)) == EXPECTED_COUNT
+    assert len(Store(place, name="other").trials()) == total_cells(other)
+    assert Store(place, name="other").settings == other
+    with pytest.raises(StoreError, match=r"several studies \(other, normwise\): name one with --study"):
+        Store(place, name=None)
+    with pytest.raises(StoreError, match="holds no study 'third': it holds other, normwise"):
+        Store(place, name="third")
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "foreign"])
-def test_damaged_store_is_named_and_left_alone(tmp_path, damage):
+def test_what_does_not_exist_is_not_made(tmp_path):
+    with pytest.raises(StoreError, match="holds no study"):
+        Store(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_fresh_keeps_the_old_study_under_another_name(place):
+    trials = work(place)
+    for n in (1, 2):
+        store = Store(place, SETTINGS, fresh=True)
+        assert store.trials() == []
+        assert scores(Store(place, name="normwise.old-1").trials()) == scores(trials)
+    assert store.database.exists()
+    assert n == 2
+    assert Store(place, name="normwise.old-2").trials() == []
+
+
+def test_a_study_of_a_newer_normwise_is_refused(place):
+    Store(place, SETTINGS).note(version=STUDY_VERSION + 1)
+    with pytest.raises(StoreError, match=f"has version {STUDY_VERSION + 1}.*upgrade normwise"):
+        Store(place, SETTINGS)
+
+
+def test_a_study_of_an_older_normwise_goes_on(place):
+    """Its settings lack what has a default now, and it has no version."""
+    work(place)
+    study = Store(place)._study
+    settings = study.user_attrs["settings"]
+    del settings["tolerance"], settings["quick"]
+    study.set_user_attr("settings", settings)
+    assert len(work(place)) == EXPECTED_COUNT
+
+
+@pytest.mark.parametrize("damage", ["text", "foreign"])
+def test_what_is_not_a_study_is_named_and_left_alone(tmp_path, damage):
     path = tmp_path / "study.db"
     if damage == "text":
         path.write_text("this is not a database\n" * 10)
-    elif damage == "foreign":
+    else:
         with sqlite3.connect(path) as connection:
             connection.execute("CREATE TABLE recipes (name TEXT)")
-    else:
-        work(tmp_path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"study\.db cannot be used .*left as it is.*--fresh") as caught:
+    with pytest.raises(StoreError, match=r"study\.db cannot be used .*left as it is.*--out") as caught:
         work(tmp_path)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
+
+
+def add_all(where, settings):
+    store = Store(where, settings)
+    for _ in ("tuning", "comparison"):
+        store.add([fake_trial(cell, reason="?" * 2000) for cell in due(settings, store.trials())])
+    return store.trials()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "scribbled", "header only"])
+def test_a_damaged_file_is_put_aside_and_what_can_be_read_of_it_goes_on(tmp_path, damage, caplog):
+    path, settings, again = tmp_path / "study.db", make_settings(seeds=range(3 if damage == "header only" else 12)), []
+    trials = add_all(tmp_path, settings)
+    whole = path.read_bytes()
+    middle = len(whole) // 8192 * 4096
+    harmed = {
+        "truncated": whole[: int(len(whole) * 0.8)],
+        "scribbled": whole[:middle] + b"\xff" * 8192 + whole[middle + 8192 :],
+        "header only": whole[:4096] + bytes(4096),
+    }[damage]
+    path.write_bytes(harmed)
+
+    def train(cell):
+        again.append(cell.key)
+        return fake_trial(cell)
+
+    assert scores(Store(tmp_path, settings).work(train, lambda trials: due(settings, trials))) == scores(trials)
+    assert (tmp_path / "study.db.damaged-1").read_bytes() == harmed
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "normwise"]
+    kept = len(trials) - len(again)
+    assert f"kept as study.db.damaged-1, {kept} finished trial(s) were read from it" in line
+    assert kept == 0 if damage == "header only" else len(trials) // 2 < kept < len(trials)
+    assert len(Store(tmp_path, settings).trials()) == len(trials)
 
 
 def test_empty_file_of_a_killed_start_is_a_new_study(tmp_path):
@@ -234,7 +328,7 @@ def test_unwritable_folder(tmp_path):
         Store(tmp_path / "file" / "folder", SETTINGS)
 
 
-def test_optuna_says_nothing(tmp_path, capfd):
-    work(tmp_path)
+def test_optuna_says_nothing(place, capfd):
+    work(place)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")

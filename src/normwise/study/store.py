@@ -1,55 +1,58 @@
-"""Queue and store of a study's trials: Optuna's RDB storage on one SQLite file, shared by any number of processes.
+"""Queue and store of a study's trials: Optuna's storage in one database, shared by any number of processes.
 
 The grid is enqueued with ``enqueue_trial``; claims, heartbeats and the retry of what a dead worker held are Optuna's.
 Optuna alone leaves four gaps, all of them between two of its transactions: a claim is a read followed by a write; a
 worker that dies between claim and first heartbeat leaves a trial that never becomes stale; one that dies between
 failing a stale trial and enqueueing its successor loses it; and a worker that finds the queue empty makes a trial of
-its own. So those steps happen under one file lock, which the system releases when its holder dies, and whoever takes
-the lock next first brings queue and plan into line (:meth:`Store._reconcile`).
+its own. So those steps happen under the database's one lock, which is free again when its holder dies, and whoever
+takes the lock next first brings queue and plan into line (:meth:`Store._reconcile`).
+
+The lock keeps work from being done twice; that nothing is *counted* twice does not depend on it: a cell has one place
+in the result, whoever finished it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
+import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import filelock
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from normwise.errors import StoreError
-from normwise.records import Cell, Settings, Trial, from_dict, to_dict
+from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
+from normwise.study.catalog import as_frozen, create, names, only_name, open_database, rename, restore, unknown, whole
+from normwise.study.database import Database, File, is_away
+from normwise.study.salvage import Salvaged, salvage
 
 OnChange = Callable[[list[Trial], str | None], None]
+T = TypeVar("T")
 
-STORE_NAME = "study.db"
-_STUDY = "normwise"
-# Seconds. A worker counts as dead when it has been silent for the grace period.
-_HEARTBEAT, _GRACE = 1, 6
-_POLL = 0.5
-_LOCKED_FOR = 120
-# Tables that mark a SQLite file as Optuna's.
-_TABLES = {"studies", "trials", "version_info"}
+STUDY_NAME = "normwise"
+# Trials that wait in the database at most. Every claim reads them, so a long queue would make claims slow; each claim
+# refills it.
+_AHEAD = 8
+_LOG = logging.getLogger("normwise")
 
 
 class Store:
-    """The trials of one study, in a folder or, without one, in memory.
+    """The trials of one study in a database.
 
     Args:
-        folder: where ``study.db`` is or will be; ``None`` for memory only.
-        settings: of the study; a store that was made with others is refused.
-        fresh: put an existing ``study.db`` aside as ``study.db.bak`` and start over.
+        where: a folder, file or URL, see :func:`~normwise.study.catalog.open_database`; ``None`` for memory only.
+        settings: of the study; a store that was made with others is refused. ``None`` opens a study that exists.
+        fresh: rename an existing study of this name and start over.
+        name: of the study in its database; ``None`` for the only one.
 
     Example:
         >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
@@ -57,28 +60,53 @@ class Store:
         []
     """
 
-    def __init__(self, folder: Path | None, settings: Settings, fresh: bool = False) -> None:
-        self.folder = folder
-        self.path = None if folder is None else folder / STORE_NAME
-        self._lock = _lock_of(folder)
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | Database | None,
+        settings: Settings | None = None,
+        fresh: bool = False,
+        name: str | None = STUDY_NAME,
+    ) -> None:
+        self.database = open_database(where)
         self._known: dict[int, Trial] = {}
-        with self._guarded(), self._lock:
-            if self.path is not None:
-                if fresh and self.path.exists():
-                    self.path.replace(self.path.with_name(STORE_NAME + ".bak"))
-                _check_file(self.path)
-            with _quiet():
-                self._storage = _storage(self.path)
-                self._study = optuna.create_study(
-                    storage=self._storage,
-                    study_name=_STUDY,
-                    direction="maximize",
-                    load_if_exists=True,
-                    # Never asked: every parameter of every trial is given. The default sampler costs time even so.
-                    sampler=optuna.samplers.RandomSampler(seed=0),
-                )
-            self._adopt(settings)
-        self.settings = settings
+        if settings is None and not self.database.exists():
+            raise StoreError(f"{self.database.name} holds no study")
+        self._lock = self.database.lock()
+        with self._guarded(), _quiet(), self._locked():
+            salvaged = self._mend()
+            self._storage = self.database.storage()
+            for each, kept in salvaged.items():
+                restore(self._storage, each, kept)
+            self.name = only_name(self._storage, self.database) if name is None else name
+            if fresh:
+                rename(self._storage, self.name)
+            if settings is None and self.name not in names(self._storage):
+                raise unknown(self.name, self._storage, self.database)
+            self._study = create(self._storage, self.name)
+            self.settings = self._adopt(settings)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What else was noted about the study, such as its title; see :meth:`note`."""
+        with self._guarded():
+            return self._study.user_attrs
+
+    def note(self, **attributes: Any) -> None:
+        """Keep plain values with the study, for those who work on it or read it.
+
+        Args:
+            attributes: name → JSON value.
+
+        Example:
+            >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+            >>> store = Store(None, settings)
+            >>> store.note(title="mine")
+            >>> store.about["title"]
+            'mine'
+        """
+        with self._guarded():
+            for key, value in attributes.items():
+                self._insist(partial(self._study.set_user_attr, key, value))
 
     def trials(self) -> list[Trial]:
         """Read the finished trials, of all workers.
@@ -94,16 +122,35 @@ class Store:
         with self._guarded():
             return self._finished(self._study.get_trials(deepcopy=False))
 
+    def add(self, trials: list[Trial]) -> None:
+        """Put finished trials into the study, such as those of another database.
+
+        Args:
+            trials: of cells that the study has not finished yet; the others are left out.
+
+        Example:
+            >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+            >>> store, cell = Store(None, settings), Cell("tune", "none", 2, 0.1, 9)
+            >>> store.add([Trial(cell, "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 1.0, None, 1)])
+            >>> len(store.trials())
+            1
+        """
+        with self._guarded(), _quiet(), self._locked():
+            there = {t.cell.key for t in self.trials()}
+            for trial in trials:
+                if trial.cell.key not in there:
+                    self._study.add_trial(as_frozen(to_dict(trial)))
+
     def work(
         self,
-        train: Callable[[Cell], Trial],
+        train: Callable[[Cell], Trial] | None,
         due: Callable[[list[Trial]], list[Cell]],
         on_change: OnChange = lambda trials, note: None,
     ) -> list[Trial]:
         """Run cells until every due one is finished, together with any other process that works on the same store.
 
         Args:
-            train: turns a cell into its trial.
+            train: turns a cell into its trial; ``None`` watches others work.
             due: given the finished trials, all cells that are to be run, finished ones included.
             on_change: told the finished trials, and what this worker does now.
 
@@ -117,39 +164,52 @@ class Store:
             >>> Store(None, settings).work(lambda cell: trial, lambda trials: [cell]) == [trial]
             True
         """
+        pause = self.database.poll
         with self._guarded(), _quiet():
             while True:
-                self._lock.acquire()
-                try:
-                    waiting, running, finished = self._reconcile(due)
-                    if waiting:
-                        on_change(finished, None)
-                        self._run_one(train, partial(_start, on_change, finished))
-                        continue
-                finally:
-                    self._release()
-                if not running:
+                # Where a connection breaks, what was under way is in the database or will be done again.
+                waiting, running, finished = self._insist(partial(self._turn, train, due, on_change))
+                if waiting and train is not None:
+                    pause = self.database.poll
+                    continue
+                if not waiting and not running:
                     on_change(finished, None)
                     return finished
-                on_change(finished, f"waiting for {running} trial(s) of another worker, or {_GRACE} s if it died")
-                time.sleep(_POLL)
+                others = f"waiting for {running} trial(s) of another worker, or {self.database.grace} s if it died"
+                on_change(finished, others if running else "waiting for a worker to take a trial")
+                time.sleep(pause)
+                pause = min(2 * pause, self.database.poll_at_most)
+
+    def _turn(
+        self, train: Callable[[Cell], Trial] | None, due: Callable[[list[Trial]], list[Cell]], on_change: OnChange
+    ) -> tuple[int, int, list[Trial]]:
+        """Take the lock, bring the queue into line, and run one trial where one waits."""
+        with self._locked():
+            waiting, running, finished = self._reconcile(due)
+            if waiting and train is not None:
+                on_change(finished, None)
+                self._run_one(train, partial(_start, on_change, finished))
+            return waiting, running, finished
 
     def _run_one(self, train: Callable[[Cell], Trial], on_start: Callable[[Cell], None]) -> None:
         """Claim a waiting trial, release the lock, run it. A trial that was taken from us meanwhile is let go."""
 
         def objective(trial: optuna.Trial) -> float:
-            cell = from_dict(Cell, trial.user_attrs["cell"])
+            given = trial.user_attrs
+            cell = from_dict(Cell, given["cell"])
             self._suggest(trial, cell)
             if isinstance(self._storage, BaseHeartbeat):
                 self._storage.record_heartbeat(trial._trial_id)
             # From here on the heartbeat tells whether this worker lives; see _reconcile.
             trial.set_user_attr("claim", trial.number)
-            self._release()
+            self._lock.release(force=True)
             on_start(cell)
             # A retried trial brings its result along where the worker died between writing it and saying so.
-            if "result" not in trial.user_attrs:
-                trial.set_user_attr("result", to_dict(train(cell)))
-            return trial.user_attrs["result"]["valid_score"]
+            result = given.get("result")
+            if result is None:
+                result = to_dict(train(cell))
+                self._insist(partial(trial.set_user_attr, "result", result))
+            return result["valid_score"]
 
         try:
             self._study.optimize(objective, n_trials=1)
@@ -169,7 +229,7 @@ class Store:
         trial.suggest_categorical("seed", sorted({*settings.seeds, *settings.tune_seeds}))
 
     def _reconcile(self, due: Callable[[list[Trial]], list[Cell]]) -> tuple[int, int, list[Trial]]:
-        """Make every due cell finished, waiting, or running and alive. Holds the lock, and may be repeated at will.
+        """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will.
 
         Returns:
             How many wait, how many run elsewhere, and the finished trials.
@@ -177,21 +237,37 @@ class Store:
         if isinstance(self._storage, BaseHeartbeat):
             optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
-        held: dict[TrialState, set[str]] = {TrialState.WAITING: set(), TrialState.RUNNING: set()}
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and trial.user_attrs.get("claim") != trial.number:
-                # Its worker died holding the lock, before its first sign of life.
-                self._study.tell(trial.number, state=TrialState.FAIL)
-            elif trial.state in held:
-                held[trial.state].add(_key(trial))
         finished = self._finished(trials)
-        done = {trial.cell.key for trial in finished}
-        waiting, running = held.values()
-        for cell in due(finished):
-            if cell.key not in done | waiting | running:
+        wanted = {cell.key: cell for cell in due(finished)}
+        taken = {trial.cell.key for trial in finished}
+        running = 0
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                if trial.user_attrs.get("claim") == trial.number:
+                    running += 1
+                    taken.add(_key(trial))
+                else:
+                    # Its worker died holding the lock, before its first sign of life.
+                    self._give_up(trial)
+        waiting = 0
+        for trial in trials:
+            if trial.state == TrialState.WAITING:
+                if (key := _key(trial)) in taken or key not in wanted:
+                    self._give_up(trial)  # somebody else's by now, or no longer asked for
+                else:
+                    waiting += 1
+                    taken.add(key)
+        for key, cell in wanted.items():
+            if waiting >= _AHEAD:
+                break
+            if key not in taken:
                 self._study.enqueue_trial(to_dict(cell), user_attrs={"cell": to_dict(cell)})
-                waiting.add(cell.key)
-        return len(waiting), len(running), finished
+                waiting += 1
+        return waiting, running, finished
+
+    def _give_up(self, trial: FrozenTrial) -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
     def _finished(self, trials: list[FrozenTrial]) -> list[Trial]:
         found: dict[str, Trial] = {}
@@ -202,96 +278,75 @@ class Store:
                 found.setdefault(self._known[frozen.number].cell.key, self._known[frozen.number])
         return list(found.values())
 
-    def _adopt(self, settings: Settings) -> None:
-        """Keep the settings with a new study; refuse a study with others."""
+    def _adopt(self, settings: Settings | None) -> Settings:
+        """Keep the settings with a new study; refuse a study with others, or of a newer normwise."""
+        there = self._study.user_attrs
+        version = there.get("version", 1)
+        if not isinstance(version, int) or version > STUDY_VERSION:
+            raise StoreError(
+                f"{self._said()} has version {version}, this normwise reads up to {STUDY_VERSION}: upgrade normwise"
+            )
+        theirs = there.get("settings")
+        if settings is None:
+            if theirs is None:
+                raise StoreError(f"{self._said()} was not made by normwise: it has no settings")
+            return from_dict(Settings, theirs)
         mine = json.loads(json.dumps(to_dict(settings)))
-        theirs = self._study.user_attrs.get("settings")
         if theirs is None:
+            self._study.set_user_attr("version", STUDY_VERSION)
             self._study.set_user_attr("settings", mine)
-            return
+            return settings
+        # Of an older normwise, whose settings lacked fields that have a default.
+        theirs = json.loads(json.dumps(to_dict(from_dict(Settings, theirs))))
         for name in mine:
             if name not in {"notes"} and mine[name] != theirs.get(name):
                 raise StoreError(
-                    f"{self.path} holds a study with {name} = {_short(theirs.get(name))}, this command says "
-                    f"{_short(mine[name])}: add --fresh to start over or --out for another folder"
+                    f"{self._said()} was made with {name} = {_short(theirs.get(name))}, this command says "
+                    f"{_short(mine[name])}: add --fresh to start over or {self.database.other}"
                 )
+        return settings
 
-    def _release(self) -> None:
-        """Let other workers in; harmless when the lock is already free."""
-        if isinstance(self._lock, filelock.BaseFileLock):
+    def _said(self) -> str:
+        return self.database.name if self.name == STUDY_NAME else f"the study {self.name!r} in {self.database.name}"
+
+    def _mend(self) -> dict[str, Salvaged]:
+        """Put a damaged file aside, and give what could be read of it."""
+        damage = self.database.damage() if isinstance(self.database, File) else None
+        if damage is None:
+            return {}
+        assert isinstance(self.database, File)
+        aside = self.database.put_aside()
+        kept = salvage(aside)
+        _LOG.warning(
+            "normwise: %s was damaged (%s); it is kept as %s, %d finished trial(s) were read from it, and what is "
+            "missing is run again",
+            *(self.database.name, damage, aside.name, sum(len(whole(each)) for each in kept.values())),
+        )
+        return kept
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Make a call that may be repeated, and again where the connection broke under it; a new one waits."""
+        while True:
+            try:
+                return call()
+            except (SQLAlchemyError, StorageInternalError) as error:
+                if not is_away(error):
+                    raise
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._lock.acquire()
+        try:
+            yield
+        finally:
+            # Free already where a trial ran.
             self._lock.release(force=True)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Turn what goes wrong with the file into one clear line."""
-        try:
+        """Turn what goes wrong with the database into one clear line."""
+        with self.database.guarded():
             yield
-        except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
-            cause = error.__cause__ or error
-            detail = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-            raise _damaged(self.path, detail) from error
-        except filelock.Timeout as error:
-            raise StoreError(f"{self.path} has been locked by another process for {_LOCKED_FOR} s") from error
-        except OSError as error:
-            raise StoreError(f"cannot use the folder {self.folder}: {error.strerror or error}") from error
-
-
-class _NoLock(contextlib.nullcontext[None]):
-    """Stands in for the file lock of a store in memory."""
-
-    def acquire(self) -> None:
-        """Do nothing."""
-
-
-def _lock_of(folder: Path | None) -> Any:
-    if folder is None:
-        return _NoLock()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".study.lock", timeout=_LOCKED_FOR)
-        with lock:
-            return lock
-    except OSError as error:
-        raise StoreError(
-            f"cannot write to the folder {folder}: {error.strerror or error}; name another one with --out"
-        ) from error
-
-
-def _storage(path: Path | None) -> BaseStorage:
-    if path is None:
-        return InMemoryStorage()
-    return optuna.storages.get_storage(
-        RDBStorage(
-            f"sqlite:///{path.resolve()}",
-            engine_kwargs={"connect_args": {"timeout": _LOCKED_FOR}},
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=_GRACE,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-    )
-
-
-def _check_file(path: Path) -> None:
-    """Refuse a file that is damaged or belongs to something else, before anything is written to it."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb") as file:
-        if file.read(16) != b"SQLite format 3\0":
-            raise _damaged(path, "it is not a SQLite file")
-    with contextlib.closing(sqlite3.connect(path, timeout=_LOCKED_FOR)) as connection:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise _damaged(path, verdict.splitlines()[-1])
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if tables and not tables & _TABLES:
-        raise _damaged(path, "it is a SQLite file of another program")
-
-
-def _damaged(path: Path | None, detail: str) -> StoreError:
-    return StoreError(
-        f"the study's store {path} cannot be used ({detail}); it was left as it is: "
-        "add --fresh to start over (the file is then kept as study.db.bak) or --out for another folder"
-    )
 
 
 def _start(on_change: OnChange, finished: list[Trial], cell: Cell) -> None:
