@@ -72,7 +72,7 @@ def compare(
         epochs: Passes over the training data. Default: short runs that fit the data set.
         quick: Short training and few seeds: shows what you get, decides little.
         out: Folder for the results. Default: normwise-compare/DATA, or normwise-compare/DATA-quick.
-        fresh: Start over; the old study is kept as study.db.bak.
+        fresh: Start over; the old study stays in the database under another name.
         workers: Processes that share the work. Default: one per core, at most 4.
         title: Title of the report.
 

@@ -80,7 +80,7 @@ def compare(
             to; default none.
         title: of the report.
         quick: short training and few seeds.
-        fresh: start over where ``out`` already holds a study.
+        fresh: start over where ``out`` already holds a study, which stays in its database under another name.
         workers: processes that share the trials; for more than one ``make_model`` must be importable from a module.
         progress: show it on standard error.
         command: what to record as the command that makes this study.
