@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 
 from normwise.errors import InputError
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
-from normwise.nn.recurrent import _Kind
 from normwise.parametrize import weight_norms
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, input_of, sizes_of
@@ -24,7 +23,7 @@ from normwise.surgery.running import Forward, evaluating, feed, run_on, tensors_
 
 ARCHITECTURES = ("generative", "recurrent", "attention", "conv", "mlp")
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase, _Kind)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _TRANSPOSED = (nn.modules.conv._ConvTransposeNd,)
 _ACTIVATIONS = {
@@ -67,10 +66,10 @@ def survey(
     body = unwrapped(model)
     inputs = tensors_in(example_inputs)
     example = next((t.shape[0] for t in inputs if t.ndim), 1)
-    log = _Log(body)
+    log = Log(body)
     with evaluating(body), keeping_random_state(), log:
         output = run_on(body, example_inputs) if forward is None else forward(body, example_inputs)
-    return _facts(body, log, inputs, tensors_in(output), example, batch_size or example, padded_share(example_inputs))
+    return facts_of(body, log, inputs, tensors_in(output), example, batch_size or example, padded_share(example_inputs))
 
 
 def survey_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> ModelFacts:
@@ -121,8 +120,16 @@ class _Run:
     after: str | None = None
 
 
-class _Log(TorchFunctionMode):
-    """Notes which modules and functions run, in order."""
+class Log(TorchFunctionMode):
+    """Notes which modules and functions run, in order, while it is entered.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+        >>> with Log(model) as log:
+        ...     _ = model(torch.zeros(4, 2))
+        >>> dict(log.activations)
+        {'tanh': 1}
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -137,7 +144,7 @@ class _Log(TorchFunctionMode):
         self._model = model
         self._stack = ExitStack()
 
-    def __enter__(self) -> _Log:
+    def __enter__(self) -> Log:
         names = {id(module): name for name, module in self._model.named_modules()}
         for module in self._model.modules():
             if id(module) in self.norms or id(module) in self.weighted:
@@ -230,15 +237,36 @@ def _is_lazy(tensor: Tensor) -> bool:
     return torch.nn.parameter.is_lazy(tensor)
 
 
-def _facts(
+def facts_of(
     model: nn.Module,
-    log: _Log,
+    log: Log,
     inputs: list[Tensor],
     outputs: list[Tensor],
     example: int,
     batch_size: int,
     padded: float | None,
 ) -> ModelFacts:
+    """Make facts of what a :class:`Log` noted.
+
+    Args:
+        model: that ran.
+        log: what it did.
+        inputs: of the run.
+        outputs: of the run.
+        example: samples in the run.
+        batch_size: samples that are meant.
+        padded: see :func:`normwise.probe.padding.padded_share`.
+
+    Returns:
+        The facts.
+
+    Example:
+        >>> model, x = nn.Linear(2, 3), torch.zeros(4, 2)
+        >>> with Log(model) as log:
+        ...     y = model(x)
+        >>> facts_of(model, log, [x], [y], 4, 4, None).depth
+        1
+    """
     norms = [_norm_facts(found, log.runs.get(key), batch_size / max(example, 1)) for key, found in log.norms.items()]
     modules = {id(module): module for module in model.modules()}
     behind = {norm.after: norm.name for norm in norms if norm.after is not None}
