@@ -42,6 +42,7 @@ def compare(
     lrs: str | None = None,
     epochs: float | None = None,
     quick: bool = False,
+    race: bool = False,
     out: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
@@ -71,7 +72,9 @@ def compare(
         lrs: Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
         epochs: Passes over the training data. Default: short runs that fit the data set.
         quick: Short training and few seeds: shows what you get, decides little.
-        out: Folder for the results. Default: normwise-compare/DATA, or normwise-compare/DATA-quick.
+        race: Stop a method as soon as it is clearly behind, and search for learning rates with shorter trials. The
+            same verdict from less training; worth it with many methods or seeds.
+        out: Folder for the results. Default: normwise-compare/DATA, with -quick or -race behind it.
         fresh: Start over; the old study stays in the database under another name.
         workers: Processes that share the work. Default: one per core, at most 4.
         title: Title of the report.
@@ -81,7 +84,11 @@ def compare(
     """
     if quick and epochs is not None:
         raise InputError("--quick chooses the epochs itself: give --quick or --epochs")
-    folder = out if out is not None else Path(_OUT) / (data.partition(":")[0].replace("/", "-") + "-quick" * quick)
+    folder = (
+        out
+        if out is not None
+        else Path(_OUT) / (data.partition(":")[0].replace("/", "-") + "-quick" * quick + "-race" * race)
+    )
     study = _needing_extras().compare(
         data=data,
         methods=_specs(methods),
@@ -90,6 +97,7 @@ def compare(
         lrs=None if lrs is None else _reals(lrs, "--lrs"),
         epochs=epochs,
         quick=quick,
+        race=race,
         out=folder,
         fresh=fresh,
         workers=_default_workers() if workers is None else workers,

@@ -131,6 +131,7 @@ class Standing:
     step_seconds: float | None
     peak_bytes: int | None
     parameters: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that fixes a study's numbers; two studies with equal settings have equal cells."""
+    """All that fixes a study's numbers; two studies with equal settings have equal cells.
+
+    In a ``race`` a method stops once it is clearly behind. A trial that chooses a learning rate has ``tune_share`` of a
+    final one's length.
+    """
 
     task: str
     methods: list[str]
@@ -171,6 +176,8 @@ class Settings:
     model: str
     tolerance: float = 0.005
     quick: bool = False
+    race: bool = False
+    tune_share: float = 1.0
     notes: list[str] = field(default_factory=list)
 
 

@@ -131,6 +131,8 @@ class _Standings:
 def _legend(study: Study) -> Text:
     return Text(
         f"★ advised. best, tied: on validation, where the choice is made. Intervals: {formats.interval_level(study)}, "
-        "bootstrap over seeds; behind best: paired, seed by seed.",
+        "bootstrap over seeds; behind best: paired, seed by seed."
+        + " stopped: clearly behind, so it ran fewer seeds."
+        * study.settings.race,
         style="dim",
     )

@@ -29,12 +29,12 @@ class Group:
         return bool(self.standings) and all(s.runs and s.diverged == s.runs for s in self.standings)
 
     def mark(self, standing: Standing) -> str:
-        """Say how a standing relates to the best: "best", "tied" or nothing."""
+        """Say how a standing relates to the best: "best", "tied", "stopped" or nothing."""
         if self.hopeless:
             return ""
         if self.verdict and standing.method == self.verdict.best:
             return "best"
-        return "tied" if standing.tied else ""
+        return "tied" if standing.tied else "stopped" if standing.stopped else ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from normwise.errors import InputError
 from normwise.records import Cell, Settings, Trial
+from normwise.study.racing import race
 
 # Learning rates are given for this batch size and scaled for others.
 REFERENCE_BATCH = 32
@@ -165,21 +166,24 @@ def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
         >>> len(due(settings, []))
         1
     """
+    trials = list(trials)
     chosen = chosen_lrs(settings, trials)
+    races = {batch_size: race(settings, trials, batch_size) for batch_size in settings.batch_sizes}
     return tune_cells(settings) + [
         Cell("final", method, batch_size, chosen[method, batch_size], seed)
         for batch_size in settings.batch_sizes
-        for seed in settings.seeds
+        for turn, seed in enumerate(settings.seeds)
         for method in settings.methods
-        if (method, batch_size) in chosen
+        if (method, batch_size) in chosen and turn < races[batch_size].runs(method)
     ]
 
 
-def total_cells(settings: Settings) -> int:
-    """How many trials a study has when it is finished.
+def total_cells(settings: Settings, trials: Iterable[Trial] = ()) -> int:
+    """How many trials a study has when it is finished; in a race, how many it has at the most.
 
     Args:
         settings: of the study.
+        trials: those finished so far, from which a race knows who has stopped.
 
     Returns:
         The number.
@@ -188,5 +192,6 @@ def total_cells(settings: Settings) -> int:
         >>> total_cells(Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, ""))
         3
     """
-    finals = len(settings.methods) * len(settings.batch_sizes) * len(settings.seeds)
+    trials = list(trials)
+    finals = sum(race(settings, trials, b).most(m) for b in settings.batch_sizes for m in settings.methods)
     return len(tune_cells(settings)) + finals

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from normwise.records import Settings, Trial
 from normwise.study.plan import total_cells
+from normwise.study.racing import race
 
 
 class Display:
@@ -37,7 +38,6 @@ class Display:
     def __init__(self, settings: Settings, workers: int = 1, stream: TextIO | None = None) -> None:
         self.settings = settings
         self.workers = workers
-        self.total = total_cells(settings)
         self._console = Console(file=stream or sys.stderr)
         self._live: Progress | None = None
         self._said = ""
@@ -52,7 +52,7 @@ class Display:
                 console=self._console,
                 transient=True,
             )
-            self._bar = self._live.add_task("", total=self.total, left="", best="", doing="")
+            self._bar = self._live.add_task("", total=total_cells(settings), left="", best="", doing="")
 
     def __enter__(self) -> Display:
         if self._live:
@@ -77,10 +77,11 @@ class Display:
             True
         """
         left, best = time_left(self.settings, trials, self.workers), best_so_far(self.settings, trials)
+        total = total_cells(self.settings, trials)
         if self._live:
-            self._live.update(self._bar, completed=len(trials), left=left, best=best, doing=doing or "")
+            self._live.update(self._bar, completed=len(trials), total=total, left=left, best=best, doing=doing or "")
             return
-        line = ", ".join(part for part in (f"{len(trials)} of {self.total} trials done", left, best) if part)
+        line = ", ".join(part for part in (f"{len(trials)} of {total} trials done", left, best) if part)
         if doing and doing.startswith("waiting"):
             line += f"; {doing}"
         if line != self._said:
@@ -106,23 +107,24 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
         >>> time_left(settings, [trial])
         'about 60 s left'
     """
-    if not trials or len(trials) >= total_cells(settings):
+    if not trials or len(trials) >= total_cells(settings, trials):
         return ""
-    overall = statistics.fmean(t.seconds for t in trials)
-    by_kind: dict[tuple[str, int], list[float]] = {}
-    by_batch: dict[int, list[float]] = {}
-    for t in trials:
-        by_kind.setdefault((t.cell.method, t.cell.batch_size), []).append(t.seconds)
-        by_batch.setdefault(t.cell.batch_size, []).append(t.seconds)
-    done = Counter((t.cell.method, t.cell.batch_size) for t in trials)
-    seconds = 0.0
+    length = {"tune": settings.tune_share, "final": 1.0}
+    full = [(t.cell.method, t.cell.batch_size, t.seconds / length[t.cell.stage]) for t in trials]
+    overall = statistics.fmean(seconds for _, _, seconds in full)
+    done = Counter((t.cell.stage, t.cell.method, t.cell.batch_size) for t in trials)
+    left = 0.0
     for batch_size in settings.batch_sizes:
-        each = len(settings.lrs[str(batch_size)]) * len(settings.tune_seeds) + len(settings.seeds)
+        state = race(settings, trials, batch_size)
+        tuning = len(settings.lrs[str(batch_size)]) * len(settings.tune_seeds)
         for method in settings.methods:
-            like = by_kind.get((method, batch_size)) or by_batch.get(batch_size) or [overall]
-            seconds += (each - done[method, batch_size]) * statistics.fmean(like)
-    seconds /= workers
-    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {max(seconds, 1):.0f} s left"
+            like = [s for m, b, s in full if (m, b) == (method, batch_size)]
+            like = like or [s for _, b, s in full if b == batch_size] or [overall]
+            open_tunes = tuning - done["tune", method, batch_size]
+            open_finals = state.most(method) - done["final", method, batch_size]
+            left += (open_tunes * length["tune"] + open_finals) * statistics.fmean(like)
+    left /= workers
+    return f"about {left / 60:.0f} min left" if left > 90 else f"about {max(left, 1):.0f} s left"
 
 
 def best_so_far(settings: Settings, trials: Sequence[Trial]) -> str:

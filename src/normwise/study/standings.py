@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from normwise.records import Interval, Settings, Standing, Trial
+from normwise.study.racing import PRIOR, moderated, race
 
 RESAMPLES = 9999
 LEVEL = 0.95
@@ -98,28 +100,27 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
 
     Args:
         settings: of the study.
-        trials: of the study; only methods with a final trial for every seed are ranked.
+        trials: of the study; only methods with a final trial for every seed, and those that a race stopped, are ranked.
         batch_size: which one.
 
     Returns:
-        The standings, best first, and the resampled validation means (K, R) in the same order; empty while no method
-        is finished.
+        The standings, best first and the stopped ones last, and the resampled validation means (K, R) of those that
+        were not stopped, in the same order; empty while no method is finished.
 
     Example:
         >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
         >>> standings_at(settings, [], 2)[0]
         []
     """
-    runs = _final_runs(settings, trials, batch_size)
-    if not runs:
+    state = race(settings, trials, batch_size)
+    runs = {m: _final_runs(settings, trials, m, batch_size, state.most(m)) for m in settings.methods}
+    methods = [m for m in state.running if runs[m]]
+    if not methods:
         return [], np.empty((0, 0))
-    methods = sorted(runs, key=lambda m: (-_mean_valid(runs[m]), _step_seconds(runs[m]) or 0.0, m))
-    scores = np.array(
-        [[t.valid_score for t in runs[m]] for m in methods] + [[t.test_score for t in runs[m]] for m in methods]
-    )
+    methods.sort(key=lambda m: (-_mean_valid(runs[m]), _step_seconds(runs[m]) or 0.0, m))
+    scores = np.array([_valid(runs[m]) for m in methods] + [_test(runs[m]) for m in methods])
     means, resampled = scores.mean(axis=1), resampled_means(scores)
     shares = _shares_of_wins(resampled[: len(methods)])
-    bounds = (0.0, 1.0) if settings.score_name == "accuracy" else (-np.inf, np.inf)
     found = []
     for k, method in enumerate(methods):
         valid, test = k, len(methods) + k
@@ -127,28 +128,59 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
             interval_of(means[best] - means[row], resampled[best] - resampled[row])
             for best, row in ((0, valid), (len(methods), test))
         ]
-        tuning = [t for t in trials if _is(t, "tune", method, batch_size)]
         found.append(
-            Standing(
-                method=method,
-                batch_size=batch_size,
-                lr=runs[method][0].cell.lr,
-                lr_at_edge=_at_edge(runs[method][0].cell.lr, settings.lrs[str(batch_size)]),
-                runs=len(runs[method]),
-                diverged=_incomplete(runs[method]),
-                tune_diverged=_incomplete(tuning),
-                valid=interval_of(means[valid], resampled[valid], bounds),
-                test=interval_of(means[test], resampled[test], bounds),
+            _standing(
+                settings,
+                runs[method],
+                _tuning(trials, method, batch_size),
+                valid=interval_of(means[valid], resampled[valid], _bounds(settings)),
+                test=interval_of(means[test], resampled[test], _bounds(settings)),
                 behind=behind[0] if k else None,
                 behind_test=behind[1] if k else None,
                 tied=k == 0 or behind[0].low <= _ROUNDING,
                 probability_best=float(shares[k]),
-                step_seconds=_step_seconds(runs[method]),
-                peak_bytes=max((t.peak_bytes for t in runs[method] if t.peak_bytes is not None), default=None),
-                parameters=runs[method][0].parameters,
             )
         )
+    common = [float(np.median(part.var(axis=1, ddof=1))) for part in np.split(scores, 2)]
+    for method, stop in sorted(state.stopped.items(), key=lambda item: item[1].behind.value):
+        of_parts = zip((_valid(runs[method]), _test(runs[method])), common, strict=True)
+        score = [_moderated_interval(part, scatter, settings) for part, scatter in of_parts]
+        tuning = _tuning(trials, method, batch_size)
+        found.append(_stopped(settings, runs[method], tuning, valid=score[0], test=score[1], behind=stop.behind))
     return found, resampled[: len(methods)]
+
+
+def _standing(settings: Settings, runs: Sequence[Trial], tuning: Sequence[Trial], **compared: Any) -> Standing:
+    """Add to what was compared what one method's own trials say."""
+    cell = runs[0].cell
+    return Standing(
+        method=cell.method,
+        batch_size=cell.batch_size,
+        lr=cell.lr,
+        lr_at_edge=_at_edge(cell.lr, settings.lrs[str(cell.batch_size)]),
+        runs=len(runs),
+        diverged=_incomplete(runs),
+        tune_diverged=_incomplete(tuning),
+        step_seconds=_step_seconds(runs),
+        peak_bytes=max((t.peak_bytes for t in runs if t.peak_bytes is not None), default=None),
+        parameters=runs[0].parameters,
+        **compared,
+    )
+
+
+def _stopped(settings: Settings, runs: Sequence[Trial], tuning: Sequence[Trial], **compared: Any) -> Standing:
+    """The standing of a method that left the race."""
+    apart = {"behind_test": None, "tied": False, "probability_best": 0.0, "stopped": True}
+    return _standing(settings, runs, tuning, **compared, **apart)
+
+
+def _moderated_interval(scores: Sequence[float], common: float, settings: Settings) -> Interval:
+    """The mean of a stopped method's few scores, whose scatter borrows from that of the methods that ran on."""
+    n, (low, high) = len(scores), _bounds(settings)
+    variance = float(moderated(np.array(np.var(scores, ddof=1) if n > 1 else 0.0), n, common))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, PRIOR + n - 1)) * (variance / n) ** 0.5
+    mean = statistics.fmean(scores)
+    return Interval(mean, max(mean - half, low), min(mean + half, high), LEVEL)
 
 
 def share_near_best(resampled: np.ndarray, row: int, tolerance: float) -> float:
@@ -175,22 +207,36 @@ def _shares_of_wins(resampled: np.ndarray) -> np.ndarray:
     return (wins / wins.sum(axis=0)).mean(axis=1)
 
 
-def _final_runs(settings: Settings, trials: Sequence[Trial], batch_size: int) -> dict[str, list[Trial]]:
-    """The final trials of each finished method, in the order of the seeds."""
-    found = {}
-    for method in settings.methods:
-        by_seed = {t.cell.seed: t for t in trials if _is(t, "final", method, batch_size)}
-        if all(seed in by_seed for seed in settings.seeds):
-            found[method] = [by_seed[seed] for seed in settings.seeds]
-    return found
+def _final_runs(settings: Settings, trials: Sequence[Trial], method: str, batch_size: int, count: int) -> list[Trial]:
+    """A method's final trials in the order of the seeds; empty until it has run so many."""
+    by_seed = {t.cell.seed: t for t in trials if _is(t, "final", method, batch_size)}
+    seeds = settings.seeds[:count]
+    return [by_seed[seed] for seed in seeds] if all(seed in by_seed for seed in seeds) else []
+
+
+def _tuning(trials: Sequence[Trial], method: str, batch_size: int) -> list[Trial]:
+    return [t for t in trials if _is(t, "tune", method, batch_size)]
 
 
 def _is(trial: Trial, stage: str, method: str, batch_size: int) -> bool:
     return (trial.cell.stage, trial.cell.method, trial.cell.batch_size) == (stage, method, batch_size)
 
 
+def _valid(runs: Sequence[Trial]) -> list[float]:
+    return [t.valid_score for t in runs]
+
+
+def _test(runs: Sequence[Trial]) -> list[float]:
+    return [t.test_score for t in runs]
+
+
+def _bounds(settings: Settings) -> tuple[float, float]:
+    """What no score can leave."""
+    return (0.0, 1.0) if settings.score_name == "accuracy" else (-np.inf, np.inf)
+
+
 def _mean_valid(runs: Sequence[Trial]) -> float:
-    return round(statistics.fmean(t.valid_score for t in runs), 12)
+    return round(statistics.fmean(_valid(runs)), 12)
 
 
 def _step_seconds(runs: Sequence[Trial]) -> float | None:

@@ -52,6 +52,7 @@ class Trainer:
         task: what to train.
         steps: batch size → optimizer steps.
         measure_memory: whether to, which takes an extra step per method and batch size.
+        tune_share: the length of a trial that chooses the learning rate, as a share of those steps.
 
     Example:
         >>> from normwise.study.tasks import load_task
@@ -60,10 +61,11 @@ class Trainer:
         ('complete', 3)
     """
 
-    def __init__(self, task: Task, steps: dict[int, int], measure_memory: bool = True) -> None:
+    def __init__(self, task: Task, steps: dict[int, int], measure_memory: bool = True, tune_share: float = 1.0) -> None:
         self.task = task
         self.measure_memory = measure_memory
         self.steps = steps
+        self.tune_share = tune_share
         # The memory of a step depends on method and batch size only, and measuring it is slow.
         self._peaks: dict[tuple[str, int], int | None] = {}
 
@@ -127,6 +129,8 @@ class Trainer:
     def _train(self, model: nn.Module, cell: Cell, log: _Log, observer: Observer | None) -> Callable[[], object]:
         """Train to the end; give the last step, to be done once more."""
         task, total = self.task, self.steps[cell.batch_size]
+        if cell.stage == "tune":
+            total = max(1, round(total * self.tune_share))
         optimizer, schedule = task.optimize(model, cell.lr, total)
         batches = training_batches(task, cell)
         marks = {round(total * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}

@@ -94,7 +94,8 @@ def verdict_of(
         True
     """
     best, tied = standings[0], [s for s in standings if s.tied]
-    near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(standings)}
+    racers = [s for s in standings if not s.stopped]
+    near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(racers)}
     use = advised(tied, [near[s.method] for s in tied])
     lost = all(s.diverged == s.runs for s in standings)
     return Verdict(
@@ -166,15 +167,16 @@ def _why(
         f"{write.score(best.valid.value)} (95 % interval {write.interval(best.valid)}); on test it reaches "
         f"{write.score(best.test.value)}."
     ]
-    rest = [s for s in standings[1:] if not s.tied]
-    if rest and rest[0].behind is not None:
-        gap = rest[0].behind
+    rest = [(s.behind, s.method) for s in standings[1:] if s.behind is not None and not s.tied]
+    if rest:
+        gap, nearest = min(rest, key=lambda item: item[0].value)
         size = f"{write.gap(gap.value)} ({write.gaps(gap)}, paired by seed)"
         said.append(
-            f"It leads the next, {rest[0].method}, by {size}."
+            f"It leads the next, {nearest}, by {size}."
             if len(tied) == 1
-            else f"Of the methods that are clearly behind it, {rest[0].method} is the nearest: {size}."
+            else f"Of the methods that are clearly behind it, {nearest} is the nearest: {size}."
         )
+    said += _race_sentences(settings, standings)
     said += [
         f"{_name(s)} is {write.gap(s.behind.value)} behind, but its 95 % interval, {write.interval(s.behind)}, "
         "includes 0: chance may explain it."
@@ -185,6 +187,18 @@ def _why(
     said += [_lost_sentence(s, trials) for s in standings if s.diverged]
     said += _method_sentences(standings, write)
     return said
+
+
+def _race_sentences(settings: Settings, standings: Sequence[Standing]) -> list[str]:
+    """Who left the race, grouped by when."""
+    left: dict[int, list[str]] = {}
+    for s in standings:
+        if s.stopped:
+            left.setdefault(s.runs, []).append(s.method)
+    return [
+        f"Clearly behind after {runs} of {len(settings.seeds)} seeds, so stopped: {_list(names)}."
+        for runs, names in sorted(left.items())
+    ]
 
 
 def _cost_sentences(standings: Sequence[Standing], tied: Sequence[Standing], use: Standing) -> list[str]:

@@ -44,7 +44,7 @@ def trainer_of(task: Task, settings: Settings) -> Trainer:
     """
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
-    return Trainer(task, steps)
+    return Trainer(task, steps, tune_share=settings.tune_share)
 
 
 @contextmanager
