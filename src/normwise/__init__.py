@@ -9,11 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normwise import errors, functional, methods, moments, nn, ops, parametrize, records, report, study, surgery
+    from normwise import (
+        errors,
+        findings,
+        functional,
+        methods,
+        moments,
+        nn,
+        ops,
+        parametrize,
+        probe,
+        records,
+        report,
+        study,
+        surgery,
+    )
     from normwise.functional import normalize
     from normwise.methods import METHODS
     from normwise.nn import importance, load_published, norm_layer, param_groups, sync
     from normwise.parametrize import remove_weight_norm, weight_norm, weight_norm_init, weight_normalize
+    from normwise.probe import diagnose, watch
     from normwise.study import Splits, Task
     from normwise.study.comparison import compare
     from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, unfreeze
@@ -25,11 +40,12 @@ _NAMES = {
     "methods": ("METHODS",),
     "nn": ("importance", "load_published", "norm_layer", "param_groups", "sync"),
     "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
+    "probe": ("diagnose", "watch"),
     "study": ("Splits", "Task", "compare"),
     "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("errors", "moments", "ops", "records", "report", *_NAMES)
+_MODULES = ("errors", "findings", "moments", "ops", "records", "report", *_NAMES)
 
 __all__ = [
     "METHODS",
@@ -39,7 +55,9 @@ __all__ = [
     "calibrate",
     "compare",
     "convert",
+    "diagnose",
     "errors",
+    "findings",
     "fold",
     "freeze",
     "functional",
@@ -55,6 +73,7 @@ __all__ = [
     "ops",
     "param_groups",
     "parametrize",
+    "probe",
     "records",
     "remove_weight_norm",
     "report",
@@ -62,6 +81,7 @@ __all__ = [
     "surgery",
     "sync",
     "unfreeze",
+    "watch",
     "weight_norm",
     "weight_norm_init",
     "weight_normalize",

@@ -6,12 +6,15 @@ As in :mod:`normwise.records` a number that could not be measured is ``None``, n
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from normwise.errors import InputError
+from normwise.records import dumps, load_record
 
 SEVERITIES = ("info", "warning", "error")
+DIAGNOSIS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -233,3 +236,179 @@ def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
         ['b', 'a']
     """
     return sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))
+
+
+@dataclass(frozen=True)
+class NormTrace:
+    """What was measured at one normalization layer, over the sampled forward passes.
+
+    Of statistics over the batch per channel, of others over their own pools. Distances of means are root mean squares
+    over the channels in units of the running standard deviation, with the sampling noise taken off; ``var_factor`` is
+    the typical factor between batch and running variances. ``scatter`` is how far batch means scatter about their
+    average, in standard deviations: the noise that a small batch brings. ``shift`` is how far the mean moved from the
+    first sample to the last. ``gain`` is what evaluation gains in score where this layer alone takes batch statistics.
+
+    ``calls`` is the largest number of runs in one pass. ``near_eps`` and ``constant`` count channels (or the share of
+    pools, times the channels) in all samples. ``updates`` counts updates of the running statistics while watched,
+    ``leftover`` is the share that their initial values still have, ``moved`` how far they moved.
+    """
+
+    layer: NormFacts
+    training: bool = True
+    samples: int = 0
+    calls: int = 0
+    elements: int | None = None
+    near_eps: int = 0
+    constant: int = 0
+    nonfinite: int = 0
+    skipped: int = 0
+    var_min: float | None = None
+    scatter: float | None = None
+    mean_gap: float | None = None
+    var_factor: float | None = None
+    gain: float | None = None
+    shift: float | None = None
+    weight_max: float | None = None
+    weight_median: float | None = None
+    weight_growth: float | None = None
+    held: bool = False
+    moved: float | None = None
+    updates: int | None = None
+    leftover: float | None = None
+    decay: float = 0.0
+    mixing_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class WeightTrace:
+    """What was measured at one weighted layer.
+
+    ``gradient`` is the norm of the loss's gradient at its output (the median over samples). ``inputs`` counts the
+    channels that came in, ``dead`` those that were 0 in every sample, ``seen`` the values behind that, per channel.
+    ``cosine`` and ``change`` compare the gradient of its parameters before and after one update of all layers before it
+    (Santurkar et al. 2018, arXiv 1805.11604): the angle's cosine, and the distance over the length before.
+    ``moved_mean`` and ``moved_std`` are how far the distribution of its output moves by one update of all layers, on
+    the same batch, in units of its standard deviation (Ioffe & Szegedy 2015, arXiv 1502.03167).
+    """
+
+    layer: WeightFacts
+    gradient: float | None = None
+    inputs: int = 0
+    dead: int = 0
+    seen: int = 0
+    cosine: float | None = None
+    change: float | None = None
+    moved_mean: float | None = None
+    moved_std: float | None = None
+
+
+@dataclass(frozen=True)
+class RunTrace:
+    """How the model was run while it was looked at.
+
+    ``passes`` counts training passes, ``sampled`` those that were measured, ``steps`` the optimizer's steps,
+    ``micro_batches`` the passes per step. ``repeated`` counts passes of a tensor that the same step had already seen;
+    ``training_in_evaluation`` names norms that trained inside a model in evaluation mode, ``blind_passes`` counts
+    passes in training mode without gradients. ``run_length`` is the number of steps that the whole run will have, where
+    known; ``overhead`` the seconds that looking took. ``optimizer`` and ``decay`` describe the optimizer that was seen.
+    """
+
+    passes: int = 0
+    sampled: int = 0
+    steps: int = 0
+    micro_batches: float = 1.0
+    repeated: int = 0
+    training_in_evaluation: list[str] = field(default_factory=list)
+    blind_passes: int = 0
+    run_length: int | None = None
+    overhead: float | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    decay: float = 0.0
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Evaluation by running statistics against the same by batch statistics, dropout off in both; higher is better.
+
+    ``score`` names what is compared: ``"accuracy"`` or ``"-loss"``; ``drift`` is how far the outputs differ, relative.
+    """
+
+    score: str | None
+    running: float | None
+    batch: float | None
+    drift: float | None
+    samples: int
+
+    @property
+    def lost(self) -> float | None:
+        """How much score the running statistics cost."""
+        return None if self.running is None or self.batch is None else self.batch - self.running
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a model's normalization, and all that was measured to say so; ``print`` it for a table.
+
+    Example:
+        >>> Diagnosis("2026-01-01", ModelFacts("Net", "conv", ["conv"], 2, 2), RunTrace()).worst is None
+        True
+    """
+
+    created: str
+    facts: ModelFacts
+    run: RunTrace
+    norms: list[NormTrace] = field(default_factory=list)
+    weights: list[WeightTrace] = field(default_factory=list)
+    gap: Gap | None = None
+    findings: list[Finding] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    version: int = DIAGNOSIS_VERSION
+
+    @property
+    def worst(self) -> str | None:
+        """The highest severity among the findings; ``None`` without any."""
+        return worst(self.findings)
+
+    def fails(self, severity: str) -> bool:
+        """Whether there is a finding of this severity or a higher one; see :func:`fails`."""
+        return fails(self.findings, severity)
+
+    def of(self, code: str) -> list[Finding]:
+        """The findings with a code."""
+        return [finding for finding in self.findings if finding.code == code]
+
+    def to_json(self) -> str:
+        """Strict JSON, which :func:`load_diagnosis` reads back."""
+        return dumps(self)
+
+    def __str__(self) -> str:
+        """Every finding with its effect and its fix, the gravest first."""
+        ran = f"{self.run.sampled} of {self.run.passes} passes measured"
+        head = f"{self.facts.model}: {len(self.norms)} normalization layers, {ran}"
+        lines = [head]
+        for f in gravest_first(self.findings):
+            lines += [str(f), *(f"         {line}" for line in (f.effect, *f.fix.splitlines()) if line)]
+        return "\n".join(lines if self.findings else [head, "no findings"])
+
+
+def load_diagnosis(path: str | os.PathLike[str]) -> Diagnosis:
+    """Read a diagnosis that was written with ``to_json``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The diagnosis.
+
+    Raises:
+        StoreError: the file cannot be read, is no diagnosis, or of a newer version than this normwise knows.
+
+    Example:
+        >>> load_diagnosis("nowhere.json")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: cannot read the diagnosis nowhere.json: No such file or directory
+    """
+    return load_record(path, Diagnosis, "diagnosis", DIAGNOSIS_VERSION)

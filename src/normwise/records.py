@@ -288,18 +288,42 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         ...
         normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
     """
+    return load_record(path, Study, "study", STUDY_VERSION)
+
+
+def load_record(path: str | os.PathLike[str], cls: type[R], noun: str, newest: int) -> R:
+    """Read a record that has a version number from a JSON file.
+
+    Args:
+        path: the file.
+        cls: the record's class.
+        noun: what to call it in errors.
+        newest: the highest version that can be read.
+
+    Returns:
+        The record.
+
+    Raises:
+        StoreError: the file cannot be read, is no such record, or is of a newer version than this normwise knows.
+
+    Example:
+        >>> load_record("nowhere.json", Study, "study", STUDY_VERSION)
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
+    """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise StoreError(f"cannot read the study {path}: {error.strerror}") from error
+        raise StoreError(f"cannot read the {noun} {path}: {error.strerror}") from error
     except ValueError as error:
-        raise StoreError(f"{path} is not a study: it is not JSON ({error})") from error
+        raise StoreError(f"{path} is not a {noun}: it is not JSON ({error})") from error
     version = data.get("version") if isinstance(data, dict) else None
     if not isinstance(version, int):
-        raise StoreError(f"{path} is not a study: it has no version number")
-    if version > STUDY_VERSION:
-        raise StoreError(f"{path} has version {version}, this normwise reads up to {STUDY_VERSION}: upgrade normwise")
-    return from_dict(Study, data)
+        raise StoreError(f"{path} is not a {noun}: it has no version number")
+    if version > newest:
+        raise StoreError(f"{path} has version {version}, this normwise reads up to {newest}: upgrade normwise")
+    return from_dict(cls, data)
 
 
 def write_atomic(path: str | os.PathLike[str], text: str) -> None:

@@ -10,7 +10,7 @@ from normwise.nn import norm_layer
 from normwise.probe.facts import survey, survey_batch
 from normwise.probe.padding import padded_share
 from normwise.records import from_dict, to_dict
-from normwise.study.tasks import ConvNet
+from normwise.study.tasks.images import ConvNet
 
 
 class Attention(nn.Module):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from normwise.surgery.harden import Hardening, harden
     from normwise.surgery.inspect import Inspection, inspect
     from normwise.surgery.layers import NormLayer, describe, find
+    from normwise.surgery.pause import statistics_paused
 
 _HOME = {
     "Calibration": "calibrate",
@@ -41,6 +42,7 @@ _HOME = {
     "harden": "harden",
     "inspect": "inspect",
     "is_frozen": "freeze",
+    "statistics_paused": "pause",
     "unfreeze": "freeze",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "harden",
     "inspect",
     "is_frozen",
+    "statistics_paused",
     "unfreeze",
 ]
 

@@ -74,6 +74,30 @@ def feed(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
+def targets_of(model: nn.Module, batch: Any) -> Any:
+    """What of a batch :func:`feed` does not give to the model: the target.
+
+    Args:
+        model: the model.
+        batch: what the loader gave.
+
+    Returns:
+        Of a tuple or list the items that are left, a single one as it is; of a mapping the entry named ``target``,
+        ``targets``, ``label``, ``labels`` or ``y``; ``None`` where there is none. On the model's device.
+
+    Example:
+        >>> targets_of(nn.Linear(2, 3), (torch.zeros(4, 2), "cats"))
+        'cats'
+    """
+    rest: Any = None
+    if isinstance(batch, Mapping):
+        rest = next((batch[name] for name in ("target", "targets", "label", "labels", "y") if name in batch), None)
+    elif isinstance(batch, (tuple, list)):
+        left = batch[max(1, len(_signature(model)[0])) :]
+        rest = left[0] if len(left) == 1 else left or None
+    return to_device(rest, _device(model))
+
+
 def run_on(model: nn.Module, example_inputs: Any) -> Any:
     """Run a model on example inputs: a tuple holds all positional arguments, a mapping the named ones.
 

@@ -1,0 +1,168 @@
+"""``diagnose``: run a model on some batches as in training, look, and leave everything as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise.errors import InputError
+from normwise.findings import Diagnosis
+from normwise.probe.facts import keeping_random_state, survey_batch
+from normwise.probe.gaps import Loss, gains, keeping_buffers, measure_gap
+from normwise.probe.shifts import measure_shifts
+from normwise.probe.watching import training_norms, watch
+from normwise.surgery.freeze import is_frozen
+from normwise.surgery.layers import find
+from normwise.surgery.running import Forward, feed, targets_of, unwrapped
+
+
+def diagnose(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss: Loss | None = None,
+    *,
+    steps: int = 16,
+    optimizer: torch.optim.Optimizer | None = None,
+    forward: Forward | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Diagnosis:
+    """Say what is wrong with a model's normalization, from some batches; the model stays as it is.
+
+    The batches run as in training (forward, with ``loss`` backward, too), then in evaluation by batch and by running
+    statistics. No step is taken for good: parameters, gradients, buffers, modes, random state and hooks are afterwards
+    what they were, also where something fails. Layers that are frozen or stand in evaluation mode inside a training
+    model stay so.
+
+    Args:
+        model: to diagnose; may be wrapped for data-parallel training.
+        loader: gives batches as for training.
+        loss: ``(output, target) -> scalar``; gradients and covariate shift are measured with it. ``target`` is what of
+            a batch the model does not take, see :func:`normwise.surgery.running.targets_of`.
+        steps: how many batches to look at, at most.
+        optimizer: the one that trains the model: its weight decay is checked, its learning rate used for the shift.
+        forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
+            pairs and mappings, see :func:`normwise.surgery.running.feed`.
+        progress: called with (batches done, batches in all) after each.
+
+    Returns:
+        The diagnosis: ``print`` it, ask ``fails("warning")``, store ``to_json()``.
+
+    Raises:
+        InputError: the loader gives no batch, ``steps`` is below 1, or a batch does not fit the model.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        >>> batches = [(torch.randn(4, 4), torch.randint(2, (4,))) for _ in range(4)]
+        >>> [f.code for f in diagnose(model, batches, nn.functional.cross_entropy).findings if f.severity == "warning"]
+        ['few-elements', 'never-updated']
+    """
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}")
+    batches = list(itertools.islice(loader, steps))
+    if not batches:
+        raise InputError("nothing to diagnose with: the loader gave no batch")
+    return _Examination(unwrapped(model), batches, loss, forward or feed, optimizer).run(progress or (lambda *_: None))
+
+
+class _Examination:
+    """One diagnosis on its way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        loss: Loss | None,
+        forward: Forward,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        self.model, self.batches, self.loss = model, batches, loss
+        self.forward, self.optimizer = forward, optimizer
+
+    def run(self, progress: Callable[[int, int], object]) -> Diagnosis:
+        misplaced = self._misplaced()
+        with ExitStack() as stack:
+            stack.enter_context(keeping_random_state())
+            stack.enter_context(keeping_buffers(self.model))
+            facts = survey_batch(self.model, self.batches[0], self.forward)
+            watcher = watch(self.model, self.optimizer, every=1)
+            with _training(self.model), watcher:
+                for i, batch in enumerate(self.batches):
+                    with keeping_buffers(self.model):
+                        self._pass(batch)
+                    progress(i + 1, len(self.batches))
+            with _training(self.model), keeping_buffers(self.model):
+                shifts = self._shifts(facts.weights)
+            first = dataclasses.replace(watcher.run(), training_in_evaluation=misplaced, repeated=0, overhead=None)
+            return self._judged(watcher, first, shifts, facts)
+
+    def _misplaced(self) -> list[str]:
+        """Norms that were left training inside a model in evaluation mode."""
+        return [] if self.model.training else training_norms(find(self.model))
+
+    def _pass(self, batch: Any) -> None:
+        output = self.forward(self.model, batch)
+        if self.loss is not None:
+            value = self._value(output, batch)
+            wanted = [p for p in self.model.parameters() if p.requires_grad]
+            if value.requires_grad and wanted:
+                # Not backward(): the gradients that parameters hold are not ours to change.
+                torch.autograd.grad(value, wanted, allow_unused=True)
+
+    def _value(self, output: Any, batch: Any) -> Tensor:
+        assert self.loss is not None  # the callers' condition
+        value = self.loss(output, targets_of(self.model, batch))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise InputError(f"loss must give a tensor with one element, got {type(value).__name__}")
+        return value
+
+    def _shifts(self, weights: Sequence[Any]) -> dict[str, Any]:
+        if self.loss is None:
+            return {}
+        named = dict(self.model.named_modules())
+        layers = {w.name: named[w.name] for w in weights if w.order is not None}
+        batch = self.batches[0]
+
+        def loss() -> Tensor:
+            # The same drop-out at every call. Buffers come back at the end: a graph may still hold them.
+            with keeping_random_state():
+                return self._value(self.forward(self.model, batch), batch)
+
+        return measure_shifts(loss, layers, self.optimizer)
+
+    def _judged(self, watcher: watch, run: Any, shifts: dict[str, Any], facts: Any) -> Diagnosis:
+        first = watcher.judged(facts, run, of_weights=shifts)
+        named = {found.names[0]: found for found in watcher.found}
+        choosing = [
+            (named[norm.layer.name], norm)
+            for norm in first.norms
+            if norm.mean_gap is not None and norm.samples and not is_frozen(named[norm.layer.name].module)
+        ]
+        if not choosing:
+            return first
+        gap = measure_gap(self.model, self.batches, [found for found, _ in choosing], self.forward, self.loss)
+        suspects = {finding.layer for finding in first.of("statistics-disagree")}
+        suspicious = [(found, norm) for found, norm in choosing if norm.layer.name in suspects]
+        gained = gains(self.model, self.batches, suspicious, self.forward, self.loss, gap.running)
+        of_norms = {name: {"gain": gain} for name, gain in gained.items()}
+        return watcher.judged(facts, run, gap=gap, of_norms=of_norms, of_weights=shifts)
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode with gradients; what a training model holds in evaluation mode, and what is frozen, stays so."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        if not model.training:
+            for module in modes:
+                module.training = not is_frozen(module)
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

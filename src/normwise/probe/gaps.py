@@ -1,0 +1,162 @@
+"""Training against evaluation: the same batches by batch statistics and by running ones, dropout off in both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise.findings import Gap, NormTrace
+from normwise.surgery.layers import Found
+from normwise.surgery.running import Forward, drift, evaluating, targets_of, tensors_in
+
+Loss = Callable[[Any, Any], Tensor]
+# Layers whose own part in the gap is measured: one pass over the batches each.
+_MOST = 12
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Give every buffer back as it was.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with keeping_buffers(norm):
+        ...     _ = norm(torch.randn(8, 2))
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+def measure_gap(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Sequence[Found],
+    forward: Forward,
+    loss: Loss | None,
+) -> Gap:
+    """Score a model by running and by batch statistics.
+
+    Accuracy where targets are classes, else the loss, negative; without targets only how far the outputs differ.
+
+    Args:
+        model: left as it was.
+        batches: what to score on.
+        layers: the norms that may choose between the two.
+        forward: runs the model on a batch.
+        loss: ``(output, target) -> scalar``.
+
+    Returns:
+        The gap.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> from normwise.surgery.running import feed
+        >>> model = nn.Sequential(nn.BatchNorm1d(2, affine=False))
+        >>> x = torch.tensor([[5.0, 9.0], [5.0, 7.0], [9.0, 5.0]])
+        >>> gap = measure_gap(model, [(x, torch.tensor([1, 1, 0]))], find(model), feed, None)
+        >>> gap.score, gap.running, gap.batch
+        ('accuracy', 1.0, 1.0)
+    """
+    running, outputs = _score(model, batches, (), forward, loss)
+    batch, others = _score(model, batches, layers, forward, loss)
+    first = drift(others[0], outputs[0]) if outputs and tensors_in(others[0]) else None
+    samples = sum(next((t.shape[0] for t in tensors_in(b) if t.ndim), 1) for b in batches)
+    name = _score_name(outputs[0], targets_of(model, batches[0]), loss) if outputs else None
+    finite = first is not None and first < float("inf")
+    return Gap(name, running, batch, first if finite else None, samples)
+
+
+def gains(
+    model: nn.Module,
+    batches: Sequence[Any],
+    suspects: Sequence[tuple[Found, NormTrace]],
+    forward: Forward,
+    loss: Loss | None,
+    running: float | None,
+) -> dict[str, float]:
+    """What evaluation gains where one layer alone takes batch statistics, for the layers that are furthest off.
+
+    Args:
+        model: left as it was.
+        batches: what to score on.
+        suspects: layers with what was measured of them.
+        forward: runs the model on a batch.
+        loss: ``(output, target) -> scalar``.
+        running: the score by running statistics.
+
+    Returns:
+        Layer → gain; empty without a score.
+
+    Example:
+        >>> gains(nn.Identity(), [], [], lambda model, batch: None, None, running=None)
+        {}
+    """
+    if running is None:
+        return {}
+    worst = sorted(suspects, key=lambda s: -max(s[1].mean_gap or 0.0, (s[1].var_factor or 1.0) - 1))[:_MOST]
+    scores = {found.names[0]: _score(model, batches, [found], forward, loss)[0] for found, _ in worst}
+    return {name: score - running for name, score in scores.items() if score is not None}
+
+
+def _score(
+    model: nn.Module, batches: Sequence[Any], by_batch: Sequence[Found], forward: Forward, loss: Loss | None
+) -> tuple[float | None, list[Any]]:
+    """The mean score, and the first batch's outputs."""
+    total, weight = 0.0, 0
+    outputs: list[Any] = []
+    with keeping_buffers(model), evaluating(model):
+        for found in by_batch:
+            found.module.training = True
+        for batch in batches:
+            output = forward(model, batch)
+            outputs = outputs or [output]
+            scored = _score_of(output, targets_of(model, batch), loss)
+            if scored is None:
+                return None, outputs
+            total, weight = total + scored[0], weight + scored[1]
+    return (total / weight if weight else None), outputs
+
+
+def _score_name(output: Any, target: Any, loss: Loss | None) -> str | None:
+    if _classes(output, target):
+        return "accuracy"
+    return None if loss is None else "-loss"
+
+
+def _classes(output: Any, target: Any) -> bool:
+    outputs = tensors_in(output)
+    return (
+        bool(outputs)
+        and isinstance(target, Tensor)
+        and target.ndim == 1
+        and not target.is_floating_point()
+        and outputs[0].ndim == 2
+        and outputs[0].shape[1] > 1
+        and outputs[0].shape[0] == target.shape[0]
+    )
+
+
+def _score_of(output: Any, target: Any, loss: Loss | None) -> tuple[float, int] | None:
+    if _classes(output, target):
+        right = tensors_in(output)[0].argmax(1).cpu() == target.cpu()
+        return float(right.sum()), len(right)
+    if loss is None:
+        return None
+    return -float(loss(output, target)), 1

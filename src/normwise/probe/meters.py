@@ -1,0 +1,312 @@
+"""Meters: what is kept of each layer while a model runs. Small tensors on the CPU, one set a sampled pass."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normwise import ops
+from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
+from normwise.functional import real_elements
+from normwise.methods import METHODS
+from normwise.moments import Moments, pool, pool_groups
+from normwise.probe.places import elements_of_layer, sizes_of
+from normwise.surgery.freeze import is_frozen
+from normwise.surgery.layers import Found
+
+# Gaps are judged over the last samples: what counts is how far off the averages are now.
+_KEPT = 16
+
+
+class NormMeter:
+    """Gathers what is known of one normalization layer.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> meter = NormMeter(find(nn.BatchNorm1d(2))[0])
+        >>> meter.look(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), {})
+        >>> meter.trace(NormFacts([""], "", "batch", 0, 1, 2)).constant
+        1
+    """
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.calls = self.calls_now = self.samples = self.nonfinite = 0
+        self.elements: int | None = None
+        self.trained = False
+        self._channels_near: Tensor | None = None
+        self._channels_constant: Tensor | None = None
+        self._var_min = math.inf
+        self._means: deque[Tensor] = deque(maxlen=_KEPT)
+        self._gaps: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=_KEPT)
+        self._first_mean: Tensor | None = None
+        self._deviation: Tensor | None = None
+        self._start = {name: _copy(getattr(found.module, name, None)) for name in ("running_mean", "running_var")}
+        self._start_weight = _largest(found.module)
+        self._start_batches = _count(found.module, "num_batches_tracked")
+
+    @property
+    def pools_batch(self) -> bool:
+        """Whether its statistics are over the batch."""
+        row = METHODS.get(self.found.layer.method)
+        return row is not None and row.running
+
+    def look(self, x: Tensor, kwargs: dict[str, Any], ranks: int = 1, at: int = 0) -> None:
+        """Take the statistics of one input, in pass number ``at``; ``ranks`` processes share them."""
+        layer, module = self.found.layer, self.found.module
+        self.calls_now += 1
+        if self.calls_now > 1 or x.ndim < 2 or not x.numel():
+            return
+        self.samples += 1
+        self.trained |= module.training
+        cells = _cells(layer.channel_axis, layer.per_token, x, kwargs)
+        N, _, spatial = sizes_of(layer, list(x.shape))
+        self.elements = _least(self.elements, elements_of_layer(layer, module, N * ranks, spatial))
+        if isinstance(cells.elements, Tensor) and self.pools_batch:
+            self.elements = _least(self.elements, int(cells.elements.expand_as(cells.mean).sum(0).min()))
+        statistic = self._pooled(cells)
+        mean, var = statistic.mean.double().cpu(), statistic.var.double().cpu()
+        if not (mean.isfinite().all() and var.isfinite().all()):
+            self.nonfinite += 1
+            return
+        self._note_spread(mean, var)
+        if self.pools_batch:
+            self._compare(statistic, at)
+
+    def end_pass(self) -> None:
+        """Close one forward pass of the model."""
+        self.calls = max(self.calls, self.calls_now)
+        self.calls_now = 0
+
+    def _pooled(self, cells: Moments) -> Moments:
+        layer = self.found.layer
+        if self.pools_batch:
+            return pool(cells, 0)
+        if layer.per_token:
+            return cells
+        if layer.method == "layer":
+            return pool(cells, 1)
+        return pool_groups(cells, layer.num_groups or 1) if layer.method == "group" else cells
+
+    def _note_spread(self, mean: Tensor, var: Tensor) -> None:
+        # A variance of rounding errors alone is that of a constant.
+        constant = (var <= (mean.abs() * 1e-6).square()).double().mean(0)
+        near = (var <= self.found.layer.eps).double().mean(0)
+        self._channels_constant = _minimum(self._channels_constant, constant)
+        self._channels_near = _minimum(self._channels_near, near)
+        self._var_min = min(self._var_min, float(var.min()))
+
+    def _compare(self, batch: Moments, at: int) -> None:
+        """Batch statistics against the running ones, before these take the batch in."""
+        mean, var = (t[0].double().cpu() for t in batch[:2])
+        self._means.append(mean)
+        self._deviation = var.clamp_min(1e-30).sqrt()
+        self._first_mean = mean if self._first_mean is None else self._first_mean
+        stored = [_copy(getattr(self.found.module, name, None)) for name in ("running_mean", "running_var")]
+        if stored[0] is None or stored[1] is None:
+            return
+        elements = torch.as_tensor(batch.elements).double()
+        unbiased = var * (elements / (elements - 1).clamp_min(1)).cpu().flatten()
+        eps = self.found.layer.eps
+        scale = stored[1].clamp_min(0) + eps
+        self._gaps.append((at, (mean - stored[0]) / scale.sqrt(), (unbiased + eps) / scale))
+
+    def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
+        """Sum up.
+
+        Args:
+            facts: of the layer.
+            since: the pass from which on running statistics are held against those of the batches.
+            **more: further fields.
+
+        Returns:
+            The record.
+        """
+        module = self.found.module
+        weight = _largest(module)
+        return NormTrace(
+            layer=facts,
+            training=module.training,
+            samples=self.samples,
+            calls=self.calls,
+            elements=self.elements,
+            near_eps=_channels(self._channels_near, facts.channels),
+            constant=_channels(self._channels_constant, facts.channels),
+            nonfinite=self.nonfinite,
+            skipped=_count(module, "num_batches_skipped") or 0,
+            var_min=self._var_min if math.isfinite(self._var_min) else None,
+            scatter=self._scatter(),
+            **self._gap(since),
+            shift=self._shift(),
+            weight_max=None if weight is None else _finite(weight[0]),
+            weight_median=None if weight is None else _finite(weight[1]),
+            weight_growth=self._growth(weight),
+            held=self._held(),
+            moved=_finite(self._moved()),
+            **self._updates(),
+            **more,
+        )
+
+    def _scatter(self) -> float | None:
+        """How far batch means scatter, in standard deviations; the elements' own spread over √n where independent."""
+        if len(self._means) < 2 or self._deviation is None:
+            return None
+        # From each to the next, so that a drift of the mean is not taken for noise.
+        means = torch.stack(list(self._means))
+        steps = (means[1:] - means[:-1]) / self._deviation.clamp_min(1e-12)
+        return float((steps.square().mean(0) / 2).median().sqrt())
+
+    def _gap(self, since: int) -> dict[str, Any]:
+        """How far running statistics are off; what the average of k noisy batches has by chance is taken off."""
+        late = [gap for gap in self._gaps if gap[0] >= since]
+        if not late or is_frozen(self.found.module):
+            return {}
+        gaps, ratios = torch.stack([gap for _, gap, _ in late]), torch.stack([ratio for _, _, ratio in late])
+        ratio = ratios.mean(0).clamp_min(1e-30)
+        noise = gap_noise = torch.zeros_like(ratio)
+        if len(late) > 1:
+            gap_noise = gaps.var(0) / len(late)
+            noise = ratios.var(0) / len(late) / ratio.square()
+        mean_gap = float((gaps.mean(0).square() - gap_noise).mean().clamp_min(0).sqrt())
+        factor = float((ratio.log().square() - noise).mean().clamp_min(0).sqrt().exp())
+        return {"mean_gap": _finite(mean_gap), "var_factor": _finite(factor)}
+
+    def _shift(self) -> float | None:
+        if self._first_mean is None or self._deviation is None or len(self._means) < 2:
+            return None
+        moved = (self._means[-1] - self._first_mean) / self._deviation.clamp_min(1e-12)
+        return _finite(float(moved.square().median().sqrt()))
+
+    def _growth(self, weight: tuple[float, float] | None) -> float | None:
+        if weight is None or self._start_weight is None or not self._start_weight[0]:
+            return None
+        return _finite(weight[0] / self._start_weight[0])
+
+    def _held(self) -> bool:
+        """Whether somebody means this layer to stay: a frozen one, or all its parameters without gradients."""
+        own = list(self.found.module.parameters(recurse=False))
+        return is_frozen(self.found.module) or (bool(own) and not any(p.requires_grad for p in own))
+
+    def _moved(self) -> float | None:
+        module = self.found.module
+        before, deviation = self._start["running_mean"], self._start["running_var"]
+        now = _copy(getattr(module, "running_mean", None))
+        if before is None or deviation is None or now is None or before.shape != now.shape:
+            return None
+        return float(((now - before).abs() / (deviation.clamp_min(0) + 1e-12).sqrt()).max())
+
+    def _updates(self) -> dict[str, Any]:
+        layer, now = self.found.layer, _count(self.found.module, "num_batches_tracked")
+        if now is None or self._start_batches is None:
+            return {}
+        known: dict[str, Any] = {"updates": now - self._start_batches}
+        if self._start_batches == 0 and now > 0 and layer.momentum is not None and 0 <= layer.momentum <= 1:
+            known["leftover"] = (1 - layer.momentum) ** now
+        return known
+
+
+class WeightMeter:
+    """Gathers what is known of one weighted layer.
+
+    Example:
+        >>> meter = WeightMeter()
+        >>> meter.look(torch.tensor([[0.0, 1.0], [0.0, 2.0]], requires_grad=True), channel_axis=-1)
+        >>> meter.trace(WeightFacts(["fc"], "Linear", 0, 1)).dead
+        1
+    """
+
+    def __init__(self) -> None:
+        self.gradients: list[float] = []
+        self._alive: Tensor | None = None
+        self._seen = 0
+
+    def look(self, x: Tensor, channel_axis: int) -> None:
+        """Note which channels carry anything; raw inputs of the model, which have no gradient, are not judged."""
+        if not x.requires_grad or x.ndim < 2 or not x.is_floating_point():
+            return
+        others = tuple(i for i in range(x.ndim) if i != channel_axis % x.ndim)
+        alive = (x.detach() != 0).amax(others).cpu()
+        if self._alive is None or self._alive.shape == alive.shape:
+            self._alive = alive if self._alive is None else self._alive | alive
+            self._seen += x.numel() // max(len(alive), 1)
+
+    def hear(self, gradient: Tensor) -> None:
+        """Note the size of the loss's gradient at the output."""
+        self.gradients.append(float(torch.linalg.vector_norm(gradient.detach().float())))
+
+    def trace(self, facts: WeightFacts, **more: Any) -> WeightTrace:
+        """Sum up.
+
+        Args:
+            facts: of the layer.
+            **more: further fields.
+
+        Returns:
+            The record.
+        """
+        finite = [g for g in self.gradients if math.isfinite(g)]
+        return WeightTrace(
+            layer=facts,
+            gradient=statistics.median(finite) if finite else None,
+            inputs=0 if self._alive is None else len(self._alive),
+            dead=0 if self._alive is None else int((~self._alive).sum()),
+            seen=self._seen,
+            **more,
+        )
+
+
+def _cells(channel_axis: int, per_token: bool, x: Tensor, kwargs: dict[str, Any]) -> Moments:
+    """Moments of a layer's input: per cell (N, C), of a per-token layer per position (positions, 1)."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach()
+        if per_token:
+            rows = x.movedim(channel_axis, -1).flatten(0, -2).float()
+            var, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
+            return Moments(mean, var, rows.shape[-1])
+        if channel_axis == -1:
+            x = x.movedim(-1, 1)
+        keep = real_elements(x, kwargs.get("mask"), kwargs.get("lengths"))
+        if keep is not None:
+            return Moments(*ops.reference.moments(x, keep), keep.expand_as(x).flatten(2).sum(2))
+        mean, var = ops.moments(x)
+        return Moments(mean, var, x[0, 0].numel())
+
+
+def _copy(tensor: Any) -> Tensor | None:
+    return tensor.detach().double().cpu().flatten().clone() if isinstance(tensor, Tensor) else None
+
+
+def _largest(module: nn.Module) -> tuple[float, float] | None:
+    """The greatest and the median |weight|."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.numel() or torch.nn.parameter.is_lazy(weight):
+        return None
+    size = weight.detach().abs().float()
+    return float(size.max()), float(size.median())
+
+
+def _count(module: nn.Module, name: str) -> int | None:
+    counter = getattr(module, name, None)
+    return int(counter) if isinstance(counter, Tensor) else None
+
+
+def _channels(shares: Tensor | None, channels: int) -> int:
+    """How many channels; a statistic that is shared by several stands for all of them."""
+    return 0 if shares is None else round(float(shares.mean()) * channels)
+
+
+def _minimum(old: Tensor | None, new: Tensor) -> Tensor:
+    return new if old is None or old.shape != new.shape else torch.minimum(old, new)
+
+
+def _least(old: int | None, new: int | None) -> int | None:
+    return min((n for n in (old, new) if n is not None), default=None)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

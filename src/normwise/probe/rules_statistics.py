@@ -1,0 +1,272 @@
+"""Findings about statistics: what stands behind them, what they say, and whether evaluation uses the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from normwise.findings import Diagnosis, NormTrace
+from normwise.methods import METHODS
+from normwise.probe.rules import Hit, Rule, at, convert_to, count, put
+
+__all__ = ["RULES"]
+
+# Below this many values a variance is known to worse than about a third.
+FEW = 16
+# Running statistics off by half a standard deviation, or a variance by this factor, are worth telling; where nobody can
+# say what that costs, those beyond the second pair are a warning.
+MEAN_GAP, VAR_FACTOR = 0.5, 2.0
+GRAVE_MEAN, GRAVE_VAR = 1.0, 4.0
+# Score points that evaluation may lose by its statistics.
+SCORE_GAP = 0.02
+# An initial value that still holds this share of a running average decides evaluation.
+LEFTOVER = 0.05
+# Noise of a running average, in standard deviations, that evaluation notices.
+NOISE = 0.25
+
+
+def _over_batch(norm: NormTrace) -> bool:
+    row = METHODS.get(norm.layer.method)
+    return row is not None and row.rests_on == "batch"
+
+
+def _uses_batch(norm: NormTrace) -> bool:
+    return norm.training and norm.samples > 0 and not norm.layer.frozen
+
+
+def few_elements(seen: Diagnosis) -> Iterator[Hit]:
+    """Batch statistics over too few values."""
+    for norm in seen.norms:
+        n = norm.elements
+        if n is None or n >= FEW or not _over_batch(norm) or not _uses_batch(norm):
+            continue
+        evidence: dict[str, float | None] = {"elements": n, "error_of_mean": 1 / math.sqrt(max(n, 1))}
+        says = f"its mean is off by {1 / math.sqrt(max(n, 1)):.0%} of a standard deviation"
+        if n > 1:
+            evidence["error_of_var"] = math.sqrt(2 / (n - 1))
+            says += f" and its variance by {evidence['error_of_var']:.0%} (standard errors)"
+        if norm.scatter is not None:
+            evidence["measured_scatter"] = norm.scatter
+            says += f"; batch means scatter by {norm.scatter:.2g} standard deviations"
+        parts = ""
+        if seen.run.micro_batches > 1.5:
+            evidence["micro_batches"] = seen.run.micro_batches
+            parts = f"; accumulating {seen.run.micro_batches:.0f} micro-batches a step does not help: each has its own"
+        if seen.run.ranks > 1 and not norm.layer.synced:
+            evidence["ranks"] = seen.run.ranks
+            parts += f"; each of {seen.run.ranks} processes has its own"
+        fix = convert_to("group" if norm.layer.channels > 1 else "layer", norm.layer.name)
+        if seen.run.ranks > 1 and not norm.layer.synced:
+            fix = "model = normwise.sync(model)"
+        severity = "error" if n < 2 else None
+        yield Hit(norm.layer.name, f"{count(n, 'value')} behind each statistic: {says}{parts}", evidence, fix, severity)
+
+
+def erased_data(seen: Diagnosis) -> Iterator[Hit]:
+    """Pools within a sample so small that normalizing leaves nothing of them."""
+    for norm in seen.norms:
+        n, layer = norm.elements, norm.layer
+        if n is None or n > 2 or _over_batch(norm) or layer.method == "switchable" or not norm.samples:
+            continue
+        left = "nothing: the output is the bias, whatever comes in" if n < 2 else "the sign of a difference"
+        groups = f", {layer.num_groups} groups of {layer.channels} channels" if layer.num_groups else ""
+        message = f"{count(n, 'value')} in each pool ({layer.method} norm{groups}): what is left of the data is {left}"
+        fix = convert_to("layer", layer.name)
+        if layer.method == "group" or layer.num_groups:
+            fix = put(layer.name, f"torch.nn.GroupNorm(1, {layer.channels})")
+        yield Hit(layer.name, message, {"elements": n}, fix, "error" if n < 2 else "warning")
+
+
+def padded_statistics(seen: Diagnosis) -> Iterator[Hit]:
+    """Padding among the values that statistics are taken of."""
+    share = seen.facts.padded
+    if share is None or share < 0.05:
+        return
+    for norm in seen.norms:
+        layer = norm.layer
+        pools_time = not layer.per_token and len(layer.spatial) == 1 and layer.spatial[0] > 1
+        if not pools_time or layer.masked or not norm.samples:
+            continue
+        ours = {"batch": "BatchNorm1d", "instance": "InstanceNorm1d", "switchable": "SwitchableNorm1d"}
+        sizes = f"{layer.num_groups or 1}, {layer.channels}" if layer.method in ("group", "layer") else layer.channels
+        name = ours.get(layer.method, "GroupNorm")
+        fix = put(layer.name, f"normwise.nn.{name}({sizes})") + "  # then call it with lengths=lengths"
+        message = f"{share:.0%} of the positions are padding, and its statistics count them"
+        yield Hit(layer.name, message, {"padded": share}, fix)
+
+
+def constant_channels(seen: Diagnosis) -> Iterator[Hit]:
+    """Channels that never vary."""
+    for norm in seen.norms:
+        if not norm.constant or not norm.samples or (not _over_batch(norm) and 2 * norm.constant < norm.layer.channels):
+            continue
+        if norm.elements is not None and norm.elements < 2:
+            continue
+        of = f"{norm.constant} of {norm.layer.channels}"
+        fix = _start_again(norm)
+        evidence: dict[str, float | None] = {"constant": norm.constant, "channels": norm.layer.channels}
+        yield Hit(norm.layer.name, f"{of} channels had one value in every sampled batch", evidence, fix)
+
+
+def near_eps(seen: Diagnosis) -> Iterator[Hit]:
+    """Variances that eps drowns."""
+    for norm in seen.norms:
+        near = norm.near_eps - norm.constant
+        if near <= 0 or not norm.samples or (not _over_batch(norm) and 2 * near < norm.layer.channels):
+            continue
+        eps = norm.layer.eps
+        message = (
+            f"{near} of {norm.layer.channels} channels had a variance of at most eps ({eps:g}) in every sampled batch; "
+            f"the smallest was {norm.var_min or 0:.2g}"
+        )
+        fix = f"{at(norm.layer.name)}.eps = {max(norm.var_min or 0.0, 1e-12) / 100:.1g}"
+        evidence: dict[str, float | None] = {"near_eps": near, "eps": eps, "var_min": norm.var_min}
+        yield Hit(norm.layer.name, message, evidence, fix)
+
+
+def nonfinite_inputs(seen: Diagnosis) -> Iterator[Hit]:
+    """NaN or infinity on the way into a layer."""
+    for norm in seen.norms:
+        if not norm.nonfinite and not norm.skipped:
+            continue
+        skipped = f"; {count(norm.skipped, 'batch')} left out of its running averages" if norm.skipped else ""
+        message = f"{count(norm.nonfinite, 'sampled input')} held NaN or infinity{skipped}"
+        evidence: dict[str, float | None] = {"nonfinite": norm.nonfinite, "skipped": norm.skipped}
+        yield Hit(norm.layer.name, message, evidence, "torch.autograd.set_detect_anomaly(True)  # names the operation")
+
+
+def statistics_disagree(seen: Diagnosis) -> Iterator[Hit]:
+    """Running statistics that are not those of the batches, where that is not just their start."""
+    for norm in seen.norms:
+        if not _disagrees(norm) or not norm.training or (norm.leftover is not None and norm.leftover > LEFTOVER):
+            continue
+        says = f"running means are off by {norm.mean_gap:.2g} standard deviations"
+        says += f", variances by a factor of {norm.var_factor:.2g}"
+        if norm.gain is not None and norm.gain > 0:
+            says += f"; by batch statistics in this layer alone evaluation gains {_points(norm.gain, seen)}"
+        if seen.facts.dropout and norm.mean_gap is not None and norm.mean_gap < MEAN_GAP:
+            says += "; variances alone differ, and there is dropout: it is off in evaluation"
+        evidence = {"mean_gap": norm.mean_gap, "var_factor": norm.var_factor, "gain": norm.gain}
+        fix = f'normwise.calibrate(model, loader, where="{norm.layer.name}")'
+        yield Hit(norm.layer.name, says, evidence, fix, "warning" if _costs(norm, seen) else None)
+
+
+def _disagrees(norm: NormTrace, mean: float = MEAN_GAP, factor: float = VAR_FACTOR) -> bool:
+    return (
+        norm.mean_gap is not None and norm.var_factor is not None and (norm.mean_gap > mean or norm.var_factor > factor)
+    )
+
+
+def _costs(norm: NormTrace, seen: Diagnosis) -> bool:
+    """Whether the disagreement does harm: by the score where there is one, else by its size."""
+    if seen.gap is None or seen.gap.lost is None:
+        return _disagrees(norm, GRAVE_MEAN, GRAVE_VAR)
+    return any(True for _ in evaluation_gap(seen))
+
+
+def evaluation_gap(seen: Diagnosis) -> Iterator[Hit]:
+    """A score that evaluation loses by its statistics."""
+    gap = seen.gap
+    if gap is None or gap.lost is None or gap.running is None or gap.batch is None:
+        return
+    chance = 2 * math.sqrt(max(gap.batch * (1 - gap.batch), 0.0) / max(gap.samples, 1))
+    least = max(SCORE_GAP, chance) if gap.score == "accuracy" else 0.1 * abs(gap.batch) + 0.05
+    if gap.lost <= least:
+        return
+    value = (lambda v: f"{v:.1%}") if gap.score == "accuracy" else (lambda v: f"{v:.3g}")
+    message = (
+        f"{gap.score} is {value(gap.running)} by running statistics and {value(gap.batch)} by batch statistics, on the "
+        f"same {count(gap.samples, 'sample')} without dropout"
+    )
+    evidence = {"running": gap.running, "batch": gap.batch, "lost": gap.lost, "drift": gap.drift}
+    yield Hit("", message, evidence, "normwise.calibrate(model, loader)")
+
+
+def _points(gain: float, seen: Diagnosis) -> str:
+    accuracy = seen.gap is not None and seen.gap.score == "accuracy"
+    return f"{100 * gain:.1f} points" if accuracy else f"{gain:.3g}"
+
+
+def unfit_momentum(seen: Diagnosis) -> Iterator[Hit]:
+    """Running averages that end too early to forget their start, or follow single batches."""
+    for norm in seen.norms:
+        m = norm.layer.momentum
+        if m is None or norm.updates is None or not norm.updates or not 0 < m <= 1:
+            continue
+        updates, leftover = norm.updates, norm.leftover
+        if leftover is not None and seen.run.run_length is not None and seen.run.steps:
+            updates = round(norm.updates * max(seen.run.run_length / seen.run.steps, 1))
+            leftover = (1 - m) ** updates
+        if leftover is not None and leftover > LEFTOVER:
+            fit = 1 - LEFTOVER ** (1 / max(updates, 1))
+            message = (
+                f"after {count(updates, 'update')} at momentum {m:g} {leftover:.0%} of the initial values are left"
+            )
+            evidence: dict[str, float | None] = {"momentum": m, "updates": updates, "leftover": leftover}
+            yield Hit(norm.layer.name, message, evidence, _momentum(norm, min(1.0, math.ceil(100 * fit) / 100)))
+        elif norm.scatter is not None and norm.scatter * math.sqrt(m / (2 - m)) > NOISE:
+            noise = norm.scatter * math.sqrt(m / (2 - m))
+            message = f"at momentum {m:g} running means follow single batches: off by {noise:.2g} standard deviations"
+            fit = 2 * (NOISE / 2) ** 2 / (norm.scatter**2 + (NOISE / 2) ** 2)
+            evidence = {"momentum": m, "scatter": norm.scatter, "noise": noise}
+            yield Hit(norm.layer.name, message, evidence, _momentum(norm, float(f"{fit:.1g}")))
+
+
+def _momentum(norm: NormTrace, fit: float) -> str:
+    return f"{at(norm.layer.name)}.momentum = {fit:g}  # or, at the end: normwise.calibrate(model, loader)"
+
+
+def _start_again(norm: NormTrace) -> str:
+    if norm.layer.after:
+        return f"{at(norm.layer.after)}.reset_parameters()  # what feeds it gives constants: start it again"
+    return f"print({at(norm.layer.name)})  # look at what feeds it: its input is constant"
+
+
+RULES = [
+    Rule(
+        "few-elements",
+        "warning",
+        few_elements,
+        "Noise as large as the signal enters every activation; evaluation, by averages, sees another network.",
+    ),
+    Rule("erased-data", "warning", erased_data, "The layer removes what the following layers should learn from."),
+    Rule(
+        "padding",
+        "warning",
+        padded_statistics,
+        "Means are drawn to the padding and variances shrunk, by an amount that changes with each batch's lengths.",
+    ),
+    Rule(
+        "constant-channels",
+        "warning",
+        constant_channels,
+        "They carry nothing and learn nothing; should they vary later, they are scaled by up to 1/√eps.",
+    ),
+    Rule(
+        "near-eps",
+        "warning",
+        near_eps,
+        "eps, not the data, sets the scale: the output is far below unit variance and gradients are off by as much.",
+    ),
+    Rule(
+        "non-finite-input", "error", nonfinite_inputs, "One such batch makes the output, and with it all weights, NaN."
+    ),
+    Rule(
+        "train-eval-gap",
+        "error",
+        evaluation_gap,
+        "The network that is evaluated is worse than the one that was trained; training longer does not mend that.",
+    ),
+    Rule(
+        "statistics-disagree",
+        "info",
+        statistics_disagree,
+        "Evaluation normalizes by other numbers than training did, so layers behind get inputs they never saw.",
+    ),
+    Rule(
+        "momentum",
+        "warning",
+        unfit_momentum,
+        "Running averages, and with them evaluation, lag behind or jump about the statistics of the data.",
+    ),
+]

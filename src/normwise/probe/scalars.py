@@ -1,0 +1,78 @@
+"""Scalars for TensorBoard, or for whatever else takes ``add_scalar``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from normwise.errors import MissingDependencyError
+from normwise.findings import NormFacts, WeightFacts
+from normwise.probe.meters import NormMeter, WeightMeter
+
+_NORM = ("elements", "var_min", "scatter", "mean_gap", "var_factor", "shift", "weight_max", "near_eps")
+
+
+class Writer(Protocol):
+    """What scalars are written to."""
+
+    def add_scalar(self, tag: str, scalar_value: Any, global_step: Any = None, /) -> Any:
+        """Take one value."""
+        ...
+
+
+class Scalars:
+    """Writes what the meters hold.
+
+    Args:
+        writer: anything with ``add_scalar``, or a folder for TensorBoard.
+
+    Raises:
+        MissingDependencyError: a folder is given and tensorboard is not installed.
+
+    Example:
+        >>> class Printer:
+        ...     def add_scalar(self, tag, value, step):
+        ...         print(tag, value, step)
+        >>> from torch import nn
+        >>> from normwise.surgery.layers import find
+        >>> norm = nn.GroupNorm(1, 2)
+        >>> Scalars(Printer()).write(3, {id(norm): NormMeter(find(norm)[0])}, {}, {id(norm): "gn"})
+        normwise/gn/weight_max 1.0 3
+        normwise/gn/near_eps 0 3
+    """
+
+    def __init__(self, writer: Writer | str) -> None:
+        self._own = isinstance(writer, str)
+        self._writer: Any = _tensorboard(writer) if isinstance(writer, str) else writer
+
+    def write(
+        self, step: int, norms: Mapping[int, NormMeter], weights: Mapping[int, WeightMeter], names: Mapping[int, str]
+    ) -> None:
+        """Write every number that there is, under ``normwise/<layer>/<what>``."""
+        for key, norm in norms.items():
+            layer = norm.found.layer
+            facts = NormFacts([names[key]], "", layer.method, None, 0, layer.channels)
+            trace = asdict(norm.trace(facts))
+            self._add(names[key], {what: trace[what] for what in _NORM}, step)
+        for key, weight in weights.items():
+            seen = weight.trace(WeightFacts([names[key]], "", None, 0))
+            self._add(names[key], {"gradient": seen.gradient, "dead": seen.dead if seen.inputs else None}, step)
+
+    def close(self) -> None:
+        """Close a writer that was opened here."""
+        if self._own:
+            self._writer.close()
+
+    def _add(self, layer: str, values: Mapping[str, float | None], step: int) -> None:
+        for what, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(f"normwise/{layer or 'model'}/{what}", value, step)
+
+
+def _tensorboard(folder: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError("scalars for TensorBoard need it: pip install 'normwise[tensorboard]'") from error
+    return SummaryWriter(folder)

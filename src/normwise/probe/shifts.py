@@ -1,0 +1,174 @@
+"""Internal covariate shift, as its authors mean it and as Santurkar et al. measure it, for one step on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from normwise.surgery.running import tensors_in
+
+# Layers at which the gradient is taken again: one forward and backward pass each.
+_MOST = 12
+# Of fewer values a standard deviation says too little to measure by.
+_ROWS = 16
+# Without an optimizer a step is taken that moves all parameters by this share of their length.
+_RELATIVE = 1e-3
+
+
+def measure_shifts(
+    loss: Callable[[], Tensor], layers: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, dict[str, float | None]]:
+    """Take one gradient step, layer by layer, and see what it does to the layers behind; then take it back.
+
+    Santurkar et al. 2018 (arXiv 1805.11604, definition 2.1): for layer i the gradient of its parameters at the current
+    point, G, against that after all layers before i have made their step, G′; ``cosine`` is that of the angle between
+    them, ``change`` ‖G − G′‖ / ‖G‖. Ioffe & Szegedy 2015 (arXiv 1502.03167): the change of the distribution of a
+    layer's output by the step of all layers, on the same batch: ``moved_mean`` and ``moved_std`` in standard deviations
+    of each channel before, root mean squares over channels.
+
+    The step is θ − lr·g for SGD; for other optimizers, whose steps do not grow with the gradient, θ − lr·g/rms(g) with
+    the root mean square over each parameter.
+
+    Args:
+        loss: runs the model on the batch and gives the scalar loss; called once for every measured layer and twice
+            more.
+        layers: the weighted layers by name, in the order in which they run.
+        optimizer: gives the learning rates; without one the step is 0.1 % as long as the parameters.
+
+    Returns:
+        For every layer ``cosine``, ``change``, ``moved_mean``, ``moved_std``; the first two for up to 12 layers
+        evenly spread over the depth, the first excepted, before which there is nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> x = torch.ones(4, 2) + torch.eye(4)[:, :2]
+        >>> found = measure_shifts(lambda: model(x).square().mean(), {"0": model[0], "1": model[1]})
+        >>> round(found["1"]["cosine"], 3)
+        1.0
+    """
+    owned = {name: _own(module) for name, module in layers.items()}
+    parameters = list({id(p): p for own in owned.values() for p in own}.values())
+    if not parameters:
+        return {}
+    with _outputs(layers) as before:
+        gradients = _gradients(loss(), parameters)
+    step = _step(parameters, gradients, optimizer)
+    found: dict[str, dict[str, float | None]] = {name: {} for name in layers}
+    measured = _spread([name for name in list(layers)[1:] if owned[name]])
+    with _restored(parameters):
+        taken: set[int] = set()
+        for name in layers:
+            if name in measured:
+                again = _gradients(loss(), owned[name])
+                old = [gradients[id(p)] for p in owned[name]]
+                found[name] |= _compared(old, [again[id(p)] for p in owned[name]])
+            _take(owned[name], step, taken)
+        with _outputs(layers) as after, torch.no_grad():
+            loss()
+    for name in layers:
+        found[name] |= _moved(before.get(name), after.get(name))
+    return found
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _gradients(loss: Tensor, parameters: list[Tensor]) -> dict[int, Tensor]:
+    got = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {id(p): torch.zeros_like(p) if g is None else g for p, g in zip(parameters, got, strict=True)}
+
+
+def _step(
+    parameters: list[Tensor], gradients: Mapping[int, Tensor], optimizer: torch.optim.Optimizer | None
+) -> dict[int, Tensor]:
+    if optimizer is None:
+        length = torch.stack([gradients[id(p)].float().norm() for p in parameters]).norm()
+        size = torch.stack([p.detach().float().norm() for p in parameters]).norm()
+        lr = float(_RELATIVE * size / length) if length > 0 else 0.0
+        return {key: lr * gradient for key, gradient in gradients.items()}
+    rates = {id(p): float(group.get("lr", 0.0)) for group in optimizer.param_groups for p in group["params"]}
+    plain = isinstance(optimizer, torch.optim.SGD)
+    return {key: rates.get(key, 0.0) * (g if plain else _of_unit_size(g)) for key, g in gradients.items()}
+
+
+def _of_unit_size(gradient: Tensor) -> Tensor:
+    return gradient / gradient.square().mean().sqrt().clamp_min(1e-30)
+
+
+def _spread(names: list[str]) -> set[str]:
+    if len(names) <= _MOST:
+        return set(names)
+    return {names[round(i * (len(names) - 1) / (_MOST - 1))] for i in range(_MOST)}
+
+
+def _take(parameters: list[Tensor], step: Mapping[int, Tensor], taken: set[int]) -> None:
+    with torch.no_grad():
+        for p in parameters:
+            if id(p) not in taken:
+                taken.add(id(p))
+                p.sub_(step[id(p)])
+
+
+@contextmanager
+def _restored(parameters: list[Tensor]) -> Iterator[None]:
+    kept = [p.detach().clone() for p in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)
+
+
+@contextmanager
+def _outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Mean and standard deviation per channel of each layer's first output."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+
+    def hook(name: str, axis: int) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple, output: object) -> None:
+            made = tensors_in(output)
+            if made and name not in seen and made[0].ndim > 1:
+                rows = made[0].detach().double().movedim(axis, -1).flatten(0, -2)
+                if len(rows) < _ROWS:
+                    return
+                std, mean = torch.std_mean(rows, 0, correction=0)
+                seen[name] = (mean, std)
+
+        return note
+
+    try:
+        for name, module in layers.items():
+            axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+            handles.append(module.register_forward_hook(hook(name, axis)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compared(old: list[Tensor], new: list[Tensor]) -> dict[str, float | None]:
+    a, b = (torch.cat([g.detach().double().flatten() for g in gradients]) for gradients in (old, new))
+    size, other = float(a.norm()), float(b.norm())
+    if not size or not other or not (a.isfinite().all() and b.isfinite().all()):
+        return {}
+    return {"cosine": float(a @ b) / (size * other), "change": float((a - b).norm()) / size}
+
+
+def _moved(before: tuple[Tensor, Tensor] | None, after: tuple[Tensor, Tensor] | None) -> dict[str, float | None]:
+    if before is None or after is None or before[0].shape != after[0].shape:
+        return {}
+    (mean, std), (mean_after, std_after) = before, after
+    alive = std > 1e-12
+    if not alive.any():
+        return {}
+    found: dict[str, float | None] = {}
+    for name, moved in (("moved_mean", mean_after - mean), ("moved_std", std_after - std)):
+        value = float((moved[alive] / std[alive]).square().mean().sqrt())
+        found[name] = value if value < float("inf") else None
+    return found
