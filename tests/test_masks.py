@@ -245,6 +245,36 @@ def test_tracked_instance_norm_averages_the_samples_that_have_a_variance() -> No
     torch.testing.assert_close(layer.running_var, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("shape", [(6,), (4, 6)])
+def test_layers_over_the_last_axes_leave_padded_positions_alone(kind: type, shape: tuple[int, ...]) -> None:
+    layer = kind(shape, eps=1e-5, dtype=torch.float64, activation="silu")
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    lengths = torch.tensor([5, 2, 0])
+    real = torch.arange(5) < lengths[:, None]
+    x = torch.randn(3, 5, *shape, dtype=torch.float64)
+    dirty = torch.where(real.reshape(3, 5, *(1,) * len(shape)), x, torch.nan).requires_grad_()
+    y = layer(dirty, lengths=lengths)
+    y.backward(torch.where(dirty.isnan(), torch.nan, 1.0))
+    leaf = x[real].requires_grad_()
+    grads = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    expected = layer(leaf)
+    expected.sum().backward()
+    torch.testing.assert_close(y[real], expected)
+    torch.testing.assert_close(dirty.grad[real], leaf.grad)
+    for ours, theirs in zip(grads, (p.grad for p in layer.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for t in (y, dirty.grad):
+        assert torch.equal(t[~real], torch.zeros_like(t[~real]))
+    torch.testing.assert_close(layer(dirty, mask=real), y)
+    with pytest.raises(InputError, match=r"lengths must have shape \(3,\).*in layer"):
+        layer(dirty, lengths=torch.tensor([1]))
+    with pytest.raises(InputError, match="need positions before the normalized axes"):
+        layer(x[0, 0], mask=torch.tensor(True))
+
+
 def test_unbatched_instance_norm_takes_an_unbatched_mask() -> None:
     layer, x = nn.InstanceNorm1d(CHANNELS, dtype=torch.float64), padded(ragged([5]))[0]
     expected = layer(x[:, :5])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import normwise
 from normwise import nn
 from normwise.distributed import Sync
-from normwise.errors import InputError
+from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
 from normwise.methods import METHODS
 from normwise.parametrize import spectral_norm, weight_standardization
@@ -106,6 +106,44 @@ def test_masks_equal_the_unpadded_data(method: str) -> None:
     plain.square().sum().backward()
     torch.testing.assert_close(dirty.grad[..., :6], leaf.grad, rtol=1e-8, atol=1e-8)
     assert torch.equal(dirty.grad[..., 6:], torch.zeros(4, CHANNELS, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", [*RELATIVES, "switchable"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_keeps_statistics_in_float32(method: str, dtype: torch.dtype) -> None:
+    layer = nn.norm_layer(method, 2)(CHANNELS)
+    exact = copy.deepcopy(layer).double()
+    x = (torch.randn(6, CHANNELS, 8, 8) * 30 + 500).to(dtype).requires_grad_()  # squares are beyond float16
+    with torch.autocast("cpu", dtype):
+        y = layer(x)
+    expected = exact(x.detach().double())
+    assert (y - expected).abs().max() <= 1e-2 * expected.abs().max()
+    y.float().square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    for buffer, other in zip(layer.buffers(), exact.buffers(), strict=True):
+        assert buffer.dtype in (torch.float32, torch.int64)
+        torch.testing.assert_close(buffer.double(), other.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["renorm", "ghost", "mean", "gate", "conditional"])
+def test_a_batch_that_is_not_finite_is_left_out_and_named(kind: str) -> None:
+    make = {
+        "renorm": lambda: nn.BatchRenorm(CHANNELS),
+        "ghost": lambda: nn.GhostBatchNorm(CHANNELS, ghost_size=2),
+        "mean": lambda: nn.MeanOnlyBatchNorm(CHANNELS),
+        "gate": lambda: nn.BatchInstanceNorm(CHANNELS),
+        "conditional": lambda: nn.ConditionalBatchNorm(CHANNELS, num_conditions=1),
+    }[kind]
+    model = torch.nn.ModuleDict({"norm": make()})
+    given = (torch.zeros(4, dtype=torch.long),) if kind == "conditional" else ()
+    x = torch.randn(4, CHANNELS, 5)
+    model["norm"](x, *given)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x[1, 0, 2] = float("inf")
+    with pytest.warns(NormwiseWarning, match="mean or variance is not finite"):
+        model["norm"](x, *given)
+    assert model["norm"].num_batches_skipped == 1
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("method", RELATIVES)

@@ -41,7 +41,8 @@ def exact(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def arguments(layer: nn.Module) -> dict:
-    return {n: getattr(layer, n) for n in ("num_groups", "num_channels", "num_features") if hasattr(layer, n)}
+    names = ("num_groups", "num_channels", "num_features", "normalized_shape")
+    return {n: getattr(layer, n) for n in names if hasattr(layer, n)}
 
 
 def plain(kind: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -202,10 +203,10 @@ def test_a_constant_column_gives_exactly_zero(rows: int) -> None:
     assert torch.equal(y, torch.zeros_like(y))
 
 
-@pytest.mark.parametrize("kind", ["batch", "instance", "group", "switchable"])
-def test_huge_float32_is_right_up_to_1e18_and_says_so_beyond(kind: str) -> None:  # pytorch#162489
-    # Beyond 1.8e19 the variance is no float32, and running_var could not hold it either: float64 is the way.
-    x = torch.randn(4, 4, 8, 8)
+@pytest.mark.parametrize("kind", ["batch", "instance", "group", "switchable", "layer"])
+def test_huge_float32_is_right_while_the_sum_of_squares_fits_and_tracking_layers_say_so_beyond(kind: str) -> None:
+    # pytorch#162489. Beyond 1.8e19 the variance is no float32, nor could running_var hold it: float64 is the way.
+    x = torch.randn(4, 4, 2, 3) if kind == "layer" else torch.randn(4, 4, 8, 8)
     layer = LAYERS[kind]()
     unit = exact(type(layer)(**arguments(layer)), x * 1e3)
     torch.testing.assert_close(layer(x * 1e18).double(), unit, rtol=1e-4, atol=1e-4)

@@ -187,6 +187,24 @@ def test_function_samples(op: object, dtype: torch.dtype) -> None:
     assert count >= 6
 
 
+@pytest.mark.parametrize("op", METHOD_OPS, ids=lambda op: op.name)
+def test_gradients_of_function_samples(op: object) -> None:
+    count = 0
+    for sample in op.reference_inputs("cpu", torch.float64, requires_grad=True):
+        if op.name == "nn.functional.batch_norm" and sample.input.ndim < 2:
+            continue  # refused: see above
+        results = []
+        for function in (op, OURS[op.name]):
+            own = sample.transform(lambda t: copy.deepcopy(t) if isinstance(t, torch.Tensor) else t)
+            leaves = [t for t in (own.input, *own.args, *own.kwargs.values()) if getattr(t, "requires_grad", False)]
+            y = function(own.input, *own.args, **own.kwargs)
+            upstream = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+            results.append([y, *torch.autograd.grad(y, leaves, upstream, allow_unused=True)])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-8, atol=1e-8)
+        count += 1
+    assert count >= 6
+
+
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     return normwise.normalize(x, "batch", use_running=not training, momentum=momentum, eps=eps, **given)
@@ -204,15 +222,11 @@ def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
 
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
-    layer = normwise.nn.LayerNorm(normalized_shape, eps, elementwise_affine=False)
-    layer.weight, layer.bias = (None if t is None else torch.nn.Parameter(t) for t in (weight, bias))
-    return layer(x).detach()
+    return torch.func.functional_call(normwise.nn.LayerNorm(normalized_shape, eps), {"weight": weight, "bias": bias}, x)
 
 
 def rms_norm(x, normalized_shape, weight=None, eps=None):
-    layer = normwise.nn.RMSNorm(normalized_shape, eps, elementwise_affine=False)
-    layer.weight = None if weight is None else torch.nn.Parameter(weight)
-    return layer(x).detach()
+    return torch.func.functional_call(normwise.nn.RMSNorm(normalized_shape, eps), {"weight": weight}, x)
 
 
 OURS = {f"nn.functional.{f.__name__}": f for f in (batch_norm, instance_norm, group_norm, layer_norm, rms_norm)}

@@ -13,7 +13,16 @@ import torch
 from namesakes import pair, swap
 from torch import nn
 
-from normwise.nn import BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, RMSNorm, SwitchableNorm2d
+from normwise.nn import (
+    BatchNorm2d,
+    FrozenBatchNorm,
+    GroupNorm,
+    InstanceNorm2d,
+    LayerNorm,
+    LayerNormGRU,
+    RMSNorm,
+    SwitchableNorm2d,
+)
 
 X = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -157,6 +166,32 @@ def test_onnx_runtime_gives_the_same_numbers(tmp_path: Path) -> None:
     for x in (X, torch.randn(2, 6, 5, 5)):
         (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(y), model(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("layer", "shape", "op"),
+    [
+        (BatchNorm2d(6), (4, 6, 5, 5), "BatchNormalization"),
+        (InstanceNorm2d(6), (4, 6, 5, 5), "InstanceNormalization"),
+        (GroupNorm(2, 6), (4, 6, 5, 5), "InstanceNormalization"),  # with reshapes, as torch's
+        (LayerNorm(5), (4, 6, 5), "LayerNormalization"),
+        (FrozenBatchNorm(6), (4, 6, 5, 5), "BatchNormalization"),
+        (SwitchableNorm2d(6), (4, 6, 5, 5), "ReduceMean"),
+        (LayerNormGRU(6, 4, bidirectional=True), (5, 2, 6), "LayerNormalization"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_the_older_onnx_exporter_takes_a_layer_by_itself(
+    layer: nn.Module, shape: tuple[int, ...], op: str, tmp_path: Path
+) -> None:
+    x = torch.randn(shape)
+    torch.onnx.export(layer.eval(), (x,), tmp_path / "layer.onnx", dynamo=False)
+    assert op in {node.op_type for node in onnx.load(tmp_path / "layer.onnx").graph.node}
+    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    y, expected = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0], layer(x)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(torch.from_numpy(y), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("over", [("instance", "layer", "batch"), ("layer", "batch"), ("instance", "group")])
