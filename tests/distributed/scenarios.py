@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import normwise
 from normwise import nn
 from normwise.distributed import Sync
+from normwise.errors import NormwiseWarning
 from normwise.functional import normalize
 
 CHANNELS = 4
@@ -125,6 +127,10 @@ def train(network: torch.nn.Module, batches: list[torch.Tensor], scale: float) -
         optimizer.step()
 
 
+def trainings(rank: int, world_size: int, cases: list[tuple[str, str, list[int]]]) -> list[dict[str, torch.Tensor]]:
+    return [wrapped(rank, world_size, *case) for case in cases]
+
+
 def wrapped(rank: int, world_size: int, wrapper: str, kind: str, counts: list[int]) -> dict[str, torch.Tensor]:
     """Train under a wrapper that averages gradients over ranks; give the full state afterwards."""
     network = normwise.sync(model(kind))
@@ -145,9 +151,28 @@ def epochs(counts: list[int]) -> list[torch.Tensor]:
     return [joined(counts, (2, 2), seed)[0] for seed in range(3)]
 
 
+def poisoned(rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int]:
+    """A good step, then one in which a single rank has a NaN: the state before and after, and what was skipped."""
+    layer = normwise.sync(nn.BatchNorm1d(CHANNELS))
+    x = share(joined([2, 3], (4,))[0], [2, 3], rank).float()
+    layer(x)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    if rank == 1:
+        x[0, 0, 0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NormwiseWarning)
+        layer(x)
+    return before, dict(layer.state_dict()), int(layer.num_batches_skipped)
+
+
 def compiled(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A compiled synced layer, beside the same layer uncompiled."""
     x, _ = joined([2, 3], (4,))
     layer = normwise.sync(nn.BatchNorm1d(CHANNELS).double())
     plain = layer(share(x, [2, 3], rank))
     return torch.compile(layer, backend="eager")(share(x, [2, 3], rank)), plain
+
+
+def several(rank: int, world_size: int) -> dict[str, Any]:
+    """The short ones in one go: starting the processes takes longer than they do."""
+    return {one.__name__: one(rank, world_size) for one in (poisoned, compiled, messages)}

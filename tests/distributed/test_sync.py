@@ -74,23 +74,42 @@ def test_groups_share_among_themselves_only() -> None:
     torch.testing.assert_close(torch.cat(found), expected)
 
 
-def test_one_message_forward_and_one_backward() -> None:
-    assert run_ranks(scenarios.messages, 2) == [["all_gather", "reduce_scatter"]] * 2
+@pytest.fixture(scope="module")
+def two_ranks() -> list[dict[str, Any]]:
+    return run_ranks(scenarios.several, 2)
+
+
+def test_one_message_forward_and_one_backward(two_ranks: list[dict[str, Any]]) -> None:
+    assert [found["messages"] for found in two_ranks] == [["all_gather", "reduce_scatter"]] * 2
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "kind", "counts"),
-    [("ddp", "torch", [3, 1]), ("ddp", "ours", [0, 4]), ("fsdp2", "torch", [3, 2]), ("ddp", "ours", [2, 0, 1, 3])],
+    "cases",
+    [
+        [("ddp", "torch", [3, 1]), ("ddp", "ours", [0, 4]), ("fsdp2", "torch", [3, 2]), ("fsdp2", "ours", [0, 4])],
+        [("ddp", "ours", [2, 0, 1, 3]), ("fsdp2", "torch", [2, 0, 1, 3])],
+    ],
+    ids=["2 ranks", "4 ranks"],
 )
-def test_training_under_wrappers_equals_one_process(wrapper: str, kind: str, counts: list[int]) -> None:
-    ranks = run_ranks(scenarios.wrapped, len(counts), wrapper, kind, counts)
-    alone = scenarios.model(kind)
-    scenarios.train(alone, scenarios.epochs(counts), 1 / sum(counts))
-    for name, value in alone.state_dict().items():
-        for state in ranks:
-            torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+def test_training_under_wrappers_equals_one_process(cases: list[tuple[str, str, list[int]]]) -> None:
+    ranks = run_ranks(scenarios.trainings, len(cases[0][2]), cases)
+    for k, (wrapper, kind, counts) in enumerate(cases):
+        alone = scenarios.model(kind)
+        scenarios.train(alone, scenarios.epochs(counts), 1 / sum(counts))
+        for name, value in alone.state_dict().items():
+            for states in ranks:
+                where = f"{name} under {wrapper}, {counts}"
+                torch.testing.assert_close(
+                    states[k][name], value, rtol=1e-8, atol=1e-8, msg=lambda m, w=where: f"{w}: {m}"
+                )
 
 
-def test_synced_layers_run_under_compile() -> None:
-    for compiled, plain in run_ranks(scenarios.compiled, 2):
+def test_a_nan_on_one_rank_is_skipped_on_all(two_ranks: list[dict[str, Any]]) -> None:
+    for before, after, skipped in (found["poisoned"] for found in two_ranks):
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+        assert skipped == 1
+
+
+def test_synced_layers_run_under_compile(two_ranks: list[dict[str, Any]]) -> None:
+    for compiled, plain in (found["compiled"] for found in two_ranks):
         torch.testing.assert_close(compiled, plain)
