@@ -262,16 +262,14 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.is_floating_point():
         raise RuntimeError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
-    N, C, shape = x.shape[0], x.shape[1], tuple(x.shape)
-    given = {"weight": inputs.weight, "bias": inputs.bias, "running_mean": running_mean, "running_var": running_var}
-    for name, t in given.items():
-        if t is not None and t.shape[-1:] != (C,):
-            raise RuntimeError(
-                f"{name} should contain {C} elements not {t.shape[-1] if t.ndim else 1}, to go with an input of {shape}"
-            )
-        if t is not None and t.ndim > 1 and t.shape[:-1] not in ((N,), (1,)):
-            raise RuntimeError(f"{name} should have the shape ({C},) or ({N}, {C}), got {tuple(t.shape)}")
-        if t is not None and t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype.itemsize > 2):
+    C, shape = x.shape[1], tuple(x.shape)
+    named = (("weight", inputs.weight), ("bias", inputs.bias), ("running_mean", running_mean))
+    for name, t in (*named, ("running_var", running_var)):
+        if t is None:
+            continue
+        if t.ndim != 1 or t.shape[0] != C:
+            _check_per_channel(name, t, shape)
+        if t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype.itemsize > 2):
             raise RuntimeError(
                 f"{name} is {t.dtype}, which does not go with an input of {x.dtype}: expected {x.dtype}, or float32 "
                 f"for float16 and bfloat16; convert the layer, layer.to({x.dtype}), or the input"
@@ -281,6 +279,15 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape {shape} and "
             f"num_groups={inputs.num_groups}"
         )
+
+
+def _check_per_channel(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
+    N, C = shape[:2]
+    if t.ndim == 0 or t.shape[-1] != C:
+        count = t.shape[-1] if t.ndim else 1
+        raise RuntimeError(f"{name} should contain {C} elements not {count}, to go with an input of {shape}")
+    if t.shape[:-1] not in ((N,), (1,)):
+        raise RuntimeError(f"{name} should have the shape ({C},) or ({N}, {C}), got {tuple(t.shape)}")
 
 
 # For a single element: what the method needs more of, in torch's words, and what to do.
