@@ -32,7 +32,6 @@ ZEROS, ONES = torch.zeros(6), torch.ones(6)
         ("batch", {"running_var": ONES}, "got running_var without running_mean"),
         ("batch", {"use_running": True}, "use_running=True needs running_mean and running_var"),
         ("group", {"running_mean": ZEROS, "running_var": ONES, "momentum": 0.1}, "group .* keeps no running averages"),
-        ("layer", {"running_mean": ZEROS, "running_var": ONES, "use_running": True}, "keeps no running averages"),
         ("ghost_batch", {"ghost_size": 0}, "ghost_size counts samples, at least 1, got 0"),
     ],
 )

@@ -208,6 +208,9 @@ def test_frozen_batch_norm_never_moves() -> None:
     torch.testing.assert_close(y, source.eval()(x))
     assert all(torch.equal(frozen.state_dict()[k], v) for k, v in before.items())
     assert "num_batches_tracked" in source.state_dict()
+    masked = frozen(x, mask=torch.arange(3).expand(4, 3, 3) < 2)
+    torch.testing.assert_close(masked[..., :2], y[..., :2])
+    assert not masked[..., 2].any()
 
 
 def test_adaptive_instance_norm_is_the_papers_formula() -> None:

@@ -63,7 +63,7 @@ def normalize(
         num_groups: of group normalization and of a switchable mix's group member; divides C.
         running_mean: (C,), the running averages; with ``running_var``.
         running_var: (C,).
-        use_running: normalize by the running averages instead of the batch (evaluation).
+        use_running: normalize by the running averages instead of the batch (evaluation), where the method keeps any.
         momentum: weight of this batch in the running averages, which are then changed in place; ``None`` leaves them.
             Under ``torch.func`` transforms they are left in any case.
         skipped: an integer tensor (); with it, a batch whose statistics are not finite leaves the running averages as
@@ -238,8 +238,8 @@ def _check_running(
             raise InputError(
                 "use_running=True needs running_mean and running_var: give both, or normalize by the batch"
             )
-    elif row.track is None and (use_running or momentum is not None):
-        raise InputError(f"{row.name} normalization keeps no running averages: leave running_mean and running_var out")
+    elif row.track is None and momentum is not None:
+        raise InputError(f"{row.name} normalization keeps no running averages to move: leave momentum out")
 
 
 def _check_options(p: Inputs, mixes: bool) -> None:
@@ -262,17 +262,17 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.is_floating_point():
         raise RuntimeError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
-    C, shape = x.shape[1], tuple(x.shape)
+    C, shape, dtype = x.shape[1], tuple(x.shape), x.dtype
     named = (("weight", inputs.weight), ("bias", inputs.bias), ("running_mean", running_mean))
     for name, t in (*named, ("running_var", running_var)):
         if t is None:
             continue
         if t.ndim != 1 or t.shape[0] != C:
             _check_per_channel(name, t, shape)
-        if t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype.itemsize > 2):
+        if t.dtype != dtype and (t.dtype != torch.float32 or dtype.itemsize > 2):
             raise RuntimeError(
-                f"{name} is {t.dtype}, which does not go with an input of {x.dtype}: expected {x.dtype}, or float32 "
-                f"for float16 and bfloat16; convert the layer, layer.to({x.dtype}), or the input"
+                f"{name} is {t.dtype}, which does not go with an input of {dtype}: expected {dtype}, or float32 for "
+                f"float16 and bfloat16; convert the layer, layer.to({dtype}), or the input"
             )
     if inputs.num_groups < 1 or C % inputs.num_groups:
         raise RuntimeError(

@@ -104,6 +104,11 @@ def test_what_cannot_be_kept_is_refused_before_anything_changes(layer: torch.nn.
     assert type(model["good"]) is torch.nn.BatchNorm2d
 
 
+def test_what_is_no_process_group_is_refused() -> None:
+    with pytest.raises(InputError, match="process_group must be of torch.distributed.new_group.*'gloo'"):
+        normwise.sync(torch.nn.BatchNorm2d(3), "gloo")
+
+
 def test_timm_layers_with_activations_are_refused() -> None:
     timm_layers = pytest.importorskip("timm.layers", reason="timm is not installed")
     with pytest.raises(InputError, match="BatchNormAct2d"):

@@ -10,6 +10,8 @@ import torch
 from namesakes import NAMESAKES, pair, swap
 from torch import nn
 
+import normwise
+
 # Not among the test dependencies: beside a CPU build of torch it must be installed with --no-deps.
 pytest.importorskip("timm", reason="timm is not installed: pip install --no-deps timm torchvision")
 
@@ -96,6 +98,14 @@ def test_a_whole_network_in_single_precision() -> None:
     exact = copy.deepcopy(theirs).double()(x.double())
     errors = [(model(x) - exact).norm() / exact.norm() for model in (theirs, ours)]
     assert errors[1] < max(2 * errors[0], 1e-5)
+
+
+@pytest.mark.parametrize("method", ["batch", "group", "switchable", "filter_response"])
+def test_networks_build_with_our_layers(method: str) -> None:
+    model = timm.create_model("resnet18", num_classes=10, norm_layer=normwise.norm_layer(method))
+    assert sum(type(m).__module__.startswith("normwise.nn") for m in model.modules()) == 20
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_swapped_layers_are_of_our_classes() -> None:

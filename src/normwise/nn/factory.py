@@ -41,9 +41,12 @@ _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\)\s*)?")
 
 
 class NormFactory(Protocol):
-    """Builds a normalization layer for a number of channels: ``norm(64)``, or ``norm(64, dim=1)`` for other axes."""
+    """Builds a normalization layer for a number of channels: ``norm(64)``, or ``norm(64, dim=1)`` for other axes.
 
-    def __call__(self, num_features: int, dim: int | None = None) -> torch.nn.Module:
+    Further arguments go to the layer: networks that take a ``norm_layer`` pass ``eps``, ``device`` and ``dtype`` on.
+    """
+
+    def __call__(self, num_features: int, dim: int | None = None, **more: Any) -> torch.nn.Module:
         """Build a layer."""
         ...
 
@@ -60,7 +63,7 @@ def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
         **options: passed to the layers.
 
     Returns:
-        ``norm(num_features, dim=None) -> Module``.
+        ``norm(num_features, dim=None, **more) -> Module``.
 
     Raises:
         InputError: unknown method, or a ``dim`` other than 1, 2 or 3.
@@ -71,14 +74,14 @@ def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
         GroupNorm(32, 64, eps=1e-05, affine=True, bias=True)
     """
     method, given = parse_spec(method)
-    options = given | options
+    defaults = given | options
     method_named(method)
     _check_dim(dim)
 
     default_dim = dim
 
-    def norm(num_features: int, dim: int | None = None) -> torch.nn.Module:
-        dim = default_dim if dim is None else dim
+    def norm(num_features: int, dim: int | None = None, **more: Any) -> torch.nn.Module:
+        dim, options = default_dim if dim is None else dim, defaults | more
         _check_dim(dim)
         if method in _BY_DIM:
             return _BY_DIM[method][dim](num_features, **{"affine": True} | options)

@@ -259,9 +259,9 @@ class FrozenBatchNorm(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @boundary
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; exported, by torch's own operator."""
-        if exporting():
+        if mask is None and lengths is None and exporting():
             stored = (self.running_mean, self.running_var, self.weight, self.bias)
             return torch.nn.functional.batch_norm(input, *stored, training=False, eps=self.eps)
         return normalize(
@@ -273,6 +273,8 @@ class FrozenBatchNorm(torch.nn.Module):
             running_mean=self.running_mean,
             running_var=self.running_var,
             use_running=True,
+            mask=mask,
+            lengths=lengths,
         )
 
     def extra_repr(self) -> str:

@@ -53,7 +53,8 @@ def sync(model: torch.nn.Module, process_group: dist.ProcessGroup | None = None)
 
     Raises:
         InputError: a subclass of torch's batch norm, or one with a forward of its own, which this cannot keep; the
-            message names every such layer, and nothing has been changed. Or this rank is not in the group.
+            message names every such layer, and nothing has been changed. Or this is no process group, or none that
+            this rank belongs to.
 
     Example:
         >>> model = sync(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.BatchNorm2d(8)))
@@ -62,6 +63,10 @@ def sync(model: torch.nn.Module, process_group: dist.ProcessGroup | None = None)
         >>> model[1].sync
         Sync(process_group=None)
     """
+    if process_group is not None and not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+        raise InputError(
+            f"process_group must be of torch.distributed.new_group, or None for all, got {process_group!r}"
+        )
     if dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) < 0:
         raise InputError("this rank is not a member of the process group: pass the group that it belongs to")
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (TorchBatchNorm, *_SHARING))]
