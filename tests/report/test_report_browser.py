@@ -1,5 +1,6 @@
 """The page in a real browser: charts drawn, no error, no request, dark and light, phone, keyboard, paper."""
 
+import json
 import shutil
 
 import pytest
@@ -36,7 +37,7 @@ def visit(browser, tmp_path):
         path = tmp_path / "report.html"
         path.write_text(report.html(study), encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
-        contexts[-1].on("request", lambda r: requests.append(r.url) if r.url != path.as_uri() else None)
+        contexts[-1].on("request", lambda r: requests.append(r.url) if r.url.partition("?")[0] != path.as_uri() else None)
         page = contexts[-1].new_page()
         page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
         page.on("pageerror", lambda e: troubles.append(str(e)))
@@ -154,12 +155,77 @@ def test_curves_answer_to_the_keyboard(visit):
     page.keyboard.press("ArrowRight")
     assert page.locator('input[name="curve-size"]:checked').get_attribute("value") == "32"
     page.wait_for_function("document.querySelectorAll('[data-chart=\"curves\"] .scatterlayer .trace').length === 28")
-    button = page.locator('[data-toggle="none"]')
+    button = page.locator('[data-toggle="method"][value="none"]')
     button.focus()
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelectorAll('[data-chart=\"curves\"] .scatterlayer .trace').length === 24")
     assert button.get_attribute("aria-pressed") == "false"
     assert traces.count() == 24
+
+
+def test_filter_holds_for_the_whole_page_and_its_address(visit):
+    page = visit(samples.study())
+    traces = page.locator('[data-chart="score"][data-size="32"] .scatterlayer .trace')
+    assert traces.count() == 7
+    page.locator('[data-toggle="method"][value="instance"]').click()
+    page.locator('[data-toggle="size"][value="2"]').click()
+    page.wait_for_function(
+        'document.querySelectorAll(\'[data-chart="score"][data-size="32"] .scatterlayer .trace\').length === 6'
+    )
+    assert page.locator('[data-size="2"]:visible').count() == 0
+    assert page.locator('#numbers tr[data-method="instance"]:visible').count() == 0
+    assert page.locator('#numbers tr[data-method="group"]:visible').count() == 1
+    assert page.evaluate("location.search") == "?hide-method=instance&hide-size=2"
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.locator('[data-toggle="method"][value="instance"]').get_attribute("aria-pressed") == "false"
+    page.locator('[data-toggle="size"][value="2"]').click()
+    page.wait_for_selector('[data-chart="score"][data-size="2"] .scatterlayer .trace')
+    assert _undrawn(page) == []
+
+
+def test_trials_are_sorted_and_opened(visit):
+    study = samples.study()
+    page = visit(study)
+    page.locator("#trials summary").click()
+    head = page.locator("#trials thead button", has_text="Validation")
+    column = "#trials tbody tr:not(.opened) td:nth-child(6)"
+    head.click()
+    shown = [float(text) for text in page.locator(column).all_text_contents()]
+    assert shown == sorted(shown)
+    head.click()
+    assert page.locator("#trials th[aria-sort]").get_attribute("aria-sort") == "descending"
+    first = page.locator("#trials tbody button").first
+    first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector('[data-chart="trial"] .scatterlayer .trace')
+    assert first.get_attribute("aria-expanded") == "true"
+    trial = study.trials[int(first.get_attribute("data-trial"))]
+    assert f"{trial.parameters:,}" in page.locator("tr.opened").text_content()
+    page.keyboard.press("Enter")
+    assert page.locator("tr.opened").count() == 0
+
+
+def test_best_tradeoffs_are_joined_and_answer_to_the_cost(visit):
+    study = samples.study()
+    page = visit(study)
+
+    def front(cost):
+        rows = [s for s in study.standings if s.batch_size == 32]
+        rows.sort(key=lambda s: (getattr(s, cost), -s.test.value))
+        kept = []
+        for s in rows:
+            if not kept or s.test.value > kept[-1].test.value:
+                kept.append(s)
+        return [round(s.test.value * 100, 6) for s in kept]
+
+    drawn = """() => document.querySelector('[data-chart="tradeoff"][data-size="32"]')
+        .data.find(t => t.name === 'front').y.map(y => Math.round(y * 1e6) / 1e6)"""
+    assert page.evaluate(drawn) == front("step_seconds")
+    page.locator('input[name="cost"][value="peak_bytes"]').check(force=True)
+    page.wait_for_function(
+        f"want => JSON.stringify(({drawn})()) === want", arg=json.dumps(front("peak_bytes")).replace(" ", "")
+    )
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -34,6 +34,7 @@ def render(
     methods: Sequence[str],
     drawn: Sequence[str] = (),
     styles: Sequence[str] = (),
+    scripts: Sequence[str] = (),
     **context: Any,
 ) -> str:
     """Fill a template that extends ``page.html``.
@@ -46,6 +47,7 @@ def render(
         methods: names with a colour and symbol, in a fixed order.
         drawn: further names that charts draw.
         styles: style sheets beside ``report.css``.
+        scripts: files that ``script`` builds on, beside ``page.js``.
         **context: what the template reads.
 
     Returns:
@@ -62,7 +64,7 @@ def render(
             versions=versions,
             data={**data, "looks": {name: to_dict(look) for name, look in palette.looks(shown).items()}},
             style=Markup("\n").join(_asset(name) for name in ("report.css", *styles)),
-            script=Markup("\n").join(_asset(name) for name in ("page.js", script)),
+            script=Markup("\n").join(_asset(name) for name in ("page.js", *scripts, script)),
             plotly=_packed_plotly(),
             **context,
         )

@@ -14,7 +14,6 @@ def render(study: Study) -> str:
     scale = formats.scale_of(study)
     blends = view.blends_of(study)
     finals = view.finals_of(study)
-    trained = {t.cell.method for t in finals}
     members = formats.unique(member for blend in blends for layer in blend.layers for member in layer.members)
     return frame.render(
         "report.html",
@@ -29,6 +28,7 @@ def render(study: Study) -> str:
         study.versions,
         methods,
         drawn=members,
+        scripts=("filter.js", "trials.js"),
         study=study,
         settings=study.settings,
         scale=scale,
@@ -36,7 +36,7 @@ def render(study: Study) -> str:
         groups=view.groups_of(study),
         blends=blends,
         finals=finals,
-        curve_methods=[m for m in methods if m in trained],
+        regrets=view.regrets_of(study),
         curve_sizes=[(size, f"Batch size {size}") for size in dict.fromkeys(t.cell.batch_size for t in finals)],
         lost=[t for t in study.trials if t.state != "complete"],
         shared_cautions=view.shared_cautions(study),

@@ -47,6 +47,27 @@ class Blend:
     layers: list[Mixture]
 
 
+@dataclass(frozen=True)
+class Regret:
+    """What one method would cost as the only one ever used: how far behind the best it is at each batch size.
+
+    ``behind`` is on validation, by batch size, 0 where the method is the best; ``mean`` and ``worst`` are over them.
+    """
+
+    method: str
+    behind: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """The average over the batch sizes."""
+        return statistics.fmean(self.behind.values())
+
+    @property
+    def worst(self) -> int:
+        """The batch size at which the method is furthest behind."""
+        return max(self.behind, key=lambda size: self.behind[size])
+
+
 def methods_of(study: Study) -> list[str]:
     """List every method that a study names, in the settings' order."""
     return unique([
@@ -63,6 +84,16 @@ def groups_of(study: Study) -> list[Group]:
     verdicts = {v.batch_size: v for v in study.verdicts}
     groups = [Group(b, verdicts.get(b), [s for s in study.standings if s.batch_size == b]) for b in sizes]
     return [g for g in groups if g.standings or g.verdict]
+
+
+def regrets_of(study: Study) -> list[Regret]:
+    """Tell what each method costs if it is used at every batch size, least first; only those that ran at all of them."""
+    behind: dict[str, dict[int, float]] = defaultdict(dict)
+    for s in study.standings:
+        behind[s.method][s.batch_size] = s.behind.value if s.behind else 0.0
+    sizes = {s.batch_size for s in study.standings}
+    found = [Regret(method, of) for method, of in behind.items() if of.keys() == sizes]
+    return sorted(found, key=lambda r: r.mean) if len(found) > 1 else []
 
 
 def shared_cautions(study: Study) -> list[str]:

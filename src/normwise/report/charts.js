@@ -4,12 +4,12 @@
 (() => {
   const { css, color, safe, short, wide, fitted, mean, minus, significant, titled, layout, readable, looks, draw } = page;
   const { study, scale, methods, blends } = page.data;
-  const hidden = new Set(); // methods switched off in the learning curves
 
   const score = (value) => value * scale.factor;
   const fixed = (value) => minus(value.toFixed(scale.decimals)).replace(/^−(0\.?0*)$/, "$1");
   const interval = (i) => `${fixed(score(i.value))} [${fixed(score(i.low))}, ${fixed(score(i.high))}]`;
-  const group = (element) => study.standings.filter((s) => s.batch_size === Number(element.dataset.size));
+  const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+  const group = (element) => study.standings.filter((s) => s.batch_size === Number(element.dataset.size) && filter.shows(s));
   const verdict = (size) => study.verdicts.find((v) => v.batch_size === size);
   const isLost = (s) => s.runs > 0 && s.diverged === s.runs;
 
@@ -96,8 +96,8 @@
   function scoreChart(element) {
     const rows = group(element);
     // All batch sizes share one axis, so that their charts can be compared.
-    const sizes = [...new Set(study.standings.map((s) => s.batch_size))];
-    const ranges = sizes.map((b) => focus(study.standings.filter((s) => s.batch_size === b).map((s) => scaled(s.test)), -1, score(0.005)));
+    const seen = study.standings.filter(filter.shows), sizes = [...new Set(seen.map((s) => s.batch_size))];
+    const ranges = sizes.map((b) => focus(seen.filter((s) => s.batch_size === b).map((s) => scaled(s.test)), -1, score(0.005)));
     const range = [Math.min(...ranges.map((r) => r[0])), Math.max(...ranges.map((r) => r[1]))];
     return dots(element, rows, rows.map((s) => scaled(s.test)), range, -1, false);
   }
@@ -124,20 +124,30 @@
   const timeChart = (element) => bars(element, (s) => (s.step_seconds === null ? null : s.step_seconds * 1e3), "ms per step");
   const memoryChart = (element) => bars(element, (s) => (s.peak_bytes === null ? null : s.peak_bytes / 2 ** 20), "MiB");
 
-  /** The score against the time of a step; a method far below the rest sits at the lower edge as an open arrow. */
+  const COSTS = {
+    step_seconds: { title: "ms per step", unit: 1e-3 },
+    peak_bytes: { title: "MiB at the peak of a step", unit: 2 ** 20 },
+  };
+
+  /** The score against a cost, the best trade-offs joined; a method far below the rest is an open arrow at the edge. */
   function tradeoffChart(element) {
-    const rows = group(element).filter((s) => s.step_seconds !== null && !isLost(s));
-    const ms = (s) => s.step_seconds * 1e3;
+    const cost = chosen("cost"), { title, unit } = COSTS[cost];
+    const rows = group(element).filter((s) => s[cost] !== null && !isLost(s));
+    const costs = rows.map((s) => s[cost] / unit);
     const y = rows.length ? focus(rows.map((s) => scaled(s.test)), -1, score(0.005)) : [0, 1];
-    const most = Math.max(...rows.map(ms), 0) || 1, least = Math.min(...rows.map(ms), most);
+    const most = Math.max(...costs, 0) || 1, least = Math.min(...costs, most);
     const pad = Math.max((most - least) * 0.35, most * 0.1), x = [Math.max(least - pad, 0), most + pad];
     const height = Math.max(group(element).length * 30 + 40, 200), margin = { l: 46, r: 8, t: 8, b: 46 };
-    const points = rows.map((s) => {
-      const below = scaled(s.test).value < y[0];
-      return { s, below, x: ms(s), y: below ? y[0] + 0.04 * (y[1] - y[0]) : scaled(s.test).value, name: short(s.method, 14) };
+    const points = rows.map((s, i) => {
+      const at = scaled(s.test).value, below = at < y[0];
+      return { s, below, x: costs[i], at, y: below ? y[0] + 0.04 * (y[1] - y[0]) : at, name: short(s.method, 14) };
     });
-    const traces = points.map((p) => ({
-      x: [p.x], y: [p.y], mode: "markers", hoverinfo: "text", cliponaxis: false, hovertext: `${hover(p.s)}<br>${significant(p.x)} ms per step`,
+    const front = {
+      x: [], y: [], mode: "lines", hoverinfo: "skip", name: "front", line: { color: css("--muted"), width: 1.5, dash: "dot", shape: "hv" },
+    };
+    for (const p of unbeaten(points)) { front.x.push(p.x); front.y.push(p.y); }
+    const marks = points.map((p) => ({
+      x: [p.x], y: [p.y], mode: "markers", hoverinfo: "text", cliponaxis: false, hovertext: `${hover(p.s)}<br>${significant(p.x)} ${title}`,
       marker: { symbol: p.below ? "triangle-down-open" : looks[p.s.method].symbol, size: 11, color: color(p.s.method), line: { width: p.below ? 2 : 0 } },
     }));
     const use = (verdict(Number(element.dataset.size)) || {}).use;
@@ -145,7 +155,17 @@
       x: p.x, y: p.y, text: p.s.method === use ? `<b>${safe(p.name)}</b>` : safe(p.name), showarrow: false, font: { size: 12, color: css("--ink") },
       xanchor: ["right", "center", "left"][dx + 1], xshift: dx * 9, yshift: dy * -15,
     }));
-    return { traces, layout: layout({ height, margin, annotations, xaxis: { title: titled("ms per step"), range: x, nticks: 5 }, yaxis: { range: y, nticks: 5 } }) };
+    return { traces: [front, ...marks], layout: layout({ height, margin, annotations, xaxis: { title: titled(title), range: x, nticks: 5 }, yaxis: { range: y, nticks: 5 } }) };
+  }
+
+  /** Those than which none is both cheaper and better, cheapest first. */
+  function unbeaten(points) {
+    let best = -Infinity;
+    return [...points].sort((a, b) => a.x - b.x || b.at - a.at).filter((p) => {
+      const better = p.at > best;
+      best = Math.max(best, p.at);
+      return better;
+    });
   }
 
   /** Put each label where it meets no other: right, left, above or below its point, or nowhere (hovering still tells). */
@@ -170,12 +190,10 @@
 
   // ---- learning curves ---------------------------------------------------------------------------------------------
 
-  const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
-
   function curvesChart(element) {
     const size = Number(chosen("curve-size")), measure = chosen("curve-measure"), loss = measure === "train_loss";
     const value = (p) => (p[measure] === null || (loss && p[measure] <= 0) ? null : loss ? p[measure] : score(p[measure]));
-    const trials = study.trials.filter((t) => t.cell.stage === "final" && t.cell.batch_size === size && !hidden.has(t.cell.method));
+    const trials = study.trials.filter((t) => t.cell.stage === "final" && t.cell.batch_size === size && filter.shows(t.cell));
     const whole = trials.filter((t) => t.state === "complete");
     const means = methods.map((method) => ({ method, points: averaged(whole.filter((t) => t.cell.method === method), value) }));
     const bold = means.filter((m) => m.points.length).map(({ method, points }) => ({
@@ -208,6 +226,24 @@
       line: { color: color(method), width: 1.2, dash: lost ? "dot" : "solid" }, hoverinfo: lost ? "text" : "skip",
       marker: { symbol: "x-thin", opacity: 1, line: { width: 2, color: color(method) }, size: onlyLast(points, 9) },
       hovertext: `<b>${safe(method)}</b>, seed ${seed}<br>${safe(trial.state)}${trial.reason ? `: ${safe(short(trial.reason, 80))}` : ""}`,
+    };
+  }
+
+  /** One trial's score and loss over its steps. */
+  function trialChart(element) {
+    const { curve, cell } = study.trials[Number(element.dataset.trial)];
+    const drawn = [["valid_score", score, "y", `validation ${scale.name}`, "solid"], ["train_loss", (v) => v, "y2", "training loss", "dot"]];
+    const traces = drawn.map(([what, value, yaxis, name, dash]) => {
+      const points = curve.filter((p) => p[what] !== null);
+      return {
+        x: points.map((p) => p.step), y: points.map((p) => value(p[what])), yaxis, mode: "lines+markers", name, line: { color: color(cell.method), width: 2, dash },
+        marker: { size: 6, color: color(cell.method) }, hoverinfo: "text", hovertext: points.map((p) => `step ${p.step}: ${name} ${significant(value(p[what]))}`),
+      };
+    });
+    const right = { overlaying: "y", side: "right", title: titled("training loss, dotted"), showgrid: false, zeroline: false, fixedrange: true, color: css("--muted"), tickfont: { size: 13 } };
+    return {
+      traces,
+      layout: layout({ height: 240, margin: { l: 52, r: 60, t: 10, b: 46 }, xaxis: { title: titled("step"), showgrid: false, showline: true }, yaxis: { title: titled(`validation ${scale.name}`), nticks: 5 }, yaxis2: right }),
     };
   }
 
@@ -259,20 +295,17 @@
 
   const KINDS = {
     score: scoreChart, behind: behindChart, curves: curvesChart, time: timeChart, memory: memoryChart, tradeoff: tradeoffChart,
-    mean_weights: mixtureChart, var_weights: mixtureChart,
+    mean_weights: mixtureChart, var_weights: mixtureChart, trial: trialChart,
   };
 
+  const drawKind = (kind) => { for (const element of document.querySelectorAll(`[data-chart="${kind}"]`)) draw(element); };
+
   function listen() {
-    const curves = document.querySelector('[data-chart="curves"]');
-    for (const input of document.querySelectorAll(".choice input")) input.addEventListener("change", () => draw(curves));
-    for (const button of document.querySelectorAll("[data-toggle]")) {
-      button.addEventListener("click", () => {
-        const method = button.dataset.toggle, off = !hidden.has(method);
-        if (off) hidden.add(method); else hidden.delete(method);
-        button.setAttribute("aria-pressed", String(!off));
-        draw(curves);
-      });
+    for (const input of document.querySelectorAll(".choice input")) {
+      input.addEventListener("change", () => drawKind(input.name === "cost" ? "tradeoff" : "curves"));
     }
+    filter.listen(page.drawAll);
+    trials.listen();
   }
 
   page.start(KINDS, listen);

@@ -58,6 +58,7 @@ const page = (() => {
   const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
 
   function draw(element) {
+    if (!element.clientWidth) return Promise.resolve(); // filtered out; drawn when it is shown again
     const { traces, layout } = kinds[element.dataset.chart](element);
     element.style.height = `${layout.height}px`;
     return Plotly.react(element, traces, { ...layout, width: element.clientWidth }, CONFIG).then(() => {
@@ -108,5 +109,5 @@ const page = (() => {
     });
   }
 
-  return { data, looks, css, color, safe, short, wide, fitted, sum, mean, minus, significant, titled, layout, readable, draw, start };
+  return { data, looks, css, color, safe, short, wide, fitted, sum, mean, minus, significant, titled, layout, readable, draw, drawAll, start };
 })();
