@@ -37,7 +37,9 @@ def visit(browser, tmp_path):
         path = tmp_path / "report.html"
         path.write_text(report.html(study), encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
-        contexts[-1].on("request", lambda r: requests.append(r.url) if r.url.partition("?")[0] != path.as_uri() else None)
+        contexts[-1].on(
+            "request", lambda r: requests.append(r.url) if r.url.partition("?")[0] != path.as_uri() else None
+        )
         page = contexts[-1].new_page()
         page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
         page.on("pageerror", lambda e: troubles.append(str(e)))

@@ -87,7 +87,7 @@ def groups_of(study: Study) -> list[Group]:
 
 
 def regrets_of(study: Study) -> list[Regret]:
-    """Tell what each method costs if it is used at every batch size, least first; only those that ran at all of them."""
+    """Tell what each method costs if it is used at every batch size, least first; only of those that ran at all."""
     behind: dict[str, dict[int, float]] = defaultdict(dict)
     for s in study.standings:
         behind[s.method][s.batch_size] = s.behind.value if s.behind else 0.0
