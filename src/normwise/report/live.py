@@ -1,0 +1,108 @@
+"""A page that shows a study while it runs: read-only, and reachable from this machine only.
+
+The page is the same file as the stored report, drawn anew for every request; until the study is finished the browser
+is told to ask again. What the reader filtered stays in the page's address, so it survives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+from normwise.errors import InputError, NormwiseError
+from normwise.records import Study
+from normwise.report import html
+
+LOOPBACK = "127.0.0.1"
+REFRESH_SECONDS = 10
+# Names under which this machine may be asked for; any other is a foreign page that found its way here.
+_OWN_NAMES = {LOOPBACK, "localhost"}
+
+
+@contextmanager
+def serving(read: Callable[[], Study], port: int = 0) -> Iterator[str]:
+    """Serve a study's page while the body runs.
+
+    Args:
+        read: gives the study as it stands; called for every request, one at a time.
+        port: to listen on; 0 takes a free one.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        InputError: the port cannot be used.
+
+    Example:
+        >>> from urllib.request import urlopen
+        >>> from normwise.records import Settings
+        >>> settings = Settings("digits", ["batch"], [2], [0], [0], {}, {}, "accuracy", "SGD", "", {}, "net")
+        >>> study = Study("Digits", "2026-01-01", "normwise compare", settings, {}, {}, [], [], [], 0.0)
+        >>> with serving(lambda: study) as address:
+        ...     urlopen(address).read(15)
+        b'<!doctype html>'
+    """
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), _handler(read))
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot serve on port {port}: {error}; name another one, or 0 for any free one") from error
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{LOOPBACK}:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
+    one_at_a_time = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        """Answers for the page and nothing else."""
+
+        server_version, sys_version = "normwise", ""
+
+        def do_GET(self) -> None:
+            """Draw the study as it stands."""
+            if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in _OWN_NAMES:
+                self._answer(403, b"This page is for this machine only.\n", "text/plain")
+            elif urlsplit(self.path).path != "/":
+                self._answer(404, b"There is only the page at /.\n", "text/plain")
+            else:
+                self._page()
+
+        do_HEAD = do_GET  # noqa: N815 - the name is http.server's
+
+        def _page(self) -> None:
+            try:
+                with one_at_a_time:
+                    study = read()
+                    page = html(study).encode()
+            except NormwiseError as error:
+                # Nothing to see yet, say; the browser asks again.
+                self._answer(503, f"{error}\n".encode(), "text/plain", again=True)
+                return
+            self._answer(200, page, "text/html", again=not study.finished)
+
+        def _answer(self, status: int, body: bytes, kind: str, again: bool = False) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("X-Frame-Options", "DENY")
+            if again:
+                self.send_header("Refresh", str(REFRESH_SECONDS))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: the terminal belongs to the study."""
+
+    return Handler
