@@ -105,7 +105,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_changes(layer: torch.nn.
 
 
 def test_what_is_no_process_group_is_refused() -> None:
-    with pytest.raises(InputError, match="process_group must be of torch.distributed.new_group.*'gloo'"):
+    with pytest.raises(InputError, match=r"process_group must be of torch.distributed.new_group.*'gloo'"):
         normwise.sync(torch.nn.BatchNorm2d(3), "gloo")
 
 
