@@ -44,6 +44,15 @@ def test_the_batch_is_left_out_counted_and_named_once(kind: str, bad: float, mom
     assert guarded.num_batches_skipped == 0
 
 
+def test_only_the_first_layer_of_a_model_warns_and_all_count() -> None:
+    layers = [BatchNorm2d(3), nn.Conv2d(3, 3, 1), SwitchableNorm2d(3), nn.Conv2d(3, 3, 1), BatchNorm2d(3)]
+    model = nn.ModuleDict({"body": nn.Sequential(*layers)})["body"]
+    with pytest.warns(NormwiseWarning, match=r"layer '0' \(BatchNorm2d\)") as caught:
+        model(batches(float("nan"))[1])
+    assert len(caught) == 1
+    assert [layer.num_batches_skipped.item() for layer in model[::2]] == [1, 1, 1]
+
+
 @LAYER
 def test_off_it_is_as_in_torch(kind: str) -> None:
     layer = LAYERS[kind](skip_nonfinite=False)

@@ -44,15 +44,22 @@ def uses_running(layer: _NormBase) -> bool:
 
 
 def layer_name(layer: torch.nn.Module) -> str:
-    # Modules do not know their own names; the modules whose methods are running do. Slow, for messages only.
-    path, frame = "", sys._getframe(1)
+    """What to call a layer in messages: its name in the model, where that is known, and its class."""
+    _, path = _place(layer)
+    kind = type(layer).__name__
+    return f"{path!r} ({kind})" if path else kind
+
+
+def _place(layer: torch.nn.Module) -> tuple[torch.nn.Module, str]:
+    # Modules do not know where they stand; the modules whose methods are running do. Slow, for messages only.
+    model, path, frame = layer, "", sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, torch.nn.Module):
-            path = next((name for name, module in owner.named_modules() if module is layer), path)
+            found = (name for name, module in owner.named_modules() if module is layer)
+            model, path = next(((owner, name) for name in found), (model, path))
         frame = frame.f_back  # type: ignore[assignment]
-    kind = type(layer).__name__
-    return f"{path!r} ({kind})" if path else kind
+    return model, path
 
 
 def boundary(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,11 +124,15 @@ class TrackingNorm(_NormBase):
         skipped = self._buffers.get("num_batches_skipped")
         if self._warned or type(skipped) is not Tensor or skipped.is_meta or not skipped:
             return
-        self._warned = True
+        # The first to meet it speaks for the model: what comes after has it from there.
+        model, _ = _place(self)
+        for module in model.modules():
+            if isinstance(module, TrackingNorm):
+                module._warned = True
         warnings.warn(
             f"layer {layer_name(self)} met a batch whose mean or variance is not finite and left it out of its running "
-            "averages; further ones are counted in num_batches_skipped. Look for inf or NaN in the layers before, in "
-            "the data or under float16; skip_nonfinite=False updates regardless, as torch does",
+            "averages; further ones, in this layer and others, are counted in num_batches_skipped. Look for inf or NaN "
+            "in the layers before, in the data or under float16; skip_nonfinite=False updates regardless, as torch does",
             NormwiseWarning,
             stacklevel=3,
         )
