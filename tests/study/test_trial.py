@@ -7,9 +7,9 @@ from torch import nn
 
 from normwise.methods import METHODS
 from normwise.records import Cell
-from normwise.study.comparison import DEFAULT_METHODS
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import SGD
+from normwise.study.tasks.base import DEFAULT_METHODS
 from normwise.study.trial import Trainer, build_model, data_order
 
 ALL = tuple(METHODS)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from normwise.errors import InputError
+from normwise.functional import normalize
 from normwise.methods import METHODS, method_named
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.nn.groupnorm import GroupNorm, groups_for
@@ -38,6 +39,22 @@ _ANY_DIM = {
 # What normwise.parametrize takes for "weight", which has no layer class.
 _WEIGHT_OPTIONS = {"eps": None, "init": ("data",)}
 _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\)\s*)?")
+
+
+class Identity(torch.nn.Identity):
+    """Stands where a method normalizes no activations; padding becomes 0, as with every other layer.
+
+    Example:
+        >>> Identity()(torch.ones(1, 2, 3), lengths=torch.tensor([1]))
+        tensor([[[1., 0., 0.],
+                 [1., 0., 0.]]])
+    """
+
+    def forward(self, input: torch.Tensor, *, mask: Any = None, lengths: Any = None) -> torch.Tensor:
+        """Give the input."""
+        if mask is None and lengths is None:
+            return input
+        return normalize(input, "none", mask=mask, lengths=lengths)
 
 
 class NormFactory(Protocol):
@@ -94,7 +111,7 @@ def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
         if method == "layer":
             return GroupNorm(1, num_features, **options)
         if METHODS[method].function is METHODS["none"].function:
-            return torch.nn.Identity()
+            return Identity()
         raise InputError(f"{method} has no layer class yet")
 
     return norm

@@ -30,12 +30,9 @@ from normwise.study.trial import Trainer
 from normwise.study.verdict import judge
 from normwise.study.worker import helpers, trainer_of
 
-DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 DEFAULT_BATCH_SIZES = (2, 32)
 DEFAULT_SEEDS = 5
 QUICK_SEEDS = 3
-# At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
-DEFAULT_LRS = (0.02, 0.08, 0.32)
 _TUNE_SEED = 1000
 
 
@@ -168,10 +165,11 @@ def make_settings(
         normwise.errors.InputError: unknown method 'bacth': did you mean 'batch'? Known are none, batch, ...
     """
     samples = task.splits.train.size
-    methods = _checked_methods(DEFAULT_METHODS if methods is None else methods)
+    methods = _checked_methods(task.methods if methods is None else methods)
     sizes = _checked_sizes(batch_sizes, samples)
     seeds = _checked_seeds(seeds if seeds is not None else QUICK_SEEDS if quick else DEFAULT_SEEDS)
-    rates = _checked_lrs(DEFAULT_LRS if lrs is None else lrs)
+    rates = _checked_lrs(task.lrs if lrs is None else lrs)
+    reference = task.lrs_at or max(sizes) * task.accumulate
     steps = task.quick_steps if quick else task.steps
     return Settings(
         task=task.name,
@@ -179,7 +177,7 @@ def make_settings(
         batch_sizes=sizes,
         seeds=seeds,
         tune_seeds=[max(_TUNE_SEED, max(seeds) + 1)],
-        lrs={str(b): scaled_lrs(rates, b * task.accumulate) for b in sizes},
+        lrs={str(b): scaled_lrs(rates, b * task.accumulate, reference) for b in sizes},
         epochs={str(b): _epochs_at(epochs, b, default_epochs(steps, b, samples)) for b in sizes},
         score_name=task.score_name,
         optimizer=task.optimizer_name + _accumulated(task),

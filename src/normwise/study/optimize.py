@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 OPTIMIZER = "SGD, momentum 0.9, no weight decay"
+ADAM = "Adam, no weight decay"
 SCHEDULE = "linear warm-up over the first 5 % of the steps, then cosine to 0"
 
 _WARM_UP = 0.05
@@ -96,6 +98,30 @@ def warm_sgd(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
     """
     optimizer = SGD(model, lr)
     return optimizer, WarmCosine(optimizer, lr, steps)
+
+
+def warm_adam(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
+    """Make Adam with the same schedule, for tasks on which SGD is slow.
+
+    Args:
+        model: to optimize.
+        lr: the highest learning rate.
+        steps: to do.
+
+    Returns:
+        Both.
+
+    Example:
+        >>> optimizer, schedule = warm_adam(nn.Linear(1, 1), lr=0.1, steps=100)
+        >>> optimizer.param_groups[0]["lr"]
+        0.02
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
+
+
+def _factor(total: int, step: int) -> float:
+    return schedule(step, total)
 
 
 def schedule(step: int, total: int) -> float:

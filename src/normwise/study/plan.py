@@ -13,12 +13,13 @@ from normwise.study.racing import race
 REFERENCE_BATCH = 32
 
 
-def scaled_lrs(lrs: Sequence[float], batch_size: int) -> list[float]:
-    """Scale learning rates to a batch size: lr · √(b / 32), the same for every method.
+def scaled_lrs(lrs: Sequence[float], batch_size: int, reference: int = REFERENCE_BATCH) -> list[float]:
+    """Scale learning rates to a batch size: lr · √(b / reference), the same for every method.
 
     Args:
-        lrs: learning rates at batch size 32.
-        batch_size: b.
+        lrs: learning rates at the reference.
+        batch_size: b, the samples of an optimizer step.
+        reference: the batch size for which they are given.
 
     Returns:
         The rates, ascending, to three significant digits.
@@ -27,7 +28,7 @@ def scaled_lrs(lrs: Sequence[float], batch_size: int) -> list[float]:
         >>> scaled_lrs([0.1, 0.4], 2)
         [0.025, 0.1]
     """
-    factor = math.sqrt(batch_size / REFERENCE_BATCH)
+    factor = math.sqrt(batch_size / reference)
     return sorted({float(f"{lr * factor:.3g}") for lr in lrs})
 
 

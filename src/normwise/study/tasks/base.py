@@ -17,7 +17,12 @@ from normwise.parametrize import weight_normalize
 from normwise.records import Cell
 from normwise.study.data import Part, Splits, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
-from normwise.study.tasks.scores import accuracy
+from normwise.study.plan import REFERENCE_BATCH
+from normwise.study.tasks.scores import accuracy, class_loss
+
+DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
+# At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
+DEFAULT_LRS = (0.02, 0.08, 0.32)
 
 
 class MakeModel(Protocol):
@@ -56,7 +61,9 @@ class Task:
       ``optimizer_name`` and ``schedule_name`` describe them;
     - ``augment(batch, generator)`` changes training batches; its generator draws the same for every method;
     - ``accumulate`` batches make one optimizer step;
-    - ``observe(model, task, cell)`` makes the observer of a trial.
+    - ``observe(model, task, cell)`` makes the observer of a trial;
+    - ``methods`` and ``lrs`` are what is compared and tried by default; the rates hold at ``lrs_at`` samples a step,
+      ``None`` being the largest batch size compared, and are scaled for others.
 
     Example:
         >>> from normwise.study.tasks import load_task
@@ -83,6 +90,9 @@ class Task:
     observe: Callable[[nn.Module, Task, Cell], Observer] | None = None
     optimizer_name: str = OPTIMIZER
     schedule_name: str = SCHEDULE
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    lrs: tuple[float, ...] = DEFAULT_LRS
+    lrs_at: int | None = REFERENCE_BATCH
 
     @property
     def dim(self) -> int:
@@ -221,7 +231,7 @@ def classification(name: str, splits: Splits, make_model: MakeModel, **options: 
         0.75
     """
     floor = _commonest_share(splits.valid)
-    return Task(name, splits, make_model, nn.functional.cross_entropy, accuracy, "accuracy", floor, **options)
+    return Task(name, splits, make_model, class_loss, accuracy, "accuracy", floor, **options)
 
 
 def _commonest_share(part: Part) -> float:

@@ -1,26 +1,61 @@
-"""Scores of outputs against targets; higher is better."""
+"""Losses and scores of outputs against targets; scores are higher where a model is better."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The share of samples whose largest output is that of their class.
+def by_class(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Put the classes on axis 1, where torch's losses want them.
 
     Args:
-        outputs: (N, K, ...) scores per class.
+        outputs: (N, K, ...) scores per class, or (N, ..., K) where the targets' shape says so.
+        targets: (N, ...) class numbers.
+
+    Returns:
+        (N, K, ...). Where both readings fit, the outputs are left as they are.
+
+    Example:
+        >>> by_class(torch.zeros(2, 7, 30), torch.zeros(2, 7)).shape
+        torch.Size([2, 30, 7])
+    """
+    first = outputs.shape[:1] + outputs.shape[2:] == targets.shape
+    return outputs.movedim(-1, 1) if not first and outputs.shape[:-1] == targets.shape else outputs
+
+
+def class_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, with the classes on axis 1 or on the last.
+
+    Args:
+        outputs: scores per class; see :func:`by_class`.
+        targets: (N, ...) class numbers.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> class_loss(torch.zeros(2, 7, 30), torch.zeros(2, 7, dtype=torch.long))
+        tensor(3.4012)
+    """
+    return torch.nn.functional.cross_entropy(by_class(outputs, targets), targets)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """The share of targets whose largest output is that of their class.
+
+    Args:
+        outputs: scores per class; see :func:`by_class`.
         targets: (N, ...) class numbers.
 
     Returns:
         A number from 0 to 1.
 
     Example:
-        >>> import torch
         >>> accuracy(torch.eye(3), torch.tensor([0, 1, 0]))
         0.666...
     """
-    return (outputs.argmax(1) == targets).double().mean().item()
+    return (by_class(outputs, targets).argmax(1) == targets).double().mean().item()
 
 
 def r_squared(outputs: Tensor, targets: Tensor) -> float:
@@ -34,7 +69,6 @@ def r_squared(outputs: Tensor, targets: Tensor) -> float:
         A number from 0 to 1.
 
     Example:
-        >>> import torch
         >>> r_squared(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
         1.0
     """
