@@ -112,9 +112,9 @@ def warm_adam(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
         Both.
 
     Example:
-        >>> optimizer, schedule = warm_adam(nn.Linear(1, 1), lr=0.1, steps=100)
+        >>> optimizer, schedule = warm_adam(nn.Linear(1, 1), lr=0.5, steps=100)
         >>> optimizer.param_groups[0]["lr"]
-        0.02
+        0.1
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))

@@ -19,7 +19,7 @@ def test_photographs_are_on_one_side_only(task):
     pieces = [{p.numpy().tobytes() for p in part.inputs} for part in task.splits]
     assert [len(p) > 20 for p in pieces] == [True] * 3
     assert not pieces[0] & pieces[1] | pieces[0] & pieces[2] | pieces[1] & pieces[2]
-    assert all(0 <= part.inputs.min() and part.inputs.max() <= 1 for part in task.splits)
+    assert all(part.inputs.min() >= 0 and part.inputs.max() <= 1 for part in task.splits)
 
 
 def test_the_loss_knows_a_texture(task):
@@ -34,7 +34,7 @@ def test_the_loss_knows_a_texture(task):
     content = StyleLoss(pieces["brick"], style_weight=0.0)
     photographs = task.splits.valid.inputs
     assert content(photographs, photographs) == 0
-    assert content(photographs.flip(0), photographs) > 0.5
+    assert content(photographs.flip(0), photographs) > 0.3
 
 
 def test_a_trial_learns(task):

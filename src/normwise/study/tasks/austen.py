@@ -112,7 +112,7 @@ def minus_bits(outputs: Tensor, targets: Tensor) -> float:
         At most 0; higher is better.
 
     Example:
-        >>> minus_bits(torch.zeros(1, 4, 5), torch.zeros(1, 5, dtype=torch.long))
+        >>> round(minus_bits(torch.zeros(1, 4, 5), torch.zeros(1, 5, dtype=torch.long)), 6)
         -2.0
     """
     return -class_loss(outputs, targets).item() / math.log(2)
