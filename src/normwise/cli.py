@@ -13,10 +13,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 from normwise import __version__
 from normwise.errors import InputError, MissingDependencyError, NormwiseError
+from normwise.probe.commands import app as probe
 from normwise.surgery.commands import app as surgery
 
 if TYPE_CHECKING:
-    from normwise.records import Study
+    from rich.console import RenderableType
 
 # Named here so that the help need not import torch; a test holds them to METHODS.
 _METHODS = "none, batch, layer, weight, instance, group, switchable"
@@ -30,6 +31,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.update(surgery)
+app.update(probe)
 
 
 @app.command
@@ -104,28 +106,36 @@ def compare(
         title=title,
         command=_command(),
     )
-    _show(study.record)
+    from normwise import report as drawing
+
+    _print(drawing.table(study.record))
     print(f"\nstudy   {folder / 'study.json'}\nreport  {folder / 'report.html'}")
 
 
 @app.command
 def report(study: Path, /, *, out: Path | None = None) -> None:
-    """Draw a stored study again: the table here, the page as report.html. Needs no torch.
+    """Draw a stored study, or a stored diagnosis, again: the table here, the page beside it. Needs no torch.
 
     For instance: normwise report normwise-compare/digits
 
     Args:
-        study: A study.json, or the folder that holds one.
-        out: The file to write. Default: report.html beside the study.
+        study: A study.json, or the folder that holds one; or what 'normwise diagnose --out' wrote.
+        out: The file to write. Default: report.html beside the study, or the diagnosis's own name with .html.
     """
     from normwise import report as drawing
+    from normwise.findings import is_diagnosis, load_diagnosis
     from normwise.records import load_study, write_atomic
 
     source = study / "study.json" if study.is_dir() else study
-    record = load_study(source)
-    page = out if out is not None else source.with_name("report.html")
-    write_atomic(page, drawing.html(record))
-    _show(record)
+    if is_diagnosis(source):
+        seen = load_diagnosis(source)
+        text, shown, name = drawing.diagnosis_html(seen), drawing.diagnosis_table(seen), f"{source.stem}.html"
+    else:
+        record = load_study(source)
+        text, shown, name = drawing.html(record), drawing.table(record), "report.html"
+    page = out if out is not None else source.with_name(name)
+    write_atomic(page, text)
+    _print(shown)
     print(f"\nreport  {page}")
 
 
@@ -190,12 +200,10 @@ def _needing_extras():  # type: ignore[no-untyped-def]  # the module's own type 
     return comparison
 
 
-def _show(record: Study) -> None:
+def _print(shown: RenderableType) -> None:
     from rich.console import Console
 
-    from normwise import report as drawing
-
-    Console().print(drawing.table(record))
+    Console().print(shown)
 
 
 def _command() -> str:

@@ -5,10 +5,12 @@ As in :mod:`normwise.records` a number that could not be measured is ``None``, n
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from normwise.errors import InputError
 from normwise.records import dumps, load_record
@@ -391,6 +393,26 @@ class Diagnosis:
         for f in gravest_first(self.findings):
             lines += [str(f), *(f"         {line}" for line in (f.effect, *f.fix.splitlines()) if line)]
         return "\n".join(lines if self.findings else [head, "no findings"])
+
+
+def is_diagnosis(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds a diagnosis, and not a study.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Whether it is JSON with a diagnosis's fields; ``False`` as well for what cannot be read.
+
+    Example:
+        >>> is_diagnosis("nowhere.json")
+        False
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"facts", "run", "findings"} <= set(data)
 
 
 def load_diagnosis(path: str | os.PathLike[str]) -> Diagnosis:

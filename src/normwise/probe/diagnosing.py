@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.errors import InputError
-from normwise.findings import Diagnosis
+from normwise.errors import InputError, NormwiseError
+from normwise.findings import Diagnosis, ModelFacts
 from normwise.probe.facts import keeping_random_state, survey_batch
 from normwise.probe.gaps import Loss, gains, keeping_buffers, measure_gap
 from normwise.probe.shifts import measure_shifts
@@ -89,7 +89,7 @@ class _Examination:
         with ExitStack() as stack:
             stack.enter_context(keeping_random_state())
             stack.enter_context(keeping_buffers(self.model))
-            facts = survey_batch(self.model, self.batches[0], self.forward)
+            facts = self._survey()
             watcher = watch(self.model, self.optimizer, every=1)
             with _training(self.model), watcher:
                 for i, batch in enumerate(self.batches):
@@ -100,6 +100,15 @@ class _Examination:
                 shifts = self._shifts(facts.weights)
             first = dataclasses.replace(watcher.run(), training_in_evaluation=misplaced, repeated=0, overhead=None)
             return self._judged(watcher, first, shifts, facts)
+
+    def _survey(self) -> ModelFacts:
+        try:
+            return survey_batch(self.model, self.batches[0], self.forward)
+        except NormwiseError:
+            raise
+        except Exception as error:
+            name = type(self.model).__name__
+            raise InputError(f"{name} does not run on the first batch: {type(error).__name__}: {error}") from error
 
     def _misplaced(self) -> list[str]:
         """Norms that were left training inside a model in evaluation mode."""

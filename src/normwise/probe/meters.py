@@ -167,6 +167,10 @@ class NormMeter:
         if not late or is_frozen(self.found.module):
             return {}
         gaps, ratios = torch.stack([gap for _, gap, _ in late]), torch.stack([ratio for _, _, ratio in late])
+        constant = self._channels_constant
+        if constant is not None and constant.shape == gaps.shape[1:] and (constant < 1).any():
+            # A channel without variance is a finding of its own.
+            gaps, ratios = gaps[:, constant < 1], ratios[:, constant < 1]
         ratio = ratios.mean(0).clamp_min(1e-30)
         noise = gap_noise = torch.zeros_like(ratio)
         if len(late) > 1:

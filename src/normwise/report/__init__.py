@@ -1,7 +1,8 @@
 """Records → what a person reads: a table in the terminal, and one HTML file that stands alone.
 
-Reads :mod:`normwise.records` only, never torch: a study that was stored years ago can be drawn again on a machine
-without it. Calls: :func:`html` for ``report.html``, :func:`table` for the terminal, :func:`plain` for text files.
+Reads :mod:`normwise.records` and :mod:`normwise.findings` only, never torch: what was stored years ago can be drawn
+again on a machine without it. Calls: :func:`html` for ``report.html``, :func:`table` for the terminal, :func:`plain`
+for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table` and :func:`diagnosis_plain`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from normwise.errors import MissingDependencyError
 if typing.TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from normwise.findings import Diagnosis
     from normwise.records import Study
 
-__all__ = ["html", "plain", "table"]
+__all__ = ["diagnosis_html", "diagnosis_plain", "diagnosis_table", "html", "plain", "table"]
 
 
 def html(study: Study) -> str:
@@ -94,6 +96,78 @@ def plain(study: Study, width: int = 120) -> str:
     with _needs("rich"):
         from normwise.report import _terminal
     return _terminal.text(study, width)
+
+
+def diagnosis_html(seen: Diagnosis) -> str:
+    """Draw a diagnosis as one HTML document that works offline: findings with their fixes, charts by depth, tables.
+
+    Args:
+        seen: what :func:`normwise.diagnose` gave.
+
+    Returns:
+        The document's text.
+
+    Raises:
+        MissingDependencyError: jinja2 or plotly is not installed.
+
+    Example:
+        >>> from normwise.findings import Diagnosis, ModelFacts, RunTrace
+        >>> seen = Diagnosis("2026-01-01", ModelFacts("Net", "conv", ["conv"], 2, 2), RunTrace())
+        >>> "Nothing found" in diagnosis_html(seen)
+        True
+    """
+    with _needs("rich, jinja2 and plotly"):
+        from normwise.report import _diagnosis
+    return _diagnosis.html(seen)
+
+
+def diagnosis_table(seen: Diagnosis) -> RenderableType:
+    """Draw a diagnosis for the terminal: the findings, the gravest first, then what was measured.
+
+    Args:
+        seen: what :func:`normwise.diagnose` gave.
+
+    Returns:
+        Something for ``rich.console.Console.print``.
+
+    Raises:
+        MissingDependencyError: rich is not installed.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from normwise.findings import Diagnosis, ModelFacts, RunTrace
+        >>> seen = Diagnosis("2026-01-01", ModelFacts("Net", "conv", ["conv"], 2, 2), RunTrace())
+        >>> Console(width=80).print(diagnosis_table(seen))
+        Net: nothing found
+        architecture conv; normalization layers 0; batch size 2; passes measured 0 of 0
+    """
+    with _needs("rich"):
+        from normwise.report import _diagnosis
+    return _diagnosis.render(seen)
+
+
+def diagnosis_plain(seen: Diagnosis, width: int = 120) -> str:
+    """Give :func:`diagnosis_table`'s content as text without colours, for files and logs.
+
+    Args:
+        seen: what :func:`normwise.diagnose` gave.
+        width: columns to fill; at least 80.
+
+    Returns:
+        The text, ending in a newline.
+
+    Raises:
+        MissingDependencyError: rich is not installed.
+
+    Example:
+        >>> from normwise.findings import Diagnosis, ModelFacts, RunTrace
+        >>> seen = Diagnosis("2026-01-01", ModelFacts("Net", "conv", ["conv"], 2, 2), RunTrace())
+        >>> diagnosis_plain(seen).splitlines()[0]
+        'Net: nothing found'
+    """
+    with _needs("rich"):
+        from normwise.report import _diagnosis
+    return _diagnosis.text(seen, width)
 
 
 @contextmanager

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from normwise.errors import DataError, InputError, NormwiseError
+from normwise.errors import InputError
+from normwise.surgery.sources import batches_from, called, model_from
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +57,8 @@ def convert(
     from normwise.surgery.convert import convert as convert_layers
     from normwise.surgery.running import feed
 
-    net, source = _model(model, checkpoint)
-    batches = None if data is None else _batches(data)
+    net, source = model_from(model, checkpoint)
+    batches = None if data is None else batches_from(data)
     inputs = _random(input_shape) if batches is None else _inputs(batches[0])
     done = convert_layers(
         net, to, where=where, example_inputs=inputs, calibrate_with=batches, forward=feed, strict=not keep_going
@@ -94,7 +92,7 @@ def fold(
     """
     from normwise.surgery.fold import fold as fold_layers
 
-    net, source = _model(model, checkpoint)
+    net, source = model_from(model, checkpoint)
     _write(out, fold_layers(net.eval(), _random(input_shape), where=where, report=print), source, checkpoint)
 
 
@@ -125,8 +123,8 @@ def calibrate(
     """
     from normwise.surgery.calibrate import calibrate as measure
 
-    net, source = _model(model, checkpoint)
-    loader = _called(data)
+    net, source = model_from(model, checkpoint)
+    loader = called(data)
     done = measure(net.eval(), loader, where=where, layerwise=layerwise, batches=batches, report=print)
     _write(out, done, source, checkpoint)
 
@@ -166,77 +164,10 @@ def inspect(
             raise InputError(f"{model} is a checkpoint, not a model: give module:callable, or one checkpoint alone")
         found = look(load(model).state)
     else:
-        found = look(_model(model, checkpoint)[0])
+        found = look(model_from(model, checkpoint)[0])
     print(found.to_json() if as_json else found)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
-
-
-def _model(spec: str, checkpoint: Path | None) -> tuple[torch.nn.Module, Checkpoint | None]:
-    """The model, with its weights loaded; and in what form they came."""
-    import torch
-
-    from normwise.surgery.checkpoint import load, load_into
-
-    # Before the model, which may be slow to build.
-    stored = None if checkpoint is None else load(checkpoint)
-    model = _called(spec)
-    if not isinstance(model, torch.nn.Module):
-        raise InputError(f"{spec} gave {type(model).__name__}, expected a torch.nn.Module")
-    return model, None if stored is None else load_into(model, stored)
-
-
-def _batches(spec: str) -> list[Any]:
-    batches = list(_called(spec))
-    if not batches:
-        raise DataError(f"{spec} gave no batches")
-    return batches
-
-
-def _called(spec: str) -> Any:
-    """What the named callable gives."""
-    function = _resolved(spec)
-    try:
-        return function()
-    except NormwiseError:
-        raise
-    except Exception as error:
-        raise InputError(f"{spec} failed: {type(error).__name__}: {error}") from error
-
-
-def _resolved(spec: str) -> Callable[[], Any]:
-    """The callable that ``module:callable`` or ``path.py:callable`` names."""
-    home, colon, name = spec.rpartition(":")
-    if not colon or not home or not name:
-        raise InputError(f"cannot find {spec!r}: expected module:callable or path.py:callable")
-    try:
-        found: Any = _from_file(Path(home)) if home.endswith(".py") else importlib.import_module(home)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except NormwiseError:
-        raise
-    except Exception as error:
-        raise InputError(f"cannot find {spec!r}: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise InputError(f"{spec!r} is a {type(found).__name__}, expected something to call")
-    return found
-
-
-def _from_file(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"cannot find {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Models pickle and dataclasses resolve by their module's name; its folder is where it looks for its neighbours.
-    sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    return module
 
 
 def _random(shape: str | None) -> Any:

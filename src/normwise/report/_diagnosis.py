@@ -1,0 +1,221 @@
+"""A diagnosis for people: what its tables say, in the terminal and on the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normwise.findings import SEVERITIES, Diagnosis, Finding, NormTrace, WeightTrace, gravest_first
+from normwise.records import to_dict
+from normwise.report import _formats as formats
+
+# Of findings that are alike so many are shown in full at once.
+SHOWN = 3
+STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+NORM_COLUMNS = (
+    ("layer", "its name in the model"),
+    ("method", "and its class"),
+    ("values", "behind each statistic, on one device"),
+    ("scatter", "of batch means, in standard deviations"),
+    ("mean off", "running against batch means, in standard deviations"),
+    ("var ×", "typical factor between batch and running variances"),
+    ("gain", "of evaluation by batch statistics in this layer alone"),
+    ("max |w|", "its largest weight"),
+)
+WEIGHT_COLUMNS = (
+    ("layer", "its name in the model"),
+    ("type", "its class"),
+    ("gradient", "norm of the loss's gradient at its output"),
+    ("dead", "input channels that were always 0"),
+    ("cosine", "of its gradient before and after one step of the layers before it"),
+    ("change", "of its gradient by that step"),
+    ("mean moved", "of its output by one step of all layers, in standard deviations"),
+)
+
+
+def headline(seen: Diagnosis) -> str:
+    """One sentence on how it stands.
+
+    Args:
+        seen: the diagnosis.
+
+    Returns:
+        The sentence, without its full stop.
+    """
+    counts = [(sum(f.severity == s for f in seen.findings), s) for s in reversed(SEVERITIES)]
+    said = [f"{n} {severity}{'s' if n != 1 else ''}" for n, severity in counts if n]
+    return ", ".join(said) if said else "nothing found"
+
+
+def circumstances(seen: Diagnosis) -> list[tuple[str, str]]:
+    """What was looked at, as pairs of title and value.
+
+    Args:
+        seen: the diagnosis.
+
+    Returns:
+        The pairs.
+    """
+    run, gap = seen.run, seen.gap
+    facts = [
+        ("Architecture", seen.facts.architecture),
+        ("Normalization layers", str(len(seen.norms))),
+        ("Batch size", str(seen.facts.batch_size)),
+        ("Passes measured", f"{run.sampled} of {run.passes}"),
+    ]
+    if run.micro_batches > 1.5:
+        facts.append(("Micro-batches a step", f"{run.micro_batches:.3g}"))
+    if run.optimizer:
+        facts.append(("Optimizer", f"{run.optimizer}, lr {run.lr:g}"))
+    if gap is not None and gap.running is not None and gap.batch is not None:
+        number = formats.share if gap.score == "accuracy" else formats.significant
+        facts.append((f"{gap.score} by running / batch statistics", f"{number(gap.running)} / {number(gap.batch)}"))
+    return facts
+
+
+def kinds(seen: Diagnosis) -> list[list[Finding]]:
+    """The findings, those of one code and severity together.
+
+    Args:
+        seen: the diagnosis.
+
+    Returns:
+        Lists of findings that are alike, the gravest first.
+    """
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for finding in gravest_first(seen.findings):
+        alike.setdefault((finding.severity, finding.code), []).append(finding)
+    return list(alike.values())
+
+
+def norm_row(norm: NormTrace, seen: Diagnosis) -> list[str]:
+    """The cells of ``NORM_COLUMNS``.
+
+    Args:
+        norm: the layer.
+        seen: its diagnosis.
+
+    Returns:
+        Text for each column.
+    """
+    accuracy = seen.gap is not None and seen.gap.score == "accuracy"
+    gain = norm.gain if norm.gain is None or not accuracy else 100 * norm.gain
+    return [
+        ", ".join(norm.layer.names) or "the model",
+        f"{norm.layer.method}, {norm.layer.type}",
+        formats.MISSING if norm.elements is None else f"{norm.elements:,}",
+        _number(norm.scatter),
+        _number(norm.mean_gap),
+        _number(norm.var_factor),
+        _number(gain),
+        _number(norm.weight_max),
+    ]
+
+
+def weight_row(weight: WeightTrace) -> list[str]:
+    """The cells of ``WEIGHT_COLUMNS``.
+
+    Args:
+        weight: the layer.
+
+    Returns:
+        Text for each column.
+    """
+    return [
+        ", ".join(weight.layer.names) or "the model",
+        weight.layer.type,
+        formats.MISSING if weight.gradient is None else f"{weight.gradient:.2e}",
+        f"{weight.dead} of {weight.inputs}" if weight.inputs else formats.MISSING,
+        _number(weight.cosine),
+        _number(weight.change),
+        _number(weight.moved_mean),
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return formats.MISSING
+    return "0" if abs(value) < 5e-4 else f"{value:.3g}".replace("-", "−")
+
+
+def html(seen: Diagnosis) -> str:
+    """Draw the page; see :func:`normwise.report.diagnosis_html`."""
+    from normwise.report import _frame as frame
+
+    return frame.render(
+        "diagnosis.html",
+        "diagnosis.js",
+        {"diagnosis": to_dict(seen)},
+        seen.versions,
+        [],
+        styles=["diagnosis.css"],
+        seen=seen,
+        headline=headline(seen),
+        kinds=kinds(seen),
+        shown=SHOWN,
+        circumstances=circumstances(seen),
+        norm_columns=NORM_COLUMNS,
+        norm_rows=[norm_row(norm, seen) for norm in seen.norms],
+        weight_columns=WEIGHT_COLUMNS,
+        weight_rows=[weight_row(weight) for weight in seen.weights],
+        has_gradients=sum(w.gradient is not None and w.gradient > 0 for w in seen.weights) > 1,
+        has_gaps=any(norm.mean_gap is not None for norm in seen.norms),
+        has_shifts=any(w.moved_mean is not None for w in seen.weights),
+    )
+
+
+def render(seen: Diagnosis) -> RenderableType:
+    """Draw for the terminal; see :func:`normwise.report.diagnosis_table`."""
+    said = "; ".join(f"{title.lower()} {value}" for title, value in circumstances(seen))
+    parts: list[RenderableType] = [
+        Text.assemble((formats.printable(seen.facts.model), "bold"), f": {headline(seen)}"),
+        Text(formats.printable(said), style="dim"),
+        *(_kind(alike) for alike in kinds(seen)),
+    ]
+    if seen.norms:
+        parts.append(_table(NORM_COLUMNS, [norm_row(norm, seen) for norm in seen.norms]))
+    measured = [w for w in seen.weights if w.gradient is not None or w.moved_mean is not None]
+    if measured:
+        parts.append(_table(WEIGHT_COLUMNS, [weight_row(weight) for weight in measured]))
+    return Group(*parts)
+
+
+def text(seen: Diagnosis, width: int) -> str:
+    """Draw without colours; see :func:`normwise.report.diagnosis_plain`."""
+    console = Console(file=io.StringIO(), width=max(width, 80), color_system=None, force_terminal=False)
+    console.print(render(seen))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _kind(alike: list[Finding]) -> RenderableType:
+    first = alike[0]
+    lines: list[RenderableType] = [
+        Text.assemble((first.severity, STYLES[first.severity]), f"  {first.code}"),
+        Text(f"  {first.effect}", style="italic"),
+    ]
+    for finding in alike[:SHOWN]:
+        what = Text.assemble(
+            (formats.printable(finding.layer or "the model"), "bold"), ": ", formats.printable(finding.message)
+        )
+        fix = Text(formats.printable(finding.fix), style="green")
+        lines.append(Padding(Group(what, Padding(fix, (0, 0, 0, 2))), (0, 0, 0, 2)))
+    if len(alike) > SHOWN:
+        names = ", ".join(finding.layer for finding in alike[SHOWN:])
+        lines.append(Text(formats.printable(f"  and {len(alike) - SHOWN} more: {names}")))
+    return Padding(Group(*lines), (1, 0, 0, 0))
+
+
+def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, (title, _) in enumerate(columns):
+        table.add_column(title, justify="left" if i < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(formats.printable(cell)) for cell in row))
+    return table
