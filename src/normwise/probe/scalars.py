@@ -57,7 +57,8 @@ class Scalars:
             self._add(names[key], {what: trace[what] for what in _NORM}, step)
         for key, weight in weights.items():
             seen = weight.trace(WeightFacts([names[key]], "", None, 0))
-            self._add(names[key], {"gradient": seen.gradient, "dead": seen.dead if seen.inputs else None}, step)
+            latest = weight.gradients[-1] if weight.gradients else None
+            self._add(names[key], {"gradient": latest, "dead": seen.dead if seen.inputs else None}, step)
 
     def close(self) -> None:
         """Close a writer that was opened here."""

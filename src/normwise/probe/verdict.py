@@ -106,7 +106,10 @@ def diagnosis_of(
         versions={"normwise": __version__, "torch": str(torch.__version__)},
     )
     judged = judge(seen, RULES)
-    return dataclasses.replace(seen, findings=[*judged, *_static(model, seen, judged)])
+    still = _static(model, seen, judged)
+    untouched = {finding.layer for finding in still if finding.code == "never-updated"}
+    told = [f for f in judged if f.code != "statistics-disagree" or f.layer not in untouched]
+    return dataclasses.replace(seen, findings=[*told, *still])
 
 
 def _static(model: nn.Module, seen: Diagnosis, judged: list[Finding]) -> list[Finding]:

@@ -86,7 +86,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self.overhead = 0.0
         self._passes = self._steps = self._sampled = self._repeated = self._blind = 0
         self._since_step = 0
-        self._pending = True
+        self._pending, self._measured = True, False
         self._misplaced: dict[str, None] = {}
         self._seen_inputs: list[weakref.ref[Tensor]] = []
 
@@ -189,6 +189,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         if self._pending and _is_sampled(step, self._every):
             # One pass of a step; without an optimizer in sight every pass is a step.
             self._pending = self._steps == 0
+            self._measured = True
             self._sampled += 1
             if self._facts is None:
                 self._log = self._survey
@@ -272,10 +273,10 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         if not self._decays.knows(optimizer) or not self._since_step:
             return
         begun = time.perf_counter()
-        if self._scalars is not None and not self._pending:
+        if self._scalars is not None and self._measured:
             self._scalars.write(self._steps, self._norms, self._weights, self._names())
         self._steps += 1
-        self._since_step, self._pending = 0, True
+        self._since_step, self._pending, self._measured = 0, True, False
         self._seen_inputs.clear()
         self.overhead += time.perf_counter() - begun
 
