@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from normwise import METHODS, compare
+from normwise import compare
 from normwise.nn import NormFactory
 from normwise.records import Study, Verdict, write_atomic
 from normwise.study import load_task
@@ -54,10 +54,9 @@ def fashion() -> Task:
 STUDIES: dict[str, tuple[Callable[[], Task], int, float | None, tuple[str, ...], int]] = {
     "digits-2": (lambda: load_task("digits"), 2, None, SEVEN, 10),
     "digits-32": (lambda: load_task("digits"), 32, None, SEVEN, 10),
-    "digits-2-all": (lambda: load_task("digits"), 2, None, tuple(METHODS), 10),
-    "fashion-32": (fashion, 32, 2.0, SEVEN, 10),
+    "fashion-32": (fashion, 32, 2.0, SEVEN, 8),
     "cancer-16": (cancer, 16, 15.0, ("none", "batch", "layer", "weight", "group", "switchable"), 10),
-    "vowels-16": (lambda: load_task("japanese-vowels"), 16, None, SEVEN, 10),
+    "vowels-16": (lambda: load_task("japanese-vowels"), 16, 10.0, SEVEN, 8),
 }
 
 

@@ -80,7 +80,7 @@ def compare(
         title: of the report.
         quick: short training and few seeds.
         race: stop a method as soon as it is clearly behind (:mod:`normwise.study.racing`), and search for learning
-            rates with trials of half the length. The same verdict from less training; methods that stop early
+            rates with trials of a third of the length. The same verdict from less training; methods that stop early
             have wide intervals. Worth it with many methods or seeds.
         fresh: start over where ``out`` already holds a study, which stays in its database under another name.
         workers: processes that share the trials; for more than one ``make_model`` must be importable from a module.
