@@ -132,7 +132,7 @@ class TrackingNorm(_NormBase):
         warnings.warn(
             f"layer {layer_name(self)} met a batch whose mean or variance is not finite and left it out of its running "
             "averages; further ones, in this layer and others, are counted in num_batches_skipped. Look for inf or NaN "
-            "in the layers before, in the data or under float16; skip_nonfinite=False updates regardless, as torch does",
+            "in the layers before, in the data or under float16; skip_nonfinite=False updates regardless, as in torch",
             NormwiseWarning,
             stacklevel=3,
         )
