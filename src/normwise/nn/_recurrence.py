@@ -21,28 +21,34 @@ from torch import Tensor
 from normwise.engine import needs_plain_graph
 
 State = tuple[Tensor, ...]
+# Gives what is normalized, the mean and 1/std.
+Norm = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One kind of recurrence.
 
-    ``step(x, state, parameters, eps)`` gives the next state, the output first, and what its gradient needs.
+    ``step(x, state, parameters, norm)`` gives the next state, the output first, and what its gradient needs.
     ``step_backward(grads, state, parameters, kept)`` takes the gradients of the next state, and gives those of this
     state, that of ``x``, and a row from which ``reduce(rows, hidden, parameters)`` makes those of the parameters.
     """
 
-    step: Callable[[Tensor, State, State, float], tuple[State, State]]
+    step: Callable[[Tensor, State, State, Norm], tuple[State, State]]
     step_backward: Callable[[State, State, State, State], tuple[State, Tensor, State]]
     reduce: Callable[[list[Tensor], Tensor, State], list[Tensor]]
 
 
-def layer_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm of the last axis without weight and bias; also gives mean and 1/std."""
+def _norm_for_now(eps: float) -> Norm:
+    """The layer norm of the last axis, without weight and bias, that a walk needs; chosen once, not at every step."""
     written_down = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if written_down or not (torch.is_grad_enabled() or needs_plain_graph()):
-        return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        return lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     # Torch's kernel has wrong third derivatives.
+    return lambda x: _plain_norm(x, eps)
+
+
+def _plain_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
     rstd = torch.rsqrt(var + eps)
     return (x - mean) * rstd, mean, rstd
@@ -58,16 +64,16 @@ def _gain_gradient(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Te
     return (grad * ((x - mean) * rstd)).sum_to_size(gain.shape)
 
 
-def _lstm_step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
+def _lstm_step(x: Tensor, state: State, parameters: State, norm: Norm) -> tuple[State, State]:
     (h, c), (weight, gain, gain_c, bias_c) = state, parameters
     raw = h @ weight.transpose(-1, -2)
-    normed, mean, rstd = layer_norm(raw, eps)
+    normed, mean, rstd = norm(raw)
     # tanh(a) = 2 σ(2a) − 1, and a comes doubled: one sigmoid serves all gates, which is faster than tanh, too.
     s = torch.addcmul(x, normed, gain).sigmoid()
     i, f, half_g, o = s.chunk(4, -1)
     g = torch.sub(half_g, 0.5)
     c = torch.addcmul(f * c, i, g, value=2)
-    normed_c, mean_c, rstd_c = layer_norm(c, eps)
+    normed_c, mean_c, rstd_c = norm(c)
     u = torch.addcmul(bias_c, normed_c, gain_c).tanh()
     return (o * u, c), (raw, mean, rstd, s, g, c, mean_c, rstd_c, u)
 
@@ -100,13 +106,13 @@ def _lstm_reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[
     ]
 
 
-def _gru_step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
+def _gru_step(x: Tensor, state: State, parameters: State, norm: Norm) -> tuple[State, State]:
     (h,), (weight, gain, bias_n) = state, parameters
     H = h.shape[-1]
     raw = h @ weight.transpose(-1, -2)
     raw_rz, raw_n = raw[..., : 2 * H].contiguous(), raw[..., 2 * H :].contiguous()
-    normed_rz, mean_rz, rstd_rz = layer_norm(raw_rz, eps)
-    normed_n, mean_n, rstd_n = layer_norm(raw_n, eps)
+    normed_rz, mean_rz, rstd_rz = norm(raw_rz)
+    normed_n, mean_n, rstd_n = norm(raw_n)
     rz = torch.addcmul(x[..., : 2 * H], normed_rz, gain[..., : 2 * H]).sigmoid()
     r, z = rz.chunk(2, -1)
     m = torch.addcmul(bias_n, normed_n, gain[..., 2 * H :])
@@ -148,8 +154,8 @@ GRU = Cell(_gru_step, _gru_step_backward, _gru_reduce)
 def projected(cell: Cell) -> Cell:
     """The same recurrence, whose output is taken through a matrix (P, H), the last of its parameters, at each step."""
 
-    def step(x: Tensor, state: State, parameters: State, eps: float) -> tuple[State, State]:
-        (output, *others), kept = cell.step(x, state, parameters[:-1], eps)
+    def step(x: Tensor, state: State, parameters: State, norm: Norm) -> tuple[State, State]:
+        (output, *others), kept = cell.step(x, state, parameters[:-1], norm)
         return (output @ parameters[-1].transpose(-1, -2), *others), (*kept, output)
 
     def step_backward(grads: State, state: State, parameters: State, kept: State) -> tuple[State, Tensor, State]:
@@ -193,12 +199,13 @@ def _plain_walk(
 ) -> tuple[Tensor, State, list[tuple[State, State]]]:
     """The walk in differentiable operators; with ``keep`` also each step's state before it and what it kept."""
     outputs, ended, record = [], [], []
+    norm = _norm_for_now(eps)
     for rows, size in zip(x.split(list(batch_sizes), -2), batch_sizes, strict=True):
         if size < state[0].shape[-2]:
             ended.append(tuple(s[..., size:, :] for s in state))
             state = tuple(s[..., :size, :] for s in state)
         before = state
-        state, kept = cell.step(rows, before, parameters, eps)
+        state, kept = cell.step(rows, before, parameters, norm)
         outputs.append(state[0])
         if keep:
             record.append((before, kept))
