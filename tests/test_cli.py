@@ -12,7 +12,6 @@ import pytest
 
 import normwise
 from normwise import cli, records
-from normwise.methods import METHODS
 
 TINY = ["--methods", "none,batch", "--batch-sizes", "64", "--seeds", "2", "--lrs", "0.1", "--epochs", "0.6"]
 
@@ -66,10 +65,6 @@ def test_env_says_what_is_in_use(capsys):
 def test_surgery_refuses_what_is_not_there_in_one_line(capsys, verb):
     needed = {"convert": ["--to", "group"], "calibrate": ["--data", "nowhere:data"]}.get(verb, [])
     assert "nowhere" in refused(capsys, verb, "nowhere:model", *needed)
-
-
-def test_defaults_name_real_methods():
-    assert set(cli._words(cli._METHODS)) <= set(METHODS)
 
 
 @pytest.mark.parametrize(

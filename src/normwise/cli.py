@@ -19,8 +19,6 @@ from normwise.surgery.commands import app as surgery
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Named here so that the help need not import torch; a test holds them to METHODS.
-_METHODS = "none, batch, layer, weight, instance, group, switchable"
 _OUT = "normwise-compare"
 
 app = App(
@@ -36,9 +34,11 @@ app.update(probe)
 
 @app.command
 def compare(
+    model: str | None = None,
+    /,
     *,
     data: str = "digits",
-    methods: str = _METHODS.replace(" ", ""),
+    methods: str | None = None,
     batch_sizes: str = "2,32",
     seeds: str | None = None,
     lrs: str | None = None,
@@ -49,6 +49,12 @@ def compare(
     fresh: bool = False,
     workers: int | None = None,
     title: str | None = None,
+    loss: str | None = None,
+    metric: str | None = None,
+    optimizer: str | None = None,
+    augment: str | None = None,
+    collate: str | None = None,
+    accumulate: int = 1,
 ) -> None:
     """Train one model under each normalization and say which to use.
 
@@ -61,17 +67,22 @@ def compare(
 
     Larger images: normwise compare --data fashion-mnist --out fashion
 
-    For your own model use Python: normwise.compare(make_model, data).
+    Your own model and data: normwise compare my_project.py:make_model --data my_project.py:make_data
 
     Args:
-        data: What to train on: digits (comes with scikit-learn), fashion-mnist (Debian's dataset-fashion-mnist), or
-            fashion-mnist:FOLDER where its four .gz files are.
+        model: What builds your model, as module:callable or path.py:callable: called with norm, to take its layers
+            from, or with nothing, where the layers it has are converted to each method; a Lightning module's class will
+            do. Or timm:NAME. Default: the reference model of a data set that has a name.
+        data: What to train on: digits, fashion-mnist, japanese-vowels, austen or textures (all but the first can name
+            a folder or texture behind a colon), or a callable named like the model, which gives (inputs, targets),
+            torch data sets or loaders, or a dict of train, valid and test.
         methods: Which to compare, separated by commas, with options if need be: batch,group(num_groups=4). See
-            'normwise methods'.
+            'normwise methods'. Default: the six and none; as_is is a model with the layers that it has.
         batch_sizes: Samples per training step, separated by commas. Methods are compared at each.
         seeds: How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals. Default:
             5, with --quick 3.
         lrs: Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
+            With your own optimizer: rates or factors of its rate, at the largest batch size.
         epochs: Passes over the training data. Default: short runs that fit the data set.
         quick: Short training and few seeds: shows what you get, decides little.
         race: Stop a method as soon as it is clearly behind, and search for learning rates with shorter trials. The
@@ -80,20 +91,31 @@ def compare(
         fresh: Start over; the old study stays in the database under another name.
         workers: Processes that share the work. Default: one per core, at most 4.
         title: Title of the report.
+        loss: A callable loss(model, batch). Default: cross-entropy for class numbers, else the squared error.
+        metric: A callable metric(model, loader), higher is better; or accuracy, mean_iou, r_squared, loss (minus it),
+            or what a Lightning module logs, such as val_acc. Default: by the targets.
+        optimizer: A callable optimizer(model), or optimizer(model, lr, steps), that gives an optimizer, or it and a
+            schedule.
+        augment: A callable augment(batch, generator) that gives a training batch.
+        collate: A callable that makes a batch of a list of samples.
+        accumulate: Batches that make one optimizer step.
 
     Raises:
         InputError: the options contradict each other.
     """
     if quick and epochs is not None:
         raise InputError("--quick chooses the epochs itself: give --quick or --epochs")
-    folder = (
-        out
-        if out is not None
-        else Path(_OUT) / (data.partition(":")[0].replace("/", "-") + "-quick" * quick + "-race" * race)
-    )
+    folder = out if out is not None else Path(_OUT) / (_folder_name(model, data) + "-quick" * quick + "-race" * race)
     study = _needing_extras().compare(
-        data=data,
-        methods=_specs(methods),
+        model,
+        data,
+        loss=loss,
+        metric=metric,
+        optimizer=optimizer,
+        augment=augment,
+        collate=collate,
+        accumulate=None if accumulate == 1 else accumulate,
+        methods=None if methods is None else _specs(methods),
         batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
         seeds=None if seeds is None else _seeds(seeds),
         lrs=None if lrs is None else _reals(lrs, "--lrs"),
@@ -109,6 +131,8 @@ def compare(
     from normwise import report as drawing
 
     _print(drawing.table(study.record))
+    for note in study.record.settings.notes:
+        print(note)
     print(f"\nstudy   {folder / 'study.json'}\nreport  {folder / 'report.html'}")
 
 
@@ -215,6 +239,11 @@ def _default_workers() -> int:
     import os
 
     return min(os.cpu_count() or 1, 4)
+
+
+def _folder_name(model: str | None, data: str) -> str:
+    """Of a study: a data set's name without its folder, or that of the user's model."""
+    return re.sub(r"[^\w.]+", "-", data.partition(":")[0] if model is None else model.rpartition("/")[2]).strip("-")
 
 
 def _specs(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +25,8 @@ from normwise.study.progress import Display
 from normwise.study.racing import TUNE_SHARE
 from normwise.study.result import Study
 from normwise.study.store import Store
-from normwise.study.tasks import MakeModel, Task, load_task, make_task, nearest
+from normwise.study.tasks import Task, load_task, make_task, nearest
+from normwise.study.tasks.convert import AS_IS
 from normwise.study.trial import Trainer
 from normwise.study.verdict import judge
 from normwise.study.worker import helpers, trainer_of
@@ -37,9 +38,15 @@ _TUNE_SEED = 1000
 
 
 def compare(
-    make_model: MakeModel | None = None,
+    make_model: Callable[..., Any] | str | None = None,
     data: Any = "digits",
     *,
+    loss: Any = None,
+    metric: Any = None,
+    optimizer: Any = None,
+    augment: Any = None,
+    collate: Any = None,
+    accumulate: int | None = None,
     methods: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     seeds: int | Sequence[int] | None = None,
@@ -63,16 +70,30 @@ def compare(
     Args:
         make_model: ``make_model(norm)`` builds a fresh model, with ``norm(channels)`` where it wants a normalization
             (``norm(channels, dim=1)`` for other than the inputs' number of spatial axes). For the method ``"weight"``
-            every convolution and linear layer gets weight normalization, for ``"none"`` nothing is added. Default: the
-            data set's reference model.
-        data: ``"digits"``, ``"fashion-mnist"``, ``(inputs, targets)``, :class:`~normwise.study.Splits`, or a
-            :class:`~normwise.study.Task` for a loss and score of your own (then without ``make_model``).
+            every convolution and linear layer gets weight normalization, for ``"none"`` nothing is added. A function
+            without arguments builds a model with layers of its own, which are converted to each method. Either may
+            give a Lightning module. Or a text: ``"my_project.py:make_model"``, ``"timm:resnet18"``. Default: the data
+            set's reference model.
+        data: ``"digits"`` or another name, ``(inputs, targets)``, :class:`~normwise.study.Splits`, torch data sets or
+            loaders, alone or as train, valid and test, a text ``"my_project.py:make_data"``, or a
+            :class:`~normwise.study.Task` that says everything itself.
+        loss: ``loss(model, batch)``, or a ``torch.nn`` criterion; default cross-entropy for class numbers, else the
+            mean squared error.
+        metric: ``metric(model, loader)``, higher is better, or ``"accuracy"``, ``"mean_iou"``, ``"r_squared"``,
+            ``"loss"`` (minus it), or what a Lightning module logs.
+        optimizer: ``optimizer(model)`` gives an optimizer, or it and a schedule; it may take ``lr`` and ``steps``.
+            Without ``lr`` the rates it sets are multiplied by the rates under trial.
+        augment: ``augment(batch, generator)`` gives a training batch; every method gets the same draws.
+        collate: makes a batch of a list of samples of a torch data set.
+        accumulate: batches that make one optimizer step; default 1.
         methods: keys of ``METHODS``, with options where you want others than the defaults: ``"group(num_groups=4)"``,
             ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``.
         batch_sizes: to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
-        lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32).
+        lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32). With an optimizer of
+            your own they are rates, or factors of the rates it sets, at the largest batch size compared; default a
+            quarter, once and four times your own.
         epochs: passes over the data, or batch size → passes. The default is short, about 1000 · √(2 / b) steps for
             your own model: give your usual length for an answer that holds for it.
         out: a folder to keep the study in, which makes it resumable, and to write ``study.json`` and ``report.html``
@@ -98,7 +119,8 @@ def compare(
         >>> study.verdicts[0].batch_size
         64
     """
-    task = _task_of(make_model, data)
+    own = {"loss": loss, "metric": metric, "optimizer": optimizer, "augment": augment, "collate": collate}
+    task = _task_of(make_model, data, own | {"accumulate": accumulate})
     settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race)
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
@@ -165,9 +187,11 @@ def make_settings(
         normwise.errors.InputError: unknown method 'bacth': did you mean 'batch'? Known are none, batch, ...
     """
     samples = task.splits.train.size
-    methods = _checked_methods(task.methods if methods is None else methods)
+    methods = _checked_methods(task.methods if methods is None else methods, own=task.converts)
     sizes = _checked_sizes(batch_sizes, samples)
     seeds = _checked_seeds(seeds if seeds is not None else QUICK_SEEDS if quick else DEFAULT_SEEDS)
+    if lrs is None and not task.lrs:
+        raise InputError("your optimizer's function names no learning rate: give lrs, or a default as in lr=0.1")
     rates = _checked_lrs(task.lrs if lrs is None else lrs)
     reference = task.lrs_at or max(sizes) * task.accumulate
     steps = task.quick_steps if quick else task.steps
@@ -184,6 +208,7 @@ def make_settings(
         schedule=task.schedule_name,
         splits=task.splits.sizes(),
         model=task.describe_model(),
+        notes=[*task.notes, *task.conversions(methods)],
         quick=quick,
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
@@ -205,16 +230,21 @@ def _run(
         return store.work(train, plan, display.update)
 
 
-def _task_of(make_model: MakeModel | None, data: Any) -> Task:
+def _task_of(make_model: Any, data: Any, own: Mapping[str, Any]) -> Task:
+    """``own`` are the arguments that make a task the user's, those left open being ``None``."""
+    given = {name: value for name, value in own.items() if value is not None}
     if isinstance(data, Task):
-        if make_model is not None:
-            raise InputError("a Task brings its own make_model: give one or the other")
+        if make_model is not None or given:
+            raise InputError(f"a Task brings its own {', '.join(['make_model', *own])}: give one or the other")
         return data
-    if make_model is not None:
-        return make_task(make_model, data, name=data if isinstance(data, str) else "own data")
-    if isinstance(data, str):
-        return load_task(data)
-    raise InputError("your own data need your own model: compare(make_model, data)")
+    if make_model is None:
+        if not isinstance(data, str):
+            raise InputError("your own data need your own model: compare(make_model, data)")
+        task = load_task(data)
+        if not given:
+            return task
+        make_model = task.make_model
+    return make_task(make_model, data, **given)
 
 
 def _check_model(task: Task, settings: Settings) -> None:
@@ -235,13 +265,17 @@ def _check_model(task: Task, settings: Settings) -> None:
             raise InputError(f"the model fails with every method at batch size {batch_size}; with {reason}")
 
 
-def _checked_methods(methods: Sequence[str]) -> list[str]:
+def _checked_methods(methods: Sequence[str], own: bool) -> list[str]:
     methods = [methods] if isinstance(methods, str) else methods
     specs = list(dict.fromkeys("".join(str(method).split()) for method in methods))
     if not specs:
         raise InputError(f"no method given: expected some of {', '.join(METHODS)}")
     for spec in specs:
         name = spec.partition("(")[0]
+        if spec == AS_IS:
+            if not own:
+                raise InputError("as_is is for models with layers of their own: make_model() without a norm")
+            continue
         if name not in METHODS:
             raise InputError(f"unknown method {name!r}: {nearest(name, list(METHODS))}Known are {', '.join(METHODS)}")
         check_spec(spec)

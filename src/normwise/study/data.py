@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +52,33 @@ class Part(NamedTuple):
         """
         return Part(_taken(self.inputs, index), _taken(self.targets, index))
 
+    def sketch(self) -> Iterator[Tensor]:
+        """Give the content to tell data sets apart by: all of it.
+
+        Yields:
+            Tensors.
+
+        Example:
+            >>> len(list(Part(torch.arange(3), torch.arange(3)).sketch()))
+            2
+        """
+        yield from (*tensors_of(self.inputs), *tensors_of(self.targets))
+
+    def load(self, seed: int = 0) -> Part:
+        """Give the samples themselves; they are there already.
+
+        Args:
+            seed: of what a data set draws when it is read.
+
+        Returns:
+            The part.
+
+        Example:
+            >>> Part(torch.arange(3), torch.arange(3)).load().size
+            3
+        """
+        return self
+
     def batches(self, size: int) -> Iterator[Part]:
         """Go through the samples in order, the last batch being what is left.
 
@@ -64,6 +94,129 @@ class Part(NamedTuple):
         """
         for start in range(0, self.size, size):
             yield self.take(slice(start, start + size))
+
+
+class Samples:
+    """One part of a torch data set of the user's, read when it is needed.
+
+    Args:
+        dataset: gives samples by number, and has a length.
+        collate: makes a batch of a list of samples; default torch's.
+        index: which samples; default all.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.zeros(5, 3), torch.arange(5))
+        >>> Samples(data).take(slice(1, 3)).load().targets
+        tensor([1, 2])
+    """
+
+    def __init__(self, dataset: Any, collate: Callable | None = None, index: Tensor | None = None) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.index = torch.arange(len(dataset)) if index is None else index
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return len(self.index)
+
+    def take(self, index: Tensor | slice) -> Samples:
+        """Select samples, without reading them.
+
+        Args:
+            index: positions, a mask or a slice.
+
+        Returns:
+            The part with those samples.
+
+        Example:
+            >>> Samples([1, 2, 3]).take(torch.tensor([2])).load()
+            tensor([3])
+        """
+        return Samples(self.dataset, self.collate, self.index[index])
+
+    def load(self, seed: int = 0) -> Any:
+        """Read the samples as one batch.
+
+        What the data set draws at random while it is read depends on ``seed`` only, and moves no generator of the
+        program's.
+
+        Args:
+            seed: of torch's, NumPy's and Python's generators meanwhile.
+
+        Returns:
+            A :class:`Part` where the batch is a pair of tensors (or tuples of them), else what ``collate`` gives.
+
+        Example:
+            >>> Samples([{"x": 1.0}, {"x": 2.0}]).load()
+            {'x': tensor([1., 2.], dtype=torch.float64)}
+        """
+        from torch.utils.data import default_collate
+
+        with _drawing(seed):
+            samples = [self.dataset[i] for i in self.index.tolist()]
+            batch = (self.collate or default_collate)(samples)
+        if isinstance(batch, tuple | list) and len(batch) == 2:
+            pair = [tuple(v) if isinstance(v, list) else v for v in batch]
+            if all(isinstance(t, Tensor) for v in pair for t in (v if isinstance(v, tuple) else (v,))):
+                return Part(*pair)
+        return batch
+
+    def batches(self, size: int) -> Iterator[Samples]:
+        """Go through the samples in order, the last batch being what is left.
+
+        Args:
+            size: samples a batch.
+
+        Yields:
+            The batches, not read yet.
+
+        Example:
+            >>> [batch.size for batch in Samples([1, 2, 3]).batches(2)]
+            [2, 1]
+        """
+        for start in range(0, self.size, size):
+            yield self.take(slice(start, start + size))
+
+    def sketch(self) -> Iterator[Tensor]:
+        """Give some of the content to tell data sets apart by: sixteen samples, evenly spread, and the size.
+
+        Yields:
+            Tensors.
+
+        Example:
+            >>> len(list(Samples([1, 2, 3]).sketch()))
+            4
+        """
+        yield torch.tensor(self.size)
+        for i in range(min(self.size, 16)):
+            yield from _leaves(self.take(slice(i * self.size // min(self.size, 16), None)).take(slice(1)).load())
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Let torch, NumPy and Python draw from a seed for a while."""
+    kept, python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(kept)
+            random.setstate(python)
+
+
+def _leaves(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _leaves(value)
+    elif isinstance(batch, tuple | list):
+        for value in batch:
+            yield from _leaves(value)
 
 
 def tensors_of(values: Values) -> tuple[Tensor, ...]:
@@ -112,9 +265,9 @@ class Splits(NamedTuple):
         {'train': 4, 'valid': 4, 'test': 4}
     """
 
-    train: Part
-    valid: Part
-    test: Part
+    train: Part | Samples
+    valid: Part | Samples
+    test: Part | Samples
 
     def sizes(self) -> dict[str, int]:
         """Count the samples of each part.
@@ -142,7 +295,7 @@ class Splits(NamedTuple):
         """
         digest = hashlib.sha256()
         for part in self:
-            for tensor in (*tensors_of(part.inputs), *tensors_of(part.targets)):
+            for tensor in part.sketch():
                 digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:8]

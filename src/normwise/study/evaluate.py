@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
-from normwise.study.data import Part, run
+from normwise.study.data import Part, Samples, run
 from normwise.study.tasks.base import Task
 
 EVALUATION_BATCH = 512
@@ -25,7 +25,7 @@ class DivergedError(ArithmeticError):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, part: Part) -> tuple[float, float]:
+def evaluate(model: nn.Module, task: Task, part: Part | Samples) -> tuple[float, float]:
     """Score and loss of a part in evaluation mode.
 
     A task with a loss of batches or a metric of its own is taken batch by batch; else the outputs of the whole part
@@ -50,37 +50,52 @@ def evaluate(model: nn.Module, task: Task, part: Part) -> tuple[float, float]:
         True
     """
     model.eval()
+    outputs = targets = None
     try:
-        outputs = None if task.metric else _outputs(model, part)
+        if task.metric is None and task.score is not None:
+            outputs, targets = _outputs(model, part)
         if outputs is None or task.batch_loss:
             loss = _mean_loss(model, task, part)
         else:
-            loss = float(task.loss(outputs, part.targets))
+            loss = float(task.loss(outputs, targets))
         if not math.isfinite(loss) or not _finite(outputs):
             raise DivergedError("the outputs are not finite in evaluation")
-        score = task.metric(model, part) if task.metric else task.score(outputs, part.targets)
+        if task.metric is not None:
+            score = task.metric(model, part)
+        else:
+            score = task.score(outputs, targets) if task.score is not None else -loss
     finally:
         model.train()
     return _number(score), loss
 
 
-def _outputs(model: nn.Module, part: Part) -> Any:
-    """The outputs of a whole part, tensor by tensor where a model gives several."""
-    batches = [run(model, batch.inputs) for batch in part.batches(EVALUATION_BATCH)]
-    if isinstance(batches[0], Tensor):
-        return torch.cat(batches)
-    if isinstance(batches[0], tuple) and all(isinstance(t, Tensor) for t in batches[0]):
-        return tuple(torch.cat(tensors) for tensors in zip(*batches, strict=True))
+def _outputs(model: nn.Module, part: Part | Samples) -> tuple[Any, Any]:
+    """The outputs and targets of a whole part."""
+    batches = [batch.load() for batch in part.batches(EVALUATION_BATCH)]
+    if not all(isinstance(batch, Part) for batch in batches):
+        raise InputError(
+            f"a batch is a {type(batches[0]).__name__}, expected a pair of inputs and targets: for others give a "
+            "loss(model, batch) and a metric(model, loader) of your own"
+        )
+    outputs = [run(model, batch.inputs) for batch in batches]
+    return _joined(outputs, "the model gives"), _joined([b.targets for b in batches], "the targets are")
+
+
+def _joined(values: list[Any], what: str) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], tuple) and all(isinstance(t, Tensor) for t in values[0]):
+        return tuple(torch.cat(tensors) for tensors in zip(*values, strict=True))
     raise InputError(
-        f"the model gives {type(batches[0]).__name__}, expected a tensor or a tuple of tensors: for others give a "
+        f"{what} {type(values[0]).__name__}, expected a tensor or a tuple of tensors: for others give a "
         "loss(model, batch) and a metric(model, loader) of your own"
     )
 
 
-def _mean_loss(model: nn.Module, task: Task, part: Part) -> float:
+def _mean_loss(model: nn.Module, task: Task, part: Part | Samples) -> float:
     total = 0.0
     for batch in part.batches(EVALUATION_BATCH):
-        total += float(task.loss_of(model, batch)) * batch.size
+        total += float(task.loss_of(model, batch.load())) * batch.size
     return total / part.size
 
 

@@ -82,6 +82,33 @@ class WarmCosine:
         self._optimizer.lr = self._lr * schedule(self._done, self._total)
 
 
+class PerEpoch:
+    """A schedule that goes on at the end of each pass over the training data instead of after each step.
+
+    Args:
+        schedule: of torch's, for instance ``StepLR(optimizer, 30)``.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = PerEpoch(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
+        >>> optimizer.step()
+        >>> schedule.step()
+        >>> schedule.end_epoch()
+        >>> optimizer.param_groups[0]["lr"]
+        0.5
+    """
+
+    def __init__(self, schedule: Steps) -> None:
+        self.schedule = schedule
+
+    def step(self) -> None:
+        """Do nothing."""
+
+    def end_epoch(self) -> None:
+        """Go on."""
+        self.schedule.step()
+
+
 def warm_sgd(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
     """Make the optimizer and the schedule that tasks have by default.
 

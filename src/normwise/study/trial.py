@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 
+from normwise.errors import InputError
 from normwise.nn import importance, parse_spec
 from normwise.parametrize import weight_norm_init
 from normwise.records import Cell, Mixture, Point, Trial
-from normwise.study.data import Part, tensors_of
+from normwise.study.data import Part, Samples, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
+from normwise.study.optimize import PerEpoch
 from normwise.study.tasks.base import Observer, Task
 
 _CURVE_POINTS = 6
@@ -133,6 +136,7 @@ class Trainer:
             total = max(1, round(total * self.tune_share))
         optimizer, schedule = task.optimize(model, cell.lr, total)
         batches = training_batches(task, cell)
+        per_epoch = max(1, task.splits.train.size // cell.batch_size // task.accumulate)
         marks = {round(total * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
         losses: list[float] = []
 
@@ -152,6 +156,8 @@ class Trainer:
             losses.append(step(parts))
             if schedule is not None:
                 schedule.step()
+                if isinstance(schedule, PerEpoch) and (log.step + 1) % per_epoch == 0:
+                    schedule.end_epoch()
             log.step_seconds.append(time.perf_counter() - began)
             log.step += 1
             if observer is not None:
@@ -187,6 +193,9 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
     Returns:
         The model in training mode.
 
+    Raises:
+        InputError: the method needs to see data, and their batches are no pairs.
+
     Example:
         >>> from normwise.study.tasks import load_task
         >>> model = build_model(load_task("digits"), Cell("final", "weight", 2, 0.1, seed=0))
@@ -198,7 +207,10 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
     if parse_spec(cell.method)[1].get("init") == "data":
         train = task.splits.train
         first = torch.randperm(train.size, generator=torch.Generator().manual_seed(cell.seed))[:_INITIAL]
-        weight_norm_init(model, *tensors_of(train.take(first).inputs))
+        batch = train.take(first).load(cell.seed)
+        if not isinstance(batch, Part):
+            raise InputError("weight(init=data) needs batches of (inputs, targets): use weight")
+        weight_norm_init(model, *tensors_of(batch.inputs))
     # Again, so that dropout draws the same numbers even where a model drew more of them for one method.
     torch.manual_seed(cell.seed)
     return model.train()
@@ -228,7 +240,7 @@ def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
         yield task.augment(batch, generator)
 
 
-def data_order(train: Part, cell: Cell) -> Iterator[Part]:
+def data_order(train: Part | Samples, cell: Cell) -> Iterator[Part]:
     """Give batches of a cell for ever: a new shuffle each epoch, the same for every method, full batches only.
 
     Args:
@@ -247,10 +259,10 @@ def data_order(train: Part, cell: Cell) -> Iterator[Part]:
     """
     generator = torch.Generator().manual_seed(cell.seed)
     samples, size = train.size, cell.batch_size
-    while True:
+    for epoch in count():
         order = torch.randperm(samples, generator=generator)
         for start in range(0, samples - size + 1, size):
-            yield train.take(order[start : start + size])
+            yield train.take(order[start : start + size]).load(cell.seed + 1_000_003 * (epoch * samples + start + 1))
 
 
 def describe_error(error: BaseException) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +119,7 @@ def resolved(spec: str) -> Callable[..., Any]:
     if not colon or not home or not name:
         raise InputError(f"cannot find {spec!r}: expected module:callable or path.py:callable")
     try:
-        found: Any = _from_file(Path(home)) if home.endswith(".py") else importlib.import_module(home)
+        found: Any = _from_file(Path(home)) if home.endswith(".py") else _from_module(home)
         for part in name.split("."):
             found = getattr(found, part)
     except NormwiseError:
@@ -129,18 +131,36 @@ def resolved(spec: str) -> Callable[..., Any]:
     return found
 
 
+def _from_module(name: str) -> Any:
+    # A console command does not look where it was called, as python -m does.
+    with _looking_in(Path.cwd()):
+        return importlib.import_module(name)
+
+
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"cannot find {path}: no such file")
+    return _loaded(path.resolve(), path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _loaded(path: Path, changed: int) -> Any:
+    """Run a file once, however many of its callables are named."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Models pickle and dataclasses resolve by their module's name; its folder is where it looks for its neighbours.
     sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
+    with _looking_in(path.parent):
         spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
     return module
+
+
+@contextmanager
+def _looking_in(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normwise.errors import DataError
 from normwise.nn import NormFactory
-from normwise.study.data import Part, Splits
+from normwise.study.data import Part, Samples, Splits, tensors_of
 from normwise.study.optimize import ADAM, warm_adam
 from normwise.study.tasks.base import Task
 from normwise.study.tasks.rdata import read_strings
@@ -171,9 +171,9 @@ def _spread(part: Part, count: int) -> Part:
     return part.take(torch.arange(count) * part.size // count)
 
 
-def _entropy(part: Part, characters: int) -> float:
+def _entropy(part: Part | Samples, characters: int) -> float:
     """What guessing by the characters' shares takes, in bits."""
-    assert isinstance(part.targets, Tensor)
-    shares = part.targets.flatten().bincount(minlength=characters).double()
+    (targets,) = tensors_of(part.load().targets)
+    shares = targets.flatten().bincount(minlength=characters).double()
     shares = shares[shares > 0] / shares.sum()
     return -(shares * shares.log2()).sum().item()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import NormFactory, norm_layer, parse_spec
 from normwise.parametrize import weight_normalize
 from normwise.records import Cell
-from normwise.study.data import Part, Splits, run, tensors_of
+from normwise.study.data import Part, Samples, Splits, Values, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
+from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
@@ -56,14 +58,18 @@ class Task:
     The rest says where a task is not ``loss(model(inputs), targets)``, trained by our optimizer:
 
     - ``batch_loss(model, batch)`` is the training loss of a batch, instead of ``loss``;
-    - ``metric(model, part)`` is the score of a part, the model being in evaluation mode, instead of ``score``;
+    - ``metric(model, part)`` is the score of a part, the model being in evaluation mode, instead of ``score``; with
+      neither of them the score is minus the loss;
     - ``optimizer(model, lr, steps)`` gives the optimizer and, or ``None``, the schedule that is stepped after it;
       ``optimizer_name`` and ``schedule_name`` describe them;
     - ``augment(batch, generator)`` changes training batches; its generator draws the same for every method;
     - ``accumulate`` batches make one optimizer step;
     - ``observe(model, task, cell)`` makes the observer of a trial;
     - ``methods`` and ``lrs`` are what is compared and tried by default; the rates hold at ``lrs_at`` samples a step,
-      ``None`` being the largest batch size compared, and are scaled for others.
+      ``None`` being the largest batch size compared, and are scaled for others; without ``lrs`` they must be given;
+    - ``converts`` says that ``make_model`` takes no ``norm``: the layers of what it builds are converted to each method
+      by :func:`normwise.convert`, and ``"as_is"`` leaves them alone;
+    - ``notes`` are put into the report.
 
     Example:
         >>> from normwise.study.tasks import load_task
@@ -75,17 +81,17 @@ class Task:
     splits: Splits
     make_model: MakeModel
     loss: Callable[..., torch.Tensor]
-    score: Callable[..., float]
+    score: Callable[..., float] | None
     score_name: str
     floor: float
     steps: int = 1000
     quick_steps: int = 250
     threads: int | None = None
     source: str | None = None
-    batch_loss: Callable[[nn.Module, Part], torch.Tensor] | None = None
-    metric: Callable[[nn.Module, Part], float] | None = None
+    batch_loss: Callable[[nn.Module, Any], torch.Tensor] | None = None
+    metric: Callable[[nn.Module, Any], float] | None = None
     optimizer: Callable[[nn.Module, float, int], tuple[Steps, Steps | None]] | None = None
-    augment: Callable[[Part, torch.Generator], Part] | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = None
     accumulate: int = 1
     observe: Callable[[nn.Module, Task, Cell], Observer] | None = None
     optimizer_name: str = OPTIMIZER
@@ -93,11 +99,15 @@ class Task:
     methods: tuple[str, ...] = DEFAULT_METHODS
     lrs: tuple[float, ...] = DEFAULT_LRS
     lrs_at: int | None = REFERENCE_BATCH
+    converts: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def dim(self) -> int:
         """Spatial axes of the inputs, for ``norm``: 1 for (N, C) and (N, C, L), 2 for images, 3 for volumes."""
-        return min(max(tensors_of(self.splits.train.inputs)[0].ndim - 2, 1), 3)
+        batch = self.splits.train.take(slice(1)).load()
+        # What is no pair of tensors is the business of the user's own loss and model, which says dim= where it matters.
+        return min(max(tensors_of(batch.inputs)[0].ndim - 2, 1), 3) if isinstance(batch, Part) else 2
 
     def norm(self, method: str) -> NormFactory:
         """Give the factory that a model of this task takes its layers from.
@@ -127,18 +137,51 @@ class Task:
         Returns:
             The model in training mode.
 
+        Raises:
+            InputError: ``make_model`` gives no module, or no layer of it can be converted.
+
         Example:
             >>> from normwise.study.tasks import load_task
             >>> load_task("digits").build("group(num_groups=4)")[1]
             GroupNorm(4, 16, eps=1e-05, affine=True, bias=True)
         """
+        model = self.make_model() if self.converts else self.make_model(self.norm(method))  # type: ignore[call-arg]
+        if not isinstance(model, nn.Module):
+            raise InputError(f"make_model gave a {type(model).__name__}, expected a torch.nn.Module")
+        if self.converts:
+            model = converted(model, method, self._examples())
         name, options = parse_spec(method)
-        model = self.make_model(self.norm(method))
-        if METHODS[name].on_weights:
+        if not self.converts and METHODS[name].on_weights:
             weight_normalize(model, **{key: value for key, value in options.items() if key != "init"})
         return model.train()
 
-    def loss_of(self, model: nn.Module, batch: Part) -> torch.Tensor:
+    def conversions(self, methods: Iterable[str]) -> list[str]:
+        """Say which layers are converted to what, for models that are.
+
+        Args:
+            methods: that are compared.
+
+        Returns:
+            A line for each, or none where models take their layers from :meth:`norm`.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> load_task("digits").conversions(["batch"])
+            []
+        """
+        if not self.converts:
+            return []
+        with torch.random.fork_rng(devices=[]):
+            return [conversion_note(self.make_model(), m, self._examples()) for m in methods]  # type: ignore[call-arg]
+
+    def _examples(self) -> Values | None:
+        """Two samples to tell a layer's axes by, where the model is known to run on them."""
+        if self.batch_loss is not None:
+            return None
+        batch = self.splits.train.take(slice(2)).load()
+        return batch.inputs if isinstance(batch, Part) else None
+
+    def loss_of(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Give the loss of a batch.
 
         Args:
@@ -189,10 +232,11 @@ class Task:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = self.build("none")
+            model = self.build(AS_IS if self.converts else "none")
         count = sum(p.numel() for p in model.parameters())
         digest = hashlib.sha256(f"{model!r}{self.splits.fingerprint()}".encode()).hexdigest()[:8]
-        return f"{type(model).__name__}, {count:,} parameters without normalization (fingerprint {digest})"
+        what = "as it is" if self.converts else "without normalization"
+        return f"{type(model).__name__}, {count:,} parameters {what} (fingerprint {digest})"
 
 
 def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
@@ -234,7 +278,7 @@ def classification(name: str, splits: Splits, make_model: MakeModel, **options: 
     return Task(name, splits, make_model, class_loss, accuracy, "accuracy", floor, **options)
 
 
-def _commonest_share(part: Part) -> float:
+def _commonest_share(part: Part | Samples) -> float:
     """What always guessing the commonest class scores."""
-    (targets,) = tensors_of(part.targets)
+    (targets,) = tensors_of(part.load().targets)
     return targets.unique(return_counts=True)[1].max().item() / targets.numel()

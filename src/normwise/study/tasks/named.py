@@ -24,24 +24,21 @@ _EMBEDDED = {"digits"}
 DATASETS = tuple(_TASKS)
 
 
-def load_task(name: str) -> Task:
-    """Give a named task with its reference model.
+def named_task(name: str) -> Task:
+    """Give a task that has a name, with its reference model; see :func:`normwise.study.load_task`.
 
     Args:
-        name: one of ``DATASETS``; ``"fashion-mnist"``, ``"japanese-vowels"`` and ``"austen"`` may name their folder
-            behind a colon, ``"textures"`` the texture.
+        name: one of ``DATASETS``, with a folder or texture behind a colon if need be.
 
     Returns:
         The task.
 
     Raises:
-        InputError: there is no such task; the message names the nearest.
+        InputError: there is no such task.
 
     Example:
-        >>> load_task("digts")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.InputError: unknown data set 'digts': did you mean 'digits'? Known are ...
+        >>> named_task("digits").name
+        'digits'
     """
     kind, colon, _ = name.partition(":")
     if kind not in _TASKS or (colon and kind in _EMBEDDED):

@@ -75,3 +75,31 @@ def r_squared(outputs: Tensor, targets: Tensor) -> float:
     outputs, targets = outputs.double(), targets.double()
     spread = (targets - targets.mean(0)).square().sum()
     return (1 - (targets - outputs).square().sum() / spread.clamp_min(1e-300)).clamp_min(0).item()
+
+
+def mean_iou(outputs: Tensor, targets: Tensor) -> float:
+    """Intersection over union of predicted and true places, averaged over the classes that occur in either.
+
+    Args:
+        outputs: scores per class; see :func:`by_class`.
+        targets: (N, ...) class numbers; negative ones are not counted.
+
+    Returns:
+        A number from 0 to 1.
+
+    Example:
+        >>> import torch
+        >>> round(mean_iou(torch.eye(3), torch.tensor([0, 1, 1])), 3)
+        0.5
+    """
+    scores = by_class(outputs, targets)
+    predicted, classes = scores.argmax(1), scores.shape[1]
+    counted = targets >= 0
+    predicted, targets = predicted[counted], targets[counted]
+    both = targets[predicted == targets].bincount(minlength=classes).double()
+    either = predicted.bincount(minlength=classes) + targets.bincount(minlength=classes) - both
+    return (both[either > 0] / either[either > 0]).mean().item()
+
+
+# Scores of outputs against targets that have a name, and what reports call them.
+METRICS = {"accuracy": (accuracy, "accuracy"), "mean_iou": (mean_iou, "mean IoU"), "r_squared": (r_squared, "R²")}

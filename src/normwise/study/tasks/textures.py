@@ -65,7 +65,7 @@ def textures_task(source: str) -> Task:
         loss.score,
         "−(style + content loss)",
         # Where nothing is redrawn: the content is whole, the style missed.
-        floor=loss.score(*(tensors_of(values)[0] for values in splits.valid)),
+        floor=loss.score(*(tensors_of(values)[0] for values in splits.valid.load())),
         optimizer=warm_adam,
         optimizer_name=ADAM,
         lrs=(0.0005, 0.002, 0.008),

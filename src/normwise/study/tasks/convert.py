@@ -1,0 +1,97 @@
+"""Methods for models that are written with layers of their own: each is converted to the method under test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from normwise.errors import InputError
+from normwise.nn import parse_spec
+from normwise.surgery import convert, find
+from normwise.surgery.conversion import Record
+
+AS_IS = "as_is"
+
+
+def converted(model: nn.Module, method: str, examples: Any = None) -> nn.Module:
+    """Convert a model's normalization layers to a method; what cannot be converted stays.
+
+    Args:
+        model: changed in place.
+        method: a key of ``METHODS`` with options, or ``"as_is"``.
+        examples: inputs to tell the axes of layers by.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: not one layer can be converted.
+
+    Example:
+        >>> converted(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)), "group(num_groups=4)")[1]
+        GroupNorm(4, 48, eps=1e-05, affine=True, bias=True)
+    """
+    return model if method == AS_IS else _convert(model, method, examples)[0]
+
+
+def own_methods(model: nn.Module) -> Counter[str]:
+    """Count the normalization layers of a model by method.
+
+    Args:
+        model: any.
+
+    Returns:
+        Method → layers.
+
+    Example:
+        >>> own_methods(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)))
+        Counter({'batch': 1})
+    """
+    return Counter(found.layer.method for found in find(model))
+
+
+def conversion_note(model: nn.Module, method: str, examples: Any = None) -> str:
+    """Say what is converted for a method.
+
+    Args:
+        model: a fresh one; changed in place.
+        method: as for :func:`converted`.
+        examples: likewise.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> conversion_note(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)), "group")
+        'group: BatchNorm2d → GroupNorm (1)'
+    """
+    if method == AS_IS:
+        kinds = Counter(type(found.module).__name__ for found in find(model))
+        return f"{method}: the model's own layers, " + _counted(kinds)
+    try:
+        _, record = _convert(model, method, examples)
+    except InputError as error:
+        return f"{method}: {error}"
+    done = Counter(f"{r.old} → {r.new}" for r in record.replaced)
+    parts = [_counted(done)] if done else []
+    parts += [f"weight norm on {len(record.weights)} weights"] if record.weights else []
+    parts += [f"left {left.layer or type(model).__name__}: {left.reason}" for left in record.left]
+    return f"{method}: " + "; ".join(parts)
+
+
+def _convert(model: nn.Module, method: str, examples: Any) -> tuple[nn.Module, Record]:
+    name, options = parse_spec(method)
+    options.pop("init", None)  # Of weight norm; the data come later.
+    before = own_methods(model)
+    done = convert(model, name, example_inputs=examples, strict=False, **options)
+    refused = {left.layer: left.reason for left in done.record.left}
+    if not done.record.replaced and not done.record.weights and set(before) != {name}:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in refused.items()) or "nothing to convert"
+        raise InputError(f"no layer can be converted to {name}: {reasons}")
+    return done.model, done.record
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{kind} ({number})" for kind, number in kinds.items()) or "none"
