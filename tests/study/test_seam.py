@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -205,3 +207,15 @@ def test_several_outputs_are_joined(task):
     )
     score, _ = evaluate(Two(), own, task.splits.valid._replace(targets=task.splits.valid.targets.float()))
     assert score == task.splits.valid.size
+
+
+def test_any_module_can_be_imported_first():
+    """No circle of imports hides behind the order in which others import."""
+    program = (
+        "import importlib, pkgutil, sys, normwise.study as study\n"
+        "for found in pkgutil.walk_packages(study.__path__, 'normwise.study.'):\n"
+        "    for name in [n for n in sys.modules if n.startswith('normwise.study')]: del sys.modules[name]\n"
+        "    importlib.import_module(found.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

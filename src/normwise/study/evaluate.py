@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
 from normwise.study.data import Part, Samples, run
-from normwise.study.tasks.base import Task
+
+if TYPE_CHECKING:
+    from normwise.study.tasks.base import Task
 
 EVALUATION_BATCH = 512
 
