@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
 
-.PHONY: help compare test check fix bench clean
+.PHONY: help compare claims claims-docs test check fix bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,6 +20,14 @@ help:  ## list the targets
 
 compare: $(VENV)/compare-$(TORCH)  ## which normalization? the main job on scikit-learn's digits (under 3 minutes)
 	$(BIN)/normwise compare --data digits $(ARGS)
+
+claims: $(VENV)/test-$(TORCH)  ## put the literature's claims to the test (under an hour); writes results/ and docs/
+	$(BIN)/normwise claims run all $(ARGS)
+	cp normwise-claims/claims.json results/claims.json
+	$(BIN)/normwise claims docs
+
+claims-docs: $(VENV)/test-$(TORCH)  ## draw docs/claims.md from results/claims.json
+	$(BIN)/normwise claims docs
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)
@@ -37,7 +45,7 @@ bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; 
 	$(BIN)/python benchmarks/bench.py
 
 clean:  ## remove what make and the tests left behind
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
 	find src -name '*.so' -delete -o -name '*.egg-info' -prune -exec rm -rf {} +
 
 # The build tools come first: the package is built against the installed torch, so that its kernels are native.

@@ -16,7 +16,7 @@ PACKAGE = Path(normwise.__file__).parent
 LAYERS = [
     {"errors"},
     {"records"},
-    {"findings"},
+    {"findings", "outcomes"},
     {"report", "advise"},
     {"ops"},
     {"moments"},
@@ -28,12 +28,13 @@ LAYERS = [
     {"parametrize"},
     {"surgery"},
     {"probe"},
-    {"study", "claims"},
+    {"study"},
+    {"claims"},
     {"cli"},
 ]
 # These read records only, so that a report can be redrawn without torch.
 RECORDS_ONLY = {"report", "advise"}
-RECORDS = {"errors", "records", "findings"}
+RECORDS = {"errors", "records", "findings", "outcomes"}
 ROOT = {"__init__", "__main__"}
 
 
@@ -77,7 +78,15 @@ def test_imports_go_only_leftward(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["normwise", "normwise.errors", "normwise.records", "normwise.findings", "normwise.report", "normwise.cli"],
+    [
+        "normwise",
+        "normwise.errors",
+        "normwise.records",
+        "normwise.findings",
+        "normwise.outcomes",
+        "normwise.report",
+        "normwise.cli",
+    ],
 )
 def test_these_do_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

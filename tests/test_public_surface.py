@@ -11,6 +11,8 @@ import pytest
 
 import normwise
 
+RECORDS = {"normwise.records", "normwise.findings", "normwise.outcomes"}
+
 
 def public_modules() -> list[str]:
     found = ["normwise"]
@@ -47,7 +49,11 @@ def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
         text = inspect.getdoc(thing) or ""
         assert text, f"{name}.{public} has no docstring"
         own = thing.__doc__ or ""
-        is_record = thing.__module__ in ("normwise.records", "normwise.findings") and inspect.isclass(thing)
+        is_record = thing.__module__ in (
+            "normwise.records",
+            "normwise.findings",
+            "normwise.outcomes",
+        ) and inspect.isclass(thing)
         is_protocol = getattr(thing, "_is_protocol", False)
         # Commands carry their examples in the help text, and the module level of the command line is not a library.
         if is_record or is_protocol or thing.__module__.endswith(("cli", "commands")):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normwise import (
+        claims,
         errors,
         findings,
         functional,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         moments,
         nn,
         ops,
+        outcomes,
         parametrize,
         probe,
         records,
@@ -45,7 +47,7 @@ _NAMES = {
     "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("errors", "findings", "moments", "ops", "records", "report", *_NAMES)
+_MODULES = ("claims", "errors", "findings", "moments", "ops", "outcomes", "records", "report", *_NAMES)
 
 __all__ = [
     "METHODS",
@@ -53,6 +55,7 @@ __all__ = [
     "Task",
     "audit_frozen",
     "calibrate",
+    "claims",
     "compare",
     "convert",
     "diagnose",
@@ -71,6 +74,7 @@ __all__ = [
     "norm_layer",
     "normalize",
     "ops",
+    "outcomes",
     "param_groups",
     "parametrize",
     "probe",

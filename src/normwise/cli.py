@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError, Parameter
 
 from normwise import __version__
+from normwise.claims.commands import app as claims
 from normwise.errors import InputError, MissingDependencyError, NormwiseError
 from normwise.probe.commands import app as probe
 from normwise.surgery.commands import app as surgery
@@ -30,6 +31,7 @@ app = App(
 )
 app.update(surgery)
 app.update(probe)
+app.command(claims)
 
 
 @app.command

@@ -1,8 +1,9 @@
 """Records → what a person reads: a table in the terminal, and one HTML file that stands alone.
 
-Reads :mod:`normwise.records` and :mod:`normwise.findings` only, never torch: what was stored years ago can be drawn
-again on a machine without it. Calls: :func:`html` for ``report.html``, :func:`table` for the terminal, :func:`plain`
-for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table` and :func:`diagnosis_plain`.
+Reads the records of :mod:`normwise.records`, ``findings`` and ``outcomes`` only, never torch: what was stored years ago
+can be drawn again on a machine without it. Calls: :func:`html` for ``report.html``, :func:`table` for the terminal,
+:func:`plain` for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table` and
+:func:`diagnosis_plain`; of claims :func:`claims_html`, :func:`claims_table` and, for the docs, :func:`claims_markdown`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,20 @@ if typing.TYPE_CHECKING:
     from rich.console import RenderableType
 
     from normwise.findings import Diagnosis
+    from normwise.outcomes import Claims
     from normwise.records import Study
 
-__all__ = ["diagnosis_html", "diagnosis_plain", "diagnosis_table", "html", "plain", "table"]
+__all__ = [
+    "claims_html",
+    "claims_markdown",
+    "claims_table",
+    "diagnosis_html",
+    "diagnosis_plain",
+    "diagnosis_table",
+    "html",
+    "plain",
+    "table",
+]
 
 
 def html(study: Study) -> str:
@@ -168,6 +180,70 @@ def diagnosis_plain(seen: Diagnosis, width: int = 120) -> str:
     with _needs("rich"):
         from normwise.report import _diagnosis
     return _diagnosis.text(seen, width)
+
+
+def claims_html(claims: Claims) -> str:
+    """Draw claims as one HTML document that works offline and makes no request.
+
+    Args:
+        claims: their outcomes.
+
+    Returns:
+        The document's text.
+
+    Raises:
+        MissingDependencyError: jinja2 or plotly is not installed.
+
+    Example:
+        >>> from normwise.outcomes import Claims
+        >>> claims_html(Claims("2026-01-01", "normwise claims run all", {}, {}, [])).startswith("<!doctype html>")
+        True
+    """
+    with _needs("jinja2 and plotly"):
+        from normwise.report import _claims_page
+    return _claims_page.render(claims)
+
+
+def claims_table(claims: Claims) -> RenderableType:
+    """Draw claims for the terminal: each with its verdict and its hypotheses.
+
+    Args:
+        claims: their outcomes.
+
+    Returns:
+        Something for ``rich.console.Console.print``.
+
+    Raises:
+        MissingDependencyError: rich is not installed.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from normwise.outcomes import Claims
+        >>> Console(width=80).print(claims_table(Claims("2026-01-01", "normwise claims run all", {}, {}, [])))
+        No claim has been put to the test yet.
+    """
+    with _needs("rich"):
+        from normwise.report import _claims_terminal
+    return _claims_terminal.render(claims)
+
+
+def claims_markdown(claims: Claims) -> str:
+    """Write claims as a page of the docs, with every number in tables.
+
+    Args:
+        claims: their outcomes.
+
+    Returns:
+        Markdown.
+
+    Example:
+        >>> from normwise.outcomes import Claims
+        >>> claims_markdown(Claims("2026-01-01", "normwise claims run all", {}, {}, [])).splitlines()[0]
+        '# What the textbooks say, measured'
+    """
+    from normwise.report import _claims_markdown
+
+    return _claims_markdown.render(claims)
 
 
 @contextmanager

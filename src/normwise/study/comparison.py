@@ -6,20 +6,19 @@ import dataclasses
 import datetime
 import math
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from normwise import __version__, records
+from normwise import records
 from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import check_spec
 from normwise.records import Cell, Settings, Trial
+from normwise.study.machine import machine, versions
 from normwise.study.plan import default_epochs, due, scaled_lrs, total_cells
 from normwise.study.progress import Display
 from normwise.study.racing import TUNE_SHARE
@@ -29,7 +28,7 @@ from normwise.study.tasks import Task, load_task, make_task, nearest
 from normwise.study.tasks.convert import AS_IS
 from normwise.study.trial import Trainer
 from normwise.study.verdict import judge
-from normwise.study.worker import helpers, trainer_of
+from normwise.study.worker import helpers, share_of, trainer_of
 
 DEFAULT_BATCH_SIZES = (2, 32)
 DEFAULT_SEEDS = 5
@@ -138,8 +137,8 @@ def compare(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=command or _python_command(settings),
             settings=settings,
-            versions=_versions(),
-            machine=_machine(task),
+            versions=versions(),
+            machine=machine(task.threads),
             trials=trials,
             standings=standings,
             verdicts=verdicts,
@@ -222,8 +221,9 @@ def _run(
     train, plan = trainer_of(task, settings), partial(due, settings)
     open_cells = total_cells(settings) - len(store.trials())
     with ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(helpers(min(workers, max(open_cells, 1)) - 1, folder, settings, task))
+        others = 0 if folder is None else min(workers, max(open_cells, 1)) - 1
+        if folder is not None and others:
+            stack.enter_context(helpers([share_of(folder, settings, task)] * others))
         if not progress:
             return store.work(train, plan)
         display = stack.enter_context(Display(settings, workers))
@@ -332,29 +332,3 @@ def _is_int(value: object) -> bool:
 def _python_command(s: Settings) -> str:
     sizes = f"batch_sizes={s.batch_sizes}, seeds={s.seeds}, epochs={ {int(b): e for b, e in s.epochs.items()} }"
     return f"normwise.compare(make_model, data, methods={s.methods}, {sizes}, quick={s.quick}, race={s.race})"
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "optuna", "scipy", "numpy")
-    return {"normwise": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def _machine(task: Task) -> dict[str, str]:
-    threads = "torch's default" if task.threads is None else str(task.threads)
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "threads per trial": threads,
-        "device": "cpu",
-    }
-
-
-def _processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

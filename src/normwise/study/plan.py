@@ -128,7 +128,7 @@ def chosen_lr(trials: Iterable[Trial]) -> float:
 
 
 def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, int], float]:
-    """The learning rate of each method and batch size whose tuning is finished.
+    """The learning rate of each method and batch size whose tuning is finished; without tuning seeds, the first.
 
     Args:
         settings: of the study.
@@ -142,6 +142,8 @@ def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, i
         >>> chosen_lrs(settings, [])
         {}
     """
+    if not settings.tune_seeds:
+        return {(m, b): settings.lrs[str(b)][0] for m in settings.methods for b in settings.batch_sizes}
     done = {trial.cell.key: trial for trial in trials}
     chosen = {}
     for method in settings.methods:

@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,13 @@ from normwise.study.trial import Trainer
 _CHILD = "from normwise.study.worker import main; main()"
 
 
-def trainer_of(task: Task, settings: Settings) -> Trainer:
+def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> Trainer:
     """Give the trainer of a study's cells.
 
     Args:
         task: what to train.
         settings: their epochs fix how long.
+        measure_memory: whether to, which takes an extra step per method and batch size.
 
     Returns:
         The trainer.
@@ -44,34 +45,64 @@ def trainer_of(task: Task, settings: Settings) -> Trainer:
     """
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
-    return Trainer(task, steps, tune_share=settings.tune_share)
+    return Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
+
+
+def share_of(folder: Path, settings: Settings, task: Task) -> Callable[[], object]:
+    """Give the work that another process can do on a study: whatever waits in its store.
+
+    Args:
+        folder: of the store.
+        settings: of the study.
+        task: what to train; a task that has a name of its own is loaded anew in the other process, others are pickled.
+
+    Returns:
+        A job for :func:`helpers`.
+
+    Raises:
+        InputError: the model's function is not in a module that another process can import.
+
+    Example:
+        >>> callable(share_of)
+        True
+    """
+    if task.source is None and getattr(task.make_model, "__module__", None) == "__main__":
+        raise InputError(
+            "several workers need make_model in a module that they can import: move it there, or workers=1"
+        )
+    return partial(_take_part, folder.resolve(), settings, task.source or task)
+
+
+def _take_part(folder: Path, settings: Settings, task: Task | str) -> None:
+    if isinstance(task, str):
+        task = load_task(task)
+    Store(folder, settings).work(trainer_of(task, settings), partial(due, settings))
 
 
 @contextmanager
-def helpers(count: int, folder: Path, settings: Settings, task: Task) -> Iterator[None]:
-    """Let so many further processes work on a store while the body runs.
+def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Run each job in a process of its own while the body runs.
 
     Args:
-        count: how many; 0 starts none.
-        folder: of the store.
-        settings: of the study.
-        task: what to train; a task that has a name of its own is loaded anew in the child, others are pickled.
+        jobs: functions without arguments that can be pickled.
 
     Yields:
         Nothing.
 
     Raises:
-        InputError: the model's function cannot be sent to another process.
+        InputError: a job cannot be sent to another process.
 
     Example:
-        >>> callable(helpers)
-        True
+        >>> with helpers([]):
+        ...     pass
     """
-    children: list[subprocess.Popen[bytes]] = []
-    if count:
-        job = _pickled(folder, settings, task)
     try:
-        for _ in range(count):
+        pickled = [pickle.dumps(job) for job in jobs]
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"several workers need a make_model that can be pickled ({error}); use workers=1") from error
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for job in pickled:
             child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             children.append(child)
             assert child.stdin is not None
@@ -95,12 +126,10 @@ def main() -> None:
         True
     """
     source = sys.stdin.buffer
-    folder, settings, task = pickle.load(source)
+    job = pickle.load(source)
     threading.Thread(target=_end_with, args=(source,), daemon=True).start()
     try:
-        if isinstance(task, str):
-            task = load_task(task)
-        Store(folder, settings).work(trainer_of(task, settings), partial(due, settings))
+        job()
     except KeyboardInterrupt:
         os._exit(130)  # The parent says what there is to say.
 
@@ -108,16 +137,3 @@ def main() -> None:
 def _end_with(source: BinaryIO) -> None:
     source.read()
     os._exit(1)
-
-
-def _pickled(folder: Path, settings: Settings, task: Task) -> bytes:
-    named = task.source is not None
-    module = getattr(task.make_model, "__module__", None)
-    if not named and module == "__main__":
-        raise InputError(
-            "several workers need make_model in a module that they can import: move it there, or workers=1"
-        )
-    try:
-        return pickle.dumps((folder.resolve(), settings, task.source if named else task))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(f"several workers need a make_model that can be pickled ({error}); use workers=1") from error

@@ -1,0 +1,271 @@
+"""What a claim is made of: experiments (what is trained), parts (hypotheses and their measures) and figures.
+
+All of them are values; :mod:`normwise.claims.engine` runs and judges them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normwise.errors import NormwiseError
+from normwise.outcomes import Figure, Gallery
+from normwise.records import Settings, Trial
+from normwise.study.comparison import make_settings
+from normwise.study.tasks import Task
+
+SEEDS, QUICK_SEEDS = 5, 3
+
+
+class UnmeasuredError(NormwiseError):
+    """A trial did not give the number that a measure asks for.
+
+    Example:
+        >>> str(UnmeasuredError("no gradients"))
+        'no gradients'
+    """
+
+
+class Unit(NamedTuple):
+    """How a number is written: multiplied by ``factor``, followed by ``name``.
+
+    Example:
+        >>> POINTS
+        Unit(name='points', factor=100.0)
+    """
+
+    name: str = ""
+    factor: float = 1.0
+
+
+POINTS = Unit("points", 100.0)
+PERCENT = Unit("%", 100.0)
+TIMES = Unit("×")
+PLAIN = Unit()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study as part of a claim: a task under methods, batch sizes and seeds; several claims may rest on one.
+
+    ``lrs``, by default the task's, hold at batch size 32 and are scaled for others, as in :func:`normwise.compare`;
+    each method is tuned over them on a seed of its own, unless there is only one. ``steps`` and ``quick_steps`` are
+    optimizer steps, or batch size → steps. A quick run uses the middle rate untuned and fewer seeds. ``memory``
+    measures a step's peak.
+
+    Example:
+        >>> from normwise.study.tasks import load_task
+        >>> Experiment("mine", lambda: load_task("digits"), ("batch",), lrs=(0.1,)).name
+        'mine'
+    """
+
+    name: str
+    task: Callable[[], Task]
+    methods: tuple[str, ...]
+    batch_sizes: tuple[int, ...] = (32,)
+    lrs: tuple[float, ...] | None = None
+    steps: int | Mapping[int, int] = 300
+    quick_steps: int | Mapping[int, int] = 60
+    seeds: int = SEEDS
+    memory: bool = False
+
+    def settings(self, task: Task, quick: bool) -> Settings:
+        """Fix what is run.
+
+        Args:
+            task: what :attr:`task` gave.
+            quick: fewer seeds and steps, no tuning.
+
+        Returns:
+            The study's settings.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> task = load_task("digits")
+            >>> Experiment("mine", lambda: task, ("batch",), lrs=(0.1,)).settings(task, quick=False).lrs
+            {'32': [0.1]}
+        """
+        rates = task.lrs if self.lrs is None else self.lrs
+        lrs = (rates[len(rates) // 2],) if quick else rates
+        steps = self.quick_steps if quick else self.steps
+        samples = task.splits.train.size
+        epochs = {b: (steps if isinstance(steps, int) else steps[b]) / (samples // b) for b in self.batch_sizes}
+        seeds = min(self.seeds, QUICK_SEEDS) if quick else self.seeds
+        made = make_settings(task, self.methods, self.batch_sizes, seeds, lrs, epochs, quick)
+        return dataclasses.replace(made, task=self.name, tune_seeds=made.tune_seeds if len(lrs) > 1 else [])
+
+
+class Runs:
+    """The final trials of a claim's experiments, read by measures and figures: one number per seed, paired.
+
+    Args:
+        trials: experiment → its trials.
+        settings: experiment → its settings.
+
+    Example:
+        >>> Runs({}, {}).trials_of
+        {}
+    """
+
+    def __init__(self, trials: Mapping[str, Sequence[Trial]], settings: Mapping[str, Settings]) -> None:
+        self.trials_of = dict(trials)
+        self.settings_of = dict(settings)
+
+    def trials(self, experiment: Experiment, method: str, batch_size: int | None = None) -> list[Trial]:
+        """Give the trials of one method in the order of the seeds.
+
+        Args:
+            experiment: which.
+            method: a spec among its methods.
+            batch_size: may be left out where the experiment has one.
+
+        Returns:
+            One per seed.
+
+        Raises:
+            UnmeasuredError: a trial is missing.
+
+        Example:
+            >>> callable(Runs.trials)
+            True
+        """
+        settings = self.settings_of[experiment.name]
+        size = settings.batch_sizes[0] if batch_size is None else batch_size
+        found = {
+            t.cell.seed: t
+            for t in self.trials_of[experiment.name]
+            if (t.cell.stage, t.cell.method, t.cell.batch_size) == ("final", method, size)
+        }
+        if set(found) != set(settings.seeds):
+            raise UnmeasuredError(f"{experiment.name}: {method} at batch size {size} is not finished")
+        return [found[seed] for seed in settings.seeds]
+
+    def test(self, experiment: Experiment, method: str, batch_size: int | None = None) -> np.ndarray:
+        """Give the test scores; a trial that was lost has the score of guessing.
+
+        Args:
+            experiment: which.
+            method: a spec among its methods.
+            batch_size: may be left out where the experiment has one.
+
+        Returns:
+            (seeds,) scores.
+
+        Example:
+            >>> callable(Runs.test)
+            True
+        """
+        return np.array([t.test_score for t in self.trials(experiment, method, batch_size)])
+
+    def valid(self, experiment: Experiment, method: str, batch_size: int | None = None) -> np.ndarray:
+        """Give the validation scores, to choose by.
+
+        Args:
+            experiment: which.
+            method: a spec among its methods.
+            batch_size: may be left out where the experiment has one.
+
+        Returns:
+            (seeds,) scores.
+
+        Example:
+            >>> callable(Runs.valid)
+            True
+        """
+        return np.array([t.valid_score for t in self.trials(experiment, method, batch_size)])
+
+    def seen(self, experiment: Experiment, method: str, *path: str, batch_size: int | None = None) -> np.ndarray:
+        """Give what the experiment's observer noted.
+
+        Args:
+            experiment: which.
+            method: a spec among its methods.
+            *path: keys into the trials' ``observed``.
+            batch_size: may be left out where the experiment has one.
+
+        Returns:
+            (seeds, ...) numbers.
+
+        Example:
+            >>> callable(Runs.seen)
+            True
+        """
+        return np.array(self.lists(experiment, method, *path, batch_size=batch_size), dtype=float)
+
+    def lists(self, experiment: Experiment, method: str, *path: str, batch_size: int | None = None) -> list[Any]:
+        """Give what the experiment's observer noted, as it is: series may differ in length.
+
+        Args:
+            experiment: which.
+            method: a spec among its methods.
+            *path: keys into the trials' ``observed``.
+            batch_size: may be left out where the experiment has one.
+
+        Returns:
+            One thing per seed.
+
+        Raises:
+            UnmeasuredError: a trial has no such thing.
+
+        Example:
+            >>> callable(Runs.lists)
+            True
+        """
+        rows = []
+        for trial in self.trials(experiment, method, batch_size):
+            found: Any = trial.observed
+            for key in path:
+                found = found.get(key) if isinstance(found, dict) else None
+            if found is None or found == []:
+                raise UnmeasuredError(f"{trial.cell.key} has no {'.'.join(path)} ({trial.reason or trial.state})")
+            rows.append(found)
+        return rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """A hypothesis: that a quantity, one number per seed, has a mean between two bounds.
+
+    Example:
+        >>> Part("It is positive", lambda runs: [1.0, 2.0], at_least=0.0).unit
+        Unit(name='', factor=1.0)
+    """
+
+    statement: str
+    measure: Callable[[Runs], Sequence[float] | np.ndarray]
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: Unit = PLAIN
+    ratio: bool = False
+    published: str = ""
+    decides: bool = True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the literature, as an experiment.
+
+    ``claim`` is what is said, ``source`` where, ``how`` in a few sentences what is measured. ``parts`` are its
+    hypotheses, fixed before the runs; ``figures`` and ``galleries`` draw from the runs.
+
+    Example:
+        >>> from normwise.claims import CLAIMS
+        >>> CLAIMS["small-batches"].number
+        4
+    """
+
+    number: int
+    name: str
+    title: str
+    claim: str
+    source: str
+    how: str
+    experiments: tuple[Experiment, ...]
+    parts: tuple[Part, ...]
+    figures: tuple[Callable[[Runs], Figure], ...] = ()
+    galleries: tuple[Callable[[Runs], Gallery], ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,158 @@
+"""``normwise claims list | run | report | docs``. torch is imported when a command runs, not for its help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from normwise.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from normwise.outcomes import Claims
+
+_OUT = "normwise-claims"
+_STORED = "claims.json"
+
+app = App(name="claims", help="Put to the test what the literature says about normalization.")
+
+
+@app.command(name="list")
+def list_claims(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> None:
+    """List the claims: number, name, and what is said.
+
+    Args:
+        as_json: Print them as JSON, with source and hypotheses.
+    """
+    claims = _claims().CLAIMS.values()
+    if as_json:
+        rows = [
+            {
+                "number": claim.number,
+                "name": claim.name,
+                "title": claim.title,
+                "claim": claim.claim,
+                "source": claim.source,
+                "hypotheses": [part.statement for part in claim.parts if part.decides],
+                "experiments": [experiment.name for experiment in claim.experiments],
+            }
+            for claim in claims
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    width = max(len(claim.name) for claim in claims)
+    for claim in claims:
+        print(f"{claim.number:>2}  {claim.name:<{width}}  {claim.title}")
+
+
+@app.command
+def run(
+    *names: str,
+    quick: bool = False,
+    out: Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Put claims to the test, print the verdicts, and write claims.json and claims.html.
+
+    A run that was stopped, even killed, goes on where it was when the same command is given again. Claims that share an
+    experiment run it once.
+
+    A first look, in minutes: normwise claims run all --quick
+
+    One claim: normwise claims run small-batches
+
+    Args:
+        names: Which, see 'normwise claims list', or all.
+        quick: Short training and few seeds: shows what you get, decides little.
+        out: Folder for the results. Default: normwise-claims, or normwise-claims-quick.
+        fresh: Run again what the folder already holds.
+        workers: Processes that share the work. Default: one per core, at most 4.
+
+    Raises:
+        InputError: no claim is named.
+    """
+    if not names:
+        raise InputError("name a claim, or all; 'normwise claims list' shows them")
+    folder = out if out is not None else Path(_OUT + "-quick" * quick)
+    claims = _claims()
+    chosen = [claim.name for claim in claims.library.claims_named(names)]
+    record = claims.run(
+        chosen,
+        quick=quick,
+        out=folder,
+        fresh=fresh,
+        workers=min(os.cpu_count() or 1, 4) if workers is None else workers,
+        command=shlex.join(["normwise", *(a for a in sys.argv[1:] if a != "--fresh")]),
+    )
+    _show(record, chosen)
+    print(f"\nclaims  {folder / _STORED}\npage    {folder / 'claims.html'}")
+
+
+@app.command
+def report(claims: Path, /, *, out: Path | None = None) -> None:
+    """Draw stored claims again: the table here, the page as claims.html. Needs no torch.
+
+    Args:
+        claims: A claims.json, or the folder that holds one.
+        out: The file to write. Default: claims.html beside it.
+    """
+    from normwise import report as drawing
+    from normwise.records import write_atomic
+
+    source, record = _stored(claims)
+    page = out if out is not None else source.with_name("claims.html")
+    write_atomic(page, drawing.claims_html(record))
+    _show(record)
+    print(f"\npage    {page}")
+
+
+@app.command
+def docs(claims: Path = Path("results", _STORED), /, *, out: Path = Path("docs", "claims.md")) -> None:
+    """Write stored claims as a page of the docs, in Markdown. Needs no torch.
+
+    Args:
+        claims: A claims.json, or the folder that holds one.
+        out: The file to write.
+    """
+    from normwise import report as drawing
+    from normwise.records import write_atomic
+
+    write_atomic(out, drawing.claims_markdown(_stored(claims)[1]))
+    print(f"page    {out}")
+
+
+def _claims() -> ModuleType:
+    try:
+        from normwise import claims
+        from normwise.claims import library  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("normwise"):
+            raise
+        raise MissingDependencyError(f"claims need {error.name}: pip install 'normwise[compare]'") from error
+    return claims
+
+
+def _stored(path: Path) -> tuple[Path, Claims]:
+    from normwise.outcomes import load_claims
+
+    source = path / _STORED if path.is_dir() else path
+    return source, load_claims(source)
+
+
+def _show(record: Claims, names: list[str] | None = None) -> None:
+    import dataclasses
+
+    from rich.console import Console
+
+    from normwise import report as drawing
+
+    shown = [o for o in record.outcomes if names is None or o.name in names]
+    Console().print(drawing.claims_table(dataclasses.replace(record, outcomes=shown)))

@@ -1,0 +1,102 @@
+"""How far a run of claims is: a live line in a terminal, plain lines elsewhere, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from normwise.claims.claim import Claim, Experiment
+from normwise.outcomes import Outcome
+from normwise.records import Trial
+
+
+class Display:
+    """Shows which claim is being tested and each verdict as it falls; a context manager.
+
+    Args:
+        total: trials of all experiments.
+        claims: to be tested.
+        stream: where to write; default standard error.
+
+    Example:
+        >>> import io
+        >>> stream = io.StringIO()
+        >>> with Display(10, [], stream=stream):
+        ...     pass
+        >>> stream.getvalue()
+        ''
+    """
+
+    def __init__(self, total: int, claims: Sequence[Claim], stream: TextIO | None = None) -> None:
+        self.total = total
+        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._order = [claim.name for claim in claims]
+        self._done: dict[str, int] = {}
+        self._live: Progress | None = None
+        self._said = ""
+        if self._console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("trials"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[claim]}  [dim]{task.fields[doing]}[/dim]"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar = self._live.add_task("", total=total, claim="", doing="")
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def watch(self, claim: Claim, experiment: Experiment) -> Callable[[list[Trial], str | None], None]:
+        """Give what a store is to tell about an experiment.
+
+        Args:
+            claim: that is being tested.
+            experiment: that is being run.
+
+        Returns:
+            A function of the finished trials and of what is being done.
+
+        Example:
+            >>> callable(Display.watch)
+            True
+        """
+        place = f"claim {self._order.index(claim.name) + 1} of {len(self._order)}: {claim.name}"
+
+        def update(trials: list[Trial], doing: str | None) -> None:
+            self._done[experiment.name] = len(trials)
+            if self._live:
+                self._live.update(self._bar, completed=sum(self._done.values()), claim=place, doing=doing or "")
+            elif self._said != (said := f"{place}, experiment {experiment.name}"):
+                self._said = said
+                self._console.print(said, markup=False)
+
+        return update
+
+    def judged(self, outcome: Outcome) -> None:
+        """Say a verdict.
+
+        Args:
+            outcome: of a claim.
+
+        Example:
+            >>> callable(Display.judged)
+            True
+        """
+        self._console.print(f"{outcome.number:>2} {outcome.title}: {outcome.verdict}", markup=False)

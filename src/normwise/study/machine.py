@@ -1,0 +1,56 @@
+"""What numbers were measured with: versions and machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from normwise import __version__
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what computes.
+
+    Returns:
+        Name → version.
+
+    Example:
+        >>> list(versions())[:2]
+        ['normwise', 'python']
+    """
+    names = ("torch", "optuna", "scipy", "numpy")
+    return {"normwise": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def machine(threads: int | None) -> dict[str, str]:
+    """Describe the machine.
+
+    Args:
+        threads: that torch uses in a trial; ``None`` leaves them.
+
+    Returns:
+        Name → value.
+
+    Example:
+        >>> machine(1)["threads per trial"]
+        '1'
+    """
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads per trial": "torch's default" if threads is None else str(threads),
+        "device": "cpu",
+    }
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells it in a file only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,100 @@
+"""Every claim goes its whole way, on tiny runs of made-up data: each measure gives a number, each figure is drawn."""
+
+import dataclasses
+
+import pytest
+
+from normwise import outcomes, records, report
+from normwise.claims import CLAIMS, Part, Runs
+from normwise.claims.engine import Bench, answer_of, experiments_of, outcome_of, run
+from normwise.claims.library import claims_named
+from normwise.claims.observers import Hardening, InputDrift
+from normwise.errors import InputError
+from normwise.outcomes import UNDECIDED
+
+STEPS = 4
+
+
+def tiny(experiment):
+    return dataclasses.replace(experiment, seeds=2, lrs=(0.01,), steps=STEPS)
+
+
+@pytest.fixture
+def tiny_claims(small_data, monkeypatch):
+    monkeypatch.setattr(InputDrift, "EVERY", 2)
+    monkeypatch.setattr(Hardening, "TURNS", 1)
+    return list(CLAIMS.values())
+
+
+def test_every_claim_is_measured_and_drawn(tiny_claims, tmp_path):
+    bench = Bench([tiny(e) for e in experiments_of(tiny_claims)], quick=False, folder=None)
+    trials = {e.name: bench.trials(tiny(e)) for e in experiments_of(tiny_claims)}
+    assert [(t.cell.key, t.reason) for found in trials.values() for t in found if t.state == "failed"] == []
+    assert sum(map(len, trials.values())) == bench.total
+    runs = Runs(trials, bench.settings)
+    found = [outcome_of(claim, runs, quick=False) for claim in tiny_claims]
+    for outcome in found:
+        assert outcome.verdict in {outcomes.HOLDS, outcomes.FAILS, outcomes.UNDECIDED}
+        for answer in outcome.answers:
+            assert answer.note == "", f"{outcome.name}: {answer.statement}"
+            assert len(answer.values) == 2
+        claim = CLAIMS[outcome.name]
+        assert len(outcome.figures) == len(claim.figures)
+        assert len(outcome.galleries) == len(claim.galleries)
+    record = outcomes.Claims("2026-01-01", "normwise claims run all", {}, {}, found)
+    records.write_atomic(tmp_path / "claims.json", records.dumps(record))
+    assert outcomes.load_claims(tmp_path / "claims.json") == record
+    page, text = report.claims_html(record), report.claims_markdown(record)
+    for outcome in found:
+        assert outcome.title.replace("'", "&#39;") in page
+        assert f"## {outcome.number}. {outcome.title}" in text
+
+
+def test_what_cannot_be_measured_is_undecided_and_says_why(small_data):
+    experiment = tiny(CLAIMS["memory"].experiments[0])
+    experiment = dataclasses.replace(experiment, methods=("none",), memory=False)
+    bench = Bench([experiment], quick=False, folder=None)
+    runs = Runs({experiment.name: bench.trials(experiment)}, bench.settings)
+    part = Part("Gradients", lambda r: r.seen(experiment, "none", "gradients"), at_least=0.0)
+    answer = answer_of(part, runs)
+    assert (answer.verdict, answer.estimate) == (UNDECIDED, None)
+    assert "has no gradients" in answer.note
+    part = Part("A ratio to nothing", lambda r: r.test(experiment, "none") / 0.0, at_least=0.0, ratio=True)
+    answer = answer_of(part, runs)
+    assert (answer.verdict, answer.values) == (UNDECIDED, [])
+    assert "cannot be averaged as ratios" in answer.note
+    part = Part("Another method", lambda r: r.test(experiment, "batch"), at_least=0.0)
+    assert "batch at batch size 32 is not finished" in answer_of(part, runs).note
+
+
+def test_a_run_keeps_what_it_has(small_data, tmp_path, monkeypatch):
+    first = run("memory", quick=True, out=tmp_path, progress=False)
+    assert [o.name for o in first.outcomes] == ["memory"]
+    assert first.outcomes[0].quick
+    assert (tmp_path / "claims.html").read_text().startswith("<!doctype html>")
+    # A second claim joins the first; the first is read from its store, not run again.
+    monkeypatch.setattr("normwise.study.trial.Trainer.__call__", lambda *args: pytest.fail("trained again"))
+    again = run("memory", quick=True, out=tmp_path, progress=False)
+    assert again.outcomes == first.outcomes
+
+
+def test_claims_are_numbered_and_named_once():
+    assert [c.number for c in CLAIMS.values()] == sorted({c.number for c in CLAIMS.values()})
+    for claim in CLAIMS.values():
+        assert any(part.decides for part in claim.parts)
+        assert len({part.statement for part in claim.parts}) == len(claim.parts)
+    named = {}
+    for claim in CLAIMS.values():
+        for experiment in claim.experiments:
+            assert named.setdefault(experiment.name, experiment) is experiment, "two experiments of one name"
+
+
+def test_names_are_checked():
+    assert claims_named(["all"]) == list(CLAIMS.values())
+    assert [c.name for c in claims_named(["small-batches", "small-batches"])] == ["small-batches"]
+    with pytest.raises(InputError, match="did you mean 'memory'"):
+        claims_named(["memry"])
+    with pytest.raises(InputError, match="no claim given"):
+        claims_named([])
+    with pytest.raises(InputError, match="workers must be at least 1"):
+        run("memory", workers=0)
