@@ -109,7 +109,9 @@ def test_a_forward_pass_that_fails_is_survived():
         assert hooks(model) == 2
         for x, _ in images(3):
             model(x).sum().backward()
-    assert w.diagnosis().run.sampled == 3
+    found = w.diagnosis()
+    assert found.run.sampled == 3
+    assert [weight.calls for weight in found.facts.weights] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("how", ["channels_last", "bfloat16", "scaled", "accumulated", "gradients off"])
@@ -161,6 +163,8 @@ def test_several_inputs_mappings_and_a_forward_of_ones_own():
 def test_what_cannot_be_watched_says_so():
     with pytest.raises(InputError, match="does not see hooks"):
         normwise.watch(torch.compile(net(), backend="eager"))
+    with pytest.raises(InputError, match="does not see hooks"):
+        normwise.watch(nn.Sequential(torch.compile(net(), backend="eager")))
     with pytest.raises(InputError, match="every must be"):
         normwise.watch(net(), every=0)
     with pytest.warns(NormwiseWarning, match="saw no training pass"), normwise.watch(net()) as w:

@@ -69,7 +69,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     ) -> None:
         if every < 1:
             raise InputError(f"every must be at least 1, got {every}")
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        if any(isinstance(getattr(part, "_orig_mod", None), nn.Module) for part in model.modules()):
             raise InputError(
                 "a compiled model does not see hooks: watch the model itself and compile it afterwards, or run the "
                 "watched steps without torch.compile"
@@ -96,7 +96,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._norms = {id(found.module): NormMeter(found) for found in self.found}
         self._weighted = {id(m): m for m in self.model.modules() if id(m) in log.weighted}
         self._weights = {key: WeightMeter() for key in self._weighted}
-        self._survey = log
+        self._survey: Log | None = log
         try:
             self._hook(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._hook(self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
@@ -192,7 +192,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             self._measured = True
             self._sampled += 1
             if self._facts is None:
-                self._log = self._survey
+                # A pass that failed has spoilt its log.
+                self._log, self._survey = self._survey or Log(self.model), None
                 self._armed.enter_context(self._log)
                 self._inputs = tensors_in((args, kwargs))
                 self._padded = padded_share(kwargs or args)
