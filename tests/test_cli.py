@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,9 @@ import normwise
 from normwise import cli, records
 
 TINY = ["--methods", "none,batch", "--batch-sizes", "64", "--seeds", "2", "--lrs", "0.1", "--epochs", "0.6"]
+
+
+PROJECT = Path(__file__).parents[1] / "examples" / "my_project.py"
 
 
 def command(*arguments):
@@ -83,6 +87,18 @@ def test_surgery_refuses_what_is_not_there_in_one_line(capsys, verb):
         (["--workers", "0"], "workers"),
         (["--quick", "--epochs", "1"], "--quick chooses the epochs"),
         (["--sedes", "3"], "--sedes"),
+        (["--methods", "as_is"], "as_is is for models with layers of their own"),
+        (["--data", "digits:folder"], "unknown data set 'digits:folder'"),
+        (["--data", "japanese-vowels:/nowhere"], "no JapaneseVowels_TRAIN.ts in /nowhere"),
+        (["--data", "austen:/nowhere"], "no novels in /nowhere"),
+        (["--data", "textures:wood"], "unknown texture 'wood'"),
+        (["nowhere.py:make_model"], "cannot find nowhere.py: no such file"),
+        (["nowhere"], "cannot find 'nowhere': expected module:callable"),
+        ([f"{PROJECT}:no_model"], "has no attribute 'no_model'"),
+        ([f"{PROJECT}:make_model", "--data", f"{PROJECT}:make_data"], "a training batch is a dict"),
+        ([f"{PROJECT}:make_model", "--metric", "acuracy"], "did you mean 'accuracy'"),
+        ([f"{PROJECT}:make_model", "--accumulate", "0"], "accumulate"),
+        ([f"{PROJECT}:make_model", "--optimizer", f"{PROJECT}:loss"], "missing 1 required positional argument"),
     ],
 )
 def test_bad_input_is_one_line(capsys, tmp_path, arguments, message):
@@ -146,6 +162,22 @@ def test_killed_and_resumed_gives_the_same_numbers(tmp_path):
     other = run("compare", *TINY[:5], "3", *TINY[6:], "--out", str(whole))
     assert other.returncode == 2
     assert "--fresh" in other.stderr
+
+
+def test_a_project_of_ones_own(tmp_path):
+    """The example's model, data, loss, metric, optimizer and augmentation, in two processes."""
+    parts = ["--data", f"{PROJECT}:make_data", "--out", str(tmp_path)]
+    for name, function in (("optimizer", "make_optimizer"), *((n, n) for n in ("loss", "metric", "augment"))):
+        parts += [f"--{name}", f"{PROJECT}:{function}"]
+    few = ["--methods", "batch,group(num_groups=4)", "--batch-sizes", "64", "--seeds", "2", "--epochs", "0.5"]
+    done = run("compare", f"{PROJECT}:make_model", *parts, *few, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "group(num_groups=4): BatchNorm2d → GroupNorm (2)" in done.stdout
+    assert "Traceback" not in done.stderr
+    study = records.load_study(tmp_path / "study.json")
+    assert {t.state for t in study.trials} == {"complete"}
+    assert study.settings.optimizer == "own: make_optimizer"
+    assert study.settings.score_name == "metric"
 
 
 def test_interrupt_says_how_to_resume(tmp_path):

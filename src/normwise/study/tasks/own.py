@@ -300,8 +300,8 @@ def _timm(name: str, splits: Splits) -> Callable[[], nn.Module]:
     """A timm network with random weights, sized to the data."""
     try:
         import timm
-    except ImportError as error:
-        raise MissingDependencyError(f"timm:{name} needs timm: pip install timm ({error})") from error
+    except Exception as error:  # Beside another torch, torchvision, which it imports, fails in other ways too.
+        raise MissingDependencyError(f"timm:{name} needs timm, which cannot be imported: {error}") from error
     if not timm.is_model(name):
         raise InputError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}See timm.list_models()")
     batch = splits.train.take(slice(1)).load()
