@@ -132,6 +132,15 @@ def test_layers_are_converted_from_the_same_weights():
     assert make_task(projects.mixed, projects.pairs()).methods[0] == "as_is"
 
 
+def test_a_method_that_the_model_cannot_have_is_said_and_lost():
+    """Maps of one element have no instance norm: a finding, in the notes and in the trials."""
+    study = compare(projects.narrow, projects.pairs(), methods=["batch", "instance"], **QUICK | {"lrs": [0.1]})
+    assert states(study)["batch"] == ("complete", None)
+    assert states(study)["instance"][0] == "failed"
+    assert "more than 1 spatial element" in states(study)["instance"][1]
+    assert study.record.settings.notes[1].startswith("instance: cannot be converted (Expected more than 1 spatial")
+
+
 def test_optimizers_of_ones_own():
     given = make_task(projects.factory, projects.pairs(), optimizer=projects.adam)
     assert given.lrs == (0.0025, 0.01, 0.04)

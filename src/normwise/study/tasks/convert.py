@@ -72,8 +72,8 @@ def conversion_note(model: nn.Module, method: str, examples: Any = None) -> str:
         return f"{method}: the model's own layers, " + _counted(kinds)
     try:
         _, record = _convert(model, method, examples)
-    except InputError as error:
-        return f"{method}: {error}"
+    except Exception as error:  # The trials fail for the same reason, and the study says so.
+        return f"{method}: cannot be converted ({error})"
     done = Counter(f"{r.old} → {r.new}" for r in record.replaced)
     parts = [_counted(done)] if done else []
     parts += [f"weight norm on {len(record.weights)} weights"] if record.weights else []
