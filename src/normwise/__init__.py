@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normwise import (
+        advice,
         claims,
         errors,
         findings,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from normwise.probe import diagnose, watch
     from normwise.study import Splits, Task
     from normwise.study.comparison import compare
+    from normwise.study.consult import advise
     from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, unfreeze
 
 __version__ = "0.1.0"
@@ -43,16 +45,18 @@ _NAMES = {
     "nn": ("importance", "load_published", "norm_layer", "param_groups", "sync"),
     "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
     "probe": ("diagnose", "watch"),
-    "study": ("Splits", "Task", "compare"),
+    "study": ("Splits", "Task", "advise", "compare"),
     "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("claims", "errors", "findings", "moments", "ops", "outcomes", "records", "report", *_NAMES)
+_MODULES = ("advice", "claims", "errors", "findings", "moments", "ops", "outcomes", "records", "report", *_NAMES)
 
 __all__ = [
     "METHODS",
     "Splits",
     "Task",
+    "advice",
+    "advise",
     "audit_frozen",
     "calibrate",
     "claims",

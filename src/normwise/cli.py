@@ -15,6 +15,7 @@ from normwise import __version__
 from normwise.claims.commands import app as claims
 from normwise.errors import InputError, MissingDependencyError, NormwiseError
 from normwise.probe.commands import app as probe
+from normwise.study.consult_commands import app as consult
 from normwise.surgery.commands import app as surgery
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = App(
 app.update(surgery)
 app.update(probe)
 app.command(claims)
+app.update(consult)
 
 
 @app.command

@@ -1,9 +1,10 @@
 """Records → what a person reads: a table in the terminal, and one HTML file that stands alone.
 
-Reads the records of :mod:`normwise.records`, ``findings`` and ``outcomes`` only, never torch: what was stored years ago
-can be drawn again on a machine without it. Calls: :func:`html` for ``report.html``, :func:`table` for the terminal,
-:func:`plain` for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table` and
-:func:`diagnosis_plain`; of claims :func:`claims_html`, :func:`claims_table` and, for the docs, :func:`claims_markdown`.
+Reads the records of :mod:`normwise.records`, ``findings``, ``outcomes`` and ``advice`` only, never torch: what was
+stored years ago can be drawn again on a machine without it. Calls: :func:`html` for ``report.html``, :func:`table` for
+the terminal, :func:`plain` for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table`
+and :func:`diagnosis_plain`; of advice :func:`advice_table` and :func:`advice_plain`; of claims :func:`claims_html`,
+:func:`claims_table` and, for the docs, :func:`claims_markdown`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from normwise.errors import MissingDependencyError
 if typing.TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from normwise.advice import Advice
     from normwise.findings import Diagnosis
     from normwise.outcomes import Claims
     from normwise.records import Study
 
 __all__ = [
+    "advice_plain",
+    "advice_table",
     "claims_html",
     "claims_markdown",
     "claims_table",
@@ -106,8 +110,8 @@ def plain(study: Study, width: int = 120) -> str:
         'No verdict yet.\n'
     """
     with _needs("rich"):
-        from normwise.report import _terminal
-    return _terminal.text(study, width)
+        from normwise.report._plain import plain as as_text
+    return as_text(table(study), width)
 
 
 def diagnosis_html(seen: Diagnosis) -> str:
@@ -178,8 +182,52 @@ def diagnosis_plain(seen: Diagnosis, width: int = 120) -> str:
         'Net: nothing found'
     """
     with _needs("rich"):
-        from normwise.report import _diagnosis
-    return _diagnosis.text(seen, width)
+        from normwise.report._plain import plain as as_text
+    return as_text(diagnosis_table(seen), width)
+
+
+def advice_table(advice: Advice) -> RenderableType:
+    """Draw advice for the terminal: what to use, why, the code, and how all methods rank.
+
+    Args:
+        advice: from :func:`normwise.advise`.
+
+    Returns:
+        Something for ``rich.console.Console.print``.
+
+    Raises:
+        MissingDependencyError: rich is not installed.
+
+    Example:
+        >>> callable(advice_table)
+        True
+    """
+    with _needs("rich"):
+        from normwise.report import _advice
+    return _advice.render(advice)
+
+
+def advice_plain(advice: Advice, width: int = 120) -> str:
+    """Give :func:`advice_table`'s content as text without colours, for files and logs.
+
+    Args:
+        advice: from :func:`normwise.advise`.
+        width: columns to fill; at least 80.
+
+    Returns:
+        The text, ending in a newline.
+
+    Raises:
+        MissingDependencyError: rich is not installed.
+
+    Example:
+        >>> from normwise.advice import Situation, rank
+        >>> advice_plain(rank("Net", Situation("conv", ["conv"], batch_size=32, depth=5))).splitlines()[0]
+        'Net: use batch norm'
+    """
+    with _needs("rich"):
+        from normwise.report._plain import plain as as_text
+    return as_text(advice_table(advice), width)
 
 
 def claims_html(claims: Claims) -> str:

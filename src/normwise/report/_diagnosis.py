@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -184,14 +183,6 @@ def render(seen: Diagnosis) -> RenderableType:
     if measured:
         parts.append(_table(WEIGHT_COLUMNS, [weight_row(weight) for weight in measured]))
     return Group(*parts)
-
-
-def text(seen: Diagnosis, width: int) -> str:
-    """Draw without colours; see :func:`normwise.report.diagnosis_plain`."""
-    console = Console(file=io.StringIO(), width=max(width, 80), color_system=None, force_terminal=False)
-    console.print(render(seen))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _kind(alike: list[Finding]) -> RenderableType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 from rich import box
@@ -39,16 +38,6 @@ def render(study: Study) -> RenderableType:
     if any(group.standings for group in groups):
         parts.append(_legend(study))
     return Group(*parts)
-
-
-def text(study: Study, width: int) -> str:
-    """Draw without colours; see :func:`normwise.report.plain`."""
-    console = Console(
-        file=io.StringIO(), width=max(width, 80), color_system=None, force_terminal=False, legacy_windows=False
-    )
-    console.print(render(study))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _plain(words: str, style: str = "") -> Text:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normwise.study.comparison import compare
+    from normwise.study.consult import advise
     from normwise.study.data import Part, Splits
     from normwise.study.result import Study
     from normwise.study.tasks import Observer, Task, load_task, make_task
@@ -25,12 +26,13 @@ _HOME = {
     "Splits": "data",
     "Study": "result",
     "Task": "tasks",
+    "advise": "consult",
     "compare": "comparison",
     "load_task": "tasks",
     "make_task": "tasks",
 }
 
-__all__ = ["Observer", "Part", "Splits", "Study", "Task", "compare", "load_task", "make_task"]
+__all__ = ["Observer", "Part", "Splits", "Study", "Task", "advise", "compare", "load_task", "make_task"]
 
 
 def __getattr__(name: str) -> Any:

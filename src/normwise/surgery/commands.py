@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from normwise.errors import InputError
-from normwise.surgery.sources import batches_from, called, model_from
+from normwise.surgery.sources import batches_from, called, inputs_of, model_from, random_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def convert(
 
     net, source = model_from(model, checkpoint)
     batches = None if data is None else batches_from(data)
-    inputs = _random(input_shape) if batches is None else _inputs(batches[0])
+    inputs = random_inputs(input_shape) if batches is None else inputs_of(batches[0])
     done = convert_layers(
         net, to, where=where, example_inputs=inputs, calibrate_with=batches, forward=feed, strict=not keep_going
     )
@@ -93,7 +93,7 @@ def fold(
     from normwise.surgery.fold import fold as fold_layers
 
     net, source = model_from(model, checkpoint)
-    _write(out, fold_layers(net.eval(), _random(input_shape), where=where, report=print), source, checkpoint)
+    _write(out, fold_layers(net.eval(), random_inputs(input_shape), where=where, report=print), source, checkpoint)
 
 
 @app.command
@@ -168,26 +168,6 @@ def inspect(
     print(found.to_json() if as_json else found)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
-
-
-def _random(shape: str | None) -> Any:
-    """Standard normal data of a shape given as text; the same at every call."""
-    import torch
-
-    if shape is None:
-        return None
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
-        raise InputError(f"--input-shape {shape!r}: expected sizes separated by commas, such as 1,3,224,224") from None
-    if min(sizes) < 1:
-        raise InputError(f"--input-shape {shape!r}: sizes must be at least 1")
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-
-
-def _inputs(batch: Any) -> Any:
-    """The inputs of a batch: of (input, target) the first; a mapping as it is."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def _write(out: Path | None, model: torch.nn.Module, source: Checkpoint | None, read: Path | None) -> None:

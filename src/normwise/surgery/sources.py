@@ -137,6 +137,52 @@ def _from_module(name: str) -> Any:
         return importlib.import_module(name)
 
 
+
+def random_inputs(shape: str | None) -> Any:
+    """Standard normal data of a shape given as text; the same at every call.
+
+    Args:
+        shape: as given with ``--input-shape``; ``None`` gives ``None``.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InputError: not a shape.
+
+    Example:
+        >>> random_inputs("2,3").shape
+        torch.Size([2, 3])
+    """
+    import torch
+
+    if shape is None:
+        return None
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        raise InputError(f"--input-shape {shape!r}: expected sizes separated by commas, such as 1,3,224,224") from None
+    if min(sizes) < 1:
+        raise InputError(f"--input-shape {shape!r}: sizes must be at least 1")
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def inputs_of(batch: Any) -> Any:
+    """The inputs of a batch.
+
+    Args:
+        batch: of (input, target) the first is taken; a mapping is left as it is.
+
+    Returns:
+        What a model takes.
+
+    Example:
+        >>> inputs_of((1, 2))
+        1
+    """
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"cannot find {path}: no such file")

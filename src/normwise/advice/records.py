@@ -1,0 +1,106 @@
+"""What advice consists of. Standard library only, so that it can be drawn without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from normwise.advice.situation import Situation
+from normwise.records import dumps
+
+ADVICE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A rule that fired for a method, or against it: how many points it adds, and where that is known from."""
+
+    rule: str
+    points: float
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one training step costs with a method: seconds, and the most bytes that it holds; ``None`` if unmeasured."""
+
+    step_seconds: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """A place at which a method cannot be used or hardly can, what to use there, and why."""
+
+    place: str
+    use: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One method: its ``points`` (0 is the best imaginable, −1 about one point of accuracy below), and why.
+
+    ``refused`` says why the method cannot be used at all. ``exemptions`` name the places that want another method.
+    ``code`` puts the method into the model.
+    """
+
+    method: str
+    points: float
+    reasons: list[Reason]
+    cost: Cost | None = None
+    exemptions: list[Exemption] = field(default_factory=list)
+    code: str = ""
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a short comparison on the user's data said: the verdict, and whether the advice held.
+
+    ``held`` means that the advised method was the best or tied with it; ``None`` where too little could be trained.
+    """
+
+    seconds: float
+    methods: list[str]
+    headline: str
+    held: bool | None
+    behind: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Methods, best first, with reasons; refused ones last."""
+
+    model: str
+    situation: Situation
+    ranking: list[Ranked]
+    notes: list[str] = field(default_factory=list)
+    check: Check | None = None
+    version: int = ADVICE_VERSION
+
+    @property
+    def best(self) -> Ranked:
+        """The method to use."""
+        return self.ranking[0]
+
+    def to_json(self) -> str:
+        """Give the advice as strict JSON.
+
+        Returns:
+            The text.
+
+        Example:
+            >>> Advice("Net", Situation("conv", ["conv"], batch_size=2), []).to_json().startswith("{")
+            True
+        """
+        return dumps(self)
+
+    def __str__(self) -> str:
+        """What to use, the code, the reasons, and the order of the methods; ``report.advice_table`` draws more."""
+        best = self.best
+        lines = [f"{self.model}: use {best.method}", *(f"    {line}" for line in best.code.splitlines())]
+        lines += [f"  · {reason.text} [{reason.source}]" for reason in best.reasons]
+        lines += [f"  note: {note}" for note in self.notes]
+        order = [f"{r.method} {r.points:+.1f}" for r in self.ranking if not r.refused]
+        return "\n".join([*lines, f"  {', '.join(order)}"])

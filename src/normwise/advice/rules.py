@@ -1,0 +1,250 @@
+"""The rules of the advice, as data: when each applies, what it is worth to each method, and where that is known from.
+
+Points are about points of accuracy: 0 is the best that can be expected, −3 says three points below it. A rule gives its
+full effect where ``strength`` is 1 and none where it is 0. ``fires`` and ``silent`` are situations that test it. To add
+a rule: a row here; the ranking, the docs' table and the tests read ``RULES``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from normwise.advice.situation import Place, Situation
+
+METHODS = ("batch", "layer", "group", "instance", "switchable", "weight", "none")
+
+# Images per device → top-1 % of ResNet-50 on ImageNet (8 devices): batch, group and switchable norm, in that order.
+IMAGENET = {
+    32: (76.4, 75.9, 76.9),
+    16: (76.3, 75.8, 76.7),
+    8: (75.2, 76.0, 76.7),
+    4: (72.7, 75.8, 75.9),
+    2: (65.3, 75.9, 75.6),
+}
+# Fewer values than this behind a statistic make it a poor estimate: its relative error is √(2 / (m − 1)), here 37 %.
+ENOUGH_VALUES = 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of ``RULES``."""
+
+    name: str
+    strength: Callable[[Situation], float]
+    effects: Mapping[str, float]
+    text: str
+    source: str
+    fires: Mapping[str, Any]
+    silent: Mapping[str, Any]
+
+
+def _at(conditions: bool) -> float:
+    return 1.0 if conditions else 0.0
+
+
+def _convolutional(s: Situation) -> bool:
+    return s.architecture in {"conv", "generative"}
+
+
+def _imagenet_loss(s: Situation) -> float:
+    """How much further batch norm is behind the best than at 32 images a device, in points of the published table."""
+    b = min(max(s.few, 2), 32)
+    low = max(size for size in IMAGENET if size <= b)
+    high = min(size for size in IMAGENET if size >= b)
+    share = 0.0 if low == high else math.log2(b / low) / math.log2(high / low)
+    behind = {size: max(IMAGENET[size]) - IMAGENET[size][0] for size in (low, high, 32)}
+    return max(0.0, (1 - share) * behind[low] + share * behind[high] - behind[32])
+
+
+def _small_images(s: Situation) -> float:
+    # The table's largest loss, at 2 images, counts as 1.
+    return _imagenet_loss(s) / _imagenet_loss(Situation("conv", ["conv"], 2)) if _convolutional(s) else 0.0
+
+
+def _few_values(s: Situation) -> float:
+    """0 with enough values behind the smallest batch statistic, 1 with two."""
+    m = s.least_batch
+    return (
+        0.0
+        if m is None or m >= ENOUGH_VALUES
+        else min(1.0, math.log2(ENOUGH_VALUES / max(m, 2)) / math.log2(ENOUGH_VALUES / 2))
+    )
+
+
+def _saturated_depth(s: Situation) -> float:
+    return min(1.0, s.saturating / 8) if s.saturating >= 3 and "recurrent" not in s.kinds else 0.0
+
+
+def _styles(s: Situation) -> float:
+    if s.task is not None:
+        return _at(s.task == "stylization")
+    # Images that come out with the size of those that came in.
+    return 0.5 * _at(s.architecture == "generative")
+
+
+def _place(space: int, samples: int, channels: int = 16) -> list[Place]:
+    return [Place("norm", channels, [space, space] if space > 1 else [], samples)]
+
+
+_CONV: Mapping[str, Any] = {"architecture": "conv", "kinds": ["conv"], "batch_size": 32, "depth": 5}
+_MLP: Mapping[str, Any] = {"architecture": "mlp", "kinds": ["mlp"], "batch_size": 32, "depth": 5}
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "unnormalized",
+        lambda s: min(1.0, s.depth / 4) if s.depth >= 2 else 0.0,
+        {"none": -3.0, "weight": -2.5},
+        "Without normalized activations training is slower and more sensitive to the learning rate; weight norm helps "
+        "less than normalizing data does.",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167; Gitman & Ginsburg 2017, arXiv 1709.08145",
+        fires=_CONV,
+        silent={**_CONV, "depth": 1},
+    ),
+    Rule(
+        "images-full-batch",
+        lambda s: (1 - _small_images(s)) * _at(_convolutional(s)),
+        {"batch": 0.0, "switchable": -0.4, "group": -0.5, "layer": -1.7, "instance": -4.8},
+        "For images with enough samples a step the batch is the best estimate: group, layer and instance norm are "
+        "0.5, 1.7 and 4.8 points behind batch norm at 32 images per device.",
+        "Wu & He 2018, arXiv 1803.08494, figure 1 and section 4; Luo et al. 2019, arXiv 1806.10779",
+        fires=_CONV,
+        silent={**_CONV, "batch_size": 2},
+    ),
+    Rule(
+        "images-small-batch",
+        _small_images,
+        {"switchable": 0.0, "batch": -4.0, "layer": -2.0, "group": -2.0, "instance": -4.8},
+        "With few images per device batch norm estimates from too few: on ImageNet it loses 1.5 points at 8 and 10.3 "
+        "at 2 images; methods that look at one sample do not, and a learned mix leans on what is reliable.",
+        "Luo et al. 2019, arXiv 1806.10779, table 1; Wu & He 2018, arXiv 1803.08494, table 2",
+        fires={**_CONV, "batch_size": 2},
+        silent=_MLP,
+    ),
+    Rule(
+        "few-values",
+        _few_values,
+        {"batch": -12.0, "switchable": -4.0},
+        "Somewhere only a few values stand behind a batch statistic; a variance from m values is off by about "
+        "√(2 / (m − 1)), and evaluation uses another one than training did.",
+        "Ioffe 2017, arXiv 1702.03275; Wu & He 2018, arXiv 1803.08494",
+        fires={**_MLP, "batch_size": 4, "places": _place(1, 4)},
+        silent={**_CONV, "places": _place(8, 32)},
+    ),
+    Rule(
+        "vectors-full-batch",
+        lambda s: _at(s.architecture == "mlp" and s.few >= 16),
+        {"batch": 0.0, "switchable": -0.3, "layer": -1.5, "group": -1.5, "instance": -6.0},
+        "Between linear layers a batch of 16 or more lets batch norm use what differs between samples, which methods "
+        "that look at one sample remove.",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167; Labatie et al. 2021, arXiv 2106.03743",
+        fires=_MLP,
+        silent={**_MLP, "batch_size": 4},
+    ),
+    Rule(
+        "saturating-depth",
+        _saturated_depth,
+        {"none": -20.0, "weight": -15.0, "instance": -4.0, "group": -1.0, "layer": -1.0},
+        "Sigmoid and tanh layers saturate where their inputs drift, and gradients die with depth; what keeps "
+        "activations in range keeps them alive.",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167, section 4.2.2; Glorot & Bengio 2010",
+        fires={**_MLP, "saturating": 10},
+        silent={**_MLP, "saturating": 1},
+    ),
+    Rule(
+        "recurrent",
+        lambda s: _at("recurrent" in s.kinds),
+        {"batch": -4.0, "switchable": -2.0, "instance": -5.0, "group": -1.0},
+        "Statistics over the batch change from step to step of a sequence; layer norm is the same at each step and at "
+        "any batch size.",
+        "Ba et al. 2016, arXiv 1607.06450; Cooijmans et al. 2017, arXiv 1603.09025",
+        fires={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16},
+        silent=_CONV,
+    ),
+    Rule(
+        "attention",
+        lambda s: _at("attention" in s.kinds),
+        {"batch": -4.0, "group": -2.0, "instance": -5.0, "switchable": -2.0, "weight": -3.0, "none": -6.0},
+        "Transformers are trained with layer norm per token; over their activations batch statistics vary widely.",
+        "Vaswani et al. 2017, arXiv 1706.03762; Shen et al. 2020, arXiv 2003.07845",
+        fires={"architecture": "attention", "kinds": ["attention"], "batch_size": 32},
+        silent=_CONV,
+    ),
+    Rule(
+        "padding",
+        lambda s: _at(s.variable_length and not s.masked),
+        {"batch": -2.0, "switchable": -1.0, "instance": -1.0, "group": -1.0},
+        "Batches are padded and the layers are not told: padding enters every statistic that pools over positions. "
+        "Give them mask= or lengths=.",
+        "pytorch/pytorch issues 70529 and 81985",
+        fires={**_CONV, "variable_length": True},
+        silent={**_CONV, "variable_length": True, "masked": True},
+    ),
+    Rule(
+        "style",
+        _styles,
+        {
+            "batch": -6.0,
+            "group": -4.0,
+            "layer": -4.0,
+            "switchable": -1.0,
+            "weight": -5.0,
+            "none": -6.0,
+            "instance": 4.0,
+        },
+        "The contrast of each image is to be replaced: instance norm removes it, and an image's result does not depend "
+        "on the others in the batch.",
+        "Ulyanov et al. 2016, arXiv 1607.08022; Huang & Belongie 2017, arXiv 1703.06868",
+        fires={"architecture": "generative", "kinds": ["generative", "conv"], "batch_size": 4, "task": "stylization"},
+        silent=_CONV,
+    ),
+    Rule(
+        "contrast-matters",
+        lambda s: _at(s.task == "restoration"),
+        {"batch": -4.0, "instance": -6.0, "group": -3.0, "layer": -3.0, "switchable": -3.0, "none": 3.0, "weight": 3.0},
+        "Super-resolution and restoration must keep the range that normalization removes.",
+        "Lim et al. 2017, arXiv 1707.02921; Yu et al. 2018, arXiv 1808.08718",
+        fires={**_CONV, "task": "restoration"},
+        silent=_CONV,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Veto:
+    """A reason why a method cannot be used at a place: too few values for it to leave anything of the data."""
+
+    method: str
+    forbids: Callable[[Situation, Place], bool]
+    text: str
+    source: str
+
+
+VETOES: tuple[Veto, ...] = (
+    Veto(
+        "batch",
+        lambda s, p: p.values("batch") * s.devices < 2,
+        "one value per channel and step: batch norm would give its bias whatever comes in",
+        "torch.nn.BatchNorm1d's own error; pytorch/pytorch issue 4534",
+    ),
+    Veto(
+        "instance",
+        lambda s, p: p.values("instance") < 2,
+        "one value per channel and sample: instance norm would give its bias whatever comes in",
+        "torch.nn.InstanceNorm2d's own error; pytorch/pytorch issue 45687",
+    ),
+    Veto(
+        "group",
+        lambda s, p: p.values("layer") < 4,
+        "no group count leaves more than one value to a group",
+        "pytorch/opacus issue 567",
+    ),
+    Veto(
+        "layer",
+        lambda s, p: p.values("layer") < 2,
+        "one value per sample: layer norm would give its bias whatever comes in",
+        "Ba et al. 2016, arXiv 1607.06450",
+    ),
+)

@@ -1,0 +1,162 @@
+"""What a choice of normalization depends on, put together from a model's facts and what its user tells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from normwise.errors import InputError
+from normwise.findings import ModelFacts
+
+# What a model is for, where its structure does not tell.
+TASKS = (
+    "classification",
+    "regression",
+    "segmentation",
+    "detection",
+    "language",
+    "stylization",
+    "generation",
+    "restoration",
+)
+SATURATING = ("sigmoid", "tanh", "softsign", "hardtanh", "hardsigmoid")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a normalization is, or could be: its channels, spatial sizes and rows of axis 0 per step on one device.
+
+    Example:
+        >>> Place("0", channels=8, spatial=[4, 4], samples=2).values("batch")
+        32
+    """
+
+    name: str
+    channels: int
+    spatial: list[int]
+    samples: int
+    per_token: bool = False
+
+    def values(self, pool: str, num_groups: int = 1) -> int:
+        """How many values stand behind a statistic of a method at this place.
+
+        Args:
+            pool: ``"batch"``, ``"layer"``, ``"group"`` or ``"instance"``.
+            num_groups: of a group norm.
+
+        Returns:
+            The number.
+
+        Example:
+            >>> Place("0", 8, [4, 4], 2).values("group", num_groups=2)
+            64
+        """
+        space = math.prod(self.spatial)
+        return {
+            "batch": self.samples * space,
+            "layer": self.channels * space,
+            "group": self.channels // num_groups * space,
+            "instance": space,
+        }[pool]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that the rules look at.
+
+    ``batch_size`` counts samples per step and device; ``devices`` train together; ``accumulate`` batches make a step.
+    ``saturating`` counts the calls of sigmoids, tanhs and their like between layers in one pass, ``depth`` the
+    weighted layers.
+    ``current`` names the methods that the model uses now.
+
+    Example:
+        >>> Situation("conv", ["conv"], batch_size=2).few
+        2
+    """
+
+    architecture: str
+    kinds: list[str]
+    batch_size: int
+    devices: int = 1
+    accumulate: int = 1
+    task: str | None = None
+    variable_length: bool = False
+    masked: bool = False
+    depth: int = 1
+    saturating: int = 0
+    residual: int = 0
+    places: list[Place] = field(default_factory=list)
+    current: list[str] = field(default_factory=list)
+
+    @property
+    def few(self) -> int:
+        """Samples behind a batch statistic: those of all devices, which synced statistics share."""
+        return self.batch_size * self.devices
+
+    @property
+    def least_batch(self) -> int | None:
+        """The fewest values behind a batch statistic anywhere, over all devices; ``None`` where no place is known."""
+        return min((p.values("batch") * self.devices for p in self.places), default=None)
+
+
+def situation_of(
+    facts: ModelFacts,
+    *,
+    task: str | None = None,
+    devices: int = 1,
+    accumulate: int = 1,
+    variable_length: bool = False,
+) -> Situation:
+    """Put a situation together.
+
+    Args:
+        facts: of a dry run.
+        task: one of ``TASKS``, if known.
+        devices: that train together.
+        accumulate: batches per optimizer step.
+        variable_length: whether samples differ in length, so that batches are padded.
+
+    Returns:
+        The situation.
+
+    Raises:
+        InputError: an unknown task, or a count below 1.
+
+    Example:
+        >>> situation_of(ModelFacts("Net", "conv", ["conv"], batch_size=8, example_size=2), devices=4).few
+        32
+    """
+    if task is not None and task not in TASKS:
+        raise InputError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}, or none")
+    for name, count in (("devices", devices), ("accumulate", accumulate)):
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
+    return Situation(
+        architecture=facts.architecture,
+        kinds=list(facts.kinds),
+        batch_size=facts.batch_size,
+        devices=devices,
+        accumulate=accumulate,
+        task=task,
+        variable_length=variable_length or bool(facts.padded),
+        masked=any(norm.masked for norm in facts.norms),
+        depth=facts.depth,
+        saturating=sum(facts.activations.get(name, 0) for name in SATURATING),
+        residual=facts.residual_adds,
+        places=_places(facts),
+        current=list(dict.fromkeys(norm.method for norm in facts.norms if norm.calls)),
+    )
+
+
+def _places(facts: ModelFacts) -> list[Place]:
+    """The normalization layers that ran; without any, the outputs of the hidden weighted layers."""
+    norms = [
+        Place(n.name, n.channels, list(n.spatial), n.samples, n.per_token)
+        for n in facts.norms
+        if n.samples is not None and n.channels
+    ]
+    if norms:
+        return norms
+    scale = facts.batch_size / max(facts.example_size, 1)
+    hidden = [w for w in facts.weights if w.calls and len(w.shape) >= 2][:-1]
+    return [Place(w.name, w.shape[1], list(w.shape[2:]), max(1, round(w.shape[0] * scale))) for w in hidden]

@@ -1,0 +1,83 @@
+"""Advice for people, in the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from normwise.advice import Advice, Ranked
+from normwise.report import _formats as formats
+from normwise.report._palette import NAMES
+
+# Reasons that are written out for the advised method.
+_REASONS = 4
+
+
+def render(advice: Advice) -> RenderableType:
+    """Draw advice for a terminal; see :func:`normwise.report.advice_table`."""
+    best = advice.best
+    parts: list[RenderableType] = [
+        Text.assemble((f"{formats.printable(advice.model)}: ", "bold"), (f"use {_name(best)}", "bold green")),
+        Text(_facts(advice), "dim"),
+    ]
+    parts += [_bullet(f"{reason.text} [{reason.source}]") for reason in best.reasons[:_REASONS]]
+    parts += [_bullet(f"At {formats.printable(e.place)} use {e.use}: {e.why}.") for e in best.exemptions]
+    parts += [Text.assemble(("Note: ", "yellow"), note) for note in advice.notes]
+    if best.code:
+        parts.append(Padding(Syntax(best.code, "python", background_color="default"), (1, 0, 0, 2)))
+    parts.append(_table(advice))
+    if advice.check is not None:
+        parts.append(Text.assemble(("Checked: ", "bold"), advice.check.headline))
+    return Group(*parts)
+
+
+def _facts(advice: Advice) -> str:
+    s = advice.situation
+    told = [
+        f"{' and '.join(s.kinds)} model",
+        f"batch size {s.batch_size}" + (f" on {s.devices} devices" if s.devices > 1 else ""),
+    ]
+    if s.least_batch is not None:
+        told.append(f"at least {s.least_batch:,} values behind a batch statistic")
+    if s.task:
+        told.append(s.task)
+    if s.current:
+        told.append(f"now {', '.join(s.current)}")
+    return ", ".join(told)
+
+
+def _table(advice: Advice) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("method", "points"):
+        table.add_column(title, justify="right" if title == "points" else "left")
+    timed = any(r.cost is not None for r in advice.ranking)
+    if timed:
+        table.add_column("ms/step", justify="right")
+        table.add_column("peak MiB", justify="right")
+    table.add_column("what speaks for or against it most")
+    for ranked in advice.ranking:
+        row = [ranked.method, "–" if ranked.refused else f"{ranked.points:+.1f}"]
+        if timed:
+            cost = ranked.cost
+            row.append(formats.milliseconds(cost.step_seconds if cost else None))
+            row.append(formats.mebibytes(cost.peak_bytes if cost else None))
+        table.add_row(*row, _why(ranked), style="bold" if ranked is advice.best else "")
+    return table
+
+
+def _why(ranked: Ranked) -> str:
+    if ranked.refused:
+        return f"refused: {ranked.refused}"
+    return ", ".join(f"{r.rule} {r.points:+.1f}" for r in ranked.reasons[:3])
+
+
+def _bullet(words: str) -> RenderableType:
+    return Padding(Text(f"· {words}"), (0, 0, 0, 2))
+
+
+def _name(ranked: Ranked) -> str:
+    return NAMES.get(ranked.method, ranked.method)

@@ -1,0 +1,149 @@
+"""Advice on real models: what the dry run sees, what the code does, what the command says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import normwise
+from normwise import advise, report
+from normwise.errors import InputError
+from normwise.study.consult import measured_costs
+
+
+def image_net(norm=nn.BatchNorm2d):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), norm(16), nn.ReLU(), nn.Conv2d(16, 32, 3), norm(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+
+
+def test_batch_size_decides_for_images():
+    x = torch.randn(2, 3, 24, 24)
+    small, large = (advise(image_net(), x, batch_size=b, measure=False) for b in (2, 64))
+    assert small.best.method in {"switchable", "group", "layer"}
+    assert large.best.method in {"batch", "switchable"}
+    batch = next(r for r in small.ranking if r.method == "batch")
+    assert any(reason.rule == "images-small-batch" and "10.3" in reason.text for reason in batch.reasons)
+
+
+def test_transformers_and_recurrent_nets_get_layer_norm():
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2, enable_nested_tensor=False
+    )
+    assert advise(encoder, torch.randn(4, 7, 16), measure=False).best.method == "layer"
+    recurrent = normwise.nn.LayerNormLSTM(12, 16, batch_first=True)
+    assert advise(recurrent, torch.randn(4, 9, 12), measure=False).best.method == "layer"
+
+
+def test_style_gets_instance_norm():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    assert advise(net, torch.randn(2, 3, 16, 16), task="stylization", measure=False).best.method == "instance"
+
+
+def test_the_code_runs_and_does_what_it_says():
+    model = image_net()
+    ranked = {r.method: r for r in advise(model, torch.randn(2, 3, 24, 24), measure=False).ranking}
+    assert ranked["batch"].code == "# the model uses it already"
+    exec(ranked["group"].code, {"normwise": normwise, "model": model})
+    assert sum(isinstance(m, nn.GroupNorm) for m in model) == 2
+    # 24 → 11 → 9 pixels, and one pixel where the image is small.
+    tiny = image_net()
+    told = {r.method: r for r in advise(tiny, torch.randn(4, 3, 7, 7), measure=False).ranking}["instance"]
+    assert [e.place for e in told.exemptions] == ["4"]
+    exec(told.code, {"normwise": normwise, "model": tiny})
+    assert isinstance(tiny[1], nn.InstanceNorm2d)
+    assert isinstance(tiny[4], nn.GroupNorm)
+    tiny.train()(torch.randn(4, 3, 7, 7))
+
+
+def test_asking_leaves_the_model_as_it_was():
+    model = image_net().train()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    advise(model, torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), task="classification")
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_costs_are_measured_for_what_runs():
+    x = torch.randn(8, 3, 24, 24)
+    costs = measured_costs(image_net(), lambda model: model(x))
+    assert set(costs) == {"batch", "layer", "group", "instance", "switchable", "weight", "none"}
+    assert all(cost.step_seconds > 0 for cost in costs.values())
+    assert costs["none"].peak_bytes < costs["switchable"].peak_bytes
+
+
+def test_a_model_without_norms_is_advised_too():
+    bare = nn.Sequential(nn.Linear(8, 32), nn.Sigmoid(), *[nn.Linear(32, 32), nn.Sigmoid()] * 6, nn.Linear(32, 2))
+    told = advise(bare, torch.randn(32, 8))
+    assert told.best.method == "batch"
+    assert "norm_layer" in told.best.code
+    none = next(r for r in told.ranking if r.method == "none")
+    assert none.points < -10
+
+
+def test_table_shows_the_reasons_and_every_method():
+    text = report.advice_plain(advise(image_net(), torch.randn(2, 3, 24, 24), measure=False), 100)
+    for part in ("use ", "arXiv", "images-small-batch", "batch", "instance", "normwise.convert"):
+        assert part in text
+
+
+NETS = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+
+def batches():
+    return [(torch.zeros(2, 3, 9, 9), torch.zeros(2))]
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+
+    def command(*arguments):
+        program = "from normwise.cli import main; main()"
+        done = [sys.executable, "-c", program, "advise", *arguments]
+        return subprocess.run(done, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+
+    return command
+
+
+def test_command_says_it_as_table_and_as_json(run):
+    told = run("nets.py:net", "--data", "nets.py:batches", "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["ranking"][0]["method"] in {"group", "layer", "switchable"}
+    told = run("nets.py:net", "--input-shape", "2,3,9,9", "--batch-size", "64")
+    assert told.returncode == 0, told.stderr
+    assert "batch size 64" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nets.py:net"], "give --input-shape"),
+        (["nets.py:nett", "--input-shape", "2,3,9,9"], "cannot find 'nets.py:nett'"),
+        (["nets.py:net", "--input-shape", "2,3,9,9", "--task", "art"], "unknown task 'art'"),
+        (["nets.py:net", "--input-shape", "2,3,9,9", "--batch-size", "0"], "at least 1"),
+        (["nets.py:net", "--input-shape", "2,3,x"], "sizes separated by commas"),
+    ],
+)
+def test_bad_input_ends_in_one_line(run, arguments, message):
+    told = run(*arguments)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert len(told.stderr.strip().splitlines()) == 1
+
+
+def test_unrunnable_input_says_so():
+    with pytest.raises((InputError, RuntimeError), match=r"channels|size"):
+        advise(image_net(), torch.randn(2, 5, 24, 24))
