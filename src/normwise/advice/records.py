@@ -12,7 +12,12 @@ ADVICE_VERSION = 1
 
 @dataclass(frozen=True)
 class Reason:
-    """A rule that fired for a method, or against it: how many points it adds, and where that is known from."""
+    """A rule that fired for a method, or against it: how many points it adds, and where that is known from.
+
+    Example:
+        >>> Reason("padding", -2.0, "Batches are padded.", "issue 70529").points
+        -2.0
+    """
 
     rule: str
     points: float
@@ -22,7 +27,12 @@ class Reason:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training step costs with a method: seconds, and the most bytes that it holds; ``None`` if unmeasured."""
+    """What one training step costs with a method: seconds, and the most bytes that it holds; ``None`` if unmeasured.
+
+    Example:
+        >>> Cost(0.01, None).step_seconds
+        0.01
+    """
 
     step_seconds: float | None
     peak_bytes: int | None
@@ -30,7 +40,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Exemption:
-    """A place at which a method cannot be used or hardly can, what to use there, and why."""
+    """A place at which a method cannot be used, what to use there, and why.
+
+    Example:
+        >>> Exemption("bn3", "layer", "one value per channel").use
+        'layer'
+    """
 
     place: str
     use: str
@@ -43,6 +58,10 @@ class Ranked:
 
     ``refused`` says why the method cannot be used at all. ``exemptions`` name the places that want another method.
     ``code`` puts the method into the model.
+
+    Example:
+        >>> Ranked("batch", -0.5, []).refused is None
+        True
     """
 
     method: str
@@ -59,6 +78,10 @@ class Check:
     """What a short comparison on the user's data said: the verdict, and whether the advice held.
 
     ``held`` means that the advised method was the best or tied with it; ``None`` where too little could be trained.
+
+    Example:
+        >>> Check(60.0, ["batch", "group"], "use batch", True, 0.0).held
+        True
     """
 
     seconds: float
@@ -70,7 +93,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Advice:
-    """Methods, best first, with reasons; refused ones last."""
+    """Methods, best first, with reasons; refused ones last.
+
+    Example:
+        >>> Advice("Net", Situation("conv", ["conv"], batch_size=2), [Ranked("group", -1.0, [])]).best.method
+        'group'
+    """
 
     model: str
     situation: Situation

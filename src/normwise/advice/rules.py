@@ -30,7 +30,13 @@ ENOUGH_VALUES = 16
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of ``RULES``."""
+    """One row of ``RULES``.
+
+    Example:
+        >>> rule = next(rule for rule in RULES if rule.name == "recurrent")
+        >>> rule.strength(Situation("recurrent", ["recurrent"], batch_size=16))
+        1.0
+    """
 
     name: str
     strength: Callable[[Situation], float]
@@ -214,7 +220,12 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class Veto:
-    """A reason why a method cannot be used at a place: too few values for it to leave anything of the data."""
+    """A reason why a method cannot be used at a place: too few values for it to leave anything of the data.
+
+    Example:
+        >>> VETOES[0].forbids(Situation("mlp", ["mlp"], batch_size=1), Place("bn", 8, [], 1))
+        True
+    """
 
     method: str
     forbids: Callable[[Situation, Place], bool]

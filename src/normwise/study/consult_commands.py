@@ -31,8 +31,8 @@ def advise(
 
     For instance: normwise advise nets.py:resnet --input-shape 2,3,224,224 --batch-size 2
 
-    Nothing is trained: rules with sources judge what one run of the model shows. To see whether the advice holds on your
-    data use 'normwise compare'.
+    Nothing is trained: rules with sources judge what one run of the model shows. To see whether the advice holds on
+    your data use 'normwise compare'.
 
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.

@@ -137,7 +137,6 @@ def _from_module(name: str) -> Any:
         return importlib.import_module(name)
 
 
-
 def random_inputs(shape: str | None) -> Any:
     """Standard normal data of a shape given as text; the same at every call.
 
