@@ -252,7 +252,8 @@ class NormTrace:
 
     ``calls`` is the largest number of runs in one pass. ``near_eps`` and ``constant`` count channels (or the share of
     pools, times the channels) in all samples. ``updates`` counts updates of the running statistics while watched,
-    ``leftover`` is the share that their initial values still have, ``moved`` how far they moved.
+    ``leftover`` is the share that their initial values still have. ``held`` layers are meant to stay (frozen, or all
+    parameters without gradients); ``moved_what`` of them moved by up to ``moved``.
     """
 
     layer: NormFacts
@@ -275,6 +276,7 @@ class NormTrace:
     weight_growth: float | None = None
     held: bool = False
     moved: float | None = None
+    moved_what: str | None = None
     updates: int | None = None
     leftover: float | None = None
     decay: float = 0.0

@@ -274,7 +274,18 @@ def test_frozen_layers_that_move():
     with normwise.watch(model) as w:
         model(images(1)[0][0])
         model[1].running_mean.add_(1.0)
-    assert expect(w.diagnosis(), "frozen-moves", "1")
+    assert "running_mean" in expect(w.diagnosis(), "frozen-moves", "1").message
+    # Gradients from before the freeze go on moving parameters.
+    for layer in (nn.BatchNorm2d(16), nn.GroupNorm(4, 16)):
+        model = net(norm1=layer)
+        F.cross_entropy(model(images(1)[0][0]), images(1)[0][1]).backward()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        layer.requires_grad_(False).eval()
+        with normwise.watch(model) as w:
+            model(images(1)[0][0])
+            optimizer.step()
+        hit = expect(w.diagnosis(), "frozen-moves", "1")
+        assert "its bias moved" in hit.message or "its weight moved" in hit.message
 
 
 def test_weight_decay():

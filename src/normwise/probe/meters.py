@@ -21,6 +21,8 @@ from normwise.surgery.layers import Found
 
 # Gaps are judged over the last samples: what counts is how far off the averages are now.
 _KEPT = 16
+# What must not change in a layer that is meant to stay.
+_FROZEN = ("running_mean", "running_var", "weight", "bias")
 
 
 class NormMeter:
@@ -46,7 +48,8 @@ class NormMeter:
         self._gaps: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=_KEPT)
         self._first_mean: Tensor | None = None
         self._deviation: Tensor | None = None
-        self._start = {name: _copy(getattr(found.module, name, None)) for name in ("running_mean", "running_var")}
+        self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
+        self._held_before = self._held()
         self._start_weight = _largest(found.module)
         self._start_batches = _count(found.module, "num_batches_tracked")
 
@@ -146,8 +149,7 @@ class NormMeter:
             weight_max=None if weight is None else _finite(weight[0]),
             weight_median=None if weight is None else _finite(weight[1]),
             weight_growth=self._growth(weight),
-            held=self._held(),
-            moved=_finite(self._moved()),
+            **self._stillness(),
             **self._updates(),
             **more,
         )
@@ -196,13 +198,22 @@ class NormMeter:
         own = list(self.found.module.parameters(recurse=False))
         return is_frozen(self.found.module) or (bool(own) and not any(p.requires_grad for p in own))
 
-    def _moved(self) -> float | None:
-        module = self.found.module
-        before, deviation = self._start["running_mean"], self._start["running_var"]
-        now = _copy(getattr(module, "running_mean", None))
-        if before is None or deviation is None or now is None or before.shape != now.shape:
-            return None
-        return float(((now - before).abs() / (deviation.clamp_min(0) + 1e-12).sqrt()).max())
+    def _stillness(self) -> dict[str, Any]:
+        """Whether the layer was held all the while, and what of it moved how far."""
+        if not (self._held_before and self._held()):
+            return {}
+        # What scales and shifts a normalized value is measured by 1, means by the deviation of what they are means of.
+        var = self._start["running_var"]
+        highest = 1.0 if var is None or not var.numel() else float(var.max().clamp_min(0))
+        scales = {"running_mean": highest**0.5, "running_var": highest}
+        changes = {}
+        for name, before in self._start.items():
+            now = _copy(getattr(self.found.module, name, None))
+            if before is not None and now is not None and before.shape == now.shape and before.numel():
+                changes[name] = float((now - before).abs().max()) / (scales.get(name, 1.0) + 1e-12)
+        what = max(changes, key=lambda name: changes[name], default=None)
+        moved = None if what is None else _finite(changes[what])
+        return {"held": True, "moved": moved, "moved_what": what if moved else None}
 
     def _updates(self) -> dict[str, Any]:
         layer, now = self.found.layer, _count(self.found.module, "num_batches_tracked")

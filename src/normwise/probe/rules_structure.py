@@ -78,13 +78,11 @@ def trains_in_evaluation(seen: Diagnosis) -> Iterator[Hit]:
 def frozen_moves(seen: Diagnosis) -> Iterator[Hit]:
     """Layers that are meant to stay and whose statistics move."""
     for norm in seen.norms:
-        if not norm.held or not norm.layer.tracked or norm.layer.momentum == 0:
+        if not norm.held:
             continue
         if norm.moved:
-            message = (
-                f"its parameters are frozen, its running means moved by up to {norm.moved:.2g} standard deviations"
-            )
-        elif norm.training and not norm.layer.frozen:
+            message = f"it is meant to stay, and its {norm.moved_what} moved by up to {norm.moved:.2g}"
+        elif norm.training and norm.layer.tracked and not norm.layer.frozen and norm.layer.momentum != 0:
             message = "its parameters are frozen, but it is in training mode: its running statistics move"
         else:
             continue
