@@ -2,8 +2,9 @@
 
 After every round (one more seed for each method that is still running) each method is compared with the leader, in
 pairs: on the seeds that both have run and, as long as that is only one, on the shorter trials that chose their learning
-rates. It stops when the 95 % interval of its difference lies above the study's tolerance. The race is over when one is left, or when those that
-are left are surely so close that it does not matter: every interval ends below twice the tolerance.
+rates. It stops when the 95 % interval of its difference lies above the study's tolerance. The race is over when one is
+left, or when those that are left are surely so close that it does not matter: every interval ends below twice the
+tolerance.
 
 Two or three pairs say little about how much one difference scatters, but those of all methods together say a good
 deal: each method's variance is drawn towards the median of all by an empirical Bayes estimate (the moderated t of Smyth
