@@ -47,6 +47,7 @@ NAMES = {
     "instance": "instance norm",
     "group": "group norm",
     "switchable": "switchable norm",
+    "as_is": "the model's own layers",
 }
 
 

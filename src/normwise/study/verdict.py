@@ -311,7 +311,7 @@ class _Writer:
 
 def _name(standing: Standing) -> str:
     """A method's name to begin a sentence with."""
-    return "No normalization" if standing.method == "none" else standing.method.capitalize()
+    return "No normalization" if standing.method == "none" else standing.method[:1].upper() + standing.method[1:]
 
 
 def _list(names: Sequence[str]) -> str:

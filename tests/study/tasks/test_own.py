@@ -213,6 +213,7 @@ def test_timm_networks():
         ((3, projects.pairs()), "must be a function of norm"),
         ((projects.bare, projects.pairs()), "without a normalization layer to convert"),
         ((projects.broken, projects.pairs()), "cannot build the model: KeyError: 'oh'"),
+        ((lambda width: nn.Linear(width, 3), projects.pairs()), "called with norm, because 'width' has no default"),
         ((lambda norm: 3, projects.pairs()), "gave a int, expected a torch.nn.Module"),
         (("nowhere.py:model", projects.pairs()), "cannot find nowhere.py"),
         ((projects.plain, {"train": 1, "test": 2}), "the data lack valid: they have train, test"),

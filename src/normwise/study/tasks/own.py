@@ -124,7 +124,7 @@ def _model(make_model: Any, splits: Splits) -> tuple[Callable[..., nn.Module], s
     if isinstance(make_model, str):
         if make_model.startswith("timm:"):
             return _timm(make_model.removeprefix("timm:"), splits), make_model
-        return resolved(make_model), make_model
+        return resolved(make_model), make_model.rpartition("/")[2]
     if isinstance(make_model, nn.Module):
         raise InputError(
             f"make_model must be a function that builds a model anew for each trial, got a "
@@ -143,6 +143,16 @@ def _takes_norm(make: Callable) -> bool:
         return True
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return bool(needed) or any(p.name == "norm" for p in parameters)
+
+
+def _hint(task: Task) -> str:
+    """Why a model's function was called with a norm, where its parameter has another name."""
+    names = [] if task.converts else list(inspect.signature(task.make_model).parameters)
+    if not names or "norm" in names:
+        return ""
+    return (
+        f" (called with norm, because {names[0]!r} has no default; a function without arguments gets its layers converted)"
+    )
 
 
 def _basic(name: str, splits: Splits, make: Callable, loss: Any, metric: Any) -> Task:
@@ -228,7 +238,7 @@ def _built(task: Task) -> nn.Module:
         except NormwiseError:
             raise
         except Exception as error:
-            raise InputError(f"cannot build the model: {type(error).__name__}: {error}") from error
+            raise InputError(f"cannot build the model: {type(error).__name__}: {error}{_hint(task)}") from error
 
 
 def _with_floor(task: Task) -> Task:
