@@ -36,7 +36,7 @@ class Stylized(Watch):
     @torch.no_grad()
     def result(self) -> dict[str, Any]:
         """Redraw the test photographs, as they are and at half their contrast."""
-        model, (photographs,) = self.spare().eval(), tensors_of(self.task.splits.test.inputs)
+        model, (photographs,) = self.spare().eval(), tensors_of(self.task.splits.test.load().inputs)
         drawn, pale = run(model, photographs), run(model, half_contrast(photographs))
         found: dict[str, Any] = {
             "style": self._part(drawn, photographs, 1.0),

@@ -63,7 +63,7 @@ class Watch:
         """Give some training samples, the same for all trials; in no order, whatever the order of the data."""
         train = self.task.splits.train
         order = torch.randperm(train.size, generator=torch.Generator().manual_seed(0))
-        return train.take(order[start : start + size])
+        return train.take(order[start : start + size]).load()
 
     def spare(self) -> nn.Module:
         """Give a copy of the model in training mode, to do with as one likes."""
@@ -369,7 +369,7 @@ class Hardening(Watch):
         hard = harden(self.spare(), threshold=0.0, negligible=1.0, report=rows.append)
         for model in (soft, hard):
             if any(getattr(m, "running_mean", None) is not None for m in model.modules()):
-                calibrate(model, [batch.inputs for batch in train.batches(PROBE)])
+                calibrate(model, [batch.load().inputs for batch in train.batches(PROBE)])
         models = {"soft": soft, "hard": hard} | {name: self.task.build(name) for name in self.SINGLES}
         return {
             "soft": evaluate(soft, self.task, test)[0],

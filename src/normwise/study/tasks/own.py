@@ -150,9 +150,7 @@ def _hint(task: Task) -> str:
     names = [] if task.converts else list(inspect.signature(task.make_model).parameters)
     if not names or "norm" in names:
         return ""
-    return (
-        f" (called with norm, because {names[0]!r} has no default; a function without arguments gets its layers converted)"
-    )
+    return f" (called with norm, because {names[0]!r} has no default; without arguments, layers are converted)"
 
 
 def _basic(name: str, splits: Splits, make: Callable, loss: Any, metric: Any) -> Task:
