@@ -25,6 +25,22 @@ class Attention(nn.Module):
         return self.norm(x + (q @ k.transpose(1, 2)).softmax(-1) @ self.v(x))
 
 
+class WrittenOut(nn.Module):
+    """A recurrence as a loop over plain layers; with ``feed_forward`` each frame is taken by itself, all at once."""
+
+    def __init__(self, feed_forward=False):
+        super().__init__()
+        self.into, self.back, self.feed_forward = nn.Linear(4, 8), nn.Linear(8, 8), feed_forward
+
+    def forward(self, x):
+        if self.feed_forward:
+            return self.back(self.into(x).tanh())
+        h = x.new_zeros(len(x), 8)
+        for frame in x.unbind(1):
+            h = (self.into(frame) + self.back(h)).tanh()
+        return h
+
+
 @pytest.mark.parametrize(
     ("model", "example", "architecture"),
     [
@@ -32,6 +48,8 @@ class Attention(nn.Module):
         (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.zeros(2, 4), "mlp"),
         (nn.LSTM(4, 8), torch.zeros(2, 5, 4), "recurrent"),
         (nw.LayerNormGRU(4, 8), torch.zeros(2, 5, 4), "recurrent"),
+        (WrittenOut(), torch.zeros(2, 5, 4), "recurrent"),
+        (WrittenOut(feed_forward=True), torch.zeros(2, 5, 4), "mlp"),
         (Attention(), torch.zeros(2, 5, 8), "attention"),
         (nn.TransformerEncoderLayer(16, 2, batch_first=True), torch.zeros(2, 5, 16), "attention"),
         (nn.Sequential(nn.ConvTranspose2d(8, 3, 4)), torch.zeros(2, 8, 1, 1), "generative"),

@@ -34,6 +34,8 @@ _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
 _PRODUCTS = {"matmul", "bmm", "__matmul__", "baddbmm"}
+# A matrix that rows pass this often in one run is taken for a cell's, in a loop over time that somebody wrote out.
+_STEPS = 4
 
 
 def survey(
@@ -275,7 +277,9 @@ def facts_of(
         if found.layer.activation is not None and id(found.module) in log.runs:
             log.activations[found.layer.activation] += 1
     upsamplings = log.upsamplings + sum(isinstance(modules[k], _TRANSPOSED) for k in log.weighted if k in log.runs)
-    kinds = _kinds([modules[k] for k in log.weighted if k in log.runs], log.attentions, upsamplings, inputs, outputs)
+    ran = [modules[k] for k in log.weighted if k in log.runs]
+    looped = any(_is_step(modules[k], log.runs[k]) for k in log.weighted if k in log.runs)
+    kinds = _kinds(ran, looped, log.attentions, upsamplings, inputs, outputs)
     return ModelFacts(
         model=type(model).__name__,
         architecture=next(kind for kind in ARCHITECTURES if kind in kinds),
@@ -351,12 +355,21 @@ def _weight_facts(module: nn.Module, names: list[str], run: _Run | None, behind:
     )
 
 
+def _is_step(module: nn.Module, run: _Run) -> bool:
+    return isinstance(module, nn.Linear) and run.calls >= _STEPS and len(run.input) == 2
+
+
 def _kinds(
-    ran: list[nn.Module], attentions: int, upsamplings: int, inputs: list[Tensor], outputs: list[Tensor]
+    ran: list[nn.Module],
+    looped: bool,
+    attentions: int,
+    upsamplings: int,
+    inputs: list[Tensor],
+    outputs: list[Tensor],
 ) -> list[str]:
     known = {
         "generative": _gives_images(upsamplings, inputs, outputs),
-        "recurrent": any(isinstance(m, _RECURRENT) for m in ran),
+        "recurrent": looped or any(isinstance(m, _RECURRENT) for m in ran),
         "attention": attentions > 0 or any(isinstance(m, nn.MultiheadAttention) for m in ran),
         "conv": any(isinstance(m, _CONVOLUTIONS) for m in ran),
     }
