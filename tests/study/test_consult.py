@@ -94,6 +94,26 @@ def test_table_shows_the_reasons_and_every_method():
         assert part in text
 
 
+def test_verify_trains_on_the_users_data_and_says_whether_it_held():
+    from normwise.study.tasks.images import digits, small_convnet
+
+    model = small_convnet(normwise.norm_layer("batch"))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    data = digits()
+    told = advise(model, data.train.inputs[:16], measure=False, data=data, verify=12)
+    check = told.check
+    assert told.best.method in check.methods
+    assert "batch" in check.methods
+    assert check.held is None or (check.behind >= 0 and "batch size 16" in check.headline)
+    assert "Checked" in report.advice_plain(told)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    short = advise(model, data.train.inputs[:16], measure=False, data=data, verify=0.1).check
+    assert short.held is None
+    assert "too few" in short.headline
+    with pytest.raises(InputError, match="needs data"):
+        advise(model, data.train.inputs[:16], measure=False, verify=5)
+
+
 NETS = """
 import torch
 from torch import nn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,17 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.advice import Advice, Cost, Exemption, rank, situation_of
+from normwise import records
+from normwise.advice import Advice, Check, Cost, Exemption, rank, situation_of
 from normwise.advice.rules import METHODS
-from normwise.errors import NormwiseError
+from normwise.errors import InputError, NormwiseError
 from normwise.findings import ModelFacts
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
+from normwise.study.tasks.forms import splits_of
 from normwise.surgery import convert
-from normwise.surgery.running import Forward, run_on, tensors_in
+from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
 _TIMING, _ROUNDS = 0.5, 3
+# A check by training: the best-ranked methods that take part, their learning rates and seeds, the steps of a first
+# taste, and those below which a run says nothing.
+_CHECKED, _LRS, _SEEDS, _TASTE, _LEAST_STEPS = 3, (0.04, 0.2), 3, 3, 30
 
 
 def advise(
@@ -34,6 +40,8 @@ def advise(
     variable_length: bool = False,
     forward: Forward | None = None,
     measure: bool = True,
+    data: Any = None,
+    verify: float | None = None,
 ) -> Advice:
     """Say which normalization a model should use, why, at what cost, and the line that puts it in.
 
@@ -52,9 +60,13 @@ def advise(
         variable_length: whether batches are padded; seen by itself where the example is.
         forward: ``(model, example_inputs) -> output``; default calls the model with them.
         measure: time the step and its memory with each method, which takes some steps of each.
+        data: to verify on: ``(inputs, targets)`` or anything else that :func:`normwise.compare` takes.
+        verify: about how many seconds a short paired comparison on ``data`` may take. Fresh copies of the model, with
+            the best-ranked methods and those it has now, are trained over three seeds; ``.check`` says whether the
+            advice held.
 
     Returns:
-        The advice: ``.best``, ``.ranking``, ``.notes``; printed, a table.
+        The advice: ``.best``, ``.ranking``, ``.notes``, ``.check``.
 
     Raises:
         InputError: an argument cannot be used.
@@ -69,7 +81,69 @@ def advise(
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     run = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
     costs = measured_costs(model, run) if measure and facts.normalized else {}
-    return rank(facts.model, situation, costs, partial(_code, facts, devices))
+    advice = rank(facts.model, situation, costs, partial(_code, facts, devices))
+    if verify is None:
+        return advice
+    if data is None:
+        raise InputError("verify= trains, so it needs data=(inputs, targets)")
+    if not facts.normalized:
+        raise InputError(
+            "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
+        )
+    return dataclasses.replace(advice, check=check_by_training(model, advice, data, verify))
+
+
+def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: float) -> Check:
+    """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has.
+
+    Args:
+        model: with normalization layers; modules with ``reset_parameters`` start anew for each seed.
+        advice: to check.
+        data: what :func:`normwise.compare` takes.
+        seconds: how long it may take, about.
+
+    Returns:
+        What came out; too short a training is said, and decides nothing.
+
+    Example:
+        >>> callable(check_by_training)
+        True
+    """
+    from normwise.study.comparison import compare
+
+    began, b = time.perf_counter(), advice.situation.batch_size
+    possible = [r.method for r in advice.ranking if r.refused is None]
+    methods = list(dict.fromkeys([*possible[:_CHECKED], *(m for m in advice.situation.current if m in possible)]))
+    setting = {"methods": methods, "batch_sizes": [b], "progress": False}
+
+    def trained(steps: float, seeds: int, lrs: Sequence[float]) -> records.Study:
+        fresh = partial(_fresh, model)
+        return compare(fresh, data, epochs=steps * b / size, seeds=seeds, lrs=lrs, **setting).record  # type: ignore[arg-type]
+
+    size = splits_of(data).train.size
+    # A first taste tells what a step takes, evaluation included.
+    taste = trained(_TASTE, 2, _LRS[:1])
+    per_step = sum(t.seconds for t in taste.trials) / sum(max(t.steps, 1) for t in taste.trials)
+    left = seconds - (time.perf_counter() - began)
+    steps = left / per_step / (len(methods) * (len(_LRS) + _SEEDS))
+    if steps < _LEAST_STEPS:
+        headline = f"{seconds:.0f} s allow {max(steps, 0):.0f} steps a run, too few to say anything: give more"
+        return Check(time.perf_counter() - began, methods, headline, None, None)
+    study = trained(steps, _SEEDS, _LRS)
+    verdict, best = study.verdicts[0], advice.best.method
+    standing = next(s for s in study.standings if s.method == best)
+    behind = standing.behind.value if standing.behind else 0.0
+    return Check(time.perf_counter() - began, methods, verdict.headline, best in verdict.tied, behind)
+
+
+def _fresh(model: nn.Module) -> nn.Module:
+    """A copy that starts anew: every module that can reset its parameters does."""
+    copy = deep_copy(model)
+    for module in copy.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return copy
 
 
 def measured_costs(
