@@ -237,13 +237,8 @@ def _task_of(make_model: Any, data: Any, own: Mapping[str, Any]) -> Task:
         if make_model is not None or given:
             raise InputError(f"a Task brings its own {', '.join(['make_model', *own])}: give one or the other")
         return data
-    if make_model is None:
-        if not isinstance(data, str):
-            raise InputError("your own data need your own model: compare(make_model, data)")
-        task = load_task(data)
-        if not given:
-            return task
-        make_model = task.make_model
+    if make_model is None and not given and isinstance(data, str):
+        return load_task(data)
     return make_task(make_model, data, **given)
 
 

@@ -76,6 +76,14 @@ def test_named_parts_are_the_same_work_and_are_made_again_from_a_text():
     assert by_name.describe_model() == again.describe_model()
 
 
+def test_a_data_sets_own_model_with_an_optimizer_of_ones_own():
+    task = load_task(make_task(None, "digits", optimizer=text("adam")).source)
+    assert (task.name, task.lrs, task.splits.train.size) == ("digits", (0.0025, 0.01, 0.04), 1077)
+    assert type(task.build("batch")).__name__ == "ConvNet"
+    with pytest.raises(InputError, match="your own data need your own model"):
+        make_task(None, projects.pairs())
+
+
 def test_other_processes_make_the_task_from_its_text(tmp_path):
     options = QUICK | {"methods": ["none", "batch"]}
     alone, together = (

@@ -45,7 +45,7 @@ def make_task(
 
     Args:
         make_model: ``make_model(norm)`` builds a fresh model; ``make_model()`` one whose layers are converted to each
-            method; either may be a Lightning module. ``"timm:resnet18"`` takes timm's.
+            method; either may be a Lightning module. ``"timm:resnet18"`` takes timm's, ``None`` a data set's own.
         data: the name of a data set, or what :func:`~normwise.study.tasks.forms.splits_of` takes.
         name: of the task; default the model's function.
         loss: ``loss(model, batch)``, or a ``torch.nn`` criterion, called with outputs and targets.
@@ -74,7 +74,7 @@ def make_task(
     if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
         raise InputError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
     splits = _splits(data, _function(collate, "collate"))
-    make, label = _model(make_model, splits)
+    make, label = _model(make_model, splits) if make_model is not None else (_reference(data), "")
     label = label or (data if isinstance(data, str) else "own data")
     task = _basic(name or label, splits, make, _function(loss, "loss"), metric)
     task = _with_model(task)
@@ -107,7 +107,7 @@ def load_task(name: str) -> Task:
         ...
         normwise.errors.InputError: unknown data set 'digts': did you mean 'digits'? Known are ...
     """
-    return make_task(**json.loads(name)) if name.startswith("{") else named_task(name)
+    return make_task(**{"make_model": None} | json.loads(name)) if name.startswith("{") else named_task(name)
 
 
 def _splits(data: Any, collate: Callable | None) -> Splits:
@@ -117,6 +117,12 @@ def _splits(data: Any, collate: Callable | None) -> Splits:
     if kind in DATASETS or not rest:
         return named_task(data).splits
     return splits_of(called(data), collate)
+
+
+def _reference(data: Any) -> Callable[..., nn.Module]:
+    if not isinstance(data, str) or data.partition(":")[0] not in DATASETS:
+        raise InputError("your own data need your own model: compare(make_model, data)")
+    return named_task(data).make_model
 
 
 def _model(make_model: Any, splits: Splits) -> tuple[Callable[..., nn.Module], str]:
