@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -15,6 +15,9 @@ from normwise import __version__
 from normwise.claims.commands import app as claims
 from normwise.errors import InputError, MissingDependencyError, NormwiseError
 from normwise.probe.commands import app as probe
+from normwise.study.address import is_url, redact
+from normwise.study.commands import app as study_app
+from normwise.study.commands import read
 from normwise.study.consult_commands import app as consult
 from normwise.surgery.commands import app as surgery
 
@@ -34,6 +37,7 @@ app.update(surgery)
 app.update(probe)
 app.command(claims)
 app.update(consult)
+app.command(study_app)
 
 
 @app.command
@@ -52,6 +56,12 @@ def compare(
     out: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
+    storage: Annotated[str | None, Parameter(env_var="NORMWISE_STORAGE")] = None,
+    study: str | None = None,
+    engine: str = "processes",
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
     title: str | None = None,
     loss: str | None = None,
     metric: str | None = None,
@@ -93,7 +103,15 @@ def compare(
             same verdict from less training; worth it with many methods or seeds.
         out: Folder for the results. Default: normwise-compare/DATA, with -quick or -race behind it.
         fresh: Start over; the old study stays in the database under another name.
-        workers: Processes that share the work. Default: one per core, at most 4.
+        workers: Processes that share the work. Default: one per core, at most 4. With --storage, 0 leaves the work to
+            others: normwise study work.
+        storage: Keep the study in a database that other machines reach, postgresql://USER@HOST/DATABASE, so that they
+            can take part. Its password is better left to ~/.pgpass or PGPASSWORD.
+        study: The study's name in that database. Default: that of the folder.
+        engine: What starts the workers: processes, of this machine, or ray.
+        address: Of the Ray cluster, such as auto or ray://HOST:10001. Default: one on this machine.
+        cpus: That each worker is given on the Ray cluster.
+        gpus: Likewise; a fraction shares one.
         title: Title of the report.
         loss: A callable loss(model, batch). Default: cross-entropy for class numbers, else the squared error.
         metric: A callable metric(model, loader), higher is better; or accuracy, mean_iou, r_squared, loss (minus it),
@@ -110,7 +128,7 @@ def compare(
     if quick and epochs is not None:
         raise InputError("--quick chooses the epochs itself: give --quick or --epochs")
     folder = out if out is not None else Path(_OUT) / (_folder_name(model, data) + "-quick" * quick + "-race" * race)
-    study = _needing_extras().compare(
+    done = _needing_extras().compare(
         model,
         data,
         loss=loss,
@@ -128,40 +146,45 @@ def compare(
         race=race,
         out=folder,
         fresh=fresh,
-        workers=_default_workers() if workers is None else workers,
+        storage=storage,
+        study=study,
+        **_engine(engine, workers, address, cpus, gpus),
         title=title,
         command=_command(),
     )
     from normwise import report as drawing
 
-    _print(drawing.table(study.record))
-    for note in study.record.settings.notes:
+    _print(drawing.table(done.record))
+    for note in done.record.settings.notes:
         print(note)
     print(f"\nstudy   {folder / 'study.json'}\nreport  {folder / 'report.html'}")
 
 
 @app.command
-def report(study: Path, /, *, out: Path | None = None) -> None:
+def report(
+    where: Annotated[str, Parameter(name="STUDY")], /, *, study: str | None = None, out: Path | None = None
+) -> None:
     """Draw a stored study, or a stored diagnosis, again: the table here, the page beside it. Needs no torch.
 
     For instance: normwise report normwise-compare/digits
 
     Args:
-        study: A study.json, or the folder that holds one; or what 'normwise diagnose --out' wrote.
-        out: The file to write. Default: report.html beside the study, or the diagnosis's own name with .html.
+        where: A study.json, a study.db, the folder that holds one, or postgresql://USER@HOST/DATABASE; or what
+            'normwise diagnose --out' wrote.
+        study: The study's name, where a database holds several.
+        out: The file to write. Default: report.html beside the study, or here; a diagnosis's own name with .html.
     """
     from normwise import report as drawing
     from normwise.findings import is_diagnosis, load_diagnosis
-    from normwise.records import load_study, write_atomic
+    from normwise.records import write_atomic
 
-    source = study / "study.json" if study.is_dir() else study
-    if is_diagnosis(source):
-        seen = load_diagnosis(source)
-        text, shown, name = drawing.diagnosis_html(seen), drawing.diagnosis_table(seen), f"{source.stem}.html"
+    if not is_url(where) and is_diagnosis(Path(where)):
+        seen = load_diagnosis(Path(where))
+        text, shown, name = drawing.diagnosis_html(seen), drawing.diagnosis_table(seen), f"{Path(where).stem}.html"
     else:
-        record = load_study(source)
+        record = read(where, study)
         text, shown, name = drawing.html(record), drawing.table(record), "report.html"
-    page = out if out is not None else source.with_name(name)
+    page = out if out is not None else _beside(where) / name
     write_atomic(page, text)
     _print(shown)
     print(f"\nreport  {page}")
@@ -214,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"normwise: error: {message}", file=sys.stderr)
+    print(f"normwise: error: {redact(message)}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -235,8 +258,25 @@ def _print(shown: RenderableType) -> None:
 
 
 def _command() -> str:
-    """The command that continues this run: what was typed, without --fresh."""
-    return shlex.join(["normwise", *(a for a in sys.argv[1:] if a != "--fresh")])
+    """The command that continues this run: what was typed, without --fresh and without passwords."""
+    return shlex.join(["normwise", *(redact(a) for a in sys.argv[1:] if a != "--fresh")])
+
+
+def _beside(where: str) -> Path:
+    """The folder of a study; for a database that has none, this one."""
+    path = Path(where)
+    return Path() if is_url(where) else path if path.is_dir() else path.parent
+
+
+def _engine(name: str, workers: int | None, address: str | None, cpus: float, gpus: float) -> dict[str, Any]:
+    """What compare is told about its workers."""
+    if name == "ray":
+        from normwise.study.engines import RayCluster
+
+        return {"engine": RayCluster(workers, address, cpus, gpus)}
+    if address is not None or gpus or cpus != 1:
+        raise InputError("--address, --cpus and --gpus are for --engine ray")
+    return {"engine": name, "workers": _default_workers() if workers is None else workers}
 
 
 def _default_workers() -> int:

@@ -33,8 +33,11 @@ class Postgres:
 
     def __init__(self, tools: Path) -> None:
         self.tools = tools
-        # Not below pytest's folder: its path can be too long for a socket, and is closed to other users.
-        self.folder = Path(tempfile.mkdtemp(prefix="normwise-pg-"))
+        # Not below pytest's folder: its path can be too long for a socket, and is closed to other users. In memory
+        # where that is possible, since every database is some hundred files.
+        memory = Path("/dev/shm")
+        place = memory if os.access(memory, os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="normwise-pg-", dir=place))
         self._names = itertools.count()
         # PostgreSQL refuses to run as root; its package brings a user, any other will do.
         self._user = pwd.getpwnam(_unprivileged()) if os.geteuid() == 0 else None

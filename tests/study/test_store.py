@@ -154,7 +154,7 @@ def test_killed_while_training_and_while_taking_over(place, tmp_path, monkeypatc
 def await_running(where):
     """Wait until a worker trains."""
     store, deadline = Store(where, SETTINGS), time.monotonic() + 60
-    while not any("claim" in t.user_attrs for t in store._study.get_trials()):
+    while not any(module.is_claimed(t) for t in store._study.get_trials()):
         assert time.monotonic() < deadline, "no worker has begun"
         time.sleep(0.05)
 
@@ -172,7 +172,7 @@ def test_processes_share_the_work(place, tmp_path):
 def test_reconciling_is_idempotent(place):
     store = Store(place, SETTINGS)
     for _ in range(3):
-        with module._quiet(), store._locked():
+        with module.quiet(), store._locked():
             waiting, running_now, finished = store._reconcile(plan)
         assert (waiting, running_now, finished) == (len(tune_cells(SETTINGS)), 0, [])
 
@@ -182,13 +182,13 @@ def test_the_queue_is_kept_short(place, monkeypatch):
     monkeypatch.setattr(module, "_AHEAD", 2)
     assert len(work(place)) == EXPECTED_COUNT
     store = Store(place, SETTINGS, name="other")
-    with module._quiet(), store._locked():
+    with module.quiet(), store._locked():
         assert store._reconcile(plan)[0] == 2
 
 
 def test_what_is_not_due_any_more_is_withdrawn(place):
     store = Store(place, SETTINGS)
-    with module._quiet(), store._locked():
+    with module.quiet(), store._locked():
         assert store._reconcile(plan)[0] == 4
         store._study.enqueue_trial({}, user_attrs=store._study.get_trials()[0].user_attrs)  # twice
         assert store._reconcile(lambda trials: plan(trials)[:1])[0] == 1

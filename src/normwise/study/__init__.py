@@ -1,8 +1,9 @@
 """Compare normalizations by training: tasks, trials, an Optuna store, statistics → records.
 
-:func:`compare` is the whole job. The parts, in the order of the work: ``data`` and ``tasks`` (what is trained),
-``plan`` (the grid), ``trial`` and ``measure`` (one run), ``store`` and ``worker`` (queue and processes), ``standings``
-and ``verdict`` (what it all says), ``progress`` and ``result`` (what a person sees).
+The parts, in the order of the work of :func:`compare`: ``data`` and ``tasks`` (what is trained), ``plan`` (the grid),
+``trial`` and ``measure`` (one run), ``database``, ``server`` and ``store`` (the queue), ``worker`` and ``engines`` (who
+works on it), ``standings`` and ``verdict`` (what it all says), ``progress`` and ``result`` (what a person sees),
+``stored`` and ``commands`` (studies that exist).
 
 The public names are imported when they are first used: what reads a stored study (``store``, ``verdict`` and what they
 import) needs no torch.
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from normwise.study.comparison import compare
     from normwise.study.consult import advise
     from normwise.study.data import Part, Splits
+    from normwise.study.engines import RayCluster
     from normwise.study.result import Study
     from normwise.study.tasks import Observer, Task, load_task, make_task
 
 _HOME = {
     "Observer": "tasks",
     "Part": "data",
+    "RayCluster": "engines",
     "Splits": "data",
     "Study": "result",
     "Task": "tasks",
@@ -32,7 +35,7 @@ _HOME = {
     "make_task": "tasks",
 }
 
-__all__ = ["Observer", "Part", "Splits", "Study", "Task", "advise", "compare", "load_task", "make_task"]
+__all__ = ["Observer", "Part", "RayCluster", "Splits", "Study", "Task", "advise", "compare", "load_task", "make_task"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from normwise.errors import InputError, StoreError
-from normwise.records import Trial, from_dict
+from normwise.records import STUDY_VERSION, Trial, from_dict
 from normwise.study.address import is_url, redact
 from normwise.study.database import STORE_NAME, Database, File, Memory
 from normwise.study.salvage import Salvaged
@@ -74,49 +77,108 @@ def names(storage: BaseStorage) -> list[str]:
     return [study.study_name for study in storage.get_all_studies()]
 
 
-def only_name(storage: BaseStorage, database: Database) -> str:
-    """Choose the study of a database that holds one.
+def find(storage: BaseStorage, database: Database, name: str | None) -> str:
+    """Find a study, or the only one.
 
     Args:
         storage: Optuna's.
         database: for the message.
+        name: of the study; ``None`` for the only one.
 
     Returns:
         Its name.
 
     Raises:
-        StoreError: there is none, or there are several; the message lists them.
+        StoreError: there is none, or there are several and none is named; the message lists them.
 
     Example:
-        >>> only_name(Memory().storage(), Memory())
+        >>> find(Memory().storage(), Memory(), None)
         Traceback (most recent call last):
         ...
         normwise.errors.StoreError: memory holds no study
     """
     there = names(storage)
-    if len(there) == 1:
-        return there[0]
+    if name in there or (name is None and len(there) == 1):
+        return name or there[0]
     if not there:
         raise StoreError(f"{database.name} holds no study")
-    raise StoreError(f"{database.name} holds several studies ({', '.join(there)}): name one with --study")
+    if name is None:
+        raise StoreError(f"{database.name} holds several studies ({', '.join(there)}): name one with --study")
+    raise StoreError(f"{database.name} holds no study {name!r}: it holds {', '.join(there)}")
 
 
-def unknown(name: str, storage: BaseStorage, database: Database) -> StoreError:
-    """Say which studies there are where one is not.
+def check_version(about: dict[str, Any], what: str) -> None:
+    """Refuse what a newer normwise has written; what an older one has written can be read.
 
     Args:
-        name: that was asked for.
-        storage: Optuna's.
-        database: for the message.
+        about: the study's attributes.
+        what: the study, for the message.
 
-    Returns:
-        The error to raise.
+    Raises:
+        StoreError: its version is newer, or it is no study of normwise's.
 
     Example:
-        >>> unknown("a", Memory().storage(), Memory())
-        StoreError("memory holds no study 'a': it holds none")
+        >>> check_version({"settings": {}, "version": 99}, "this study")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: this study has version 99, this normwise reads up to ...: upgrade normwise
     """
-    return StoreError(f"{database.name} holds no study {name!r}: it holds {', '.join(names(storage)) or 'none'}")
+    version = about.get("version", 1)
+    if not isinstance(version, int) or version > STUDY_VERSION:
+        raise StoreError(f"{what} has version {version}, this normwise reads up to {STUDY_VERSION}: upgrade normwise")
+    if "settings" not in about:
+        raise StoreError(f"{what} was not made by normwise: it has no settings")
+
+
+class Finished:
+    """Turns Optuna's trials into the finished ones, each cell once; remembers those it has turned.
+
+    Example:
+        >>> Finished().of([])
+        []
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Trial] = {}
+
+    def of(self, trials: list[FrozenTrial]) -> list[Trial]:
+        """Choose and turn them.
+
+        Args:
+            trials: of one study.
+
+        Returns:
+            Those that are complete, in the same order; the first where a cell was finished twice.
+        """
+        found: dict[str, Trial] = {}
+        for frozen in trials:
+            if frozen.state == TrialState.COMPLETE:
+                if frozen.number not in self._known:
+                    self._known[frozen.number] = from_dict(Trial, frozen.user_attrs.get("result"))
+                found.setdefault(self._known[frozen.number].cell.key, self._known[frozen.number])
+        return list(found.values())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna's log lines and its notices about experimental features away from the user.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with quiet():
+        ...     optuna.logging.get_verbosity() == optuna.logging.CRITICAL
+        True
+    """
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def create(storage: BaseStorage, name: str) -> optuna.Study:

@@ -9,26 +9,24 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from normwise import records
 from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import check_spec
-from normwise.records import Cell, Settings, Trial
+from normwise.records import Cell, Settings
+from normwise.study.engines import Engine, Processes, engine_of, run
 from normwise.study.machine import machine, versions
-from normwise.study.plan import default_epochs, due, scaled_lrs, total_cells
-from normwise.study.progress import Display
+from normwise.study.plan import default_epochs, scaled_lrs
 from normwise.study.racing import TUNE_SHARE
 from normwise.study.result import Study
-from normwise.study.store import Store
+from normwise.study.store import STUDY_NAME, Store
+from normwise.study.stored import draw_up
 from normwise.study.tasks import Task, load_task, make_task, nearest
 from normwise.study.tasks.convert import AS_IS
 from normwise.study.trial import Trainer
-from normwise.study.verdict import judge
-from normwise.study.worker import helpers, share_of, trainer_of
+from normwise.study.worker import Job
 
 DEFAULT_BATCH_SIZES = (2, 32)
 DEFAULT_SEEDS = 5
@@ -57,6 +55,9 @@ def compare(
     race: bool = False,
     fresh: bool = False,
     workers: int = 1,
+    storage: str | None = None,
+    study: str | None = None,
+    engine: str | Engine = "processes",
     progress: bool = True,
     command: str | None = None,
 ) -> Study:
@@ -104,6 +105,11 @@ def compare(
             have wide intervals. Worth it with many methods or seeds.
         fresh: start over where ``out`` already holds a study, which stays in its database under another name.
         workers: processes that share the trials; for more than one ``make_model`` must be importable from a module.
+        storage: the database to keep the study in, ``postgresql://USER@HOST/DATABASE``, where workers of many machines
+            can take part; default a file in ``out``.
+        study: its name in that database; default that of the data.
+        engine: what starts the workers: ``"processes"`` of this machine, ``"ray"``, or a
+            :class:`~normwise.study.RayCluster`. With ``storage``, ``workers=0`` watches those that others start.
         progress: show it on standard error.
         command: what to record as the command that makes this study.
 
@@ -121,34 +127,32 @@ def compare(
     own = {"loss": loss, "metric": metric, "optimizer": optimizer, "augment": augment, "collate": collate}
     task = _task_of(make_model, data, own | {"accumulate": accumulate})
     settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race)
-    if workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
+    how = engine_of(engine, workers)
+    if not how.trains and isinstance(how, Processes) and storage is None:
+        raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
     with ExitStack() as stack:
-        folder = None if out is None else Path(out)
-        if folder is None and workers > 1:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
         _check_model(task, settings)
-        store = Store(folder, settings, fresh)
-        trials = _run(store, task, settings, folder, workers, progress)
-    standings, verdicts = judge(settings, trials)
-    study = Study(
-        records.Study(
+        place: str | Path | None = storage or (None if out is None else Path(out))
+        if place is None and how != Processes(1):
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
+        name = study or (STUDY_NAME if storage is None else task.name + "-quick" * quick + "-race" * race)
+        store = Store(place, settings, fresh, name)
+        store.note(
             title=title or f"Which normalization for {task.name}?",
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=command or _python_command(settings),
-            settings=settings,
+            created=store.about.get("created") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions=versions(),
             machine=machine(task.threads),
-            trials=trials,
-            standings=standings,
-            verdicts=verdicts,
-            seconds=sum(t.seconds for t in trials),
-            finished=len(trials) >= total_cells(settings, trials),
+            source=task.source,
         )
-    )
+        others = how != Processes(1)
+        where = place.resolve() if isinstance(place, Path) else place
+        job = Job(where, name, task if others and task.source is None else None)
+        trials = run(store, task, how, job, progress)
+        compared = Study(draw_up(settings, store.about, trials))
     if out is not None:
-        study.save(out)
-    return study
+        compared.save(out)
+    return compared
 
 
 def make_settings(
@@ -212,22 +216,6 @@ def make_settings(
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
     )
-
-
-def _run(
-    store: Store, task: Task, settings: Settings, folder: Path | None, workers: int, progress: bool
-) -> list[Trial]:
-    """Run what is open, alone or with helpers, showing how far it is."""
-    train, plan = trainer_of(task, settings), partial(due, settings)
-    open_cells = total_cells(settings) - len(store.trials())
-    with ExitStack() as stack:
-        others = 0 if folder is None else min(workers, max(open_cells, 1)) - 1
-        if folder is not None and others:
-            stack.enter_context(helpers([share_of(folder, settings, task)] * others))
-        if not progress:
-            return store.work(train, plan)
-        display = stack.enter_context(Display(settings, workers))
-        return store.work(train, plan, display.update)
 
 
 def _task_of(make_model: Any, data: Any, own: Mapping[str, Any]) -> Task:

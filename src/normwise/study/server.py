@@ -53,6 +53,9 @@ class Server(Database):
             self._url = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
         except (ArgumentError, ValueError):
             raise InputError(f"cannot read the URL {redact(url)}: expected postgresql://USER@HOST/DATABASE") from None
+        if "@" in (self._url.host or ""):
+            # Half a password would be taken for a host, and be looked up and reported as one.
+            raise InputError(f"cannot read the URL {redact(url)}: write an @ in a password as %40")
         self.name = redact(self._url.set(drivername="postgresql").render_as_string())
         self._reached = False
         self._owner = threading.get_ident()

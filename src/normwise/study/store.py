@@ -17,21 +17,32 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from normwise.errors import StoreError
 from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
-from normwise.study.catalog import as_frozen, create, names, only_name, open_database, rename, restore, unknown, whole
+from normwise.study.catalog import (
+    Finished,
+    as_frozen,
+    check_version,
+    create,
+    find,
+    open_database,
+    quiet,
+    rename,
+    restore,
+    whole,
+)
 from normwise.study.database import Database, File, is_away
 from normwise.study.salvage import Salvaged, salvage
 
@@ -68,20 +79,18 @@ class Store:
         name: str | None = STUDY_NAME,
     ) -> None:
         self.database = open_database(where)
-        self._known: dict[int, Trial] = {}
+        self._finished = Finished()
         if settings is None and not self.database.exists():
             raise StoreError(f"{self.database.name} holds no study")
         self._lock = self.database.lock()
-        with self._guarded(), _quiet(), self._locked():
+        with self._guarded(), quiet(), self._locked():
             salvaged = self._mend()
             self._storage = self.database.storage()
             for each, kept in salvaged.items():
                 restore(self._storage, each, kept)
-            self.name = only_name(self._storage, self.database) if name is None else name
+            self.name = find(self._storage, self.database, name) if settings is None or name is None else name
             if fresh:
                 rename(self._storage, self.name)
-            if settings is None and self.name not in names(self._storage):
-                raise unknown(self.name, self._storage, self.database)
             self._study = create(self._storage, self.name)
             self.settings = self._adopt(settings)
 
@@ -105,8 +114,10 @@ class Store:
             'mine'
         """
         with self._guarded():
+            there = self._study.user_attrs
             for key, value in attributes.items():
-                self._insist(partial(self._study.set_user_attr, key, value))
+                if there.get(key) != value:
+                    self._insist(partial(self._study.set_user_attr, key, value))
 
     def trials(self) -> list[Trial]:
         """Read the finished trials, of all workers.
@@ -120,7 +131,7 @@ class Store:
             []
         """
         with self._guarded():
-            return self._finished(self._study.get_trials(deepcopy=False))
+            return self._finished.of(self._study.get_trials(deepcopy=False))
 
     def add(self, trials: list[Trial]) -> None:
         """Put finished trials into the study, such as those of another database.
@@ -135,7 +146,7 @@ class Store:
             >>> len(store.trials())
             1
         """
-        with self._guarded(), _quiet(), self._locked():
+        with self._guarded(), quiet(), self._locked():
             there = {t.cell.key for t in self.trials()}
             for trial in trials:
                 if trial.cell.key not in there:
@@ -165,7 +176,7 @@ class Store:
             True
         """
         pause = self.database.poll
-        with self._guarded(), _quiet():
+        with self._guarded(), quiet():
             while True:
                 # Where a connection breaks, what was under way is in the database or will be done again.
                 waiting, running, finished = self._insist(partial(self._turn, train, due, on_change))
@@ -201,7 +212,7 @@ class Store:
             if isinstance(self._storage, BaseHeartbeat):
                 self._storage.record_heartbeat(trial._trial_id)
             # From here on the heartbeat tells whether this worker lives; see _reconcile.
-            trial.set_user_attr("claim", trial.number)
+            trial.set_user_attr("claim", _claim(trial.number))
             self._lock.release(force=True)
             on_start(cell)
             # A retried trial brings its result along where the worker died between writing it and saying so.
@@ -237,13 +248,13 @@ class Store:
         if isinstance(self._storage, BaseHeartbeat):
             optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
-        finished = self._finished(trials)
+        finished = self._finished.of(trials)
         wanted = {cell.key: cell for cell in due(finished)}
         taken = {trial.cell.key for trial in finished}
         running = 0
         for trial in trials:
             if trial.state == TrialState.RUNNING:
-                if trial.user_attrs.get("claim") == trial.number:
+                if is_claimed(trial):
                     running += 1
                     taken.add(_key(trial))
                 else:
@@ -269,33 +280,18 @@ class Store:
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
-    def _finished(self, trials: list[FrozenTrial]) -> list[Trial]:
-        found: dict[str, Trial] = {}
-        for frozen in trials:
-            if frozen.state == TrialState.COMPLETE:
-                if frozen.number not in self._known:
-                    self._known[frozen.number] = from_dict(Trial, frozen.user_attrs.get("result"))
-                found.setdefault(self._known[frozen.number].cell.key, self._known[frozen.number])
-        return list(found.values())
-
     def _adopt(self, settings: Settings | None) -> Settings:
         """Keep the settings with a new study; refuse a study with others, or of a newer normwise."""
         there = self._study.user_attrs
-        version = there.get("version", 1)
-        if not isinstance(version, int) or version > STUDY_VERSION:
-            raise StoreError(
-                f"{self._said()} has version {version}, this normwise reads up to {STUDY_VERSION}: upgrade normwise"
-            )
-        theirs = there.get("settings")
+        if settings is not None and "settings" not in there:
+            self._study.set_user_attr("version", STUDY_VERSION)
+            self._study.set_user_attr("settings", to_dict(settings))
+            return settings
+        check_version(there, self._said())
+        theirs = there["settings"]
         if settings is None:
-            if theirs is None:
-                raise StoreError(f"{self._said()} was not made by normwise: it has no settings")
             return from_dict(Settings, theirs)
         mine = json.loads(json.dumps(to_dict(settings)))
-        if theirs is None:
-            self._study.set_user_attr("version", STUDY_VERSION)
-            self._study.set_user_attr("settings", mine)
-            return settings
         # Of an older normwise, whose settings lacked fields that have a default.
         theirs = json.loads(json.dumps(to_dict(from_dict(Settings, theirs))))
         for name in mine:
@@ -349,6 +345,28 @@ class Store:
             yield
 
 
+def is_claimed(trial: FrozenTrial) -> bool:
+    """Tell whether a running trial's worker got as far as its first sign of life.
+
+    Args:
+        trial: Optuna's. A retried trial brings its predecessor's claim along, which does not count.
+
+    Returns:
+        Whether.
+
+    Example:
+        >>> is_claimed(optuna.trial.create_trial(value=0.5))
+        False
+    """
+    claim = trial.user_attrs.get("claim")
+    return isinstance(claim, dict) and claim.get("number") == trial.number
+
+
+def _claim(number: int) -> dict[str, Any]:
+    """What a worker leaves at its trial, for those who look for it."""
+    return {"number": number, "host": socket.gethostname(), "process": os.getpid()}
+
+
 def _start(on_change: OnChange, finished: list[Trial], cell: Cell) -> None:
     on_change(finished, cell.key)
 
@@ -360,16 +378,3 @@ def _key(trial: FrozenTrial) -> str:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's log lines and its notices about experimental features away from the user."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)

@@ -1,7 +1,8 @@
-"""More processes on one study: each opens the store and takes what waits there.
+"""Workers: each opens the study's database, learns there what is trained, and takes what waits.
 
-A worker is a child process that is told its work on standard input, and that ends when the pipe breaks: however the
-parent dies, nothing runs on unseen.
+A worker is started by anything: ``normwise study work``, a Ray cluster, or the main process, whose own workers are
+child processes. Such a child is told its work on standard input (a database's address with its password never stands
+on a command line) and ends when the pipe breaks: however the parent dies, nothing runs on unseen.
 """
 
 from __future__ import annotations
@@ -13,18 +14,88 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from normwise.errors import InputError
+from normwise.errors import InputError, StoreError
 from normwise.records import Settings
 from normwise.study.plan import due, training_steps
-from normwise.study.store import Store
+from normwise.study.store import OnChange, Store
 from normwise.study.tasks import Task, load_task
 from normwise.study.trial import Trainer
 
 _CHILD = "from normwise.study.worker import main; main()"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told: where the study is and, if the study's database cannot say it, what is trained.
+
+    ``where`` is never shown: it may hold a password.
+
+    Example:
+        >>> Job("postgresql://ann:secret@db.example/studies", "digits")
+        Job(study='digits')
+    """
+
+    where: str | Path | None = field(repr=False)
+    study: str
+    task: Task | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if getattr(self.task and self.task.make_model, "__module__", None) == "__main__":
+            raise InputError(
+                "several workers need make_model in a module that they can import: move it there, or workers=1"
+            )
+
+    def __call__(self, on_change: OnChange = lambda trials, note: None) -> None:
+        """Work on the study until it is finished.
+
+        Args:
+            on_change: see :meth:`~normwise.study.store.Store.work`.
+        """
+        store = Store(self.where, name=self.study)
+        task = rebuild(store) if self.task is None else self.task
+        store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change)
+
+
+def rebuild(store: Store) -> Task:
+    """Make a study's task from what its database says of it, and check that it is the same.
+
+    Args:
+        store: of the study.
+
+    Returns:
+        The task.
+
+    Raises:
+        StoreError: it was handed over in Python, or what is built here differs; the message says in what.
+
+    Example:
+        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> rebuild(Store(None, settings))
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: the study 'normwise' in memory cannot be worked on from here: its model was ...
+    """
+    what = f"the study {store.name!r} in {store.database.name} cannot be worked on from here"
+    source = store.about.get("source")
+    if source is None:
+        raise StoreError(
+            f"{what}: its model was handed over in Python, not by a name that could be looked up; "
+            "use the workers of the process that made it, compare(..., workers=N)"
+        )
+    task = load_task(source)
+    here = {"score_name": task.score_name, "splits": task.splits.sizes(), "model": task.describe_model()}
+    for name, value in here.items():
+        if value != (theirs := getattr(store.settings, name)):
+            raise StoreError(
+                f"{what}: {source} gives {name} = {value} here, the study has {theirs}; "
+                "use the same versions of the model's code, the data and normwise"
+            )
+    return task
 
 
 def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> Trainer:
@@ -48,37 +119,6 @@ def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> T
     return Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
 
 
-def share_of(folder: Path, settings: Settings, task: Task) -> Callable[[], object]:
-    """Give the work that another process can do on a study: whatever waits in its store.
-
-    Args:
-        folder: of the store.
-        settings: of the study.
-        task: what to train; a task that has a name of its own is loaded anew in the other process, others are pickled.
-
-    Returns:
-        A job for :func:`helpers`.
-
-    Raises:
-        InputError: the model's function is not in a module that another process can import.
-
-    Example:
-        >>> callable(share_of)
-        True
-    """
-    if task.source is None and getattr(task.make_model, "__module__", None) == "__main__":
-        raise InputError(
-            "several workers need make_model in a module that they can import: move it there, or workers=1"
-        )
-    return partial(_take_part, folder.resolve(), settings, task.source or task)
-
-
-def _take_part(folder: Path, settings: Settings, task: Task | str) -> None:
-    if isinstance(task, str):
-        task = load_task(task)
-    Store(folder, settings).work(trainer_of(task, settings), partial(due, settings))
-
-
 @contextmanager
 def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
     """Run each job in a process of its own while the body runs.
@@ -96,10 +136,7 @@ def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
         >>> with helpers([]):
         ...     pass
     """
-    try:
-        pickled = [pickle.dumps(job) for job in jobs]
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(f"several workers need a make_model that can be pickled ({error}); use workers=1") from error
+    pickled = [packed(job) for job in jobs]
     children: list[subprocess.Popen[bytes]] = []
     try:
         for job in pickled:
@@ -116,6 +153,28 @@ def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
             if child.stdin is not None:
                 child.stdin.close()
             child.wait()
+
+
+def packed(job: Callable[[], object]) -> bytes:
+    """Make a job ready to be sent to another process.
+
+    Args:
+        job: a function without arguments.
+
+    Returns:
+        Its pickle.
+
+    Raises:
+        InputError: it cannot be sent.
+
+    Example:
+        >>> pickle.loads(packed(Job("study", "mine")))
+        Job(study='mine')
+    """
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"several workers need a make_model that can be pickled ({error}); use workers=1") from error
 
 
 def main() -> None:

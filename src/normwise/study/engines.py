@@ -1,0 +1,253 @@
+"""Engines: what starts a study's workers. The queue they share is the store's; an engine only places them.
+
+:class:`Processes` starts children of this process and works along; :class:`RayCluster` hands the same workers to a Ray
+cluster as tasks and watches. Workers that anything else starts (``normwise study work``) need no engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from normwise.errors import InputError, MissingDependencyError, NormwiseError, StoreError
+from normwise.records import Trial
+from normwise.study.address import is_url, redact
+from normwise.study.plan import due, total_cells
+from normwise.study.progress import Display
+from normwise.study.store import Store
+from normwise.study.tasks import Task
+from normwise.study.worker import Job, helpers, packed, trainer_of
+
+ENGINES = ("processes", "ray")
+
+
+class Engine(Protocol):
+    """Starts the workers of a study. ``trains`` says whether the process that uses it works, too."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether this process trains as well."""
+        ...
+
+    def start(self, job: Job, trials: int) -> AbstractContextManager[Callable[[], int]]:
+        """Let workers run while the body does, no more than there are trials; give what counts them, or raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Workers on this machine, this process being the first; none at all watches those that others start.
+
+    Args:
+        workers: how many.
+
+    Raises:
+        InputError: fewer than 0.
+
+    Example:
+        >>> Processes(4).trains, Processes(0).trains
+        (True, False)
+    """
+
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise InputError(f"workers must be at least 0, got {self.workers}")
+
+    @property
+    def trains(self) -> bool:
+        """Whether this process trains as well."""
+        return self.workers > 0
+
+    @contextmanager
+    def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
+        """Start all but the first."""
+        count = max(min(self.workers, trials), 1)
+        with helpers([job] * (count - 1)):
+            yield lambda: count
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Workers as tasks of a Ray cluster. Ray starts one again, elsewhere if need be, when its node or process died.
+
+    Args:
+        workers: how many; ``None`` for as many as the cluster has room for.
+        address: of the cluster, as for ``ray.init``; ``None`` for one on this machine that ends with the study.
+        cpus: that each worker is given.
+        gpus: likewise; a fraction shares one.
+
+    Raises:
+        InputError: a number makes no sense.
+
+    Example:
+        >>> RayCluster(workers=8, address="auto", gpus=0.5).trains
+        False
+    """
+
+    workers: int | None = None
+    address: str | None = None
+    cpus: float = 1
+    gpus: float = 0
+    trains = False
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"on a Ray cluster workers must be at least 1, got {self.workers}")
+        if self.cpus < 0 or self.gpus < 0 or not self.cpus + self.gpus:
+            raise InputError(f"a worker needs CPUs or GPUs, got {self.cpus} and {self.gpus}")
+
+    @contextmanager
+    def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
+        """Connect, hand over the tasks, and take back what is left of them in the end."""
+        if self.address is not None and not is_url(job.where):
+            raise InputError(
+                "the nodes of a cluster cannot share a file: add --storage postgresql://USER@HOST/DATABASE"
+            )
+        told = packed(job)
+        with _connected(self.address) as ray:
+            count = min(self._room(ray.cluster_resources()), max(trials, 1))
+            options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": -1, "name": "normwise"}
+            task = ray.remote(_take_part).options(scheduling_strategy="SPREAD", **options)
+            left = [task.remote(told) for _ in range(count)]
+
+            def check() -> int:
+                done, left[:] = ray.wait(left, num_returns=len(left), timeout=0) if left else ([], [])
+                for one in done:
+                    _raise_failure(ray, one)
+                return len(left)
+
+            try:
+                yield check
+            finally:
+                # Interrupted, not killed: a worker gives its trial back at once.
+                for one in left:
+                    ray.cancel(one)
+                if left:
+                    ray.wait(left, num_returns=len(left), timeout=10)
+
+    def _room(self, there: dict[str, float]) -> int:
+        """How many workers: those asked for, or all that fit."""
+        fit = [there.get(kind, 0.0) / need for kind, need in (("CPU", self.cpus), ("GPU", self.gpus)) if need]
+        if min(fit) < 1:
+            raise InputError(
+                f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, too few for one "
+                f"worker of {self.cpus:g} and {self.gpus:g}"
+            )
+        return int(min(fit)) if self.workers is None else self.workers
+
+
+def engine_of(name: str | Engine, workers: int | None = 1) -> Engine:
+    """Give an engine by its name.
+
+    Args:
+        name: ``"processes"`` or ``"ray"``; an engine is given back.
+        workers: how many.
+
+    Returns:
+        The engine.
+
+    Raises:
+        InputError: there is no such engine.
+
+    Example:
+        >>> engine_of("processes", 2)
+        Processes(workers=2)
+    """
+    if not isinstance(name, str):
+        return name
+    if name == "processes":
+        return Processes(1 if workers is None else workers)
+    if name == "ray":
+        return RayCluster(workers)
+    raise InputError(f"unknown engine {name!r}: expected one of {', '.join(ENGINES)}")
+
+
+def run(store: Store, task: Task, engine: Engine, job: Job, progress: bool = True) -> list[Trial]:
+    """Run a study's open trials through an engine, showing how far it is.
+
+    Args:
+        store: of the study.
+        task: what is trained.
+        engine: starts the workers.
+        job: what they are told.
+        progress: whether to show it, on standard error.
+
+    Returns:
+        All trials.
+
+    Example:
+        >>> callable(run)
+        True
+    """
+    settings = store.settings
+    done = store.trials()
+    missing = total_cells(settings, done) - len(done)
+    if not missing:
+        return done
+    train = trainer_of(task, settings) if engine.trains else None
+    with Display(settings) if progress else _silent() as display, engine.start(job, missing) as check:
+
+        def on_change(trials: list[Trial], note: str | None) -> None:
+            workers = check()
+            if display is not None:
+                display.workers = max(workers, 1)
+                display.update(trials, note)
+
+        return store.work(train, partial(due, settings), on_change)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    yield None
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Connect to a Ray cluster, or use the connection that there is."""
+    # A cluster of our own calls nobody; one that exists has made up its mind.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"the engine ray needs {error.name}: pip install 'normwise[ray]'") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or ["no answer"])[0]
+        raise InputError(f"cannot connect to the Ray cluster {address or 'of this machine'}: {first}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _take_part(told: bytes) -> None:
+    """What a Ray task does."""
+    import pickle
+
+    pickle.loads(told)()
+
+
+def _raise_failure(ray: Any, task: Any) -> None:
+    """Say why a worker ended, unless it ended because there was nothing left to do."""
+    try:
+        ray.get(task)
+    except ray.exceptions.TaskCancelledError:
+        return
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        lines = str(cause).strip().splitlines()
+        detail = redact(lines[0] if lines else type(cause).__name__)
+        kind = "" if isinstance(cause, NormwiseError) else f"{type(cause).__name__}: "
+        raise StoreError(f"a worker of the Ray cluster failed: {kind}{detail}") from None

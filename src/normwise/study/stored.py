@@ -1,0 +1,154 @@
+"""Read studies back from their database as records, without torch and without changing anything there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from normwise import records
+from normwise.errors import StoreError
+from normwise.records import Settings, Trial
+from normwise.study.catalog import Finished, check_version, find, open_database, quiet
+from normwise.study.database import Database, File
+from normwise.study.plan import total_cells
+from normwise.study.verdict import judge
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One study of a database at a glance; ``total`` is ``None`` for one that normwise did not make.
+
+    Example:
+        >>> Summary("memory", "digits", "digits", 3, 112, 2, 1).finished
+        3
+    """
+
+    where: str
+    study: str
+    task: str | None
+    finished: int
+    total: int | None
+    running: int
+    version: int
+
+
+def summaries(where: str | os.PathLike[str]) -> list[Summary]:
+    """List the studies of a database.
+
+    Args:
+        where: a folder, file or URL.
+
+    Returns:
+        One summary per study, oldest first.
+
+    Raises:
+        StoreError: there is no database, or it cannot be read.
+
+    Example:
+        >>> summaries("nowhere")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: nowhere/study.db holds no study
+    """
+    database = open_database(where)
+    found = []
+    with database.guarded(), quiet():
+        storage = _opened(database)
+        for study in storage.get_all_studies():
+            given = study.user_attrs.get("settings")
+            settings = None if given is None else records.from_dict(Settings, given)
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            states = Counter(trial.state for trial in trials)
+            finished = Finished().of(trials) if settings else []
+            found.append(
+                Summary(
+                    where=database.name,
+                    study=study.study_name,
+                    task=settings.task if settings else None,
+                    finished=len(finished) if settings else states[TrialState.COMPLETE],
+                    total=total_cells(settings, finished) if settings else None,
+                    running=states[TrialState.RUNNING],
+                    version=study.user_attrs.get("version", 1),
+                )
+            )
+    return found
+
+
+def read_study(where: str | os.PathLike[str], name: str | None = None) -> records.Study:
+    """Read a study, finished or not, with the verdict that its trials give so far.
+
+    Args:
+        where: a folder, file or URL.
+        name: of the study; ``None`` for the only one.
+
+    Returns:
+        The record, as ``study.json`` holds it.
+
+    Raises:
+        StoreError: there is no such study, it cannot be read, or it is of a newer normwise.
+
+    Example:
+        >>> read_study("nowhere")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: nowhere/study.db holds no study
+    """
+    database = open_database(where)
+    with database.guarded(), quiet():
+        storage = _opened(database)
+        name = find(storage, database, name)
+        study_id = storage.get_study_id_from_name(name)
+        about = storage.get_study_user_attrs(study_id)
+        check_version(about, f"the study {name!r} in {database.name}")
+        trials = Finished().of(storage.get_all_trials(study_id, deepcopy=False))
+    return draw_up(records.from_dict(Settings, about["settings"]), about, trials)
+
+
+def draw_up(settings: Settings, about: dict[str, Any], trials: list[Trial]) -> records.Study:
+    """Give a study's record: what is known of it, and the standings and verdicts that follow.
+
+    Args:
+        settings: of the study.
+        about: title, command, created, versions and machine, as far as they were noted.
+        trials: those finished so far.
+
+    Returns:
+        The record.
+
+    Example:
+        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> draw_up(settings, {}, []).title
+        'Which normalization for t?'
+    """
+    standings, verdicts = judge(settings, trials)
+    return records.Study(
+        title=about.get("title") or f"Which normalization for {settings.task}?",
+        created=about.get("created", ""),
+        command=about.get("command", ""),
+        settings=settings,
+        versions=about.get("versions", {}),
+        machine=about.get("machine", {}),
+        trials=trials,
+        standings=standings,
+        verdicts=verdicts,
+        seconds=sum(trial.seconds for trial in trials),
+        finished=len(trials) >= total_cells(settings, trials),
+    )
+
+
+def _opened(database: Database) -> BaseStorage:
+    """Open what is there; a damaged file is left for ``compare``, which puts it aside."""
+    if not database.exists():
+        raise StoreError(f"{database.name} holds no study")
+    damage = database.damage() if isinstance(database, File) else None
+    if damage is not None:
+        raise StoreError(
+            f"{database.name} is damaged ({damage}): the command that made it puts it aside, keeps what can be read of "
+            "it, and goes on"
+        )
+    return database.storage()

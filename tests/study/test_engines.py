@@ -1,0 +1,189 @@
+"""The same numbers from every engine, whatever dies meanwhile: nothing lost, nothing counted twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from faults import ARGUMENTS, numbers, running
+from postgres import PASSWORD
+from tiny_study import make_settings
+
+from normwise import records
+from normwise.errors import InputError, StoreError
+from normwise.study import RayCluster, compare
+from normwise.study.engines import Processes, engine_of
+from normwise.study.store import Store
+from normwise.study.stored import read_study
+from normwise.study.worker import Job, rebuild
+
+HERE = Path(__file__).parent
+OPTIONS = ["--methods", "none,batch", "--batch-sizes", "8", "--seeds", "2", "--lrs", "0.1", "--epochs", "1.5"]
+# As a user starts it, but with less patience for a dead worker, and trials that do not end while a file is there.
+HELD = """
+import os, time
+from normwise.cli import main
+from normwise.study.server import Server
+from normwise.study.store import Store
+
+Server.heartbeat, Server.grace, Server.poll_at_most = 1, 4, 1.0
+work = Store.work
+
+def hold(store, train, *rest):
+    def held(cell):
+        while os.path.exists(os.environ["GATE"]):
+            time.sleep(0.05)
+        return train(cell)
+
+    return work(store, train and held, *rest)
+
+Store.work = hold
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What one process finds."""
+    return numbers(compare(progress=False, **ARGUMENTS).record)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Start normwise as a process that is ended with the test."""
+    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            child = subprocess.Popen(
+                [sys.executable, "-c", HELD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            stack.enter_context(child)
+            stack.callback(child.kill)
+            return child
+
+        yield start
+
+
+def states(url):
+    found = {}
+    for trial in Store(url, name=None)._study.get_trials():
+        found[trial.state.name] = found.get(trial.state.name, 0) + 1
+    return found
+
+
+def command_lines():
+    """Of all processes of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_worker_and_driver_killed_and_database_restarted(postgres, expected, start, tmp_path):
+    url, gate, out = postgres.url(), tmp_path / "gate", tmp_path / "out"
+    compare_there = ["compare", *OPTIONS, "--storage", url, "--out", str(out), "--workers"]
+    gate.touch()
+
+    driver = start(*compare_there, "1")
+    first = running(url)
+    worker = start("study", "work", "--storage", url)
+    second = running(url, besides=[first])
+    os.kill(second["process"], signal.SIGKILL)
+    postgres.stop()  # as if its machine lost power
+    time.sleep(1)
+    postgres.start()
+    assert driver.poll() is None
+    driver.kill()
+    said = [*driver.communicate(), *worker.communicate()]
+
+    watching = start(*compare_there, "0")
+    assert "0 of 6 trials" in watching.stderr.readline()
+    helper = start("study", "work", "--storage", url, "--study", "digits")
+    running(url, besides=[first, second])
+    postgres.stop()
+    gate.unlink()  # the trial ends while the database is away
+    time.sleep(3)
+    postgres.start()
+    said += [*watching.communicate(timeout=120), *helper.communicate(timeout=60)]
+    assert (watching.returncode, helper.returncode) == (0, 0), said
+    assert any("is away" in text for text in said)
+
+    record = records.load_study(out / "study.json")
+    assert numbers(record) == expected
+    assert states(url) == {"COMPLETE": expected["count"], "FAIL": 2}
+    assert numbers(read_study(url)) == expected
+
+    pages = [path.read_text() for path in (out / "study.json", out / "report.html")]
+    quoted = url.partition("ann:")[2].partition("@")[0]
+    for text in [*said, *pages, repr(Job(url, "digits")), postgres.folder.joinpath("log").read_text()]:
+        assert PASSWORD not in text
+        assert quoted not in text
+    assert "--storage 'postgresql://ann:***@127.0.0.1:" in record.command
+
+
+def test_workers_of_this_machine_are_not_told_the_password_on_their_command_line(postgres, expected, monkeypatch):
+    url, seen = postgres.url(), []
+    monkeypatch.setattr(Store, "note", lambda self, _note=Store.note, **given: (_note(self, **given), seen.clear()))
+
+    class Watch(Processes):
+        def start(self, job, trials):
+            seen.extend(command_lines())
+            return super().start(job, trials)
+
+    study = compare(storage=url, engine=Watch(3), progress=False, **ARGUMENTS)
+    seen.extend(command_lines())
+    assert numbers(study.record) == expected
+    assert not [line for line in seen if url.partition("ann:")[2].partition("@")[0] in line]
+    assert states(url) == {"COMPLETE": expected["count"]}
+
+
+def test_ray_cluster_loses_a_worker_and_a_node(postgres, expected, tmp_path):
+    target = tmp_path / "came-out.json"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "PYTHONWARNINGS": "ignore"}
+    url = postgres.url()
+    done = subprocess.run(
+        [sys.executable, str(HERE / "ray_scenario.py"), url, str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    came_out = json.loads(target.read_text())
+    assert set(came_out["said"]) == {"worker", "node"}, done.stderr
+    assert came_out["numbers"] == json.loads(json.dumps(expected))
+    assert states(url) == {"COMPLETE": expected["count"], "FAIL": 2}
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_a_task_that_cannot_be_rebuilt_is_refused(tmp_path):
+    settings = make_settings()
+    with pytest.raises(StoreError, match=r"its model was handed over in Python.*compare\(\.\.\., workers=N\)"):
+        rebuild(Store(tmp_path, settings))
+    store = Store(tmp_path, settings)
+    store.note(source="digits")
+    with pytest.raises(StoreError, match=r"digits gives splits = .* here, the study has .*same versions of the model"):
+        Job(tmp_path, "normwise")()
+
+
+def test_engines_are_checked(tmp_path):
+    with pytest.raises(InputError, match="unknown engine 'slurm': expected one of processes, ray"):
+        engine_of("slurm")
+    with pytest.raises(InputError, match="workers must be at least 1 where nobody else"):
+        compare(workers=0, out=tmp_path, **ARGUMENTS)
+    with pytest.raises(InputError, match="on a Ray cluster workers must be at least 1, got 0"):
+        RayCluster(0)
+    with pytest.raises(InputError, match="needs CPUs or GPUs"):
+        RayCluster(cpus=0)
+    with pytest.raises(InputError, match=r"cannot share a file: add --storage postgresql://"):
+        compare(out=tmp_path, engine=RayCluster(address="10.0.0.1:6379"), progress=False, **ARGUMENTS)
