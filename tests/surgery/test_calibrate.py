@@ -228,6 +228,16 @@ def test_modes_hooks_and_statistics_come_back_on_an_exception():
     for layerwise in (False, True):
         with pytest.raises(OSError, match="the disk is gone"):
             calibrate(model, broken(), layerwise=layerwise)
+    passes = iter((UNEQUAL, UNEQUAL))  # the order of the layers, the first layer, and then no more
+
+    class Stops:
+        def __iter__(self):
+            return iter(next(passes))
+
+    model[1].num_batches_tracked.fill_(100)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StopIteration):
+        calibrate(model, Stops(), layerwise=True)
     with pytest.raises(RuntimeError):
         calibrate(model, [UNEQUAL[0], torch.zeros(2, 1, 5, 5)], layerwise=True)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

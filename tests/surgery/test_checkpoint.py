@@ -8,7 +8,7 @@ import torch
 from models import ConvNet
 from torch import nn
 
-from normwise.errors import DataError, InputError, StoreError
+from normwise.errors import DataError, InputError, NormwiseError, StoreError
 from normwise.surgery import checkpoint
 
 
@@ -99,7 +99,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_unwritable_places(tmp_path):
-    with pytest.raises(StoreError, match="No such file"):
+    with pytest.raises(StoreError, match="there is no folder"):
         checkpoint.save(tmp_path / "no" / "a.pt", checkpoint.Checkpoint({}))
     with pytest.raises(InputError, match="expected a name ending in"):
         checkpoint.save(tmp_path / "a.txt", checkpoint.Checkpoint({}))
@@ -113,3 +113,21 @@ def test_tied_and_strided_tensors_are_written_whole(tmp_path):
         loaded = checkpoint.load(tmp_path / f"a{suffix}").state
         assert all(torch.equal(loaded[key], value) for key, value in state.items())
         assert loaded["column"].untyped_storage().nbytes() == 12
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    for path, message in (("no/a.pt", "no folder"), ("folder.pt", "is a folder"), ("a.txt", "name ending in")):
+        with pytest.raises(NormwiseError, match=message):
+            checkpoint.check_target(tmp_path / path)
+    checkpoint.check_target(None)
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path / "a.pt", checkpoint.Checkpoint({"weight": torch.zeros(1)}))
+    assert os.listdir(tmp_path) == []

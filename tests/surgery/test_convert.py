@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 import normwise.nn as nw
 from normwise.errors import InputError
 from normwise.methods import METHODS
+from normwise.parametrize import weight_norm as nw_weight_norm
 from normwise.surgery import convert, describe, find
 from normwise.surgery.freeze import freeze, is_frozen
 from normwise.surgery.layouts import ChannelAffine
@@ -229,11 +230,92 @@ def test_a_model_that_is_a_layer():
         (nn.BatchNorm2d(4), "switchable", {"share": 1.0}, "between 0 and 1"),
         (nn.Linear(4, 4), "none", {}, "no normalization layer"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "batch", {}, "has weight norm only"),
+        ({"model": nn.BatchNorm2d(4)}, "group", {}, "expected a torch.nn.Module, got dict"),
+        (nn.BatchNorm2d, "group", {}, "got the class BatchNorm2d, not an instance"),
+        (nn.BatchNorm2d(4), "group", {"where": ["1"]}, "a name pattern or a predicate"),
     ],
 )
 def test_refusals(model, to, options, message):
     with pytest.raises(InputError, match=message):
         convert(model, to, **options)
+
+
+def test_undo_follows_what_became_of_the_model(net, x):
+    for change in (lambda m: m.train(), lambda m: m.double(), lambda m: m.eval().bfloat16()):
+        conversion = convert(net, "group")
+        change(net)
+        conversion.undo()
+        assert len({m.training for m in net.modules()}) == 1
+        assert len({t.dtype for t in net.state_dict().values() if t.is_floating_point()}) == 1
+        net(x.to(net.conv1.weight.dtype))
+
+
+def test_undo_keeps_a_frozen_layer_frozen(net):
+    freeze(net.train(), where="bn1")
+    convert(net, "group").undo()
+    assert is_frozen(net.bn1)
+    assert not net.bn1.training
+    assert net.shared.training
+
+
+def test_options_may_come_with_the_method(net):
+    assert convert(net, "group(num_groups=4)", where="bn1").model.bn1.num_groups == 4
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_groups_of_rows_hold_enough_channels_to_keep_the_data(seen):
+    def net(channels):
+        return nn.Sequential(nn.Linear(3, channels), nn.BatchNorm1d(channels)).eval()
+
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for channels, groups in ((64, 4), (48, 3), (8, 1), (1024, 32)):
+        model = convert(net(channels), "group", example_inputs=rows if seen else None).model
+        assert model[1].num_groups == groups
+    y = convert(net(64), "group", example_inputs=rows).model(rows)
+    assert y.abs().std() > 0.3  # groups of two give ones only
+    with pytest.raises(InputError, match="64 groups of one channel leave nothing"):
+        convert(net(64), "group", num_groups=64, example_inputs=rows)
+
+
+def put_on_by_torch(layer):
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+def put_on_by_torchs_older_hook(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still in use
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("put_on", [nw_weight_norm, put_on_by_torch, put_on_by_torchs_older_hook])
+def test_weight_norm_is_taken_off_whoever_put_it_on(put_on):
+    torch.manual_seed(0)
+    model = nn.Sequential(put_on(nn.Conv2d(3, 4, 3)), nn.ReLU(), put_on(nn.Linear(4, 2)))
+    x = torch.randn(2, 3, 8, 6)
+    before, y, names = copy.deepcopy(model.state_dict()), model(x), [n for n, _ in model.named_parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    conversion = convert(model, "none", optimizer=optimizer, example_inputs=x)
+    assert conversion.record.weights == ["0", "2"]
+    assert type(model[0]) is nn.Conv2d
+    assert conversion.record.output_drift < 1e-6
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
+    plain = conversion.forward_state(before)
+    model.load_state_dict(plain)  # nothing is left behind that would split it
+    torch.testing.assert_close(conversion.backward_state(plain), before)
+    conversion.undo()
+    assert sorted(n for n, _ in model.named_parameters()) == sorted(names)
+    assert torch.equal(model(x), y)
+    model.load_state_dict(before)
+
+
+def test_an_undone_weight_norm_loads_and_copies(net, x):
+    state = copy.deepcopy(net.state_dict())
+    convert(net, "weight").undo()
+    net.load_state_dict(state)
+    convert(net, "weight")
+    convert(net, "none").undo()
+    pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    net.load_state_dict(copy.deepcopy(net.state_dict()))
 
 
 def test_share_leans_towards_the_old_method():

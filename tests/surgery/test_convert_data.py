@@ -1,11 +1,14 @@
 """Conversion with data and optimizers: the re-fit against least squares, drifts, parameter groups and state."""
 
+import dataclasses
+
 import pytest
 import torch
 from models import BNAct2d, ConvNet, Tokens, trained
 from torch import nn
 
-from normwise.surgery import convert
+from normwise.errors import InputError
+from normwise.surgery import convert, find
 from normwise.surgery.running import drift
 
 
@@ -195,3 +198,63 @@ def test_converted_tokens_trace(batches):
     convert(model, "switchable")
     x = torch.randn(2, 5, 8)
     assert torch.allclose(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+def test_the_drift_is_told_without_example_inputs(net, batches):
+    record = convert(net, "layer", where=lambda name, m: m.num_features > 3, calibrate_with=iter(batches)).record
+    assert record.output_refitted < record.output_drift
+    assert all(account.refitted.own < account.drift.own for account in record.replaced)
+
+
+def test_what_is_not_finite_is_not_fitted_to(batches):
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), batches[0])
+    model[1].running_mean[2] = float("nan")
+    weight = model[1].weight.detach().clone()
+    record = convert(model, "group", calibrate_with=batches).record
+    assert "not finite" in record.left[0].reason
+    assert torch.equal(model[1].weight, weight)
+
+
+def test_a_model_that_swallows_exceptions_is_fitted_all_the_same(batches):
+    class Swallows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            try:
+                return self.norm(self.conv(x))
+            except Exception:
+                raise AssertionError("the end of a partial pass is not the model's to catch") from None
+
+    record = convert(trained(Swallows(), batches[0]), "layer", calibrate_with=batches).record
+    assert record.output_refitted < record.output_drift
+
+
+def test_outputs_of_all_kinds_are_compared_or_said_not_to_be(batches):
+    @dataclasses.dataclass
+    class Output:
+        score: torch.Tensor
+
+    class Model(nn.Module):
+        def __init__(self, wrap):
+            super().__init__()
+            self.conv, self.norm, self.wrap = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), wrap
+
+        def forward(self, x):
+            return self.wrap(self.norm(self.conv(x)))
+
+    assert convert(Model(Output).eval(), "layer", example_inputs=batches[0]).record.output_drift > 0.1
+    record = convert(Model(lambda y: "a text").eval(), "layer", example_inputs=batches[0]).record
+    assert record.output_drift is None
+    assert "was not measured" in record.notes[0]
+
+
+def test_an_optimizer_of_other_layers_stays_so(net):
+    """Fine-tuning a head must not begin to train what came into the backbone."""
+    optimizer = torch.optim.SGD(net.fc.parameters(), lr=0.1)
+    convert(net, "switchable", optimizer=optimizer)
+    assert optimizer.param_groups[0]["params"] == list(net.fc.parameters())
+    with pytest.raises(InputError, match="none of the model's parameters"):
+        convert(net, "none", optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+    assert find(net)[0].layer.method == "switchable"

@@ -445,3 +445,48 @@ def test_half_types_and_several_outputs():
     fold(lived(Heads()).bfloat16(), torch.randn(2, 3, 6, 6).bfloat16(), report=records.append)
     assert len(records[0].folded) == 2
     assert 0 < records[0].error < 0.02
+
+
+@pytest.mark.parametrize("where", ["between", "around"])
+def test_hooks_see_and_change_what_they_did_before(where):
+    """A hook on what lies between could change values; one on a container sees its result and no proxies."""
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.BatchNorm2d(4))
+    model, x = lived(nn.Sequential(block, nn.Conv2d(4, 2, 1))), torch.randn(2, 3, 6, 6).double()
+    seen = []
+    (block[1] if where == "between" else block).register_forward_hook(lambda m, i, y: seen.append(y) or y.clamp(min=0))
+    wanted = model(x)
+    records = []
+    result = fold(model, report=records.append)
+    # Not through the hook: into what comes after.
+    assert [f.into for f in records[0].folded] == ["1" if where == "between" else "0.0"]
+    torch.testing.assert_close(result(x), wanted)
+    assert all(type(y) is torch.Tensor for y in seen)
+    torch.testing.assert_close(seen[0], seen[-1])
+
+
+def test_a_hooked_block_that_runs_twice_is_shared():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+        def forward(self, x):
+            return self.block(self.block(x))
+
+    model = lived(Twice())
+    model.block.register_forward_hook(lambda *_: None)
+    assert "shared" in reasons(model)
+
+
+def test_outputs_without_numbers_are_said_not_to_be_compared():
+    class Classes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)).argmax(1)
+
+    _, record = folded(lived(Classes()), torch.randn(2, 3, 6, 6).double())
+    assert record.error is None
+    assert "not checked: the output holds no floating-point tensors" in str(record)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from normwise.surgery.sources import called, inputs_of, model_from, random_inputs
+from normwise.surgery.sources import Batches, example_inputs, model_from
 
 app = App(name="consult", help="Say which normalization a model should use.")
 
@@ -57,7 +57,7 @@ def advise(
     if (input_shape is None) == (data is None):
         raise InputError("give --input-shape 2,3,224,224 or --data path.py:callable, so that the model can be run")
     net, _ = model_from(model, checkpoint)
-    inputs: Any = random_inputs(input_shape) if data is None else inputs_of(next(iter(called(data))))
+    inputs: Any = example_inputs(net, input_shape, None if data is None else Batches(data))
     advice = ask(
         net,
         inputs,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from normwise.surgery.running import has_hooks
+
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 ABSORBERS: tuple[type[nn.Module], ...] = (*_CONVS, nn.Linear)
@@ -62,7 +64,7 @@ def why_not(module: nn.Module) -> str | None:
         return "is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
     if type(module) not in ABSORBERS or "forward" in vars(module):
         return f"is a {type(module).__qualname__} with a forward of its own"
-    if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         return "has hooks"
     return None
 

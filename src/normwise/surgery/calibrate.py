@@ -131,14 +131,15 @@ def calibrate(
         >>> _ = calibrate(model, torch.randn(10, 16, 2), report=lambda record: print(record.layers[0].elements))
         160
     """
+    if batches is not None and batches < 1:
+        raise InputError(f"batches must be at least 1, got {batches}")
     model = deep_copy(model) if copy else model
     body = unwrapped(model)
     targets, left = _targets(body, where)
     if not targets:
-        raise InputError(
-            f"nothing to calibrate in {type(model).__name__}: "
-            + ("; ".join(f"{x.layer} {x.reason}" for x in left) or "no layer keeps running statistics")
-        )
+        meant = "no layer" if where is None else f"no layer that where={where!r} matches"
+        reasons = "; ".join(f"{x.layer} {x.reason}" for x in left) or f"{meant} keeps running statistics"
+        raise InputError(f"nothing to calibrate in {type(model).__name__}: {reasons}")
     run = _Run(body, targets, forward or feed, batches)
     with ExitStack() as stack:
         stack.enter_context(_restored_on_error(targets))
@@ -165,6 +166,7 @@ class _Target:
         counter = getattr(found.module, "num_batches_tracked", None)
         # An instance norm never counts, as in torch.
         self.counter = counter if isinstance(counter, Tensor) and method != "instance" else None
+        self._old_count = None if self.counter is None else self.counter.clone()
 
     def normalize_by(self, cells: Moments) -> None:
         """Let the layer normalize by the batch."""
@@ -178,6 +180,12 @@ class _Target:
             self.write(batch.mean[0], batch.var[0])
         elif self.population.enough:
             self.write(self.population.mean, self.population.var)
+
+    def restore(self) -> None:
+        """Give the layer its old statistics back."""
+        self.write(self.old_mean, self.old_var)
+        if self.counter is not None and self._old_count is not None:
+            self.counter.copy_(self._old_count)
 
     def write(self, mean: Tensor, var: Tensor) -> None:
         for buffer, value in zip(self.buffers, (mean, var), strict=True):
@@ -218,7 +226,7 @@ def _restored_on_error(targets: list[_Target]) -> Iterator[None]:
         yield
     except BaseException:
         for target in targets:
-            target.write(target.old_mean, target.old_var)
+            target.restore()
         raise
 
 
@@ -322,7 +330,7 @@ def _write(target: _Target) -> str | None:
         if not all(buffer.isfinite().all() for buffer in target.buffers):
             reason = f"has a variance that {target.buffers[1].dtype} cannot hold"
     if reason is not None:
-        target.write(target.old_mean, target.old_var)
+        target.restore()
     elif target.counter is not None:
         target.counter.fill_(seen.batches)
     return reason

@@ -20,6 +20,7 @@ from normwise.surgery import behaviour
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
 from normwise.surgery.layers import NormLayer
 from normwise.surgery.layouts import CLASSES, Adapted
+from normwise.surgery.running import has_hooks
 from normwise.surgery.translate import AFFINE, STATISTICS, folds, keeps_statistics, translated
 
 # Modules that our layers compute themselves, fused, instead of calling them.
@@ -70,12 +71,12 @@ class Built:
     lost: list[str]
 
 
-def refusal(layer: NormLayer, to: str, spatial: set[int]) -> str | None:
+def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
     """Say why a layer cannot become another method.
 
     Args:
         layer: the old layer.
-        to: the method.
+        order: what is wanted.
         spatial: the numbers of spatial axes that its input was seen to have; empty where it was not run.
 
     Returns:
@@ -83,13 +84,17 @@ def refusal(layer: NormLayer, to: str, spatial: set[int]) -> str | None:
 
     Example:
         >>> from normwise.surgery.layers import describe
-        >>> refusal(describe(torch.nn.BatchNorm1d(3)), "instance", {0})
+        >>> refusal(describe(torch.nn.BatchNorm1d(3)), Order("instance"), {0})
         'its input is (N, C), which has no space to take instance norm over'
     """
     if layer.problem is not None:
         return layer.problem
+    to, options = order.to, order.options
+    rows = spatial == {0}
+    if to == "group" and rows and options.get("num_groups") == layer.channels > 1:
+        return f"its input is (N, C), of which {layer.channels} groups of one channel leave nothing"
     alone = METHODS[to].pools == METHODS["instance"].pools or METHODS[to].rests_on == "instance"
-    if alone and spatial == {0}:
+    if alone and rows:
         return f"its input is (N, C), which has no space to take {to} norm over"
     return None
 
@@ -177,7 +182,7 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
         options["eps"] = layer.eps
     sizes: tuple[int, ...] = (layer.channels,)
     if order.to in ("group", "layer"):
-        groups = layer.num_groups if order.to == layer.method == "group" else groups_for(layer.channels)
+        groups = layer.num_groups if order.to == layer.method == "group" else _groups(layer, spatial)
         sizes = (1 if order.to == "layer" else order.options.get("num_groups", groups), layer.channels)
     chosen = {k: v for k, v in order.options.items() if k != "num_groups" or order.to == "switchable"}
     tail = () if activation is not None and layer.activation is None else layer.tail
@@ -186,6 +191,17 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     if isinstance(new, Adapted):
         new.adapt("last" if layer.channel_axis == -1 else "first", tail)
     return new
+
+
+# Without space a group's statistics rest on its channels alone; two of them become 1 and -1, whatever they were. This
+# many are the paper's other choice (arXiv 1803.08494, table 3).
+_CHANNELS_A_GROUP = 16
+
+
+def _groups(layer: NormLayer, spatial: set[int]) -> int:
+    """How many groups suit the layer: fewer where its input is (N, C), or may be for all that is known."""
+    rows = 0 in spatial or (not spatial and layer.dim == 1)
+    return groups_for(layer.channels, max(min(32, layer.channels // _CHANNELS_A_GROUP), 1) if rows else 32)
 
 
 def _class_for(layer: NormLayer, to: str, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
@@ -219,9 +235,8 @@ def _fused_activation(layer: NormLayer) -> str | None:
     if len(layer.tail) != 1:
         return None
     module = layer.tail[0][1]
-    hooked = any(getattr(module, hooks) for hooks in _HOOKS if hooks != "_is_full_backward_hook")
     other_slope = isinstance(module, torch.nn.LeakyReLU) and not math.isclose(module.negative_slope, 0.01)
-    return None if hooked or other_slope else _FUSED.get(type(module))
+    return None if has_hooks(module) or other_slope else _FUSED.get(type(module))
 
 
 def _carry_affine(layer: NormLayer, new: torch.nn.Module, order: Order) -> list[str]:
@@ -268,7 +283,8 @@ def _carry_hooks(module: torch.nn.Module, new: torch.nn.Module) -> list[str]:
     for name in _HOOKS:
         if hasattr(module, name):
             object.__setattr__(new, name, getattr(module, name))
-    count = len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    count = sum(map(len, kinds))
     return [f"{count} hook(s)"] if count else []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,14 +66,16 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     source = Path(path)
     if not source.is_file():
         raise DataError(f"cannot read the checkpoint {source}: no such file")
+    read = _safetensors().load_file if source.suffix == _SAFE else _torch_load
     try:
-        content = _safetensors().load_file(source) if source.suffix == _SAFE else _torch_load(source)
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"cannot read the checkpoint {source}: {_first_line(error)}") from error
-    except Exception as error:  # safetensors has an exception of its own
-        if type(error).__module__.startswith("safetensors"):
-            raise DataError(f"cannot read the checkpoint {source}: {_first_line(error)}") from error
+        content = read(source)
+    except DataError:
         raise
+    except OSError as error:
+        raise DataError(f"cannot read the checkpoint {source}: {error.strerror or _first_line(error)}") from error
+    except Exception as error:  # of all kinds, where a file is not what it seems; safetensors has one of its own
+        why = f"damaged, or not of the kind that its name says ({type(error).__name__}: {_culprit(error)})"
+        raise DataError(f"cannot read the checkpoint {source}: {why}") from error
     if _is_state(content):
         return Checkpoint(dict(content))
     for nest in _NESTS:
@@ -135,11 +138,8 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, source: str | os.
         ...     load(Path(folder) / "a.pt").state
         {'weight': tensor([1.])}
     """
+    check_target(path, source)
     target = Path(path)
-    if target.suffix not in (*_TORCH, _SAFE):
-        raise InputError(f"cannot write {target}: expected a name ending in {', '.join((*_TORCH, _SAFE))}")
-    if source is not None and target.exists() and os.path.samefile(target, source):
-        raise InputError(f"{target} is the source: write to another file")
     # Views would drag their whole storage along, and safetensors takes no shared or strided memory.
     state = {checkpoint.prefix + k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.state.items()}
     if target.suffix == _SAFE:
@@ -150,8 +150,38 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, source: str | os.
         _write(target, lambda file: torch.save(content, file))
 
 
+def check_target(path: str | os.PathLike[str] | None, source: str | os.PathLike[str] | None = None) -> None:
+    """See that a checkpoint can be written to a place, before the work that it is to hold is done.
+
+    Args:
+        path: the file; ``None`` where nothing will be written.
+        source: the file that was read.
+
+    Raises:
+        InputError: an unknown suffix, or the path is the source.
+        StoreError: there is no such folder, or a folder of that name.
+
+    Example:
+        >>> check_target("nowhere/weights.pt")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: cannot write nowhere/weights.pt: there is no folder nowhere
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if target.suffix not in (*_TORCH, _SAFE):
+        raise InputError(f"cannot write {target}: expected a name ending in {', '.join((*_TORCH, _SAFE))}")
+    if not target.parent.is_dir():
+        raise StoreError(f"cannot write {target}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise StoreError(f"cannot write {target}: it is a folder")
+    if source is not None and target.exists() and Path(source).exists() and os.path.samefile(target, source):
+        raise InputError(f"{target} is the source: write to another file")
+
+
 def _write(target: Path, write: Callable[[str], object]) -> None:
-    temporary = None
+    temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
@@ -163,20 +193,30 @@ def _write(target: Path, write: Callable[[str], object]) -> None:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(target)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # safetensors has an exception of its own
+        raise StoreError(f"cannot write {target}: {getattr(error, 'strerror', None) or _first_line(error)}") from error
+    finally:
+        # Also where the user interrupts; after the replacement there is nothing of that name.
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _torch_load(source: Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise  # no pickle at all
         raise DataError(
-            f"{source} holds more than tensors, or is damaged, and is not loaded, because that could run code: save "
-            f"model.state_dict() instead ({_first_line(error)})"
+            f"{source} holds more than tensors and is not loaded, because that could run code: save "
+            f"model.state_dict() instead ({_culprit(error)})"
         ) from error
+
+
+def _culprit(error: BaseException) -> str:
+    """What torch did not want to load, out of the page of advice that it gives."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\. |\n|$)", str(error))
+    return found[1] if found else _first_line(error)
 
 
 def _safetensors() -> Any:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from normwise.errors import InputError
-from normwise.surgery.sources import batches_from, called, inputs_of, model_from, random_inputs
+from normwise.surgery.sources import Batches, example_inputs, is_checkpoint, model_from
 
 if TYPE_CHECKING:
     import torch
 
     from normwise.surgery.checkpoint import Checkpoint
-
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 app = App(name="surgery", help="Change the normalization of a model that exists.")
 
@@ -42,10 +40,12 @@ def convert(
 
     Load the result in Python with normwise.convert(resnet(), "group").model.load_state_dict(...).
 
+    With options of the method: --to 'group(num_groups=8)'.
+
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
         checkpoint: Its weights: .pt, .pth or .safetensors. Without them the weights are what the callable gives.
-        to: The method. See 'normwise methods'.
+        to: The method, with options if need be. See 'normwise methods'.
         out: The file to write the converted weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all.
         input_shape: Shape of an input, such as 1,3,224,224: measures the drift on random data.
@@ -54,14 +54,20 @@ def convert(
         keep_going: Leave layers that cannot be converted as they are, instead of refusing.
         as_json: Print the record as JSON.
     """
+    from normwise.surgery.checkpoint import check_target
     from normwise.surgery.convert import convert as convert_layers
-    from normwise.surgery.running import feed
 
+    check_target(out, checkpoint)
     net, source = model_from(model, checkpoint)
-    batches = None if data is None else batches_from(data)
-    inputs = random_inputs(input_shape) if batches is None else inputs_of(batches[0])
+    batches = None if data is None else Batches(data)
     done = convert_layers(
-        net, to, where=where, example_inputs=inputs, calibrate_with=batches, forward=feed, strict=not keep_going
+        net,
+        to,
+        where=where,
+        example_inputs=example_inputs(net, input_shape, batches),
+        calibrate_with=batches,
+        forward=None if batches is None else batches.feed,
+        strict=not keep_going,
     )
     print(json.dumps(done.to_dict(), indent=2) if as_json else done)
     _write(out, done.model, source, checkpoint)
@@ -76,6 +82,7 @@ def fold(
     out: Path | None = None,
     where: str | None = None,
     input_shape: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Let convolutions and linear layers take over the batch norms beside them, where that is provably the same.
 
@@ -89,11 +96,15 @@ def fold(
         out: The file to write the folded weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all.
         input_shape: Shape of an input, such as 1,3,224,224: the outputs before and after are compared on random data.
+        data: A callable that gives batches, named like the model: the outputs are compared on the first.
     """
+    from normwise.surgery.checkpoint import check_target
     from normwise.surgery.fold import fold as fold_layers
 
+    check_target(out, checkpoint)
     net, source = model_from(model, checkpoint)
-    _write(out, fold_layers(net.eval(), random_inputs(input_shape), where=where, report=print), source, checkpoint)
+    inputs = example_inputs(net, input_shape, None if data is None else Batches(data))
+    _write(out, fold_layers(net.eval(), inputs, where=where, report=print), source, checkpoint)
 
 
 @app.command
@@ -122,10 +133,13 @@ def calibrate(
         batches: How many batches to use at most. Default: all.
     """
     from normwise.surgery.calibrate import calibrate as measure
+    from normwise.surgery.checkpoint import check_target
 
+    check_target(out, checkpoint)
     net, source = model_from(model, checkpoint)
-    loader = called(data)
-    done = measure(net.eval(), loader, where=where, layerwise=layerwise, batches=batches, report=print)
+    loader = Batches(data)
+    how: dict[str, Any] = {"where": where, "layerwise": layerwise, "batches": batches}
+    done = measure(net.eval(), loader, forward=loader.feed, report=print, **how)
     _write(out, done, source, checkpoint)
 
 
@@ -159,13 +173,13 @@ def inspect(
     from normwise.surgery.inspect import inspect as look
 
     Inspection([]).fails(fail_on or "error")
-    if model.endswith(_FILES) and ":" not in model:
+    if is_checkpoint(model):
         if checkpoint is not None:
             raise InputError(f"{model} is a checkpoint, not a model: give module:callable, or one checkpoint alone")
         found = look(load(model).state)
     else:
         found = look(model_from(model, checkpoint)[0])
-    print(found.to_json() if as_json else found)
+    print(found.to_json().rstrip() if as_json else found)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from normwise.surgery.exchange import Exchange
 from normwise.surgery.running import Left
 from normwise.surgery.translate import restored, translated
+from normwise.surgery.weights import Split
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Conversion:
         self._exchange = exchange
         self._undo: list[Callable[[], object]] = []
         self._undone = False
-        self._weight_norms: dict[str, torch.nn.Module] = {}
+        self._splits: list[tuple[str, Split]] = []
         self.model = model
         self.record = record
 
@@ -169,13 +169,13 @@ class Conversion:
 
     def _weights_mapped(self, state: dict[str, Tensor], joined: bool) -> dict[str, Tensor]:
         """Split or join the weights that weight norm was put on or taken off."""
-        for name in self.record.weights:
-            g, v = (f"{name}.parametrizations.weight.original{i}" for i in (0, 1))
-            norm: Any = self._weight_norms[name]
+        for module, split in self._splits:
+            prefix = f"{module}." if module else ""
+            weight, (g, v) = prefix + split.name, (prefix + key for key in split.keys)
             if joined and g in state:
-                state[f"{name}.weight"] = norm(state.pop(g), state.pop(v)).detach().clone()
-            elif not joined and f"{name}.weight" in state:
-                state[g], state[v] = (t.detach().clone() for t in norm.right_inverse(state.pop(f"{name}.weight")))
+                state[weight] = split.norm(state.pop(g), state.pop(v)).detach().clone()
+            elif not joined and weight in state:
+                state[g], state[v] = (t.detach().clone() for t in split.norm.right_inverse(state.pop(weight)))
         return state
 
     def to_dict(self) -> dict:

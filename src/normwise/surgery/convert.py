@@ -10,6 +10,7 @@ import torch
 
 from normwise.errors import InputError
 from normwise.methods import method_named
+from normwise.nn import parse_spec
 from normwise.surgery import weights
 from normwise.surgery.carry import Built, Order, build, refusal, unneeded
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
@@ -55,13 +56,13 @@ def convert(
 
     Args:
         model: changed in place.
-        to: a key of ``METHODS``.
+        to: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``.
         where: a name pattern such as ``"backbone.*"`` or a predicate ``(name, module) -> bool``; default every layer.
         optimizer: the model's; parameters that leave are taken out of it, new ones join the group of those that they
             replace, with their state where it has the same shape.
         example_inputs: a tensor, a tuple of arguments or a mapping of named ones; to measure the drift with, in
-            evaluation mode.
-        calibrate_with: gives batches; read once per layer.
+            evaluation mode. Default the first batch of ``calibrate_with``.
+        calibrate_with: gives batches; read once per layer, or kept in memory where it can be read only once.
         forward: ``(model, batch) -> anything`` runs the model on a batch of ``calibrate_with``; the default takes
             tensors, (input, target) pairs and mappings.
         copy: leave ``model`` alone and convert a deep copy.
@@ -81,6 +82,8 @@ def convert(
         >>> convert(model, "group").model[1]
         GroupNorm(24, 48, eps=1e-05, affine=True, bias=True)
     """
+    to, given = parse_spec(to)
+    options = given | options
     if method_named(to).name not in CLASSES:
         raise InputError(f"{to} has no layers to convert to")
     if copy and optimizer is not None:
@@ -90,7 +93,7 @@ def convert(
     model = deep_copy(model) if copy else model
     body = unwrapped(model)
     order = Order(to, options, affine=calibrate_with is not None, share=share)
-    run = None if example_inputs is None else lambda m: run_on(m, example_inputs)
+    batches, run = _data(calibrate_with, example_inputs, forward or feed)
     found, left = _plan(body, order, where, strict, run)
     pairs, accounts = _built(body, found, order, run)
     exchange = Exchange(body, pairs)
@@ -101,13 +104,13 @@ def convert(
         conversion.model = new_body if model is body else model
         reweighted = _reweight(new_body, to, where, pairs, bool(left))
         conversion._undo += reweighted.undo
-        conversion._weight_norms = reweighted.norms
+        conversion._splits = reweighted.splits
         record.weights, record.left = reweighted.names, record.left + reweighted.left
         _tell_optimizer(conversion, optimizer, reweighted)
         with exchange.comparing():
             raw = None if run is None else _measure(exchange, run, record, "drift")
-            if calibrate_with is not None:
-                record.left += refit(exchange, calibrate_with, forward or feed)
+            if batches is not None:
+                record.left += refit(exchange, batches, forward or feed)
                 if run is not None:
                     _measure(exchange, run, record, "refitted", raw)
     except BaseException:
@@ -116,12 +119,27 @@ def convert(
     return conversion
 
 
+def _data(
+    calibrate_with: Iterable[Any] | None, example_inputs: Any, forward: Forward
+) -> tuple[Iterable[Any] | None, Callable[[torch.nn.Module], Any] | None]:
+    """The batches, to be read several times; and how to run a model on the examples, else on the first of these."""
+    batches = calibrate_with
+    if batches is not None and iter(batches) is batches:
+        batches = list(batches)
+    if example_inputs is not None:
+        return batches, lambda model: run_on(model, example_inputs)
+    if batches is None:
+        return None, None
+    first = next(iter(batches), None)
+    if first is None:
+        raise InputError("calibrate_with gave no batches")
+    return batches, lambda model: forward(model, first)
+
+
 def _plan(
     body: torch.nn.Module, order: Order, where: Where, strict: bool, run: Callable | None
 ) -> tuple[list[tuple[Found, set[int]]], list[Left]]:
     """Which layers to replace, with the axes seen of their input, and which stay and why."""
-    if isinstance(body, torch.jit.ScriptModule):
-        raise InputError("a scripted model cannot be changed: convert the model that it was scripted from")
     wanted = list(chosen(body, where))
     axes: dict[int, set[int]] = {}
     if run is not None:
@@ -130,7 +148,7 @@ def _plan(
     replace, left, refused = [], [], []
     for found in wanted:
         seen = axes.get(id(found.module), set())
-        reason = refusal(found.layer, order.to, seen)
+        reason = refusal(found.layer, order, seen)
         idle = None if reason else unneeded(found.module, found.layer, order)
         if reason is None and idle is None:
             replace.append((found, seen))
@@ -153,7 +171,7 @@ def _nothing(body: torch.nn.Module, to: str, where: Where) -> str:
     names = [found.names[0] for found in find(body)]
     if names:
         return f"where={where!r} matches none of the {len(names)} normalization layers: {', '.join(names[:8])}, …"
-    if any(weights.has_weight_norm(module) for module in body.modules()):
+    if any(True for module in body.modules() for _ in weights.splits(module)):
         return (
             f"{type(body).__name__} has weight norm only, and no place for {to} norm: take it off with to='none', then "
             "put layers where you want them (normwise.nn.norm_layer)"
@@ -216,6 +234,9 @@ def _tell_optimizer(
                 heir = name in old and folds(pair.found.layer, to)
                 arrivals.append(Arrival(f"{pair.name}.{name}", parameter, beside, heir))
     if optimizer is not None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in (*conversion.model.parameters(), *gone)):
+            raise InputError("optimizer= holds none of the model's parameters: give the one that trains this model")
         conversion._undo.append(remap(optimizer, gone, arrivals))
     elif gone or arrivals:
         conversion.record.notes.append(
@@ -234,6 +255,8 @@ def _measure(exchange: Exchange, run: Callable, record: Record, name: str, old: 
             place = drift(before, after) if len(before) == len(after) else math.inf
             setattr(account, name, Drift(own[pair.name], place))
     total = drift(old[1], result)
+    if total is None and name == "drift":
+        record.notes.append("the model's output holds no tensors that are known of: its drift was not measured")
     if name == "drift":
         record.output_drift = total
     else:

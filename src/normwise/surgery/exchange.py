@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found, replace
 from normwise.surgery.running import drift, evaluating
 
@@ -34,11 +35,20 @@ class Pair:
 
     def __post_init__(self) -> None:
         self.values = {n: p.detach().clone() for n, p in self.old.named_parameters(recurse=False)}
+        self._place = _place(self.new)
 
     @property
     def old(self) -> torch.nn.Module:
         """The old layer."""
         return self.found.module
+
+    def follow(self) -> None:
+        """Give the old layer the mode that the new one has now, and its device and dtype where these were changed."""
+        if not is_frozen(self.old):
+            self.old.training = self.new.training
+        place = _place(self.new)
+        if place is not None and place != self._place:
+            self.old.to(*place)
 
     @property
     def name(self) -> str:
@@ -73,9 +83,10 @@ class Exchange:
         return self.model
 
     def restore_values(self) -> None:
-        """Give the old layers the values that they had at the conversion."""
+        """Give the old layers the values that they had at the conversion, where and how the new ones are by now."""
         with torch.no_grad():
             for pair in self.pairs:
+                pair.follow()
                 for name, value in pair.values.items():
                     pair.old.get_parameter(name).copy_(value)
 
@@ -92,7 +103,7 @@ class Exchange:
                 pair.old._parameters.update(own)
             yield
 
-    def own_drifts(self, run: Callable[[torch.nn.Module], Any]) -> dict[str, float]:
+    def own_drifts(self, run: Callable[[torch.nn.Module], Any]) -> dict[str, float | None]:
         """How far each new layer's output is from the old one's on the *same* input, that of the old model."""
         seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {pair.name: ([], []) for pair in self.pairs}
 
@@ -130,6 +141,12 @@ class Exchange:
                 hook.remove()
             self.put_new()
         return seen, result
+
+
+def _place(module: torch.nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Device and dtype of a layer's tensors; ``None`` where it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next(((t.device, t.dtype) for t in tensors if t.is_floating_point()), None)
 
 
 def spatial_axes(found: Sequence[Found], run: Callable[[], Any]) -> dict[int, set[int]]:

@@ -24,7 +24,7 @@ from normwise.surgery.absorb import (
 )
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, NormLayer, replace
-from normwise.surgery.running import Left, deep_copy, evaluating, run_on, tensors_in, unwrapped
+from normwise.surgery.running import Left, deep_copy, evaluating, has_hooks, run_on, tensors_in, unwrapped
 from normwise.surgery.selection import Where, chosen
 
 
@@ -47,8 +47,9 @@ class Folded:
 class Folding:
     """What :func:`fold` did; ``print`` it for a table.
 
-    ``error`` is the largest change of the output on the example inputs over its largest value, ``None`` without them.
-    ``notes`` hold what the proof rests on, where that is not the whole model in every use.
+    ``error`` is the largest change of the output on the example inputs over its largest value, ``None`` where that was
+    not measured, and ``unchecked`` says why. ``notes`` hold what the proof rests on, where that is not the whole model
+    in every use.
 
     Example:
         >>> print(Folding([Folded("bn", "conv", "before")], [Left("bn2", "is in training mode")], error=1e-7))
@@ -62,10 +63,11 @@ class Folding:
     left: list[Left]
     error: float | None
     notes: list[str] = field(default_factory=list)
+    unchecked: str = "no example_inputs"
 
     def __str__(self) -> str:
         """Give a table."""
-        changed = "not checked: no example_inputs" if self.error is None else f"{self.error:.2g} of its largest value"
+        changed = f"not checked: {self.unchecked}" if self.error is None else f"{self.error:.2g} of its largest value"
         lines = [f"folded {len(self.folded)} layer{'' if len(self.folded) == 1 else 's'}, output changed by {changed}"]
         if self.error is None:
             lines[0] = lines[0].replace("changed by ", "")
@@ -133,9 +135,10 @@ def fold(
     before = surgeon.observe(example_inputs) if example_inputs is not None else None
     folded, left = surgeon.fold_all()
     error = None
-    if before is not None:
+    if before:
         with evaluating(surgeon.model):
-            error, limit = _change(before, run_on(surgeon.model, example_inputs), tolerance)
+            after = [t for t in tensors_in(run_on(surgeon.model, example_inputs)) if t.is_floating_point()]
+        error, limit = _change(before, after, tolerance)
         if not error <= limit:
             surgeon.undo()
             raise NormwiseError(
@@ -148,7 +151,8 @@ def fold(
         first = f"{left[0].layer}: {left[0].reason}"
         warnings.warn(f"nothing was folded ({len(left)} left alone); {first}", NormwiseWarning, stacklevel=2)
     if report is not None:
-        report(Folding(folded, left, error, surgeon.notes()))
+        unchecked = "no example_inputs" if before is None else "the output holds no floating-point tensors"
+        report(Folding(folded, left, error, surgeon.notes(), unchecked))
     return model
 
 
@@ -178,7 +182,7 @@ class _Surgeon:
         handles = [found.module.register_forward_pre_hook(hook) for found in self.found]
         try:
             with evaluating(self.model):
-                return [t.clone() for t in tensors_in(run_on(self.model, example_inputs))]
+                return [t.clone() for t in tensors_in(run_on(self.model, example_inputs)) if t.is_floating_point()]
         finally:
             for handle in handles:
                 handle.remove()
@@ -332,7 +336,7 @@ def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel of a layer that is an affine map in evaluation, in float64."""
     if layer.problem is not None:
         raise Unprovable(layer.problem)
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         raise Unprovable("has hooks, which would be lost")
     if layer.method == "switchable" and tuple(module.over) != ("batch",):
         raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
@@ -382,13 +386,12 @@ def _remainder(layer: NormLayer) -> nn.Module:
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
-def _change(before: list[Tensor], output: Any, tolerance: float | None) -> tuple[float, float]:
+def _change(before: list[Tensor], after: list[Tensor], tolerance: float | None) -> tuple[float, float]:
     """Largest change over largest value, of the worst of the outputs, and what is accepted."""
-    after = tensors_in(output)
     worst, limit = 0.0, 0.0
     for old, new in zip(before, after, strict=True):
         limit = max(limit, _TOLERANCE.get(old.dtype, 0.02))
-        if old.numel() and old.is_floating_point():
+        if old.numel():
             old, new = old.double(), new.double()
             size = old[old.isfinite()].abs().amax() if old.isfinite().any() else old.new_ones(())
             # What was NaN or infinite before may stay so.

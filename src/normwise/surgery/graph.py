@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from normwise.surgery.running import has_hooks
+
 # What only moves, averages or selects values within a channel commutes with an affine map of that channel.
 _MODULES: tuple[type[nn.Module], ...] = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.Upsample),
@@ -53,7 +55,8 @@ class _Tracer(fx.Tracer):
         self._norms = norms
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self._norms or not m._modules or super().is_leaf_module(m, module_qualified_name)
+        # What is hooked stays whole, too: whatever the hooks do is theirs, and no proxies reach them.
+        return m in self._norms or not m._modules or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass
@@ -103,7 +106,7 @@ def trace(model: nn.Module, norms: set[nn.Module]) -> Order:
     """
     order = Order()
     try:
-        order.add(model, _Tracer(norms).trace(model), "")
+        _add(model, norms, "", order)
         return order
     except Exception as error:  # whatever a model's own forward raises on proxies
         order.failure = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -112,7 +115,7 @@ def trace(model: nn.Module, norms: set[nn.Module]) -> Order:
     }
     if defaults:
         try:
-            order.add(model, _Tracer(norms).trace(model, concrete_args=defaults), "")
+            _add(model, norms, "", order, concrete_args=defaults)
             order.failure, order.assumed = None, ", ".join(f"{k}={v!r}" for k, v in defaults.items())
             return order
         except Exception:
@@ -121,14 +124,29 @@ def trace(model: nn.Module, norms: set[nn.Module]) -> Order:
     return order
 
 
+def _add(model: nn.Module, norms: set[nn.Module], prefix: str, order: Order, **options: Any) -> None:
+    """Trace a model or part; what it calls whole because of hooks is a part of its own."""
+    graph = _Tracer(norms).trace(model, **options)
+    order.add(model, graph, prefix)
+    named = dict(model.named_modules(remove_duplicate=False))
+    # Once for each call, so that what runs twice is seen to.
+    for name in [node.target for node in graph.nodes if node.op == "call_module"]:
+        if has_hooks(named[name]):
+            _trace_part(named[name], norms, f"{prefix}{name}.", order)
+
+
 def _trace_parts(model: nn.Module, norms: set[nn.Module], prefix: str, order: Order) -> None:
     for name, child in model.named_children():
-        if child in norms or not child._modules:
-            continue
-        try:
-            order.add(child, _Tracer(norms).trace(child), f"{prefix}{name}.")
-        except Exception:
-            _trace_parts(child, norms, f"{prefix}{name}.", order)
+        _trace_part(child, norms, f"{prefix}{name}.", order)
+
+
+def _trace_part(part: nn.Module, norms: set[nn.Module], prefix: str, order: Order) -> None:
+    if part in norms or not part._modules:
+        return
+    try:
+        _add(part, norms, prefix, order)
+    except Exception:
+        _trace_parts(part, norms, prefix, order)
 
 
 def only_input(node: fx.Node) -> fx.Node:
@@ -261,7 +279,7 @@ def takes_max(node: fx.Node, order: Order) -> bool:
     """
     if node.op == "call_module":
         pool = order.modules[node]
-        return type(pool) in _MAX_MODULES and not getattr(pool, "return_indices", False)
+        return type(pool) in _MAX_MODULES and not getattr(pool, "return_indices", False) and not has_hooks(pool)
     return node.op == "call_function" and node.target in _MAX_FUNCTIONS
 
 
@@ -348,7 +366,8 @@ def _is_arithmetic(node: fx.Node) -> bool:
 def _is_identity(node: fx.Node, order: Order) -> bool:
     if node.op == "call_module":
         module = order.modules[node]
-        return type(module) is nn.Identity or (type(module) in _DROPOUTS and not module.training)
+        nothing = type(module) is nn.Identity or (type(module) in _DROPOUTS and not module.training)
+        return nothing and not has_hooks(module)
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
     return False
@@ -356,7 +375,7 @@ def _is_identity(node: fx.Node, order: Order) -> bool:
 
 def _moves(node: fx.Node, order: Order) -> bool:
     if node.op == "call_module":
-        return type(order.modules[node]) in _MODULES
+        return type(order.modules[node]) in _MODULES and not has_hooks(order.modules[node])
     if node.op == "call_function" and node.target in _functions("pad"):
         value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
         return isinstance(value, (int, float, type(None))) and not value

@@ -187,7 +187,7 @@ def _observed(
                 # forward itself: the new layer has the old one's hooks, of which this is one.
                 with evaluating(module):
                     moved = drift(y, module.forward(*args, **kwargs))
-                drifts[old] = max(moved, drifts.get(old, 0.0))
+                drifts[old] = max(moved or 0.0, drifts.get(old, 0.0))
 
             stack.callback(f.module.register_forward_hook(compare, with_kwargs=True).remove)
         return [t.clone() for t in tensors_in(run_on(model, example_inputs))]

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
 from normwise import nn
+from normwise.errors import InputError
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.relatives import RelativeNorm
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
@@ -126,11 +127,19 @@ def find(model: torch.nn.Module) -> list[Found]:
     Returns:
         The layers in the order of registration.
 
+    Raises:
+        InputError: it is no module, or a scripted one.
+
     Example:
         >>> norm = torch.nn.BatchNorm1d(3)
         >>> [found.names for found in find(torch.nn.Sequential(norm, torch.nn.ReLU(), norm))]
         [['0', '2']]
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a scripted model shows no layers to change: take the model that it was scripted from")
+    if not isinstance(model, torch.nn.Module):
+        kind = f"the class {model.__name__}, not an instance of it" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"expected a torch.nn.Module, got {kind}")
     seen: dict[int, Found | None] = {}
     inside: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):

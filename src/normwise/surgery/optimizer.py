@@ -35,7 +35,7 @@ def remap(
     """Take parameters out of an optimizer and put others in.
 
     A new parameter joins the group of the one it replaces (where there was none, the last group), and inherits its
-    state where it stands for it and has its shape.
+    state where it stands for it and has its shape. One that replaces what the optimizer does not hold stays out, too.
 
     Args:
         optimizer: changed in place; learning rate schedulers that hold it keep working.
@@ -46,7 +46,7 @@ def remap(
         A function that puts the old parameters back.
 
     Raises:
-        InputError: the optimizer holds none of the model's parameters concerned.
+        InputError: the optimizer holds no parameters.
 
     Example:
         >>> old, new = Parameter(torch.ones(2)), Parameter(torch.ones(2))
@@ -65,9 +65,11 @@ def remap(
     before = [(list(group["params"]), list(group.get("param_names", ()))) for group in groups]
     states = {p: optimizer.state[p] for group in groups for p in group["params"] if p in optimizer.state}
     for arrival in arrivals:
+        known = [home[id(p)] for p in arrival.instead_of if id(p) in home]
+        if arrival.instead_of and not known:
+            continue  # what it replaces was not trained by this optimizer, nor shall it be
         if id(arrival.parameter) not in home:
-            group = next((home[id(p)] for p in arrival.instead_of if id(p) in home), groups[-1])
-            _add(group, arrival)
+            _add(known[0] if known else groups[-1], arrival)
         if arrival.heir and arrival.instead_of:
             _inherit(optimizer, arrival.instead_of[0], arrival.parameter)
     leaving = {id(p) for p in gone}

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normwise.errors import InputError
 from normwise.surgery.exchange import Exchange, Pair
 from normwise.surgery.population import Population, cells_of
 from normwise.surgery.running import Forward, Left
 
 
-class _Reached(Exception):  # noqa: N818 (not an error: ends a forward pass early)
+class _Reached(BaseException):  # no error, and not for a model to catch: ends a forward pass early
     """The layer that was wanted has run."""
 
 
@@ -67,19 +66,16 @@ class Fit:
         return self._count == 0
 
 
-def refit(exchange: Exchange, loader: Iterable[Any], forward: Forward) -> list[Left]:
+def refit(exchange: Exchange, batches: Iterable[Any], forward: Forward) -> list[Left]:
     """Fit the affine of every new layer, and the running statistics of those that had none to carry.
 
     Args:
         exchange: the pairs, with the new layers in the model; to be called inside ``exchange.comparing()``.
-        loader: gives batches; read into memory if it can be read only once.
+        batches: at least one; read several times.
         forward: runs a model on a batch.
 
     Returns:
         The layers that could not be fitted, and why.
-
-    Raises:
-        InputError: there are no batches.
 
     Example:
         >>> from normwise.surgery.layers import find
@@ -90,15 +86,15 @@ def refit(exchange: Exchange, loader: Iterable[Any], forward: Forward) -> list[L
         ...     refit(exchange, [torch.randn(8, 2)], lambda model, x: model(x))
         []
     """
-    batches = list(loader) if iter(loader) is loader else loader
-    first = next(iter(batches), None)
-    if first is None:
-        raise InputError("calibrate_with gave no batches")
+    first = next(iter(batches))
     calls = _calls(exchange, lambda model: forward(model, first))
     pairs = {pair.name: pair for pair in exchange.pairs}
-    for name, count in calls.items():
-        _fit_layer(exchange, pairs[name], batches, forward, count)
-    return [Left(name, "did not run on calibrate_with") for name in pairs if name not in calls]
+    broken = [
+        Left(name, "gave values that are not finite on calibrate_with: its weight and bias were not re-fitted")
+        for name, count in calls.items()
+        if not _fit_layer(exchange, pairs[name], batches, forward, count)
+    ]
+    return broken + [Left(name, "did not run on calibrate_with") for name in pairs if name not in calls]
 
 
 def _calls(exchange: Exchange, run: Callable[[torch.nn.Module], Any]) -> dict[str, int]:
@@ -117,7 +113,8 @@ def _calls(exchange: Exchange, run: Callable[[torch.nn.Module], Any]) -> dict[st
     return calls
 
 
-def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:
+def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> bool:
+    """Fit one layer; whether there was something to fit it to."""
     if pair.found.layer.running_mean is None and pair.new._buffers.get("running_mean") is not None:
         _measure_statistics(exchange, pair, batches, forward, calls)
     fit = Fit()
@@ -128,8 +125,13 @@ def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: 
         given = _outputs_of(pair.new, calls, partial(forward, exchange.model, batch), unit=True)
         for z, y in zip(given, wanted, strict=False):
             fit.add(z, y, pair.found.layer.channel_axis)
-    if not fit.empty:
-        _set_affine(pair.new, *fit.weight_and_bias(pair.new.weight))  # type: ignore[arg-type]
+    if fit.empty:
+        return True
+    weight, bias = fit.weight_and_bias(pair.new.weight)  # type: ignore[arg-type]
+    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+        return False
+    _set_affine(pair.new, weight, bias)
+    return True
 
 
 def _measure_statistics(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -52,14 +53,33 @@ def feed(model: nn.Module, batch: Any) -> Any:
         >>> feed(nn.Linear(2, 3), (torch.zeros(4, 2), torch.zeros(4))).shape
         torch.Size([4, 3])
     """
-    batch = to_device(batch, _device(model))
+    return run_on(model, inputs_of(model, batch))
+
+
+def inputs_of(model: nn.Module, batch: Any) -> Any:
+    """What of a batch a model is run on, as :func:`feed` has it.
+
+    Args:
+        model: the model.
+        batch: what the loader gave.
+
+    Returns:
+        A tensor, a tuple of arguments or a mapping of named ones, as :func:`run_on` takes them.
+
+    Raises:
+        InputError: the batch does not fit ``forward``.
+
+    Example:
+        >>> len(inputs_of(nn.Linear(2, 3), (torch.zeros(4, 2), torch.zeros(4))))
+        1
+    """
     required, names, any_name = _signature(model)
     if isinstance(batch, Mapping):
         known = dict(batch) if any_name else {k: v for k, v in batch.items() if k in names}
         if known and all(name in known for name in required):
-            return model(**known)
+            return known
         if len(required) == 1 and not known:
-            return model(batch)
+            return (batch,)
         raise InputError(
             f"cannot feed a batch with keys {', '.join(map(str, batch))} to {type(model).__name__}.forward, which "
             f"needs {', '.join(required)}: give forward=lambda model, batch: model(...)"
@@ -70,8 +90,8 @@ def feed(model: nn.Module, batch: Any) -> Any:
                 f"cannot feed a batch of {len(batch)} item(s) to {type(model).__name__}.forward, which needs "
                 f"{', '.join(required)}: give forward=lambda model, batch: model(...)"
             )
-        return model(*batch[: max(1, len(required))])
-    return model(batch)
+        return tuple(batch[: max(1, len(required))])
+    return batch
 
 
 def targets_of(model: nn.Module, batch: Any) -> Any:
@@ -175,7 +195,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def drift(before: Any, after: Any) -> float:
+def drift(before: Any, after: Any) -> float | None:
     """How far outputs moved: the root mean square of the change over that of what was there.
 
     Args:
@@ -183,7 +203,8 @@ def drift(before: Any, after: Any) -> float:
         after: the same structure.
 
     Returns:
-        0 for no change; 1 where the change is as large as the values; infinite where a value became non-finite.
+        0 for no change; 1 where the change is as large as the values; infinite where a value is not finite; ``None``
+        where there are no tensors to compare.
 
     Raises:
         InputError: the structures or shapes differ.
@@ -197,6 +218,8 @@ def drift(before: Any, after: Any) -> float:
         raise InputError(
             f"outputs of different structure: {[tuple(t.shape) for t in old]} and {[tuple(t.shape) for t in new]}"
         )
+    if not old:
+        return None
     change = sum((a.double() - b.double()).square().sum().item() for a, b in zip(new, old, strict=True))
     size = sum(t.double().square().sum().item() for t in old)
     if not math.isfinite(change):
@@ -208,7 +231,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     """Collect the tensors of a nested output, in order.
 
     Args:
-        value: a tensor, or nested tuples, lists, mappings and dataclass-like outputs with ``to_tuple``.
+        value: a tensor, or nested tuples, lists, mappings, dataclasses and outputs with ``to_tuple``.
 
     Returns:
         The tensors; empty where there are none.
@@ -223,6 +246,8 @@ def tensors_in(value: Any) -> list[Tensor]:
         value = tuple(value.values())
     elif hasattr(value, "to_tuple"):
         value = value.to_tuple()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
     return [t for item in value for t in tensors_in(item)] if isinstance(value, (tuple, list)) else []
 
 
@@ -270,6 +295,25 @@ def deep_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{type(model).__name__} cannot be deep-copied ({error}): work on it in place") from error
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches a module run, or changes what goes in or comes out.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Whether it has hooks.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> _ = layer.register_forward_hook(print)
+        >>> has_hooks(layer)
+        True
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
 
 
 def _device(model: nn.Module) -> torch.device | None:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from normwise.errors import InputError
 from normwise.surgery.layers import Found, find
 
 Where = str | Callable[[str, nn.Module], bool] | None
@@ -34,4 +35,8 @@ def chosen(model: nn.Module, where: Where = None) -> Iterator[Found]:
 
 
 def _matches(where: str | Callable[[str, nn.Module], bool], name: str, module: nn.Module) -> bool:
-    return fnmatchcase(name, where) if isinstance(where, str) else where(name, module)
+    if isinstance(where, str):
+        return fnmatchcase(name, where)
+    if not callable(where):
+        raise InputError(f"where must be a name pattern or a predicate (name, layer) -> bool, got {where!r}")
+    return where(name, module)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm as _WeightNormOfTorch
+from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
-from normwise.parametrize import WeightNorm, weight_norm
+from normwise.parametrize import WeightNorm, remove_weight_norm, weight_norm
 from normwise.surgery.optimizer import Arrival
 from normwise.surgery.running import Left
 
@@ -19,42 +21,107 @@ _TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.Conv
 _WITH_WEIGHT = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, *_TRANSPOSED)
 
 
+class Split:
+    """A weight that is kept as length g and direction v, in one of three ways: ours, torch's, torch's older hook.
+
+    ``keys`` are those of g and v in the module's state_dict, ``norm`` joins and splits values.
+
+    Example:
+        >>> next(splits(weight_norm(torch.nn.Linear(2, 2)))).keys
+        ('parametrizations.weight.original0', 'parametrizations.weight.original1')
+    """
+
+    def __init__(self, module: Any, name: str) -> None:
+        self.module, self.name = module, name
+        parts = module.parametrizations[name]
+        self.norm: Any = parts[0]
+        self.g, self.v = parts.original0, parts.original1
+        self.keys = (f"parametrizations.{name}.original0", f"parametrizations.{name}.original1")
+
+    def join(self) -> None:
+        """Make it a plain weight, a new parameter."""
+        if isinstance(self.norm, WeightNorm):
+            remove_weight_norm(self.module, self.name)
+        else:
+            parametrize.remove_parametrizations(self.module, self.name)
+
+    def again(self) -> None:
+        """Undo :meth:`join`: the same parameters are back."""
+        if isinstance(self.norm, WeightNorm):
+            weight_norm(self.module, self.name, self.norm.dim, self.norm.eps)
+        else:
+            torch.nn.utils.parametrizations.weight_norm(self.module, self.name, self.norm.dim)
+        parts = self.module.parametrizations[self.name]
+        parts.original0, parts.original1 = self.g, self.v
+
+
+class _Hooked(Split):
+    """By ``torch.nn.utils.weight_norm``, whose hook computes the weight before each forward pass."""
+
+    def __init__(self, module: Any, hook: _WeightNormHook) -> None:
+        self.module, self.name, self._hook = module, hook.name, hook
+        self.keys = (f"{hook.name}_g", f"{hook.name}_v")
+        self.g, self.v = (module._parameters[key] for key in self.keys)
+        self.norm = WeightNorm(None if hook.dim == -1 else hook.dim, eps=0.0)
+
+    def join(self) -> None:
+        torch.nn.utils.remove_weight_norm(self.module, self.name)
+
+    def again(self) -> None:
+        del self.module._parameters[self.name]
+        for key, part in zip(self.keys, (self.g, self.v), strict=True):
+            self.module.register_parameter(key, part)
+        setattr(self.module, self.name, self._hook.compute_weight(self.module))
+        self.module.register_forward_pre_hook(self._hook)
+
+
+def splits(module: torch.nn.Module) -> Iterator[Split]:
+    """Find the weight norms of one module, whoever put them on, without those of its children.
+
+    Args:
+        module: any module.
+
+    Yields:
+        One for each weight.
+
+    Example:
+        >>> [split.name for split in splits(weight_norm(torch.nn.Linear(2, 2)))]
+        ['weight']
+    """
+    lists: Any = getattr(module, "parametrizations", {})
+    for name in list(lists):
+        if len(lists[name]) == 1 and isinstance(lists[name][0], WeightNorm | _WeightNormOfTorch):
+            yield Split(module, name)
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, _WeightNormHook):
+            yield _Hooked(module, hook)
+
+
 @dataclass
 class Reweighted:
     """What was done to the weights: which modules, which parameters came and went, and how to undo it.
+
+    ``splits`` holds, by the module's name, what its weights are split by (or were, where that was taken off).
 
     Example:
         >>> Reweighted().names
         []
     """
 
-    names: list[str] = field(default_factory=list)
-    norms: dict[str, torch.nn.Module] = field(default_factory=dict)
+    splits: list[tuple[str, Split]] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     gone: list[Parameter] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
+    @property
+    def names(self) -> list[str]:
+        """The modules, and the weight where it is not called so."""
+        full = {f"{module}.{s.name}".strip(".").removesuffix(".weight"): None for module, s in self.splits}
+        return list(full)
+
 
 Chosen = Callable[[str, torch.nn.Module], bool]
-
-
-def has_weight_norm(module: torch.nn.Module) -> bool:
-    """Whether a module's weight is split into length and direction, by this package's weight norm or torch's.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> has_weight_norm(weight_norm(torch.nn.Linear(2, 2)))
-        True
-    """
-    lists = getattr(module, "parametrizations", {})
-    torch_s = torch.nn.utils.parametrizations._WeightNorm
-    return "weight" in lists and len(lists["weight"]) == 1 and isinstance(lists["weight"][0], WeightNorm | torch_s)
 
 
 def put_on(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
@@ -78,7 +145,7 @@ def put_on(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
             users[id(parameter)] = users.get(id(parameter), 0) + 1
     for name, module in _weighted(model, chosen):
         weight = module.weight
-        if has_weight_norm(module):
+        if any(split.name == "weight" for split in splits(module)):
             done.left.append(Left(name, "already has weight norm"))
         elif "weight" not in module._parameters:
             done.left.append(Left(name, "its weight is computed from others (parametrized, or by a hook)"))
@@ -108,8 +175,9 @@ def take_off(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
     """
     done = Reweighted()
     for name, module in list(model.named_modules()):
-        if has_weight_norm(module) and chosen(name, module):
-            _join(name, module, done)
+        if chosen(name, module):
+            for split in splits(module):
+                _join(name, split, done)
     return done
 
 
@@ -123,19 +191,17 @@ def _split(name: str, module: Any, weight: Parameter, done: Reweighted) -> None:
     values, order = weight.detach().clone(), list(module._parameters)
     # The axis of the output channels, which a transposed convolution has second.
     weight_norm(module, dim=1 if isinstance(module, _TRANSPOSED) and module.groups == 1 else 0)
-    parts = module.parametrizations["weight"]
-    for part in ("original0", "original1"):
-        parameter = getattr(parts, part)
+    split = next(splits(module))
+    for key, parameter in zip(split.keys, (split.g, split.v), strict=True):
         parameter.requires_grad_(weight.requires_grad)
-        done.arrivals.append(Arrival(f"{name}.parametrizations.weight.{part}", parameter, (weight,)))
-    done.names.append(name)
-    done.norms[name] = parts[0]
+        done.arrivals.append(Arrival(f"{name}.{key}", parameter, (weight,)))
+    done.splits.append((name, split))
     done.gone.append(weight)
     done.undo.append(lambda: _put_back(module, weight, values, order))
 
 
 def _put_back(module: Any, weight: Parameter, values: Tensor, order: list[str]) -> None:
-    parametrize.remove_parametrizations(module, "weight")
+    remove_weight_norm(module, "weight")
     with torch.no_grad():
         weight.copy_(values)
     module._parameters["weight"] = weight
@@ -144,21 +210,17 @@ def _put_back(module: Any, weight: Parameter, values: Tensor, order: list[str]) 
     module._parameters.update(ordered)
 
 
-def _join(name: str, module: Any, done: Reweighted) -> None:
-    parts = module.parametrizations["weight"]
-    g, v = parts.original0, parts.original1
+def _join(name: str, split: Split, done: Reweighted) -> None:
+    g, v = split.g, split.v
     values = g.detach().clone(), v.detach().clone()
-    asks = v.requires_grad
-    parametrize.remove_parametrizations(module, "weight")
-    module.weight.requires_grad_(asks)
-    done.names.append(name)
-    done.norms[name] = parts[0]
+    split.join()
+    joined = getattr(split.module, split.name).requires_grad_(v.requires_grad)
+    done.splits.append((name, split))
     done.gone += [g, v]
-    done.arrivals.append(Arrival(f"{name}.weight", module.weight, (v, g)))
+    done.arrivals.append(Arrival(f"{name}.{split.name}", joined, (v, g)))
 
     def undo() -> None:
-        parametrize.register_parametrization(module, "weight", parts[0], unsafe=True)
-        module.parametrizations["weight"] = parts
+        split.again()
         with torch.no_grad():
             g.copy_(values[0])
             v.copy_(values[1])

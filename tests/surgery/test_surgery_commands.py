@@ -26,6 +26,12 @@ def batches():
     return [(torch.randn(8, 3, 8, 8), torch.zeros(8)) for _ in range(2)]
 def nothing(): return []
 def broken(): raise KeyError("oh")
+def leaves(): raise SystemExit(3)
+def wrong(): return [torch.randn(8, 5, 8, 8)]
+def ends():
+    yield torch.randn(8, 3, 8, 8)
+    raise OSError("the disk\\nis gone")
+def once(): yield from (x for x, _ in batches())
 number = 3
 """
 
@@ -37,8 +43,12 @@ def place(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = trained(ConvNet(), torch.randn(8, 3, 8, 8))
     checkpoint.save(tmp_path / "in.pt", checkpoint.Checkpoint(model.state_dict(), "state_dict", "module."))
+    torch.save(model.fc, tmp_path / "whole.pt")
+    for name in ("text.pt", "text.safetensors"):
+        (tmp_path / name).write_text("no tensors")
     yield model
-    sys.modules.pop("mynets", None)
+    for name in ("mynets", "two"):
+        sys.modules.pop(name, None)
 
 
 def run(*arguments):
@@ -81,6 +91,33 @@ def test_calibrate(place, capsys):
     assert not torch.equal(before["module.bn1.running_var"], after["module.bn1.running_var"])
 
 
+def test_data_that_can_be_read_once_is_made_anew(place, capsys):
+    for data in ("batches", "once"):
+        options = ["--layerwise", "--out", f"{data}.pt"]
+        run("calibrate", "mynets.py:net", "in.pt", "--data", f"mynets.py:{data}", *options)
+    again, kept = (checkpoint.load(f"{data}.pt").state for data in ("once", "batches"))
+    assert all(torch.equal(again[key], value) for key, value in kept.items())
+
+
+def test_modules_are_found_in_the_working_directory_and_methods_take_options(place, capsys):
+    run("convert", "mynets:net", "in.pt", "--to", "group(num_groups=2)", "--where", "bn1", "--out", "out.pt")
+    assert "1 layer replaced" in capsys.readouterr().out
+
+
+def test_two_inputs_are_fed_as_loaders_give_them(place, capsys):
+    Path("two.py").write_text(
+        "import torch\n"
+        "class Two(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); self.norm = torch.nn.BatchNorm2d(3)\n"
+        "    def forward(self, x, y): return self.norm(x) + y\n"
+        "def batches(): return [(torch.randn(4, 3, 5, 5), torch.ones(1), torch.zeros(4))]\n"
+    )
+    run("convert", "two.py:Two", "--to", "layer", "--data", "two.py:batches")
+    run("fold", "two.py:Two", "--data", "two.py:batches", "--where", "none")
+    assert "after the re-fit" in capsys.readouterr().out
+
+
 def test_inspect_a_model_and_a_checkpoint(place, capsys):
     run("inspect", "mynets.py:net", "in.pt", "--fail-on", "info")
     assert "no findings" in capsys.readouterr().out
@@ -118,12 +155,39 @@ def test_fail_on(place, severity, code, capsys):
         (["convert", "mynets.py:net", "--to", "group", "--input-shape", "a,b"], "expected sizes separated by commas"),
         (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:nothing"], "gave no batches"),
         (["convert", "mynets.py:net", "--to", "group", "--where", "x*"], "matches none"),
+        (["inspect", "mynets.py:leaves"], "failed: SystemExit: 3"),
+        (["convert", "mynets.py:net", "--to", "group", "--input-shape", "1,5,8,8"], "failed on --input-shape 1,5,8,8"),
+        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:wrong"], "failed on the first batch"),
+        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:number"], "is a int"),
+        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:net"], "gave ConvNet, expected batches"),
+        (["convert", "mynets.py:net", "--to", "layer", "--data", "mynets.py:ends"], "failed after 1 batches: OSError"),
+        (["convert", "mynets.py:net", "--to", "group", "--out", "no/a.pt"], "there is no folder no"),
+        (["convert", "mynets.py:net", "--to", "group", "--out", "a.txt"], "expected a name ending in"),
+        (["convert", "mynets.py:net", "--to", "group(groups=2)"], "does not take these options"),
+        (["fold", "mynets.py:net", "--input-shape", "1,5,8,8"], "failed on --input-shape"),
+        (["fold", "mynets.py:net", "in.pt", "--out", "in.pt"], "is the source"),
+        (["calibrate", "mynets.py:net", "--data", "mynets.py:wrong"], "failed on a batch of mynets.py:wrong"),
+        (["calibrate", "mynets.py:net", "--data", "mynets.py:ends"], "the disk is gone"),
+        (["calibrate", "mynets.py:net", "--data", "mynets.py:batches", "--batches", "0"], "at least 1"),
+        (["calibrate", "mynets.py:net", "--data", "mynets.py:batches", "--where", "x*"], "where='x*' matches"),
+        (["inspect", "whole.pt"], "holds more than tensors"),
+        (["inspect", "text.pt"], "damaged, or not of the kind"),
+        (["inspect", "text.safetensors"], "damaged, or not of the kind"),
     ],
 )
 def test_mistakes_are_one_clear_error(place, arguments, message):
     with pytest.raises(NormwiseError) as error:
         run(*arguments)
     assert message in " ".join(str(error.value).split())
+
+
+def test_a_mistake_ends_in_one_line_and_exit_code_2(place):
+    arguments = ["convert", "mynets.py:net", "--to", "group", "--input-shape", "1,5,8,8"]
+    program = f"from normwise.cli import main; main({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("normwise: error: ConvNet failed on --input-shape")
 
 
 def test_help_needs_no_torch():
