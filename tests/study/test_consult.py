@@ -10,6 +10,7 @@ from torch import nn
 
 import normwise
 from normwise import advise, report
+from normwise.advice.rules import METHODS
 from normwise.errors import InputError
 from normwise.study.consult import measured_costs
 
@@ -73,14 +74,15 @@ def test_asking_leaves_the_model_as_it_was():
 
 def test_costs_are_measured_for_what_runs():
     x = torch.randn(8, 3, 24, 24)
-    costs = measured_costs(image_net(), lambda model: model(x))
+    costs = measured_costs(image_net(), lambda model: model(x), {method: {} for method in METHODS})
     assert set(costs) == {"batch", "layer", "group", "instance", "switchable", "weight", "none"}
     assert all(cost.step_seconds > 0 for cost in costs.values())
     assert costs["none"].peak_bytes < costs["switchable"].peak_bytes
 
 
 def test_a_model_without_norms_is_advised_too():
-    bare = nn.Sequential(nn.Linear(8, 32), nn.Sigmoid(), *[nn.Linear(32, 32), nn.Sigmoid()] * 6, nn.Linear(32, 2))
+    hidden = [layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
+    bare = nn.Sequential(nn.Linear(8, 32), nn.Sigmoid(), *hidden, nn.Linear(32, 2))
     told = advise(bare, torch.randn(32, 8))
     assert told.best.method == "batch"
     assert "norm_layer" in told.best.code

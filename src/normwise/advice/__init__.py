@@ -3,6 +3,7 @@
 :func:`normwise.advise` runs a model, asks these rules and measures what each method costs.
 """
 
+from normwise.advice.code import code_for, options_for
 from normwise.advice.ranking import rank
 from normwise.advice.records import Advice, Check, Cost, Exemption, Ranked, Reason
 from normwise.advice.rules import RULES, VETOES, Rule, Veto
@@ -22,6 +23,8 @@ __all__ = [
     "Rule",
     "Situation",
     "Veto",
+    "code_for",
+    "options_for",
     "rank",
     "situation_of",
 ]

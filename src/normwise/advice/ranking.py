@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
+from normwise.advice.code import code_for, options_for
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
 from normwise.advice.rules import METHODS, RULES, VETOES
 from normwise.advice.situation import Situation
@@ -13,10 +15,8 @@ CLOSE = 0.3
 # Below this a reason is not worth a line.
 _NOTHING = 0.05
 
-Code = Callable[[str, list[Exemption]], str]
 
-
-def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = None, code: Code | None = None) -> Advice:
+def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = None) -> Advice:
     """Rank the methods for a situation.
 
     Every rule that applies adds its points; methods within 0.3 points of each other are ordered by the measured time of
@@ -26,7 +26,6 @@ def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = No
         model: its name.
         situation: what the choice depends on.
         costs: method → cost of a step, for those that were measured.
-        code: gives the lines that put a method into the model, with its exemptions.
 
     Returns:
         The advice.
@@ -39,7 +38,7 @@ def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = No
     """
     costs = costs or {}
     ranking = [_ranked(method, situation, costs.get(method)) for method in METHODS]
-    ranking = [_written(r, code) for r in ranking]
+    ranking = [_written(r, situation) for r in ranking]
     ranking.sort(key=lambda r: (r.refused is not None, -r.points))
     return Advice(model, situation, _cheaper_first(ranking), _notes(situation))
 
@@ -57,22 +56,25 @@ def _ranked(method: str, situation: Situation, cost: Cost | None) -> Ranked:
 
 
 def _forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str | None]:
-    """The places where a method leaves nothing of the data; all of them refuse it."""
-    found = []
+    """The places where a method has too little to go by; all of them refuse it."""
+    found: dict[str, Exemption] = {}
     for veto in VETOES:
         if veto.method == method:
             places = [p for p in situation.places if not p.per_token and veto.forbids(situation, p)]
             if places and len(places) == len(situation.places):
                 return [], f"{veto.text} ({veto.source})"
-            found += [Exemption(p.name, "layer" if p.values("layer") > 1 else "none", veto.text) for p in places]
-    return found, None
+            for p in places:
+                use = "layer" if p.values("layer") > 1 else "none"
+                found.setdefault(p.name, Exemption(p.name, use, veto.text))
+    return list(found.values()), None
 
 
-def _written(ranked: Ranked, code: Code | None) -> Ranked:
-    if code is None or ranked.refused:
+def _written(ranked: Ranked, situation: Situation) -> Ranked:
+    """Add what the layers are to be told, and the code."""
+    if ranked.refused:
         return ranked
-    lines = code(ranked.method, ranked.exemptions)
-    return Ranked(ranked.method, ranked.points, ranked.reasons, ranked.cost, ranked.exemptions, lines)
+    options = options_for(ranked.method, situation)
+    return replace(ranked, options=options, code=code_for(ranked.method, options, ranked.exemptions, situation))
 
 
 def _cheaper_first(ranking: list[Ranked]) -> list[Ranked]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from normwise.advice.situation import Situation
 from normwise.records import dumps
@@ -57,7 +58,7 @@ class Ranked:
     """One method: its ``points`` (0 is the best imaginable, −1 about one point of accuracy below), and why.
 
     ``refused`` says why the method cannot be used at all. ``exemptions`` name the places that want another method.
-    ``code`` puts the method into the model.
+    ``options`` are what its layers are to be told beyond their defaults, ``code`` puts it into the model.
 
     Example:
         >>> Ranked("batch", -0.5, []).refused is None
@@ -71,6 +72,13 @@ class Ranked:
     exemptions: list[Exemption] = field(default_factory=list)
     code: str = ""
     refused: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> str:
+        """The method with its options, as :func:`normwise.compare` takes it: ``"group(num_groups=4)"``."""
+        told = [f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in self.options.items()]
+        return f"{self.method}({', '.join(told)})" if told else self.method
 
 
 @dataclass(frozen=True)

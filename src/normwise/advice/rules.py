@@ -8,6 +8,7 @@ a rule: a row here; the ranking, the docs' table and the tests read ``RULES``.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,14 +71,21 @@ def _small_images(s: Situation) -> float:
     return _imagenet_loss(s) / _imagenet_loss(Situation("conv", ["conv"], 2)) if _convolutional(s) else 0.0
 
 
+def _is_thin(s: Situation, place: Place) -> bool:
+    return place.values("batch") * s.devices < ENOUGH_VALUES
+
+
+def _mostly_thin(s: Situation) -> bool:
+    """Whether few values are the rule in a model; else the few places that have few are exempted."""
+    return 2 * sum(_is_thin(s, p) for p in s.places) > len(s.places)
+
+
 def _few_values(s: Situation) -> float:
-    """0 with enough values behind the smallest batch statistic, 1 with two."""
-    m = s.least_batch
-    return (
-        0.0
-        if m is None or m >= ENOUGH_VALUES
-        else min(1.0, math.log2(ENOUGH_VALUES / max(m, 2)) / math.log2(ENOUGH_VALUES / 2))
-    )
+    """0 with enough values behind the batch statistic of the middle place, 1 with two."""
+    if not _mostly_thin(s):
+        return 0.0
+    m = statistics.median_low(p.values("batch") * s.devices for p in s.places)
+    return min(1.0, math.log2(ENOUGH_VALUES / max(m, 2)) / math.log2(ENOUGH_VALUES / 2))
 
 
 def _saturated_depth(s: Situation) -> float:
@@ -241,6 +249,12 @@ VETOES: tuple[Veto, ...] = (
         "torch.nn.BatchNorm1d's own error; pytorch/pytorch issue 4534",
     ),
     Veto(
+        "batch",
+        lambda s, p: _is_thin(s, p) and not _mostly_thin(s),
+        f"fewer than {ENOUGH_VALUES} values behind a batch statistic, while most places have more",
+        "Ioffe 2017, arXiv 1702.03275",
+    ),
+    Veto(
         "instance",
         lambda s, p: p.values("instance") < 2,
         "one value per channel and sample: instance norm would give its bias whatever comes in",
@@ -257,5 +271,11 @@ VETOES: tuple[Veto, ...] = (
         lambda s, p: p.values("layer") < 2,
         "one value per sample: layer norm would give its bias whatever comes in",
         "Ba et al. 2016, arXiv 1607.06450",
+    ),
+    Veto(
+        "switchable",
+        lambda s, p: s.few < 2 and p.values("instance") < 2,
+        "one value per channel in the batch and in an instance: of the mix only layer norm is left",
+        "Luo et al. 2019, arXiv 1806.10779",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from normwise import records
-from normwise.advice import Advice, Check, Cost, Exemption, rank, situation_of
+from normwise.advice import Advice, Check, Cost, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError
-from normwise.findings import ModelFacts
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.study.tasks.forms import splits_of
@@ -80,8 +79,9 @@ def advise(
     facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     run = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
-    costs = measured_costs(model, run) if measure and facts.normalized else {}
-    advice = rank(facts.model, situation, costs, partial(_code, facts, devices))
+    options = {method: options_for(method, situation) for method in METHODS}
+    costs = measured_costs(model, run, options) if measure and facts.normalized else {}
+    advice = rank(facts.model, situation, costs)
     if verify is None:
         return advice
     if data is None:
@@ -112,8 +112,8 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: floa
     from normwise.study.comparison import compare
 
     began, b = time.perf_counter(), advice.situation.batch_size
-    possible = [r.method for r in advice.ranking if r.refused is None]
-    methods = list(dict.fromkeys([*possible[:_CHECKED], *(m for m in advice.situation.current if m in possible)]))
+    possible = [r for r in advice.ranking if r.refused is None]
+    methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in advice.situation.current]
     setting = {"methods": methods, "batch_sizes": [b], "progress": False}
 
     def trained(steps: float, seeds: int, lrs: Sequence[float]) -> records.Study:
@@ -130,7 +130,7 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: floa
         headline = f"{seconds:.0f} s allow {max(steps, 0):.0f} steps a run, too few to say anything: give more"
         return Check(time.perf_counter() - began, methods, headline, None, None)
     study = trained(steps, _SEEDS, _LRS)
-    verdict, best = study.verdicts[0], advice.best.method
+    verdict, best = study.verdicts[0], advice.best.spec
     standing = next(s for s in study.standings if s.method == best)
     behind = standing.behind.value if standing.behind else 0.0
     return Check(time.perf_counter() - began, methods, verdict.headline, best in verdict.tied, behind)
@@ -147,7 +147,7 @@ def _fresh(model: nn.Module) -> nn.Module:
 
 
 def measured_costs(
-    model: nn.Module, run: Callable[[nn.Module], Any], methods: Sequence[str] = METHODS
+    model: nn.Module, run: Callable[[nn.Module], Any], methods: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Cost]:
     """Measure a training step (forward and backward) of copies of a model, converted to each method.
 
@@ -157,25 +157,24 @@ def measured_costs(
     Args:
         model: has normalization layers.
         run: runs a model on the inputs.
-        methods: to measure.
+        methods: to measure, with the options of their layers.
 
     Returns:
         Method → cost, for the methods that ran.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> costs = measured_costs(model, lambda m: m(torch.zeros(4, 3, 8, 8)), ["batch", "none"])
+        >>> costs = measured_costs(model, lambda m: m(torch.zeros(4, 3, 8, 8)), {"batch": {}, "none": {}})
         >>> costs["none"].step_seconds > 0
         True
     """
     steps: dict[str, Callable[[], None]] = {}
     peaks = {}
     with keeping_random_state():
-        for method in methods:
+        for method, options in methods.items():
             try:
-                step: Callable[[], None] = partial(
-                    _step, convert(model, method, copy=True, strict=False).model.train(), run
-                )
+                converted = convert(model, method, copy=True, strict=False, **options).model.train()
+                step: Callable[[], None] = partial(_step, converted, run)
                 step()
                 peaks[method], steps[method] = peak_bytes(step), step
             except (NormwiseError, RuntimeError, ValueError):
@@ -195,31 +194,3 @@ def _step(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
     model.zero_grad()
     outputs: list[Tensor] = [t for t in tensors_in(run(model)) if t.is_floating_point() and t.requires_grad]
     torch.autograd.backward([t.float().square().mean() for t in outputs])
-
-
-def _code(facts: ModelFacts, devices: int, method: str, exemptions: list[Exemption]) -> str:
-    """The lines that put a method into the model."""
-    if not facts.normalized:
-        return _code_for_bare(method)
-    lines = []
-    if {norm.method for norm in facts.norms} == {method}:
-        lines.append("# the model uses it already")
-    elif exemptions:
-        places = "{" + ", ".join(repr(e.place) for e in exemptions) + "}"
-        lines.append(f'normwise.convert(model, "{method}", where=lambda name, layer: name not in {places})')
-        for use in dict.fromkeys(e.use for e in exemptions):
-            places = "{" + ", ".join(repr(e.place) for e in exemptions if e.use == use) + "}"
-            lines.append(f'normwise.convert(model, "{use}", where=lambda name, layer: name in {places})')
-    else:
-        lines.append(f'normwise.convert(model, "{method}")')
-    if devices > 1 and method in {"batch", "switchable"}:
-        lines.append("normwise.sync(model)")
-    return "\n".join(lines)
-
-
-def _code_for_bare(method: str) -> str:
-    if method == "none":
-        return "# the model as it is"
-    if method == "weight":
-        return "normwise.weight_normalize(model)"
-    return f'norm = normwise.norm_layer("{method}")  # norm(channels) behind each hidden convolution or linear layer'
