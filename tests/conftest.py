@@ -10,3 +10,6 @@ _TORCHVISION = torch.library.Library("torchvision", "DEF")
 _BACKWARD = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
 for _name in ("nms", "qnms", *_BACKWARD, *(f"_{name}_backward" for name in _BACKWARD)):
     _TORCHVISION.define(f"{_name}(Tensor a) -> Tensor")
+
+# It holds no doctests, and where a folder before it in the alphabet has a conftest.py, pytest takes that for this one.
+collect_ignore = ["conftest.py"]
