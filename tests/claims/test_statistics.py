@@ -9,7 +9,7 @@ from normwise.outcomes import FAILS, HOLDS, UNDECIDED
 from normwise.records import Interval
 
 
-def verdicts(truth, repeats=300, seeds=5, **bounds):
+def verdicts(truth, repeats=120, seeds=5, **bounds):
     draws = np.random.default_rng(0)
     found = [judge(estimate(draws.normal(truth, 1.0, seeds)), **bounds) for _ in range(repeats)]
     return {verdict: found.count(verdict) / repeats for verdict in (HOLDS, FAILS, UNDECIDED)}
@@ -27,7 +27,7 @@ def test_what_is_clearly_so_is_said_to_be_so():
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_at_the_bound_chance_decides_no_more_often_than_the_level_allows(seeds):
     # Either side may be called wrongly in 2.5 % of the cases; the bootstrap at n = 3 comes within a few percent.
-    shares = verdicts(1.0, repeats=600, seeds=seeds, at_least=1.0)
+    shares = verdicts(1.0, repeats=300, seeds=seeds, at_least=1.0)
     assert shares[HOLDS] < 0.07
     assert shares[FAILS] < 0.07
     assert shares[UNDECIDED] > 0.86
