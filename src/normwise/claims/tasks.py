@@ -178,7 +178,7 @@ def scaled(make_model: MakeModel, factor: float) -> MakeModel:
     Example:
         >>> from normwise.nn import norm_layer
         >>> model = scaled(lambda norm: nn.Sequential(nn.Linear(1, 1)), 0.0)(norm_layer("none"))
-        >>> model[0].weight.item()
+        >>> model[0].weight.abs().item()
         0.0
     """
 
