@@ -258,3 +258,13 @@ def test_an_optimizer_of_other_layers_stays_so(net):
     with pytest.raises(InputError, match="none of the model's parameters"):
         convert(net, "none", optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
     assert find(net)[0].layer.method == "switchable"
+
+
+def test_a_wrapper_that_does_not_know_the_new_parameters_is_pointed_out(net):
+    kind = nn.parallel.DistributedDataParallel
+    # Its shell: a whole one needs a process group, which may hang where the suite ends.
+    wrapped = kind.__new__(kind)
+    nn.Module.__init__(wrapped)
+    wrapped.module = net
+    assert not convert(wrapped, "group").record.notes
+    assert "wrap the model anew" in convert(wrapped, "switchable").record.notes[0]

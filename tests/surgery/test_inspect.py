@@ -1,6 +1,7 @@
 """What inspection lists and finds, in models and in checkpoints."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from models import BNAct2d, ConvNet, Tokens, trained
 from torch import nn
 
 import normwise.nn as nw
+from normwise import weight_norm
 from normwise.errors import InputError
 from normwise.surgery import inspect
 
@@ -110,3 +112,25 @@ def test_meta_models_are_listed():
 def test_unknown_severity(net):
     with pytest.raises(InputError, match="unknown severity 'fatal'"):
         inspect(net).fails("fatal")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_weight_norms_are_listed_in_models_and_checkpoints(older):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older way is deprecated, and still in use
+        put_on = nn.utils.weight_norm if older else weight_norm
+        model = nn.Sequential(put_on(nn.Conv2d(3, 4, 3)), put_on(nn.Linear(4, 2)))
+    g, v = (model[0].weight_g, model[0].weight_v) if older else model[0].parametrizations.weight.parameters()
+    with torch.no_grad():
+        g[1] = 0
+        v[2, 0, 0, 0] = float("nan")
+    for found in (inspect(model), inspect(model.state_dict())):
+        assert [(row.names, row.method, row.channels, row.dead) for row in found.layers] == [
+            (["0"], "weight", 4, 1),
+            (["1"], "weight", 2, 0),
+        ]
+        assert {f.code: f.message.partition(":")[0] for f in found.findings} == {
+            "non-finite": "1 of 108 values of v are not finite",
+            "dead-weight": "1 of 4 weights are 0 beside the others",
+        }
+    assert inspect(model).layers[0].type == "Conv2d"

@@ -238,7 +238,11 @@ def _tell_optimizer(
         if not any(id(p) in held for p in (*conversion.model.parameters(), *gone)):
             raise InputError("optimizer= holds none of the model's parameters: give the one that trains this model")
         conversion._undo.append(remap(optimizer, gone, arrivals))
-    elif gone or arrivals:
+    if (gone or arrivals) and isinstance(conversion.model, torch.nn.parallel.DistributedDataParallel):
+        conversion.record.notes.append(
+            "DistributedDataParallel does not know the new parameters, which would drift apart: wrap the model anew"
+        )
+    if optimizer is None and (gone or arrivals):
         conversion.record.notes.append(
             f"{len(gone)} parameters left and {len(arrivals)} came: an optimizer made before needs optimizer="
         )

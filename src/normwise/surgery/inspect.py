@@ -9,13 +9,17 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from normwise import findings as records
 from normwise.findings import Finding, gravest_first
 from normwise.surgery.layers import Found, find
+from normwise.surgery.weights import splits
 
 # Below this share of the layer's median |weight| a channel contributes nothing.
 _DEAD = 1e-3
+# How the keys of a weight's length and direction end: as a parametrization, and by torch's older hook.
+_WEIGHT_NORM_KEYS = (("original0", "original1"), ("_g", "_v"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Inspection:
 
 
 def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
-    """Look at every normalization layer of a model, or at what a state_dict tells of them.
+    """Look at every normalization layer of a model, weight norms included, or at what a state_dict tells of them.
 
     Looks for running statistics that are not finite, negative, hardly above eps, never updated or that cannot move;
     for parameters that are not finite; for channels whose weight is dead, which contribute nothing but their bias; and
@@ -136,6 +140,16 @@ def _of_model(model: torch.nn.Module) -> Iterator[_Facts]:
         own = {**dict(found.module.named_parameters(recurse=False)), **dict(found.module.named_buffers(recurse=False))}
         tensors = {name: tensor.detach() for name, tensor in own.items() if not _unreadable(tensor)}
         yield _Facts(_row(found, tensors), tensors, found.layer.problem)
+    for name, module in model.named_modules():
+        for split in splits(module):
+            title = f"{name}.{split.name}".strip(".").removesuffix(".weight")
+            kind = parametrize.type_before_parametrizations(module).__name__
+            yield _of_weight_norm(title, kind, split.g.detach(), split.v.detach())
+
+
+def _of_weight_norm(name: str, kind: str | None, g: Tensor, v: Tensor) -> _Facts:
+    readable = {n: t for n, t in (("g", g), ("v", v)) if not _unreadable(t)}
+    return _Facts(Row([name], kind, "weight", g.numel(), dead=_dead(g) if "g" in readable else 0), readable)
 
 
 def _unreadable(tensor: Tensor) -> bool:
@@ -164,6 +178,11 @@ def _of_state(state: Mapping[str, Tensor]) -> Iterator[_Facts]:
         name, _, leaf = key.rpartition(".")
         groups.setdefault(name, {})[leaf] = tensor
     for name, tensors in groups.items():
+        for g, v in _WEIGHT_NORM_KEYS:
+            for weight in [leaf.removesuffix(g) for leaf in tensors if leaf.endswith(g)]:
+                if weight + v in tensors:
+                    title = f"{name.replace('parametrizations.', '')}.{weight}".strip(".").removesuffix(".weight")
+                    yield _of_weight_norm(title, None, tensors[weight + g], tensors[weight + v])
         method = _method_of(tensors)
         if method is not None:
             channels = tensors["running_mean" if "running_mean" in tensors else "weight"].numel()
@@ -247,7 +266,7 @@ def _statistics_problems(tensors: Mapping[str, Tensor], row: Row) -> Iterator[tu
 
 
 def _of(count: int, tensor: Tensor) -> str:
-    return f"{count} of {tensor.numel()} channels"
+    return f"{count} of {tensor.numel()} {'channels' if tensor.numel() == max(tensor.shape, default=1) else 'values'}"
 
 
 def _cells(row: Row) -> list[str]:
