@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
 
-.PHONY: help compare claims claims-docs test check fix bench clean
+.PHONY: help compare claims claims-docs test check fix bench bench-racing clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
 
 bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
 	$(BIN)/python benchmarks/bench.py
+
+bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid (about 15 minutes); writes results/
+	$(BIN)/python benchmarks/racing.py
 
 clean:  ## remove what make and the tests left behind
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims

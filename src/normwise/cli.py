@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +65,7 @@ def compare(
     cpus: float = 1,
     gpus: float = 0,
     title: str | None = None,
+    serve: int | None = None,
     loss: str | None = None,
     metric: str | None = None,
     optimizer: str | None = None,
@@ -113,6 +116,8 @@ def compare(
         cpus: That each worker is given on the Ray cluster.
         gpus: Likewise; a fraction shares one.
         title: Title of the report.
+        serve: Show the report in a browser while the study runs, at http://127.0.0.1:PORT, on this machine only; 0
+            takes a free port.
         loss: A callable loss(model, batch). Default: cross-entropy for class numbers, else the squared error.
         metric: A callable metric(model, loader), higher is better; or accuracy, mean_iou, r_squared, loss (minus it),
             or what a Lightning module logs, such as val_acc. Default: by the targets.
@@ -128,30 +133,32 @@ def compare(
     if quick and epochs is not None:
         raise InputError("--quick chooses the epochs itself: give --quick or --epochs")
     folder = out if out is not None else Path(_OUT) / (_folder_name(model, data) + "-quick" * quick + "-race" * race)
-    done = _needing_extras().compare(
-        model,
-        data,
-        loss=loss,
-        metric=metric,
-        optimizer=optimizer,
-        augment=augment,
-        collate=collate,
-        accumulate=None if accumulate == 1 else accumulate,
-        methods=None if methods is None else _specs(methods),
-        batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
-        seeds=None if seeds is None else _seeds(seeds),
-        lrs=None if lrs is None else _reals(lrs, "--lrs"),
-        epochs=epochs,
-        quick=quick,
-        race=race,
-        out=folder,
-        fresh=fresh,
-        storage=storage,
-        study=study,
-        **_engine(engine, workers, address, cpus, gpus),
-        title=title,
-        command=_command(),
-    )
+    run = _needing_extras().compare
+    with _live(storage or folder, study, serve):
+        done = run(
+            model,
+            data,
+            loss=loss,
+            metric=metric,
+            optimizer=optimizer,
+            augment=augment,
+            collate=collate,
+            accumulate=None if accumulate == 1 else accumulate,
+            methods=None if methods is None else _specs(methods),
+            batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
+            seeds=None if seeds is None else _seeds(seeds),
+            lrs=None if lrs is None else _reals(lrs, "--lrs"),
+            epochs=epochs,
+            quick=quick,
+            race=race,
+            out=folder,
+            fresh=fresh,
+            storage=storage,
+            study=study,
+            **_engine(engine, workers, address, cpus, gpus),
+            title=title,
+            command=_command(),
+        )
     from normwise import report as drawing
 
     _print(drawing.table(done.record))
@@ -162,7 +169,12 @@ def compare(
 
 @app.command
 def report(
-    where: Annotated[str, Parameter(name="STUDY")], /, *, study: str | None = None, out: Path | None = None
+    where: Annotated[str, Parameter(name="STUDY")],
+    /,
+    *,
+    study: str | None = None,
+    out: Path | None = None,
+    serve: int | None = None,
 ) -> None:
     """Draw a stored study, or a stored diagnosis, again: the table here, the page beside it. Needs no torch.
 
@@ -173,7 +185,12 @@ def report(
             'normwise diagnose --out' wrote.
         study: The study's name, where a database holds several.
         out: The file to write. Default: report.html beside the study, or here; a diagnosis's own name with .html.
+        serve: Show a study in a browser at http://127.0.0.1:PORT instead, as it stands whenever the page is asked for,
+            until interrupted; on this machine only. 0 takes a free port.
     """
+    if serve is not None:
+        with _live(where, study, serve):
+            threading.Event().wait()
     from normwise import report as drawing
     from normwise.findings import is_diagnosis, load_diagnosis
     from normwise.records import write_atomic
@@ -239,6 +256,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str) -> None:
     print(f"normwise: error: {redact(message)}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+@contextmanager
+def _live(where: str | Path, study: str | None, port: int | None) -> Iterator[None]:
+    """Serve a study's page while the body runs, if a port was given."""
+    if port is None:
+        yield
+        return
+    from normwise.report import live
+
+    with live.serving(lambda: read(str(where), study), port) as address:
+        print(f"live report at {address}", file=sys.stderr, flush=True)
+        yield
 
 
 def _needing_extras():  # type: ignore[no-untyped-def]  # the module's own type would import torch
