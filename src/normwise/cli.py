@@ -176,15 +176,15 @@ def report(
     out: Path | None = None,
     serve: int | None = None,
 ) -> None:
-    """Draw a stored study, or a stored diagnosis, again: the table here, the page beside it. Needs no torch.
+    """Draw a stored study, diagnosis or advice again: the table here, the page beside it. Needs no torch.
 
     For instance: normwise report normwise-compare/digits
 
     Args:
         where: A study.json, a study.db, the folder that holds one, or postgresql://USER@HOST/DATABASE; or what
-            'normwise diagnose --out' wrote.
+            'normwise diagnose --out' or 'normwise advise --out' wrote.
         study: The study's name, where a database holds several.
-        out: The file to write. Default: report.html beside the study, or here; a diagnosis's own name with .html.
+        out: The file to write. Default: report.html beside the study, or here; another record's own name with .html.
         serve: Show a study in a browser at http://127.0.0.1:PORT instead, as it stands whenever the page is asked for,
             until interrupted; on this machine only. 0 takes a free port.
     """
@@ -192,12 +192,16 @@ def report(
         with _live(where, study, serve):
             threading.Event().wait()
     from normwise import report as drawing
+    from normwise.advice import is_advice, load_advice
     from normwise.findings import is_diagnosis, load_diagnosis
     from normwise.records import write_atomic
 
     if not is_url(where) and is_diagnosis(Path(where)):
         seen = load_diagnosis(Path(where))
         text, shown, name = drawing.diagnosis_html(seen), drawing.diagnosis_table(seen), f"{Path(where).stem}.html"
+    elif not is_url(where) and is_advice(Path(where)):
+        told = load_advice(Path(where))
+        text, shown, name = drawing.advice_html(told), drawing.advice_table(told), f"{Path(where).stem}.html"
     else:
         record = read(where, study)
         text, shown, name = drawing.html(record), drawing.table(record), "report.html"

@@ -5,15 +5,13 @@ As in :mod:`normwise.records` a number that could not be measured is ``None``, n
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from normwise.errors import InputError
-from normwise.records import dumps, load_record
+from normwise.records import dumps, keys_of, load_record
 
 SEVERITIES = ("info", "warning", "error")
 DIAGNOSIS_VERSION = 1
@@ -410,11 +408,7 @@ def is_diagnosis(path: str | os.PathLike[str]) -> bool:
         >>> is_diagnosis("nowhere.json")
         False
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and {"facts", "run", "findings"} <= set(data)
+    return {"facts", "run", "findings"} <= keys_of(path)
 
 
 def load_diagnosis(path: str | os.PathLike[str]) -> Diagnosis:

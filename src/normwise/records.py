@@ -326,6 +326,26 @@ def load_record(path: str | os.PathLike[str], cls: type[R], noun: str, newest: i
     return from_dict(cls, data)
 
 
+def keys_of(path: str | os.PathLike[str]) -> set[str]:
+    """The top-level keys of a JSON file, to tell what kind of record it holds.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The keys; none for what cannot be read or is no JSON object.
+
+    Example:
+        >>> keys_of("nowhere.json")
+        set()
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    return set(data) if isinstance(data, dict) else set()
+
+
 def write_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file so that readers see the old content or the new, never a part.
 

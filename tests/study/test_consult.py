@@ -10,6 +10,7 @@ from torch import nn
 
 import normwise
 from normwise import advise, report
+from normwise.advice import load_advice
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError
 from normwise.study.consult import measured_costs
@@ -80,6 +81,21 @@ def test_costs_are_measured_for_what_runs():
     assert costs["none"].peak_bytes < costs["switchable"].peak_bytes
 
 
+def test_costs_are_those_of_the_batch_that_is_meant():
+    seen = []
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    advise(Net(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.randn(8, 3), batch_size=2)
+    assert set(seen) == {8, 2}
+    seen.clear()
+    advise(Net(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.randn(2, 3), batch_size=5)
+    assert set(seen) == {2, 5}
+
+
 def test_a_model_without_norms_is_advised_too():
     hidden = [layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
     bare = nn.Sequential(nn.Linear(8, 32), nn.Sigmoid(), *hidden, nn.Linear(32, 2))
@@ -125,6 +141,15 @@ def net():
 
 def batches():
     return [(torch.zeros(2, 3, 9, 9), torch.zeros(2))]
+
+def digits():
+    from normwise.study.tasks.images import digits
+    return [(part.inputs, part.targets) for part in digits().train.batches(32)]
+
+def digits_net():
+    import normwise
+    from normwise.study.tasks.images import small_convnet
+    return small_convnet(normwise.norm_layer("batch"))
 """
 
 
@@ -149,10 +174,35 @@ def test_command_says_it_as_table_and_as_json(run):
     assert "batch size 64" in told.stdout
 
 
+DRAW = """
+import sys
+from normwise.cli import main
+try:
+    main(["report", "a.json"])
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+def test_command_verifies_and_writes_what_is_drawn_again_without_torch(run, tmp_path):
+    told = run(
+        "nets.py:digits_net", "--data", "nets.py:digits", "--batch-size", "16", "--verify", "8", "--out", "a.json"
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Checked" in told.stdout
+    assert load_advice(tmp_path / "a.json").check.methods
+    drawn = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "Checked" in drawn.stdout
+    assert "ConvNet" in (tmp_path / "a.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nets.py:net"], "give --input-shape"),
+        (["nets.py:net", "--input-shape", "2,3,9,9", "--verify", "5"], "and --data to train on"),
+        (["nets.py:net", "--input-shape", "2,3,9,9", "--out", "no/advice.json"], "there is no folder no"),
         (["nets.py:nett", "--input-shape", "2,3,9,9"], "cannot find 'nets.py:nett'"),
         (["nets.py:net", "--input-shape", "2,3,9,9", "--task", "art"], "unknown task 'art'"),
         (["nets.py:net", "--input-shape", "2,3,9,9", "--batch-size", "0"], "at least 1"),

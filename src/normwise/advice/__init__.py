@@ -5,7 +5,7 @@
 
 from normwise.advice.code import code_for, options_for
 from normwise.advice.ranking import rank
-from normwise.advice.records import Advice, Check, Cost, Exemption, Ranked, Reason
+from normwise.advice.records import Advice, Check, Cost, Exemption, Ranked, Reason, is_advice, load_advice
 from normwise.advice.rules import RULES, VETOES, Rule, Veto
 from normwise.advice.situation import TASKS, Place, Situation, situation_of
 
@@ -24,6 +24,8 @@ __all__ = [
     "Situation",
     "Veto",
     "code_for",
+    "is_advice",
+    "load_advice",
     "options_for",
     "rank",
     "situation_of",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from normwise.advice.situation import Situation
-from normwise.records import dumps
+from normwise.records import dumps, keys_of, load_record
 
 ADVICE_VERSION = 1
 
@@ -113,6 +114,8 @@ class Advice:
     ranking: list[Ranked]
     notes: list[str] = field(default_factory=list)
     check: Check | None = None
+    created: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
     version: int = ADVICE_VERSION
 
     @property
@@ -140,3 +143,40 @@ class Advice:
         lines += [f"  note: {note}" for note in self.notes]
         order = [f"{r.method} {r.points:+.1f}" for r in self.ranking if not r.refused]
         return "\n".join([*lines, f"  {', '.join(order)}"])
+
+
+def is_advice(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds advice.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Whether it is JSON with the fields of advice; ``False`` as well for what cannot be read.
+
+    Example:
+        >>> is_advice("nowhere.json")
+        False
+    """
+    return {"situation", "ranking"} <= keys_of(path)
+
+
+def load_advice(path: str | os.PathLike[str]) -> Advice:
+    """Read advice that was written with ``to_json``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The advice.
+
+    Raises:
+        StoreError: the file cannot be read, is no advice, or of a newer version than this normwise knows.
+
+    Example:
+        >>> load_advice("nowhere.json")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.StoreError: cannot read the advice nowhere.json: No such file or directory
+    """
+    return load_record(path, Advice, "advice", ADVICE_VERSION)

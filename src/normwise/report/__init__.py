@@ -3,8 +3,8 @@
 Reads the records of :mod:`normwise.records`, ``findings``, ``outcomes`` and ``advice`` only, never torch: what was
 stored years ago can be drawn again on a machine without it. Calls: :func:`html` for ``report.html``, :func:`table` for
 the terminal, :func:`plain` for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table`
-and :func:`diagnosis_plain`; of advice :func:`advice_table` and :func:`advice_plain`; of claims :func:`claims_html`,
-:func:`claims_table` and, for the docs, :func:`claims_markdown`.
+and :func:`diagnosis_plain`; of advice :func:`advice_html`, :func:`advice_table` and
+:func:`advice_plain`; of claims :func:`claims_html`, :func:`claims_table` and, for the docs, :func:`claims_markdown`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
     from normwise.records import Study
 
 __all__ = [
+    "advice_html",
     "advice_plain",
     "advice_table",
     "claims_html",
@@ -184,6 +185,28 @@ def diagnosis_plain(seen: Diagnosis, width: int = 120) -> str:
     with _needs("rich"):
         from normwise.report._plain import plain as as_text
     return as_text(diagnosis_table(seen), width)
+
+
+def advice_html(advice: Advice) -> str:
+    """Draw advice as one HTML document that works offline: what to use and why, every method's reasons with sources.
+
+    Args:
+        advice: from :func:`normwise.advise`.
+
+    Returns:
+        The document's text.
+
+    Raises:
+        MissingDependencyError: jinja2 or plotly is not installed.
+
+    Example:
+        >>> from normwise.advice import Situation, rank
+        >>> "use batch norm" in advice_html(rank("Net", Situation("conv", ["conv"], batch_size=32, depth=5)))
+        True
+    """
+    with _needs("rich, jinja2 and plotly"):
+        from normwise.report import _advice
+    return _advice.html(advice)
 
 
 def advice_table(advice: Advice) -> RenderableType:

@@ -1,4 +1,4 @@
-"""Advice for people, in the terminal."""
+"""Advice for people, in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normwise.advice import Advice, Ranked
+from normwise.records import to_dict
 from normwise.report import _formats as formats
 from normwise.report._palette import NAMES
 
@@ -33,6 +34,27 @@ def render(advice: Advice) -> RenderableType:
     if advice.check is not None:
         parts.append(Text.assemble(("Checked: ", "bold"), advice.check.headline))
     return Group(*parts)
+
+
+def html(advice: Advice) -> str:
+    """Draw the page; see :func:`normwise.report.advice_html`."""
+    from normwise.report import _frame as frame
+
+    costly = [r for r in advice.ranking if r.cost is not None and r.cost.step_seconds is not None and not r.refused]
+    return frame.render(
+        "advice.html",
+        "advice.js",
+        {"advice": to_dict(advice)},
+        advice.versions,
+        [r.method for r in advice.ranking],
+        styles=["advice.css"],
+        advice=advice,
+        names=NAMES,
+        rules=list({reason.rule: reason for ranked in advice.ranking for reason in ranked.reasons}.values()),
+        facts=_facts(advice),
+        timed=any(r.cost is not None for r in advice.ranking),
+        has_costs=len(costly) > 1,
+    )
 
 
 def _facts(advice: Advice) -> str:

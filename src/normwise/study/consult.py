@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise import records
+from normwise import __version__, records
 from normwise.advice import Advice, Check, Cost, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError
@@ -78,10 +80,13 @@ def advise(
     """
     facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
-    run = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
+    step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
+    run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
     options = {method: options_for(method, situation) for method in METHODS}
     costs = measured_costs(model, run, options) if measure and facts.normalized else {}
-    advice = rank(facts.model, situation, costs)
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    versions = {"normwise": __version__, "torch": torch.__version__}
+    advice = dataclasses.replace(rank(facts.model, situation, costs), created=made, versions=versions)
     if verify is None:
         return advice
     if data is None:
@@ -121,11 +126,12 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: floa
         return compare(fresh, data, epochs=steps * b / size, seeds=seeds, lrs=lrs, **setting).record  # type: ignore[arg-type]
 
     size = splits_of(data).train.size
-    # A first taste tells what a step takes, evaluation included.
-    taste = trained(_TASTE, 2, _LRS[:1])
-    per_step = sum(t.seconds for t in taste.trials) / sum(max(t.steps, 1) for t in taste.trials)
+    # A first taste tells what a step takes, and a trial beside its steps: evaluation, of which longer runs do more.
+    taste = trained(_TASTE, 2, _LRS[:1]).trials
+    per_step = statistics.median(t.step_seconds or 0.0 for t in taste)
+    beside = 2 * statistics.median(t.seconds - t.steps * (t.step_seconds or 0.0) for t in taste)
     left = seconds - (time.perf_counter() - began)
-    steps = left / per_step / (len(methods) * (len(_LRS) + _SEEDS))
+    steps = (left / (len(methods) * (len(_LRS) + _SEEDS)) - beside) / max(per_step, 1e-6)
     if steps < _LEAST_STEPS:
         headline = f"{seconds:.0f} s allow {max(steps, 0):.0f} steps a run, too few to say anything: give more"
         return Check(time.perf_counter() - began, methods, headline, None, None)
@@ -187,6 +193,18 @@ def measured_costs(
                 step()
                 seconds[method].append(time.perf_counter() - began)
     return {method: Cost(min(taken), peaks[method]) for method, taken in seconds.items()}
+
+
+def _of_size(inputs: Any, samples: int, wanted: int) -> Any:
+    """As many samples as a step is meant to have: the first, or all of them again and again."""
+    if isinstance(inputs, Tensor):
+        fits = inputs.ndim > 0 and len(inputs) == samples
+        return inputs[torch.arange(wanted, device=inputs.device) % samples] if fits else inputs
+    if isinstance(inputs, Mapping):
+        return {name: _of_size(value, samples, wanted) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(_of_size(value, samples, wanted) for value in inputs)
+    return inputs
 
 
 def _step(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:

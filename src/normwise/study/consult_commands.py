@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,14 +27,16 @@ def advise(
     devices: int = 1,
     accumulate: int = 1,
     variable_length: bool = False,
+    verify: float | None = None,
+    out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Say which normalization a model should use, why, what it costs here, and the line of Python that puts it in.
 
     For instance: normwise advise nets.py:resnet --input-shape 2,3,224,224 --batch-size 2
 
-    Nothing is trained: rules with sources judge what one run of the model shows. To see whether the advice holds on
-    your data use 'normwise compare'.
+    Rules with sources judge what one run of the model shows; nothing is trained, unless you ask to see whether the
+    advice holds on your data: normwise advise nets.py:resnet --data nets.py:loader --verify 120
 
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
@@ -45,19 +49,28 @@ def advise(
         devices: How many train together.
         accumulate: Batches per optimizer step.
         variable_length: Whether samples differ in length, so that batches are padded.
+        verify: Train copies of the model on the data for about so many seconds, under the best-ranked methods and the
+            one it has, and say whether the advice held. Needs --data with (input, target) batches.
+        out: Write the advice there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         as_json: Print JSON.
 
     Raises:
-        InputError: neither an input's shape nor data were given.
+        InputError: neither an input's shape nor data were given, or nothing to verify on.
     """
     from normwise import report
     from normwise.errors import InputError
+    from normwise.records import write_atomic
     from normwise.study.consult import advise as ask
 
     if (input_shape is None) == (data is None):
         raise InputError("give --input-shape 2,3,224,224 or --data path.py:callable, so that the model can be run")
+    if verify is not None and (data is None or not 0 < verify < math.inf):
+        raise InputError(f"--verify {verify:g}: give a number of seconds above 0, and --data to train on")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
     net, _ = model_from(model, checkpoint)
-    inputs: Any = example_inputs(net, input_shape, None if data is None else Batches(data))
+    batches = None if data is None else Batches(data)
+    inputs: Any = example_inputs(net, input_shape, batches)
     advice = ask(
         net,
         inputs,
@@ -66,6 +79,8 @@ def advise(
         devices=devices,
         accumulate=accumulate,
         variable_length=variable_length,
+        verify=verify,
+        data=None if verify is None or batches is None else _whole(batches),
     )
     if as_json:
         print(advice.to_json(), end="")
@@ -73,3 +88,21 @@ def advise(
         from rich.console import Console
 
         Console().print(report.advice_table(advice))
+    if out is not None:
+        write_atomic(out, report.advice_html(advice) if out.suffix in (".html", ".htm") else advice.to_json())
+        print(f"\nadvice  {out}", file=sys.stderr)
+
+
+def _whole(batches: Batches) -> tuple[Any, Any]:
+    """All inputs and all targets, of (input, target) batches of tensors."""
+    import torch
+
+    from normwise.errors import InputError
+
+    pairs = list(batches)
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs) or not all(
+        isinstance(value, torch.Tensor) for pair in pairs for value in pair
+    ):
+        raise InputError(f"--verify trains, so {batches.spec} must give batches (input, target) of tensors")
+    inputs, targets = zip(*pairs, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
