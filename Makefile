@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
 
-.PHONY: help compare claims claims-docs test check fix bench bench-racing clean
+.PHONY: help compare claims claims-docs test check fix bench bench-racing bench-engines clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; 
 
 bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid (about 15 minutes); writes results/
 	$(BIN)/python benchmarks/racing.py
+
+bench-engines: $(VENV)/test-$(TORCH)  ## what a study costs beyond its training; writes results/engines.json
+	PYTHONPATH=tests/study $(BIN)/python benchmarks/engines.py
 
 clean:  ## remove what make and the tests left behind
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims

@@ -64,6 +64,7 @@ def compare(
     address: str | None = None,
     cpus: float = 1,
     gpus: float = 0,
+    devices: int = 1,
     title: str | None = None,
     serve: int | None = None,
     loss: str | None = None,
@@ -115,6 +116,7 @@ def compare(
         address: Of the Ray cluster, such as auto or ray://HOST:10001. Default: one on this machine.
         cpus: That each worker is given on the Ray cluster.
         gpus: Likewise; a fraction shares one.
+        devices: Processes that train one trial together, with synced statistics.
         title: Title of the report.
         serve: Show the report in a browser while the study runs, at http://127.0.0.1:PORT, on this machine only; 0
             takes a free port.
@@ -155,6 +157,7 @@ def compare(
             fresh=fresh,
             storage=storage,
             study=study,
+            devices=devices,
             **_engine(engine, workers, address, cpus, gpus),
             title=title,
             command=_command(),

@@ -159,7 +159,7 @@ class Settings:
     """All that fixes a study's numbers; two studies with equal settings have equal cells.
 
     In a ``race`` a method stops once it is clearly behind. A trial that chooses a learning rate has ``tune_share`` of a
-    final one's length.
+    final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples.
     """
 
     task: str
@@ -178,6 +178,7 @@ class Settings:
     quick: bool = False
     race: bool = False
     tune_share: float = 1.0
+    devices: int = 1
     notes: list[str] = field(default_factory=list)
 
 

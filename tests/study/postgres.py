@@ -31,12 +31,12 @@ def find_tools() -> Path | None:
 class Postgres:
     """A running server; ``url()`` makes a new database in it."""
 
-    def __init__(self, tools: Path) -> None:
-        self.tools = tools
+    def __init__(self, tools: Path, durable: bool = False, place: Path | None = None) -> None:
+        self.tools, self.durable = tools, durable
         # Not below pytest's folder: its path can be too long for a socket, and is closed to other users. In memory
         # where that is possible, since every database is some hundred files.
         memory = Path("/dev/shm")
-        place = memory if os.access(memory, os.W_OK) else None
+        place = place or (memory if os.access(memory, os.W_OK) else None)
         self.folder = Path(tempfile.mkdtemp(prefix="normwise-pg-", dir=place))
         self._names = itertools.count()
         # PostgreSQL refuses to run as root; its package brings a user, any other will do.
@@ -54,7 +54,8 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        options += "" if self.durable else " -c fsync=off"
         self._run("pg_ctl", "--wait", "--timeout=60", f"--log={self.folder / 'log'}", f"--options={options}", "start")
 
     def stop(self, mode: str = "immediate") -> None:

@@ -105,9 +105,9 @@ def die_on_call(monkeypatch, target, name, number):
 RDB = optuna.storages.RDBStorage
 MOMENTS = {
     "before anything is enqueued": (RDB, "set_study_user_attr", 1),
-    "while enqueueing": (optuna.Study, "enqueue_trial", 3),
+    "while enqueueing": (optuna.Study, "add_trial", 3),
     "between claim and first heartbeat": (optuna.Study, "_pop_waiting_trial_id", 0),
-    "before the parameters are known": (Store, "_suggest", 2),
+    "before the first heartbeat": (database.Storage, "record_heartbeat", 3),
     "between claim and its mark": (optuna.trial.Trial, "set_user_attr", 3),
     "between result and completion": (optuna.study._optimize, "_tell_with_warning", 2),
     "after a few trials": (optuna.study._optimize, "_tell_with_warning", 6),
@@ -190,7 +190,7 @@ def test_what_is_not_due_any_more_is_withdrawn(place):
     store = Store(place, SETTINGS)
     with module.quiet(), store._locked():
         assert store._reconcile(plan)[0] == 4
-        store._study.enqueue_trial({}, user_attrs=store._study.get_trials()[0].user_attrs)  # twice
+        store._study.add_trial(module.as_frozen(SETTINGS, tune_cells(SETTINGS)[0]))  # twice
         assert store._reconcile(lambda trials: plan(trials)[:1])[0] == 1
     assert states(place) == {"WAITING": 1, "FAIL": 4}
 

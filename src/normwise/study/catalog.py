@@ -11,12 +11,13 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from normwise.errors import InputError, StoreError
-from normwise.records import STUDY_VERSION, Trial, from_dict
+from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
 from normwise.study.address import is_url, redact
 from normwise.study.database import STORE_NAME, Database, File, Memory
 from normwise.study.salvage import Salvaged
@@ -241,8 +242,10 @@ def restore(storage: BaseStorage, name: str, kept: Salvaged) -> None:
     study = create(storage, name)
     for key, value in kept.attributes.items():
         study.set_user_attr(key, value)
-    for result in whole(kept).values():
-        study.add_trial(as_frozen(result))
+    with contextlib.suppress(StoreError):
+        settings = from_dict(Settings, kept.attributes.get("settings"))
+        for result in whole(kept).values():
+            study.add_trial(as_frozen(settings, from_dict(Cell, result["cell"]), result))
 
 
 def whole(kept: Salvaged) -> dict[str, Any]:
@@ -265,18 +268,39 @@ def whole(kept: Salvaged) -> dict[str, Any]:
     return found
 
 
-def as_frozen(result: dict[str, Any]) -> FrozenTrial:
-    """Give Optuna's form of a finished trial.
+def as_frozen(settings: Settings, cell: Cell, result: dict[str, Any] | None = None) -> FrozenTrial:
+    """Give Optuna's form of a trial that waits, or of a finished one.
+
+    Its parameters are the cell's, so that Optuna's own tools show them; they are stored with the trial, which is much
+    faster than to suggest them one by one when it runs.
 
     Args:
-        result: the trial as plain data.
+        settings: of the study: the choices that there are.
+        cell: what is trained.
+        result: the trial as plain data, when it is finished.
 
     Returns:
         To be added to a study.
 
     Example:
-        >>> as_frozen({"cell": {"method": "batch"}, "valid_score": 0.5}).value
-        0.5
+        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
+        >>> trial = as_frozen(settings, Cell("tune", "none", 2, 0.1, 9))
+        >>> trial.state.name, trial.params["method"]
+        ('WAITING', 'none')
     """
-    attributes = {"cell": result["cell"], "result": result}
-    return optuna.trial.create_trial(value=result["valid_score"], user_attrs=attributes)
+    choices: dict[str, list[Any]] = {
+        "stage": ["tune", "final"],
+        "method": settings.methods,
+        "batch_size": settings.batch_sizes,
+        "lr": sorted({lr for lrs in settings.lrs.values() for lr in lrs}),
+        "seed": sorted({*settings.seeds, *settings.tune_seeds}),
+    }
+    given = to_dict(cell)
+    known = {name: values for name, values in choices.items() if given[name] in values}
+    return optuna.trial.create_trial(
+        state=TrialState.WAITING if result is None else TrialState.COMPLETE,
+        value=None if result is None else result["valid_score"],
+        params={name: given[name] for name in known},
+        distributions={name: CategoricalDistribution(values) for name, values in known.items()},
+        user_attrs={"cell": given} | ({} if result is None else {"result": result}),
+    )

@@ -58,6 +58,7 @@ def compare(
     storage: str | None = None,
     study: str | None = None,
     engine: str | Engine = "processes",
+    devices: int = 1,
     progress: bool = True,
     command: str | None = None,
 ) -> Study:
@@ -110,6 +111,7 @@ def compare(
         study: its name in that database; default that of the data.
         engine: what starts the workers: ``"processes"`` of this machine, ``"ray"``, or a
             :class:`~normwise.study.RayCluster`. With ``storage``, ``workers=0`` watches those that others start.
+        devices: that train one trial together, with synced statistics: for models and batches too large for one.
         progress: show it on standard error.
         command: what to record as the command that makes this study.
 
@@ -126,7 +128,7 @@ def compare(
     """
     own = {"loss": loss, "metric": metric, "optimizer": optimizer, "augment": augment, "collate": collate}
     task = _task_of(make_model, data, own | {"accumulate": accumulate})
-    settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race)
+    settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race, devices)
     how = engine_of(engine, workers)
     if not how.trains and isinstance(how, Processes) and storage is None:
         raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
@@ -164,6 +166,7 @@ def make_settings(
     epochs: float | Mapping[int, float] | None = None,
     quick: bool = False,
     race: bool = False,
+    devices: int = 1,
 ) -> Settings:
     """Check the arguments of :func:`compare` and fix what they leave open.
 
@@ -176,6 +179,7 @@ def make_settings(
         epochs: passes over the data.
         quick: short.
         race: stop methods early.
+        devices: that train one trial.
 
     Returns:
         The settings.
@@ -215,6 +219,7 @@ def make_settings(
         quick=quick,
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
+        devices=_checked_devices(devices, sizes),
     )
 
 
@@ -295,6 +300,14 @@ def _checked_lrs(lrs: Sequence[float]) -> list[float]:
     if not rates or not all(isinstance(lr, int | float) and 0 < lr < math.inf for lr in rates):
         raise InputError(f"learning rates must be one or more finite numbers above 0, got {lrs!r}")
     return [float(lr) for lr in rates]
+
+
+def _checked_devices(devices: int, sizes: Sequence[int]) -> int:
+    if not _is_int(devices) or devices < 1:
+        raise InputError(f"devices must be a whole number of at least 1, got {devices!r}")
+    if min(sizes) < devices:
+        raise InputError(f"a batch of {min(sizes)} cannot be shared by {devices} devices: give larger --batch-sizes")
+    return int(devices)
 
 
 def _epochs_at(epochs: float | Mapping[int, float] | None, batch_size: int, default: float) -> float:

@@ -1,6 +1,6 @@
 """Queue and store of a study's trials: Optuna's storage in one database, shared by any number of processes.
 
-The grid is enqueued with ``enqueue_trial``; claims, heartbeats and the retry of what a dead worker held are Optuna's.
+The grid is enqueued as waiting trials; claims, heartbeats and the retry of what a dead worker held are Optuna's.
 Optuna alone leaves four gaps, all of them between two of its transactions: a claim is a read followed by a write; a
 worker that dies between claim and first heartbeat leaves a trial that never becomes stale; one that dies between
 failing a stale trial and enqueueing its successor loses it; and a worker that finds the queue empty makes a trial of
@@ -150,7 +150,7 @@ class Store:
             there = {t.cell.key for t in self.trials()}
             for trial in trials:
                 if trial.cell.key not in there:
-                    self._study.add_trial(as_frozen(to_dict(trial)))
+                    self._study.add_trial(as_frozen(self.settings, trial.cell, to_dict(trial)))
 
     def work(
         self,
@@ -208,7 +208,6 @@ class Store:
         def objective(trial: optuna.Trial) -> float:
             given = trial.user_attrs
             cell = from_dict(Cell, given["cell"])
-            self._suggest(trial, cell)
             if isinstance(self._storage, BaseHeartbeat):
                 self._storage.record_heartbeat(trial._trial_id)
             # From here on the heartbeat tells whether this worker lives; see _reconcile.
@@ -229,15 +228,6 @@ class Store:
         except ValueError as error:
             if not str(error).startswith("Cannot tell a "):  # Optuna's way to say the same.
                 raise
-
-    def _suggest(self, trial: optuna.Trial, cell: Cell) -> None:
-        """Give the trial its parameters, so that Optuna's own tools show them; the values were enqueued."""
-        settings = self.settings
-        trial.suggest_categorical("stage", ["tune", "final"])
-        trial.suggest_categorical("method", settings.methods)
-        trial.suggest_categorical("batch_size", settings.batch_sizes)
-        trial.suggest_categorical("lr", sorted({lr for lrs in settings.lrs.values() for lr in lrs}))
-        trial.suggest_categorical("seed", sorted({*settings.seeds, *settings.tune_seeds}))
 
     def _reconcile(self, due: Callable[[list[Trial]], list[Cell]]) -> tuple[int, int, list[Trial]]:
         """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will.
@@ -272,7 +262,7 @@ class Store:
             if waiting >= _AHEAD:
                 break
             if key not in taken:
-                self._study.enqueue_trial(to_dict(cell), user_attrs={"cell": to_dict(cell)})
+                self._study.add_trial(as_frozen(self.settings, cell))
                 waiting += 1
         return waiting, running, finished
 

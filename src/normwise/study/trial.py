@@ -24,6 +24,7 @@ from normwise.study.data import Part, Samples, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
+from normwise.study.ranks import Ranks
 from normwise.study.tasks.base import Observer, Task
 
 _CURVE_POINTS = 6
@@ -71,6 +72,8 @@ class Trainer:
         self.tune_share = tune_share
         # The memory of a step depends on method and batch size only, and measuring it is slow.
         self._peaks: dict[tuple[str, int], int | None] = {}
+        # This process alone, unless it is one of several that train a trial together.
+        self.ranks = Ranks()
 
     def __call__(self, cell: Cell) -> Trial:
         """Train one cell; a divergence, or an error raised by the model, is a result too.
@@ -134,6 +137,7 @@ class Trainer:
         task, total = self.task, self.steps[cell.batch_size]
         if cell.stage == "tune":
             total = max(1, round(total * self.tune_share))
+        trained = self.ranks.wrap(model)
         optimizer, schedule = task.optimize(model, cell.lr, total)
         batches = training_batches(task, cell)
         per_epoch = max(1, task.splits.train.size // cell.batch_size // task.accumulate)
@@ -144,9 +148,9 @@ class Trainer:
             model.zero_grad()
             total_loss = 0.0
             for part in parts:
-                loss = task.loss_of(model, part) / len(parts)
+                loss = self.ranks.loss(task, trained, part) / len(parts)
                 loss.backward()
-                total_loss += loss.item()
+                total_loss += self.ranks.mean(loss)
             optimizer.step()
             return total_loss
 

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from normwise.errors import InputError, StoreError
 from normwise.records import Settings
 from normwise.study.plan import due, training_steps
+from normwise.study.ranks import Distributed
 from normwise.study.store import OnChange, Store
 from normwise.study.tasks import Task, load_task
 from normwise.study.trial import Trainer
@@ -98,8 +99,8 @@ def rebuild(store: Store) -> Task:
     return task
 
 
-def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> Trainer:
-    """Give the trainer of a study's cells.
+def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> Trainer | Distributed:
+    """Give the trainer of a study's cells: of one process or, where the settings ask for several devices, of more.
 
     Args:
         task: what to train.
@@ -111,12 +112,13 @@ def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> T
 
     Example:
         >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {"2": 1.0}, "", "", "", {}, "")
-        >>> trainer_of(load_task("digits"), settings).steps
+        >>> trainer_of(load_task("digits"), settings).steps  # of a Trainer
         {2: 538}
     """
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
-    return Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
+    trainer = Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
+    return trainer if settings.devices == 1 else Distributed(trainer, settings.devices)
 
 
 @contextmanager
@@ -129,12 +131,28 @@ def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
     Yields:
         Nothing.
 
-    Raises:
-        InputError: a job cannot be sent to another process.
-
     Example:
         >>> with helpers([]):
         ...     pass
+    """
+    with started(jobs):
+        yield
+
+
+@contextmanager
+def started(jobs: Sequence[Callable[[], object]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run each job in a process of its own while the body runs, and look after them.
+
+    Args:
+        jobs: functions without arguments that can be pickled.
+
+    Yields:
+        The processes, in the order of the jobs; they are ended with the body.
+
+    Example:
+        >>> with started([]) as children:
+        ...     children
+        []
     """
     pickled = [packed(job) for job in jobs]
     children: list[subprocess.Popen[bytes]] = []
@@ -145,7 +163,7 @@ def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
             assert child.stdin is not None
             child.stdin.write(job)
             child.stdin.flush()
-        yield
+        yield children
     finally:
         for child in children:
             child.terminate()
