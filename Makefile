@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
 
-.PHONY: help compare claims claims-docs test check fix bench bench-racing bench-engines clean
+.PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
 
 bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
 	$(BIN)/python benchmarks/bench.py
+
+advice-bench: $(VENV)/test-$(TORCH)  ## what following the advice costs, on thirty tasks (about 40 minutes); writes results/
+	$(BIN)/python benchmarks/advice.py
 
 bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid (about 15 minutes); writes results/
 	$(BIN)/python benchmarks/racing.py

@@ -1,9 +1,11 @@
-"""Measure the advice: ``make advice-bench`` trains a grid of tasks under every method and writes results/advice.json.
+"""Measure the advice: what following it costs. ``make advice-bench`` writes results/advice.json.
 
-*Regret* is the test score of the best method of a task minus that of the advised one, both means over the seeds, in
-points: hundredths of an accuracy, or of the way from guessing to the best for other scores. It is compared with the
-regret of always taking one method. The outcomes are kept in ``--work`` and go on where they were; the advice is asked
-again each time, so a change of the rules needs no training.
+Every setting of ``advice_tasks.py`` is compared under all its methods by :func:`normwise.compare`, which is resumable:
+the studies are kept in ``--work``. *Regret* is the best method's score minus that of the advised one, in points: test
+scores, mean over seeds; accuracies count in percent, minus-losses as a share of the loss that guessing has, times 100.
+The best is chosen by the same scores, so chance adds to every regret; ``chance`` says about how much: what the best of
+equally good methods gains by luck, at this spread over seeds. The advice is asked anew each time, so that other rules
+need no training.
 """
 
 from __future__ import annotations
@@ -11,107 +13,154 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import shlex
 import statistics
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from advice_tasks import CASES, HELD_OUT, Case
+from advice_tasks import SETTINGS, SPLIT_SEED, held_out
 
-from normwise import compare
-from normwise.records import write_atomic
+from normwise import advise, compare
+from normwise.records import Study, to_dict, write_atomic
+from normwise.study import Task
+from normwise.study.plan import default_epochs
 
 RESULTS = Path(__file__).parents[1] / "results" / "advice.json"
-METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
-FIXED = ("batch", "group", "switchable", "layer")
-LRS = (0.04, 0.2)
+FIXED = ("batch", "layer", "group", "switchable", "none")
 SEEDS = 3
+Row = dict[str, Any]
 
 
-def outcome(name: str, case: Case, work: Path) -> dict[str, Any]:
+def outcome(name: str, task: Task, work: Path) -> Row:
     """Train a task under every method."""
-    task = case.make()
-    epochs = case.steps * case.batch_size * task.accumulate / task.splits.train.size
+    setting = SETTINGS[name]
+    epochs = default_epochs(setting.steps, setting.batch_size, task.splits.train.size)
     study = compare(
-        data=task, methods=METHODS, batch_sizes=[case.batch_size], seeds=SEEDS, lrs=LRS, epochs=epochs, out=work / name
-    )
+        data=task, methods=setting.methods, batch_sizes=[setting.batch_size], seeds=SEEDS, lrs=setting.lrs,
+        epochs=epochs, out=work / name, progress=False,
+    ).record  # fmt: skip
     return {
+        "task": name,
+        "kind": setting.kind,
+        "held_out": name in held_out(),
+        "batch_size": setting.batch_size,
         "score": task.score_name,
-        "floor": task.floor,
-        "test": {s.method: round(s.test.value, 4) for s in study.standings},
-        "lost": {s.method: s.diverged for s in study.standings if s.diverged},
+        "epochs": epochs,
+        "lrs": list(setting.lrs),
+        "points": scores(task, study),
+        "lost": lost(study),
     }
 
 
-def advised(case: Case) -> str:
-    """Ask for advice as a user would, with the model as it is usually written."""
-    from normwise import advise
+def scores(task: Task, study: Study) -> dict[str, list[float]]:
+    """Method → test score of each seed, in points."""
+    unit = 100.0 if task.score_name == "accuracy" else 100.0 / abs(task.floor)
+    found: dict[str, list[float]] = {}
+    for trial in study.trials:
+        if trial.cell.stage == "final":
+            found.setdefault(trial.cell.method, []).append(round(unit * trial.test_score, 3))
+    return found
 
-    task = case.make()
+
+def lost(study: Study) -> dict[str, int]:
+    """Method → seeds that diverged or failed, which score what guessing does."""
+    failed = [t.cell.method for t in study.trials if t.cell.stage == "final" and t.state != "complete"]
+    return {method: failed.count(method) for method in dict.fromkeys(failed)}
+
+
+def advised(name: str, task: Task) -> Row:
+    """Ask as a user would, with the model as it is usually written: with batch norm."""
+    setting = SETTINGS[name]
     torch.manual_seed(0)
-    model = task.make_model(task.norm("batch"))
-    inputs = task.splits.train.take(slice(case.batch_size)).inputs
-    return advise(model, inputs, batch_size=case.batch_size, measure=False, **case.told).best.method
+    model = task.build("batch")
+    inputs = task.splits.train.take(slice(max(setting.batch_size, 2))).inputs
+    told = advise(
+        model, inputs, batch_size=setting.batch_size, task=setting.about, variable_length=setting.variable_length,
+        measure=False,
+    )  # fmt: skip
+    reasons = [reason.rule for reason in told.best.reasons]
+    found = {"advised": told.best.method, "spec": told.best.spec, "rules": reasons}
+    return found | {"situation": to_dict(told.situation)}
 
 
-def regrets(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean regret in points: of the advice, and of each fixed choice."""
+def base(spec: str) -> str:
+    return spec.partition("(")[0]
+
+
+def mean_of(row: Row, method: str) -> float:
+    """A method's mean; with options that the grid does not have, that of the method with the grid's options."""
+    points: dict[str, list[float]] = row["points"]
+    exact = row.get("spec") if method == row.get("advised") else None
+    key = exact if exact in points else next(spec for spec in points if base(spec) == method)
+    return statistics.fmean(points[key])
+
+
+def regret(row: Row, method: str) -> float:
+    return max(statistics.fmean(values) for values in row["points"].values()) - mean_of(row, method)
+
+
+def chance(row: Row, draws: int = 2000) -> float:
+    """What regret the advice would have if the methods near the best were all equally good: the luck of the best."""
+    means = {spec: statistics.fmean(values) for spec, values in row["points"].items()}
+    spreads = {spec: statistics.stdev(values) / SEEDS**0.5 for spec, values in row["points"].items()}
+    near = [spec for spec in means if max(means.values()) - means[spec] <= 2 * max(spreads[spec], 0.1)]
+    generator = random.Random(0)
+    lucky = (max(generator.gauss(0, spreads[spec]) for spec in near) for _ in range(draws))
+    return statistics.fmean(lucky)
+
+
+def summary(rows: Iterable[Row]) -> dict[str, Any]:
+    rows = list(rows)
     if not rows:
-        return {}
+        return {"tasks": 0}
 
-    def regret(row: dict[str, Any], method: str) -> float:
-        best = max(row["test"].values())
-        unit = 1.0 if row["score"] == "accuracy" else best - row["floor"]
-        return 100 * (best - row["test"][method]) / unit
-
-    def mean(choose: Any) -> float:
+    def mean(choose: Callable[[Row], str]) -> float:
         return round(statistics.fmean(regret(row, choose(row)) for row in rows), 2)
 
-    return {"advised": mean(lambda r: r["advised"])} | {f"always {m}": mean(lambda r, m=m: m) for m in FIXED}
+    return {
+        "tasks": len(rows),
+        "advised": mean(lambda row: row["advised"]),
+        **{f"always {method}": mean(lambda row, m=method: m) for method in FIXED},
+        "chance": round(statistics.fmean(chance(row) for row in rows), 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default=",".join(CASES), help="which, separated by commas")
+    parser.add_argument("--tasks", default=",".join(SETTINGS), help="which, separated by commas")
     parser.add_argument("--work", type=Path, default=Path("normwise-advice"), help="folder for the studies themselves")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--train-only", action="store_true", help="collect outcomes, ask for no advice")
+    parser.add_argument("--quietly", action="store_true", help="print no outcome of tasks that are kept out")
     given = parser.parse_args()
     rows = []
     for name in given.tasks.split(","):
-        case = CASES[name]
-        rows.append({
-            "task": name,
-            "batch_size": case.batch_size,
-            "held_out": name in HELD_OUT,
-            **outcome(name, case, given.work),
-        })
-        if given.train_only:
-            continue
-        rows[-1]["advised"] = advised(case)
-        print(
-            f"{name}: best {max(rows[-1]['test'], key=rows[-1]['test'].get)}, advised {rows[-1]['advised']}", flush=True
-        )
-    if given.train_only:
-        return
-    summary = {
-        "all": regrets(rows),
-        "tasks the rules were written on": regrets([r for r in rows if not r["held_out"]]),
-        "tasks kept out": regrets([r for r in rows if r["held_out"]]),
-    }
+        task = SETTINGS[name].make()
+        row = outcome(name, task, given.work) | advised(name, task)
+        rows.append(row | {"regret": round(regret(row, row["advised"]), 3)})
+        if not (given.quietly and row["held_out"]):
+            best = max(row["points"], key=lambda spec: statistics.fmean(row["points"][spec]))
+            print(f"{name}: best {best}, advised {row['spec']}, regret {rows[-1]['regret']:.2f}", flush=True)
     record = {
-        "what": "test scores of every method on every task, the advised method, and the mean regret in points",
+        "what": "test scores in points of every method on every task, per seed; the advice; mean regret in points",
         "command": shlex.join(["python", "benchmarks/advice.py", *sys.argv[1:]]),
-        "settings": {"methods": METHODS, "lrs": LRS, "seeds": SEEDS, "steps": {n: CASES[n].steps for n in CASES}},
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "regret": summary,
+        "seeds": SEEDS,
+        "split_seed": SPLIT_SEED,
+        "regret": {
+            "all": summary(rows),
+            "written on": summary(row for row in rows if not row["held_out"]),
+            "kept out": summary(row for row in rows if row["held_out"]),
+        },
         "rows": rows,
     }
     write_atomic(given.out, json.dumps(record, indent=1) + "\n")
-    for title, found in summary.items():
-        print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+    for title, found in record["regret"].items():
+        if not (given.quietly and title != "written on"):
+            print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

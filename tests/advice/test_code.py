@@ -3,6 +3,7 @@
 import pytest
 
 from normwise.advice import Exemption, Place, Situation, code_for, options_for, rank
+from normwise.advice.code import usual_groups
 
 
 def vectors(batch_size, *channels):
@@ -16,12 +17,20 @@ def vectors(batch_size, *channels):
         ([Place("a", 64, [], 4)], {"num_groups": 8}),
         ([Place("a", 48, [], 4), Place("b", 32, [], 4)], {"num_groups": 4}),
         ([Place("a", 7, [], 4)], {"num_groups": 1}),
-        ([Place("a", 16, [2, 2], 4)], {"num_groups": 8}),
+        ([Place("a", 16, [2, 2], 4)], {}),
+        ([Place("a", 16, [8, 8], 4), Place("b", 32, [2, 1], 4)], {"num_groups": 8}),
+        ([Place("a", 16, [8, 8], 4), Place("b", 128, [], 4)], {"num_groups": 8}),
         ([Place("a", 64, [9], 4, per_token=True)], {}),
     ],
 )
 def test_groups_hold_at_least_eight_values(places, options):
     assert options_for("group", Situation("conv", ["conv"], 4, places=places)) == options
+
+
+def test_usual_groups_are_those_of_the_layers():
+    from normwise.nn import groups_for
+
+    assert [usual_groups(c) for c in range(1, 300)] == [groups_for(c) for c in range(1, 300)]
 
 
 def test_a_mix_leaves_out_what_is_a_single_value():

@@ -37,7 +37,7 @@ def options_for(method: str, situation: Situation) -> dict[str, Any]:
     places = [p for p in situation.places if not p.per_token]
     if not places:
         return {}
-    if method == "group" and min(p.values("layer") for p in places) < GROUPS * GROUP_VALUES:
+    if method == "group" and any(p.values("group", usual_groups(p.channels)) < GROUP_VALUES for p in places):
         return {"num_groups": _groups([p.channels for p in places], min(p.values("layer") for p in places))}
     if method == "switchable":
         over = ["instance", "layer", "batch"]
@@ -49,10 +49,27 @@ def options_for(method: str, situation: Situation) -> dict[str, Any]:
     return {}
 
 
+def usual_groups(channels: int) -> int:
+    """The groups that a layer takes by itself: 32, or the divisor next to it that leaves two channels to a group.
+
+    Args:
+        channels: C.
+
+    Returns:
+        A divisor; as ``normwise.nn.groups_for``, which needs torch.
+
+    Example:
+        >>> [usual_groups(c) for c in (64, 48, 16, 1)]
+        [32, 24, 8, 1]
+    """
+    divisors = [g for g in range(1, max(channels // 2, 1) + 1) if channels % g == 0]
+    return min(divisors, key=lambda g: (abs(g - GROUPS), -g))
+
+
 def _groups(channels: Sequence[int], values: int) -> int:
-    """The most groups that divide all widths and leave enough values to the smallest."""
-    common = math.gcd(*channels)
-    return max(g for g in range(1, common + 1) if common % g == 0 and (g == 1 or values // g >= GROUP_VALUES))
+    """The most groups that divide all widths, leave two channels to each and enough values to the smallest."""
+    common, most = math.gcd(*channels), max(min(channels) // 2, 1)
+    return max(g for g in range(1, most + 1) if common % g == 0 and (g == 1 or values // g >= GROUP_VALUES))
 
 
 def code_for(method: str, options: dict[str, Any], exemptions: Sequence[Exemption], situation: Situation) -> str:

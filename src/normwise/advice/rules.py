@@ -31,7 +31,7 @@ ENOUGH_VALUES = 16
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of ``RULES``.
+    """One row of ``RULES``; ``when`` says in words what ``strength`` computes.
 
     Example:
         >>> rule = next(rule for rule in RULES if rule.name == "recurrent")
@@ -40,6 +40,7 @@ class Rule:
     """
 
     name: str
+    when: str
     strength: Callable[[Situation], float]
     effects: Mapping[str, float]
     text: str
@@ -109,6 +110,7 @@ _MLP: Mapping[str, Any] = {"architecture": "mlp", "kinds": ["mlp"], "batch_size"
 RULES: tuple[Rule, ...] = (
     Rule(
         "unnormalized",
+        "two or more weighted layers; in full from four",
         lambda s: min(1.0, s.depth / 4) if s.depth >= 2 else 0.0,
         {"none": -3.0, "weight": -2.5},
         "Without normalized activations training is slower and more sensitive to the learning rate; weight norm helps "
@@ -119,6 +121,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "images-full-batch",
+        "convolutions; in full from 32 samples a step, fading out towards 2 as batch norm does in the published table",
         lambda s: (1 - _small_images(s)) * _at(_convolutional(s)),
         {"batch": 0.0, "switchable": -0.4, "group": -0.5, "layer": -1.7, "instance": -4.8},
         "For images with enough samples a step the batch is the best estimate: group, layer and instance norm are "
@@ -129,6 +132,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "images-small-batch",
+        "convolutions; in full at 2 samples a step or fewer, fading out towards 32",
         _small_images,
         {"switchable": 0.0, "batch": -4.0, "layer": -2.0, "group": -2.0, "instance": -4.8},
         "With few images per device batch norm estimates from too few: on ImageNet it loses 1.5 points at 8 and 10.3 "
@@ -139,6 +143,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "few-values",
+        "fewer than 16 values behind the batch statistics of most layers; in full at two",
         _few_values,
         {"batch": -12.0, "switchable": -4.0},
         "Somewhere only a few values stand behind a batch statistic; a variance from m values is off by about "
@@ -149,6 +154,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "vectors-full-batch",
+        "linear layers only, and 16 or more samples a step",
         lambda s: _at(s.architecture == "mlp" and s.few >= 16),
         {"batch": 0.0, "switchable": -0.3, "layer": -1.5, "group": -1.5, "instance": -6.0},
         "Between linear layers a batch of 16 or more lets batch norm use what differs between samples, which methods "
@@ -159,6 +165,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "saturating-depth",
+        "three or more sigmoids, tanhs and the like in a row of layers that is not recurrent; in full from eight",
         _saturated_depth,
         {"none": -20.0, "weight": -15.0, "instance": -4.0, "group": -1.0, "layer": -1.0},
         "Sigmoid and tanh layers saturate where their inputs drift, and gradients die with depth; what keeps "
@@ -169,6 +176,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "recurrent",
+        "a recurrent layer, or a loop over plain ones",
         lambda s: _at("recurrent" in s.kinds),
         {"batch": -4.0, "switchable": -2.0, "instance": -5.0, "group": -1.0},
         "Statistics over the batch change from step to step of a sequence; layer norm is the same at each step and at "
@@ -179,6 +187,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "attention",
+        "attention",
         lambda s: _at("attention" in s.kinds),
         {"batch": -4.0, "group": -2.0, "instance": -5.0, "switchable": -2.0, "weight": -3.0, "none": -6.0},
         "Transformers are trained with layer norm per token; over their activations batch statistics vary widely.",
@@ -188,6 +197,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "padding",
+        "batches are padded and no layer is told of it",
         lambda s: _at(s.variable_length and not s.masked),
         {"batch": -2.0, "switchable": -1.0, "instance": -1.0, "group": -1.0},
         "Batches are padded and the layers are not told: padding enters every statistic that pools over positions. "
@@ -198,6 +208,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "style",
+        "the task is stylization; half as much where no task is told and images come out",
         _styles,
         {
             "batch": -6.0,
@@ -216,6 +227,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "contrast-matters",
+        "the task is restoration",
         lambda s: _at(s.task == "restoration"),
         {"batch": -4.0, "instance": -6.0, "group": -3.0, "layer": -3.0, "switchable": -3.0, "none": 3.0, "weight": 3.0},
         "Super-resolution and restoration must keep the range that normalization removes.",
