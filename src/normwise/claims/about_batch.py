@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from normwise.claims.claim import PERCENT, POINTS, TIMES, Claim, Experiment, Part, Runs, Unit
-from normwise.claims.experiments import DISTURBED, SIZES, SPEED, steps_to_loss
+from normwise.claims.experiments import DISTURBED, MORE_STEPS, SIZES, SPEED, steps_to_loss
 from normwise.claims.figures import bars, by_batch_size, line
 from normwise.claims.observers import BatchErrors, Gradients, LossCurve, StateBytes, watching
 from normwise.claims.tasks import DeepNet, digits, fashion_28, scaled, variant
@@ -315,6 +315,7 @@ SMALL_BATCHES = Claim(
     how="Each method is trained for the same passes over the data at each batch size, at its own learning rate for "
     "each. Falling means from batch size 32 to 2. The errors are measured at the inputs of the trained model's batch "
     "norms, over random batches against all of the data.",
+    notes=(MORE_STEPS,),
     experiments=(SIZES,),
     parts=(
         _slope("mean"),

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from normwise.claims.claim import PERCENT, POINTS, TIMES, Claim, Experiment, Part, Runs
-from normwise.claims.experiments import SIZES
+from normwise.claims.experiments import MORE_STEPS, SIZES
 from normwise.claims.figures import bars, by_batch_size, line
 from normwise.claims.observers import Hardening, watching
 from normwise.claims.tasks import fashion, sharpening_sgd, variant
@@ -222,6 +222,7 @@ IMAGENET_ORDER = Claim(
     how="A network of three convolutions on 4,000 images of Fashion-MNIST instead of ResNet-50 on 1.3 million: the "
     "runs of claim 4. Every pair of neighbours in the published order is compared at each batch size; the order holds "
     "only if every pair does.",
+    notes=(MORE_STEPS,),
     experiments=(SIZES,),
     parts=tuple(
         _ahead(size, better, worse)

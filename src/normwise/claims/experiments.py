@@ -22,6 +22,11 @@ SIZES = Experiment(
 
 _WATCHED = watching(LossCurve, InputDrift, Modes, Directions)
 
+MORE_STEPS = (
+    "Equal passes are more steps where batches are smaller, and training is short here: what does not suffer from "
+    "small batches gains from the steps."
+)
+
 SPEED = Experiment(
     "speed",
     variant(fashion, observe=_WATCHED),
