@@ -17,12 +17,15 @@ hypotheses do. A small network on small data can refute a general claim, but not
 
 def render(claims: Claims) -> str:
     """Write the page; see :func:`normwise.report.claims_markdown`."""
-    rows = [f"| {o.number} | [{_cell(o.title)}](#{_anchor(o)}) | {_verdict(o.verdict)} |" for o in claims.outcomes]
+    rows = [
+        f"| {o.number} | [{_cell(o.title)}](#{_anchor(o)}) | {_verdict(o.verdict)} | {view.summary(o)} |"
+        for o in claims.outcomes
+    ]
     made = (
         f"`{claims.command}` made this, {claims.created[:10]}; `normwise claims docs` writes this page from "
         "`results/claims.json`."
     )
-    overview = ["| | claim | verdict |", "|---|---|---|", *rows]
+    overview = ["| | claim | verdict | |", "|---|---|---|---|", *rows]
     return "\n".join([_INTRO, made, "", *overview, "", *(line for o in claims.outcomes for line in _claim(o))])
 
 
