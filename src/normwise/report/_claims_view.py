@@ -47,7 +47,11 @@ def summary(outcome: Outcome) -> str:
     kinds = [kind(a.verdict) for a in outcome.answers if a.decides]
     said = [
         f"{kinds.count(k)} {one if kinds.count(k) == 1 else many}"
-        for k, one, many in (("holds", "holds", "hold"), ("fails", "does not", "do not"), ("undecided",) * 3)
+        for k, one, many in (
+            ("holds", "holds", "hold"),
+            ("fails", "does not", "do not"),
+            ("undecided", "is undecided", "are undecided"),
+        )
         if k in kinds
     ]
     return f"of {len(kinds)} hypotheses, {_listed(said)}" if len(kinds) > 1 else "one hypothesis"
