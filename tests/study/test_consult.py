@@ -123,7 +123,7 @@ def test_verify_trains_on_the_users_data_and_says_whether_it_held():
     assert told.best.method in check.methods
     assert "batch" in check.methods
     assert check.held is None or (check.behind >= 0 and "batch size 16" in check.headline)
-    assert "Checked" in report.advice_plain(told)
+    assert "of training on your data" in report.advice_plain(told)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     short = advise(model, data.train.inputs[:16], measure=False, data=data, verify=0.1).check
     assert short.held is None
@@ -189,11 +189,11 @@ def test_command_verifies_and_writes_what_is_drawn_again_without_torch(run, tmp_
         "nets.py:digits_net", "--data", "nets.py:digits", "--batch-size", "16", "--verify", "8", "--out", "a.json"
     )
     assert told.returncode == 0, told.stderr
-    assert "Checked" in told.stdout
+    assert "of training on your data" in told.stdout
     assert load_advice(tmp_path / "a.json").check.methods
     drawn = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert drawn.returncode == 0, drawn.stderr
-    assert "Checked" in drawn.stdout
+    assert "of training on your data" in drawn.stdout
     assert "ConvNet" in (tmp_path / "a.html").read_text()
 
 

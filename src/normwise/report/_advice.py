@@ -9,11 +9,13 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from normwise.advice import Advice, Ranked
+from normwise.advice import Advice, Ranked, Reason
 from normwise.records import to_dict
 from normwise.report import _formats as formats
 from normwise.report._palette import NAMES
 
+# What a check by training may say.
+HELD = {True: "The advice held", False: "The advice did not hold", None: "Not decided"}
 # Reasons that are written out for the advised method.
 _REASONS = 4
 
@@ -32,7 +34,9 @@ def render(advice: Advice) -> RenderableType:
         parts.append(Padding(Syntax(best.code, "python", background_color="default"), (1, 0, 0, 2)))
     parts.append(_table(advice))
     if advice.check is not None:
-        parts.append(Text.assemble(("Checked: ", "bold"), advice.check.headline))
+        held, seconds = HELD[advice.check.held], formats.duration(advice.check.seconds)
+        said = formats.printable(advice.check.headline)
+        parts.append(Text.assemble((f"{held} ", "bold"), f"in {seconds} of training on your data. {said}"))
     return Group(*parts)
 
 
@@ -50,11 +54,19 @@ def html(advice: Advice) -> str:
         styles=["advice.css"],
         advice=advice,
         names=NAMES,
-        rules=list({reason.rule: reason for ranked in advice.ranking for reason in ranked.reasons}.values()),
+        held=HELD,
+        others=_others(advice),
         facts=_facts(advice),
         timed=any(r.cost is not None for r in advice.ranking),
         has_costs=len(costly) > 1,
     )
+
+
+def _others(advice: Advice) -> list[Reason]:
+    """The rules that fired for other methods than the advised one, each once."""
+    told = {reason.rule for reason in advice.best.reasons}
+    fired = {reason.rule: reason for ranked in advice.ranking for reason in ranked.reasons if reason.points}
+    return [reason for rule, reason in fired.items() if rule not in told]
 
 
 def _facts(advice: Advice) -> str:
@@ -94,7 +106,7 @@ def _table(advice: Advice) -> Table:
 def _why(ranked: Ranked) -> str:
     if ranked.refused:
         return f"refused: {ranked.refused}"
-    return ", ".join(f"{r.rule} {r.points:+.1f}" for r in ranked.reasons[:3])
+    return ", ".join(f"{r.rule} {r.points:+.1f}" for r in ranked.reasons[:3] if r.points)
 
 
 def _bullet(words: str) -> RenderableType:
