@@ -26,34 +26,39 @@ template <class F> inline void for_pairs(int64_t begin, int64_t end, int64_t inn
   }
 }
 
-// Calls f(n, c, width) for every tile, or for every cell (width 1) of the rows layout, in parallel.
+// Calls f(sample, first, count) for begin <= i < end cut where a sample of `size` ends.
+template <class F> inline void by_sample(int64_t begin, int64_t end, int64_t size, F f) {
+  while (begin < end) {
+    const int64_t n = begin / size, stop = std::min(end, (n + 1) * size);
+    f(n, begin - n * size, stop - begin);
+    begin = stop;
+  }
+}
+
+// Calls f(n, c, width) for every tile, or for runs of cells of the rows layout, in parallel.
 template <class F> void for_each_sum(const Cells& x, F f) {
-  const int64_t width = x.columns ? tile_width(x) : 1, tiles = (x.C + width - 1) / width;
+  if (!x.columns)
+    return parallel(x.N * x.C, x.M, [&](int64_t begin, int64_t end) { by_sample(begin, end, x.C, f); });
+  const int64_t width = tile_width(x), tiles = (x.C + width - 1) / width;
   parallel(x.N * tiles, width * x.M, [&](int64_t begin, int64_t end) {
     for_pairs(begin, end, tiles, [&](int64_t n, int64_t t) { f(n, t * width, std::min(width, x.C - t * width)); });
   });
 }
 
-// Offset of a cell's first element and, for columns, the tile that starts there.
+// Offset of a cell's first element, and the blocks of `width` channels that start there.
 inline int64_t offset(const Cells& x, int64_t n, int64_t c) { return n * x.C * x.M + (x.columns ? c : c * x.M); }
 inline Tile tile(const Cells& x, int64_t width) { return {x.M, width, x.C}; }
+inline Runs runs(const Cells& x, int64_t width) { return {width, x.M}; }
 
-// Calls f(n, c, first element, count) for runs of cells' elements: in the rows layout whole cells, in the columns layout
-// `count` whole rows of one sample (c = 0).
+// Calls f(n, c, first element, count), in parallel, for `count` cells of a sample from channel c on; in the columns layout
+// for `count` of its whole rows (c = 0).
 template <class F> void for_each_run(const Cells& x, F f) {
-  if (!x.columns) {
-    parallel(x.N * x.C, x.M, [&](int64_t begin, int64_t end) {
-      for_pairs(begin, end, x.C, [&](int64_t n, int64_t c) { f(n, c, (n * x.C + c) * x.M, x.M); });
+  const int64_t inner = x.columns ? x.M : x.C, length = x.columns ? x.C : x.M;
+  parallel(x.N * inner, length, [&](int64_t begin, int64_t end) {
+    by_sample(begin, end, inner, [&](int64_t n, int64_t first, int64_t count) {
+      f(n, x.columns ? 0 : first, (n * inner + first) * length, count);
     });
-  } else {
-    parallel(x.N * x.M, x.C, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end;) {
-        const int64_t n = r / x.M, count = std::min(end, (n + 1) * x.M) - r;
-        f(n, int64_t{0}, r * x.C, count);
-        r += count;
-      }
-    });
-  }
+  });
 }
 
 template <class T> void all_moments(const Cells& x, double* mean, double* m2) {
@@ -62,7 +67,7 @@ template <class T> void all_moments(const Cells& x, double* mean, double* m2) {
   for_each_sum(x, [&](int64_t n, int64_t c, int64_t width) {
     const int64_t cell = n * x.C + c;
     if (x.columns) k.column_moments(p + offset(x, n, c), tile(x, width), mean + cell, m2 + cell);
-    else k.row_moments(p + offset(x, n, c), x.M, mean + cell, m2 + cell);
+    else k.row_moments(p + offset(x, n, c), runs(x, width), mean + cell, m2 + cell);
   });
 }
 
@@ -73,7 +78,7 @@ void all_apply(const Cells& x, const Tensor& y, const AffineOf& affine, Activati
   T* to = data<T>(y);
   for_each_run(x, [&](int64_t n, int64_t c, int64_t first, int64_t count) {
     if (x.columns) k.column_apply(from + first, to + first, {count, x.C, x.C}, affine(n), act);
-    else k.row_apply(from + first, to + first, count, affine(n) + c, act);
+    else k.row_apply(from + first, to + first, runs(x, count), affine(n) + c, act);
   });
 }
 
@@ -85,7 +90,7 @@ void all_grad_sums(const Tensor& g, const Cells& x, const MeanOf& mean, const Af
   for_each_sum(x, [&](int64_t n, int64_t c, int64_t width) {
     const int64_t cell = n * x.C + c, at = offset(x, n, c);
     if (x.columns) k.column_grad_sums(gp + at, xp + at, tile(x, width), mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
-    else k.row_grad_sums(gp + at, xp + at, x.M, mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
+    else k.row_grad_sums(gp + at, xp + at, runs(x, width), mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
   });
 }
 
@@ -99,7 +104,7 @@ void all_grad_input(const Tensor& g, const Cells& x, const Tensor& dx, const Aff
     const auto a = affine(n) + c;
     const auto s = slant(n) + c;
     if (x.columns) k.column_grad_input(gp + first, xp + first, to + first, {count, x.C, x.C}, a, s, act);
-    else k.row_grad_input(gp + first, xp + first, to + first, count, a, s, act);
+    else k.row_grad_input(gp + first, xp + first, to + first, runs(x, count), a, s, act);
   });
 }
 

@@ -1,4 +1,4 @@
-// Conversion between elements and the type that is computed in, one by one and along a row.
+// Conversion between elements and the type that is computed in. What takes an A or a V takes one value or lanes of them.
 //
 // Only for the instruction-set specific sources, hence the unnamed namespace: each must keep its own copy, or the linker
 // could hand AVX-512 code to a processor without it.
@@ -36,49 +36,30 @@ inline float load(Half x) {
   return bit_cast<float>(bit_cast<uint32_t>(scaled) | special | (x.bits & 0x8000u) << 16);
 }
 
-// store: round to nearest even, as torch does. Written with selects only, so that loops over them vectorize.
+// Rounding to nearest even, as torch does; selects only, so that it works on lanes.
+
+// In the upper half of the result; the lower half is noise. U: V's bits.
+template <class U, class V> inline U bfloat16_bits(V x) {
+  const U u = bit_cast<U>(x);
+  return x != x ? U{} + 0x7fc00000u : u + 0x7fffu + ((u >> 16) & 1u);
+}
+
+// In the lower half of the result.
+template <class U, class V> inline U half_bits(V x) {
+  const U u = bit_cast<U>(x), magnitude = u & 0x7fffffffu;
+  const U normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 0.5 lets the adder round at 2^-24, the spacing of half's subnormals.
+  const U subnormal = bit_cast<U>(bit_cast<V>(magnitude) + 0.5f) - 0x3f000000u;
+  U bits = magnitude < 0x38800000u ? subnormal : normal;
+  bits = magnitude >= 0x477ff000u ? U{} + 0x7c00u : bits;
+  bits = magnitude > 0x7f800000u ? U{} + 0x7e00u : bits;
+  return bits | (u >> 16 & 0x8000u);
+}
 
 inline void store(float* to, float x) { *to = x; }
 inline void store(double* to, double x) { *to = x; }
-
-// Rounded in the upper half of the result; the lower half is noise.
-inline uint32_t bfloat16_bits(float x) {
-  const uint32_t u = bit_cast<uint32_t>(x);
-  return x != x ? 0x7fc00000u : u + 0x7fffu + ((u >> 16) & 1u);
-}
-inline void store(BFloat16* to, float x) { to->bits = static_cast<uint16_t>(bfloat16_bits(x) >> 16); }
-
-inline void store(Half* to, float x) {
-  const uint32_t u = bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Adding 0.5 lets the adder round at 2^-24, the spacing of half's subnormals.
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t bits = magnitude < 0x38800000u ? subnormal : normal;
-  bits = magnitude >= 0x477ff000u ? 0x7c00u : bits;
-  bits = magnitude > 0x7f800000u ? 0x7e00u : bits;
-  to->bits = static_cast<uint16_t>(bits | (u >> 16 & 0x8000u));
-}
-
-// to[i] = f(from[i]...) for i < n.
-template <class T, class F, class... From> inline void map_row(int64_t n, F f, T* __restrict to, const From* __restrict... from) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) store(to + i, f(load(from[i])...));
-}
-
-inline float low_half(const BFloat16* p) { return bit_cast<float>(load_memory<uint32_t>(p) << 16); }
-inline float high_half(const BFloat16* p) { return bit_cast<float>(load_memory<uint32_t>(p) & 0xffff0000u); }
-
-// bfloat16 in pairs: a 32-bit word holds two, which a shift and a mask part and join faster than lanes are rearranged.
-template <class F, class... From>
-inline void map_row(int64_t n, F f, BFloat16* __restrict to, const From* __restrict... from) {
-#pragma omp simd
-  for (int64_t i = 0; i < n / 2; ++i) {
-    const uint32_t low = bfloat16_bits(f(low_half(from + 2 * i)...)), high = bfloat16_bits(f(high_half(from + 2 * i)...));
-    const uint32_t word = low >> 16 | (high & 0xffff0000u);
-    std::memcpy(to + 2 * i, &word, sizeof(word));
-  }
-  if (n % 2) store(to + n - 1, f(load(from[n - 1])...));
-}
+inline void store(BFloat16* to, float x) { to->bits = static_cast<uint16_t>(bfloat16_bits<uint32_t>(x) >> 16); }
+inline void store(Half* to, float x) { to->bits = static_cast<uint16_t>(half_bits<uint32_t>(x)); }
 
 }  // namespace
 }  // namespace normwise

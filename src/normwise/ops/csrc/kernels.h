@@ -28,6 +28,11 @@ template <class A> struct Slant {
   Slant operator+(int64_t c) const { return {mean + c, slope + c, offset + c}; }
 };
 
+// A block of memory in the rows layout: `count` cells of `length` values, one after the other.
+struct Runs {
+  int64_t count, length;
+};
+
 // A block of memory in the columns layout: `rows` rows of `width` channels, `stride` elements from row to row.
 struct Tile {
   int64_t rows, width, stride;
@@ -37,13 +42,13 @@ constexpr int64_t kTileWidth = 256;  // widest tile that the summing column kern
 
 template <class T> struct Kernels {
   using A = acc_t<T>;
-  // Mean and sum of squared deviations of n values.
-  void (*row_moments)(const T* x, int64_t n, double* mean, double* m2);
-  void (*row_apply)(const T* x, T* y, int64_t n, Affine<A>, Activation);
+  // Of every cell: the mean, and the sum of squared deviations.
+  void (*row_moments)(const T* x, Runs, double* mean, double* m2);
+  void (*row_apply)(const T* x, T* y, Runs, Affine<A>, Activation);
   // S1 = sum of g', S2 = sum of g' * (x - mean).
-  void (*row_grad_sums)(const T* g, const T* x, int64_t n, const A* mean, Affine<A>, Activation, double* s1, double* s2);
-  void (*row_grad_input)(const T* g, const T* x, T* dx, int64_t n, Affine<A>, Slant<A>, Activation);
-  // The same for every channel of a tile.
+  void (*row_grad_sums)(const T* g, const T* x, Runs, const A* mean, Affine<A>, Activation, double* s1, double* s2);
+  void (*row_grad_input)(const T* g, const T* x, T* dx, Runs, Affine<A>, Slant<A>, Activation);
+  // The same in the other layout.
   void (*column_moments)(const T* x, Tile, double* mean, double* m2);
   void (*column_apply)(const T* x, T* y, Tile, Affine<A>, Activation);
   void (*column_grad_sums)(const T* g, const T* x, Tile, const A* mean, Affine<A>, Activation, double* s1, double* s2);

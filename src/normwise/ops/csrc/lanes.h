@@ -1,7 +1,7 @@
 // A vector register as a type (the vector extension of GCC and Clang, for every architecture they compile for).
 //
-// Element-wise loops are left to the compiler's vectorizer. Sums are written with lanes: reordering a sum is not the
-// compiler's to decide, and -ffast-math, which would allow it, would also drop NaN and infinity.
+// Loops along a row are written with lanes. Reordering a sum is not the compiler's to decide, and -ffast-math, which would
+// allow it, would also drop NaN and infinity; and the end of a row, which is most of a short one, is done in one more step.
 #pragma once
 
 #include <type_traits>
@@ -48,6 +48,42 @@ template <class T> inline Two<Lanes<acc_t<T>>> load_two(const T* p) {
 inline Two<Lanes<float>> load_two(const BFloat16* p) {  // even elements, odd elements
   const auto words = load_memory<Lanes<uint32_t>>(p);
   return {bit_cast<Lanes<float>>(words << 16), bit_cast<Lanes<float>>(words & 0xffff0000u)};
+}
+
+inline void store_as(float* to, Lanes<float> v) { std::memcpy(to, &v, sizeof(v)); }
+inline void store_as(double* to, Lanes<double> v) { std::memcpy(to, &v, sizeof(v)); }
+inline void narrow(void* to, Lanes<uint32_t> v) {
+  const auto low = __builtin_convertvector(v, VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type);
+  std::memcpy(to, &low, sizeof(low));
+}
+inline void store_as(BFloat16* to, Lanes<float> v) { narrow(to, bfloat16_bits<Lanes<uint32_t>>(v) >> 16); }
+inline void store_as(Half* to, Lanes<float> v) { narrow(to, half_bits<Lanes<uint32_t>>(v)); }
+
+// In the order of load_two.
+template <class T, class V> inline void store_two(T* to, V first, V second) {
+  store_as(to, first);
+  store_as(to + lane_count<acc_t<T>>, second);
+}
+inline void store_two(BFloat16* to, Lanes<float> even, Lanes<float> odd) {
+  using U = Lanes<uint32_t>;
+  const U words = bfloat16_bits<U>(even) >> 16 | (bfloat16_bits<U>(odd) & 0xffff0000u);
+  std::memcpy(to, &words, sizeof(words));
+}
+
+// to[i] = f(from[i]...) for i < n; f takes elements or lanes of them, and `to` is other memory.
+template <class T, class F, class... From>
+inline void map_row(int64_t n, F f, T* __restrict to, const From* __restrict... from) {
+  using V = Lanes<acc_t<T>>;
+  constexpr int64_t W = lane_count<acc_t<T>>;
+  if (n < W) {
+    for (int64_t i = 0; i < n; ++i) store(to + i, f(load(from[i])...));
+    return;
+  }
+  auto both = [f](T* at, auto... two) { store_two(at, f(two.first...), f(two.second...)); };
+  int64_t i = 0;
+  for (; i + 2 * W <= n; i += 2 * W) both(to + i, load_two(from + i)...);
+  if (i + W <= n) store_as(to + i, f(load_as(from + i, V{})...)), i += W;
+  if (i < n) store_as(to + n - W, f(load_as(from + n - W, V{})...));  // the last lanes, some of them once more
 }
 
 inline float lane_sum(VectorOf<float, 16>::type v) { return (v[0] + v[2]) + (v[1] + v[3]); }

@@ -42,7 +42,7 @@ template <class A> inline bool move_poor_center(A& center, A sum, A square, doub
   return poor;
 }
 
-template <class T> void row_moments(const T* x, int64_t n, double* mean, double* m2) {
+template <class T> inline void run_moments(const T* x, int64_t n, double* mean, double* m2) {
   using A = acc_t<T>;
   *mean = *m2 = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
@@ -59,45 +59,59 @@ template <class T> void row_moments(const T* x, int64_t n, double* mean, double*
   }
 }
 
-template <class T> void row_apply(const T* x, T* y, int64_t n, Affine<acc_t<T>> affine, Activation activation) {
-  using A = acc_t<T>;
-  const A center = *affine.center, scale = *affine.scale, shift = *affine.shift, slope = A(activation.slope);
-  with_activation(activation.kind, [=](auto kind) {
-    map_row(n, [=](A v) { return activate<kind.value>((v - center) * scale + shift, slope); }, y, x);
-  });
+template <class T> void row_moments(const T* x, Runs runs, double* mean, double* m2) {
+  for (int64_t i = 0; i < runs.count; ++i) run_moments(x + i * runs.length, runs.length, mean + i, m2 + i);
 }
 
-template <class T>
-void row_grad_sums(const T* g, const T* x, int64_t n, const acc_t<T>* mean, Affine<acc_t<T>> affine,
-                   Activation activation, double* s1, double* s2) {
+template <class T> void row_apply(const T* x, T* y, Runs runs, Affine<acc_t<T>> affine, Activation activation) {
   using A = acc_t<T>;
-  const A mu = *mean, center = *affine.center, scale = *affine.scale, shift = *affine.shift, slope = A(activation.slope);
+  const A slope = A(activation.slope);
   with_activation(activation.kind, [=](auto kind) {
-    *s1 = *s2 = 0;
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-      const auto term = [=](auto d, auto v) {
-        d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
-        return Pair<decltype(v)>{d, d * (v - mu)};
-      };
-      const Pair<A> sums = sum_row(n - begin < kBlock ? n - begin : kBlock, term, g + begin, x + begin);
-      *s1 += sums.first;
-      *s2 += sums.second;
+    for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
+      const A center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
+      map_row(runs.length, [=](auto v) { return activate<kind.value>((v - center) * scale + shift, slope); }, y + at, x + at);
     }
   });
 }
 
 template <class T>
-void row_grad_input(const T* g, const T* x, T* dx, int64_t n, Affine<acc_t<T>> affine, Slant<acc_t<T>> slant,
+void row_grad_sums(const T* g, const T* x, Runs runs, const acc_t<T>* mean, Affine<acc_t<T>> affine,
+                   Activation activation, double* s1, double* s2) {
+  using A = acc_t<T>;
+  const A slope = A(activation.slope);
+  with_activation(activation.kind, [=](auto kind) {
+    for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
+      const A mu = mean[i], center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
+      const auto term = [=](auto d, auto v) {
+        d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
+        return Pair<decltype(v)>{d, d * (v - mu)};
+      };
+      double first = 0, second = 0;
+      for (int64_t begin = 0; begin < runs.length; begin += kBlock) {
+        const int64_t m = runs.length - begin < kBlock ? runs.length - begin : kBlock;
+        const Pair<A> sums = sum_row(m, term, g + at + begin, x + at + begin);
+        first += sums.first, second += sums.second;
+      }
+      s1[i] = first, s2[i] = second;
+    }
+  });
+}
+
+template <class T>
+void row_grad_input(const T* g, const T* x, T* dx, Runs runs, Affine<acc_t<T>> affine, Slant<acc_t<T>> slant,
                     Activation activation) {
   using A = acc_t<T>;
-  const A center = *affine.center, scale = *affine.scale, shift = *affine.shift, leak = A(activation.slope);
-  const A mean = *slant.mean, slope = *slant.slope, offset = *slant.offset;
+  const A leak = A(activation.slope);
   with_activation(activation.kind, [=](auto kind) {
-    const auto value = [=](A d, A v) {
-      d = activate_grad<kind.value>(d, (v - center) * scale + shift, leak);
-      return scale * d + (slope * (v - mean) + offset);
-    };
-    map_row(n, value, dx, g, x);
+    for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
+      const A center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
+      const A mean = slant.mean[i], slope = slant.slope[i], offset = slant.offset[i];
+      const auto value = [=](auto d, auto v) {
+        d = activate_grad<kind.value>(d, (v - center) * scale + shift, leak);
+        return scale * d + (slope * (v - mean) + offset);
+      };
+      map_row(runs.length, value, dx + at, g + at, x + at);
+    }
   });
 }
 

@@ -106,10 +106,9 @@ template <class T> struct Forward : Groups<T> {
       k.column_apply(from, to, tile(x, width), affine, this->act);
     } else {
       const int64_t count = width / channels * parts(), size = width * x.M / count;
-      for (int64_t i = 0; i < count; ++i) k.row_moments(from + i * size, size, mu + i, m2 + i);
+      k.row_moments(from, {count, size}, mu, m2);
       pool(n, c, width, mu, m2, center, scale, shift);
-      for (int64_t i = 0; i < width; ++i)
-        k.row_apply(from + i * x.M, to + i * x.M, x.M, affine + i, this->act);
+      k.row_apply(from, to, runs(x, width), affine, this->act);
     }
   }
 
@@ -127,7 +126,7 @@ template <class T> struct Forward : Groups<T> {
       const T* from = const_data<T>(x.tensor);
       const int64_t size = channels * x.M;
       parallel(x.N * each, size, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) k.row_moments(from + i * size, size, mu + i, m2 + i);
+        k.row_moments(from + begin * size, {end - begin, size}, mu + begin, m2 + begin);
       });
     }
     for (int64_t n = 0; n < x.N; ++n) {
@@ -200,11 +199,9 @@ template <class T> struct Backward : Groups<T> {
       solve(n, c, width, a);
       k.column_grad_input(gp, xp, to, tile(x, width), a.affine(), a.slant(), this->act);
     } else {
-      for (int64_t i = 0; i < width; ++i)
-        k.row_grad_sums(gp + i * x.M, xp + i * x.M, x.M, a.mean + i, a.affine() + i, this->act, one + i, two + i);
+      k.row_grad_sums(gp, xp, runs(x, width), a.mean, a.affine(), this->act, one, two);
       solve(n, c, width, a);
-      for (int64_t i = 0; i < width; ++i)
-        k.row_grad_input(gp + i * x.M, xp + i * x.M, to + i * x.M, x.M, a.affine() + i, a.slant() + i, this->act);
+      k.row_grad_input(gp, xp, to, runs(x, width), a.affine(), a.slant(), this->act);
     }
   }
 
