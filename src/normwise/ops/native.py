@@ -471,7 +471,7 @@ def _fake_mix_norm(
         per_sample = any(t is not None and t.ndim == 2 for t in (weight, bias))
         if population_mean is not None:
             shape = [0]
-        elif not per_sample and all(size == 1 for size in x.shape[2:]):
+        elif not per_sample:
             shape[0] = min(1, shape[0])
     elif len(groups) == 1:
         shape[1] = groups[0]

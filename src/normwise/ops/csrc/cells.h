@@ -4,7 +4,7 @@
 // number of threads.
 #pragma once
 
-#include "tensors.h"
+#include "members.h"
 
 namespace normwise {
 
@@ -12,7 +12,7 @@ namespace normwise {
 inline int64_t tile_width(const Cells& x) {
   const int64_t tasks = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
   int64_t width = std::min<int64_t>(kTileWidth, std::max<int64_t>(x.C, 1));
-  while (width > 32 && x.N * ((x.C + width - 1) / width) < tasks) width = (width / 2 + 15) / 16 * 16;
+  while (width > 32 && x.N * x.pieces * ((x.C + width - 1) / width) < tasks) width = (width / 2 + 15) / 16 * 16;
   return width;
 }
 
@@ -35,40 +35,58 @@ template <class F> inline void by_sample(int64_t begin, int64_t end, int64_t siz
   }
 }
 
-// Calls f(n, c, width) for every tile, or for runs of cells of the rows layout, in parallel.
+// Elements of a piece, the place of one, and the blocks of `width` channels that start there.
+inline int64_t length(const Cells& x) { return x.M / x.pieces; }
+inline int64_t offset(const Cells& x, int64_t piece, int64_t c) { return (piece * x.C + (x.columns ? 0 : c)) * length(x) + (x.columns ? c : 0); }
+inline Tile tile(const Cells& x, int64_t width) { return {length(x), width, x.C}; }
+inline Runs runs(const Cells& x, int64_t width) { return {width, length(x)}; }
+
+// Calls f(piece, c, width), in parallel, for tiles of the columns layout or runs of cells of the rows layout.
 template <class F> void for_each_sum(const Cells& x, F f) {
+  const int64_t pieces = x.N * x.pieces;
   if (!x.columns)
-    return parallel(x.N * x.C, x.M, [&](int64_t begin, int64_t end) { by_sample(begin, end, x.C, f); });
+    return parallel(pieces * x.C, length(x), [&](int64_t begin, int64_t end) { by_sample(begin, end, x.C, f); });
   const int64_t width = tile_width(x), tiles = (x.C + width - 1) / width;
-  parallel(x.N * tiles, width * x.M, [&](int64_t begin, int64_t end) {
-    for_pairs(begin, end, tiles, [&](int64_t n, int64_t t) { f(n, t * width, std::min(width, x.C - t * width)); });
+  parallel(pieces * tiles, width * length(x), [&](int64_t begin, int64_t end) {
+    for_pairs(begin, end, tiles, [&](int64_t p, int64_t t) { f(p, t * width, std::min(width, x.C - t * width)); });
   });
 }
-
-// Offset of a cell's first element, and the blocks of `width` channels that start there.
-inline int64_t offset(const Cells& x, int64_t n, int64_t c) { return n * x.C * x.M + (x.columns ? c : c * x.M); }
-inline Tile tile(const Cells& x, int64_t width) { return {x.M, width, x.C}; }
-inline Runs runs(const Cells& x, int64_t width) { return {width, x.M}; }
 
 // Calls f(n, c, first element, count), in parallel, for `count` cells of a sample from channel c on; in the columns layout
 // for `count` of its whole rows (c = 0).
 template <class F> void for_each_run(const Cells& x, F f) {
-  const int64_t inner = x.columns ? x.M : x.C, length = x.columns ? x.C : x.M;
-  parallel(x.N * inner, length, [&](int64_t begin, int64_t end) {
-    by_sample(begin, end, inner, [&](int64_t n, int64_t first, int64_t count) {
-      f(n, x.columns ? 0 : first, (n * inner + first) * length, count);
+  const int64_t inner = x.columns ? length(x) : x.C, size = x.columns ? x.C : length(x);
+  parallel(x.N * x.pieces * inner, size, [&](int64_t begin, int64_t end) {
+    by_sample(begin, end, inner, [&](int64_t p, int64_t first, int64_t count) {
+      f(p / x.pieces, x.columns ? 0 : first, (p * inner + first) * size, count);
     });
   });
 }
 
+// Two sums a piece: those of the cells themselves where these are in one piece.
+struct Sums {
+  std::vector<double> memory;
+  double *first, *second;
+  Sums(const Cells& x, double* of_cells, double* of_cells_too)
+      : memory(x.pieces > 1 ? 2 * x.N * x.pieces * x.C : 0),
+        first(x.pieces > 1 ? memory.data() : of_cells),
+        second(x.pieces > 1 ? first + x.N * x.pieces * x.C : of_cells_too) {}
+};
+
 template <class T> void all_moments(const Cells& x, double* mean, double* m2) {
   const auto& k = kernels<T>();
-  const T* p = const_data<T>(x.tensor);
-  for_each_sum(x, [&](int64_t n, int64_t c, int64_t width) {
-    const int64_t cell = n * x.C + c;
-    if (x.columns) k.column_moments(p + offset(x, n, c), tile(x, width), mean + cell, m2 + cell);
-    else k.row_moments(p + offset(x, n, c), runs(x, width), mean + cell, m2 + cell);
+  const T* data = const_data<T>(x.tensor);
+  const Sums of(x, mean, m2);
+  for_each_sum(x, [&](int64_t p, int64_t c, int64_t width) {
+    const T* from = data + offset(x, p, c);
+    double *to_mean = of.first + p * x.C + c, *to_m2 = of.second + p * x.C + c;
+    if (x.columns) k.column_moments(from, tile(x, width), to_mean, to_m2);
+    else k.row_moments(from, runs(x, width), to_mean, to_m2);
   });
+  for (int64_t n = 0; n < x.N && x.pieces > 1; ++n) {
+    const int64_t cell = n * x.C, at = cell * x.pieces;
+    pool_rows(of.first + at, of.second + at, x.pieces, x.C, static_cast<double>(length(x)), mean + cell, m2 + cell);
+  }
 }
 
 template <class T, class AffineOf>
@@ -87,11 +105,18 @@ void all_grad_sums(const Tensor& g, const Cells& x, const MeanOf& mean, const Af
                    double* s1, double* s2) {
   const auto& k = kernels<T>();
   const T *gp = const_data<T>(g), *xp = const_data<T>(x.tensor);
-  for_each_sum(x, [&](int64_t n, int64_t c, int64_t width) {
-    const int64_t cell = n * x.C + c, at = offset(x, n, c);
-    if (x.columns) k.column_grad_sums(gp + at, xp + at, tile(x, width), mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
-    else k.row_grad_sums(gp + at, xp + at, runs(x, width), mean(n) + c, affine(n) + c, act, s1 + cell, s2 + cell);
+  const Sums of(x, s1, s2);
+  for_each_sum(x, [&](int64_t p, int64_t c, int64_t width) {
+    const int64_t n = p / x.pieces, at = offset(x, p, c);
+    double *to1 = of.first + p * x.C + c, *to2 = of.second + p * x.C + c;
+    if (x.columns) k.column_grad_sums(gp + at, xp + at, tile(x, width), mean(n) + c, affine(n) + c, act, to1, to2);
+    else k.row_grad_sums(gp + at, xp + at, runs(x, width), mean(n) + c, affine(n) + c, act, to1, to2);
   });
+  for (int64_t n = 0; n < x.N && x.pieces > 1; ++n) {
+    const int64_t cell = n * x.C, at = cell * x.pieces;
+    add_rows(of.first + at, x.pieces, x.C, s1 + cell);
+    add_rows(of.second + at, x.pieces, x.C, s2 + cell);
+  }
 }
 
 template <class T, class AffineOf, class SlantOf>

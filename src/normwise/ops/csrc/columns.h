@@ -1,7 +1,9 @@
 // Kernels for channels-last memory: channels are the vector lanes, so sums need no reordering.
 //
-// Rows are taken several at a time to lessen the traffic with accumulators and parameters. Blocks of kRows rows are summed in the element's
-// accumulator type and merged in float64; the block does not depend on the tile, so neither do the results.
+// Sums take rows several at a time to lessen the traffic with accumulators. What writes takes one at a time: with rows that
+// lie a multiple of 4096 bytes apart, a load from the next row would wait for the store to this one. Blocks of kRows rows are
+// summed in the element's accumulator type and merged in float64; the block does not depend on the tile, so neither do the
+// results.
 #pragma once
 
 #include "activation.h"
@@ -69,16 +71,13 @@ template <class T> void column_apply(const T* x, T* y, Tile tile, Affine<acc_t<T
   const A slope = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
   with_activation(activation.kind, [=](auto kind) {
-    by_rows(tile.rows, [=](auto count, int64_t r) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
       const T* __restrict from = x + r * stride;
       T* __restrict to = y + r * stride;
 #pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        const A center = affine.center[k], scale = affine.scale[k], shift = affine.shift[k];
-        for (int j = 0; j < count.value; ++j)
-          store(to + j * stride + k, activate<kind.value>((load(from[j * stride + k]) - center) * scale + shift, slope));
-      }
-    });
+      for (int64_t k = 0; k < width; ++k)
+        store(to + k, activate<kind.value>((load(from[k]) - affine.center[k]) * affine.scale[k] + affine.shift[k], slope));
+    }
   });
 }
 
@@ -121,20 +120,16 @@ void column_grad_input(const T* g, const T* x, T* dx, Tile tile, Affine<acc_t<T>
   const A leak = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
   with_activation(activation.kind, [=](auto kind) {
-    by_rows(tile.rows, [=](auto count, int64_t r) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
       const T *__restrict gp = g + r * stride, *__restrict xp = x + r * stride;
       T* __restrict to = dx + r * stride;
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) {
-        const A center = affine.center[k], scale = affine.scale[k], shift = affine.shift[k];
-        const A mean = slant.mean[k], slope = slant.slope[k], offset = slant.offset[k];
-        for (int j = 0; j < count.value; ++j) {
-          const A v = load(xp[j * stride + k]);
-          const A d = activate_grad<kind.value>(A(load(gp[j * stride + k])), (v - center) * scale + shift, leak);
-          store(to + j * stride + k, scale * d + (slope * (v - mean) + offset));
-        }
+        const A scale = affine.scale[k], v = load(xp[k]);
+        const A d = activate_grad<kind.value>(A(load(gp[k])), (v - affine.center[k]) * scale + affine.shift[k], leak);
+        store(to + k, scale * d + (slant.slope[k] * (v - slant.mean[k]) + slant.offset[k]));
       }
-    });
+    }
   });
 }
 

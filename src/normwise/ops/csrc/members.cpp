@@ -4,6 +4,25 @@
 
 namespace normwise {
 
+void add_rows(const double* from, int64_t rows, int64_t C, double* to) {
+  std::fill_n(to, C, 0.0);
+  for (int64_t r = 0; r < rows; ++r, from += C)
+    for (int64_t c = 0; c < C; ++c) to[c] += from[c];
+}
+
+void pool_rows(const double* mean, const double* m2, int64_t rows, int64_t C, double size, double* to_mean, double* to_m2) {
+  std::fill_n(to_mean, C, 0.0);
+  for (int64_t r = 1; r < rows; ++r)
+    for (int64_t c = 0; c < C; ++c) to_mean[c] += mean[r * C + c] - mean[c];
+  for (int64_t c = 0; c < C; ++c) to_mean[c] = mean[c] + to_mean[c] / static_cast<double>(rows);
+  std::fill_n(to_m2, C, 0.0);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < C; ++c) {
+      const double d = mean[r * C + c] - to_mean[c];
+      to_m2[c] += m2[r * C + c] + size * d * d;
+    }
+}
+
 std::vector<double> shares(const std::optional<Tensor>& weights, bool logits, size_t members) {
   if (!weights) return std::vector<double>(members, 1.0 / static_cast<double>(members));
   std::vector<double> result = values(*weights);
@@ -42,22 +61,14 @@ Members::Members(const Cells& x, const std::vector<int64_t>& groups, const doubl
   }
 }
 
-// Both pools are taken about the first cell, so that equal means pool to exactly themselves.
-
 void Members::pool_samples(Member& m, const double* mean, const double* var) const {
   double *pooled = m.own.data(), *spread = pooled + C;
-  const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, N));
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t c = 0; c < C; ++c) pooled[c] += mean[n * C + c] - mean[c];
-  for (int64_t c = 0; c < C; ++c) pooled[c] = N ? mean[c] + pooled[c] * share : 0;
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t c = 0; c < C; ++c) {
-      const double d = mean[n * C + c] - pooled[c];
-      spread[c] += var[n * C + c] + d * d;
-    }
-  for (int64_t c = 0; c < C; ++c) spread[c] *= share;
+  if (N == 0) return;
+  pool_rows(mean, var, N, C, 1, pooled, spread);
+  for (int64_t c = 0; c < C; ++c) spread[c] /= static_cast<double>(N);
 }
 
+// About the first cell, as pool_rows.
 void Members::pool_groups(Member& m, const double* mean, const double* var) const {
   const int64_t width = m.cells, total = pools(m);
   const double share = 1.0 / static_cast<double>(width);

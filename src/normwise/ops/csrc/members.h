@@ -7,6 +7,13 @@
 
 namespace normwise {
 
+// to[c] = sum over rows of from[r][c].
+void add_rows(const double* from, int64_t rows, int64_t C, double* to);
+
+// Merges rows of cells of equal size by the law of total variance: their means, and sums of squared deviations. Taken about
+// the first row, so that equal means pool to exactly themselves.
+void pool_rows(const double* mean, const double* m2, int64_t rows, int64_t C, double size, double* to_mean, double* to_m2);
+
 // A member of a mix: its moments, one a pool, and in the backward pass the gradients of what they contribute.
 struct Member {
   int64_t groups;  // within a sample; 0 for the pool over samples

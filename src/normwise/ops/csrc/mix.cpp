@@ -14,13 +14,10 @@ bool reads_cells(const std::vector<int64_t>& groups, const MaybeTensor& populati
   return !(population && groups.size() == 1 && groups[0] == 0);
 }
 
-// Without spatial axes the samples of a batch norm may as well be the elements of one cell a channel.
+// Where all samples are normalized alike, they may as well be one.
 void join_samples(Cells& x, const std::vector<int64_t>& groups, const MaybeTensor& weight, const MaybeTensor& bias) {
   const bool shared = (!weight || weight->dim() == 1) && (!bias || bias->dim() == 1);
-  if (groups.size() != 1 || groups[0] != 0 || x.M != 1 || !shared) return;
-  x.M = x.N;
-  x.N = std::min<int64_t>(1, x.N);
-  x.columns = x.C > 1;
+  if (groups.size() == 1 && groups[0] == 0 && shared) x.join_samples();
 }
 
 // The affine of every cell; rows of C values, one for all samples where they are normalized alike.

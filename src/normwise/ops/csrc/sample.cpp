@@ -8,8 +8,9 @@ namespace normwise {
 namespace {
 
 // A fused task's share of x, so that its second pass finds the first one's data in the second-level cache.
-constexpr int64_t kTaskBytes = 256 * 1024;
 constexpr int64_t kRowTaskBytes = 16 * 1024;  // of contiguous cells, where groups are short: the first-level cache
+// In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
+constexpr int64_t kColumnTaskBytes = 512 * 1024;
 
 // Below this many elements a cell's own mean is not worth its overhead: a group in one piece is summed as one row.
 constexpr int64_t kShortRow = 1024;
@@ -36,18 +37,18 @@ template <class T> struct Groups {
 
   double group_size() const { return static_cast<double>(std::max<int64_t>(1, channels * x.M)); }
 
-  // Channels of a task: whole groups, as many as the cache takes; in the columns layout at least a few cache lines' worth.
+  // Channels of a task: whole groups, as many as the cache takes.
   int64_t task_width() const {
     const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)});
-    const int64_t fitting = x.columns ? std::max<int64_t>(kTaskBytes / bytes, 64) : kRowTaskBytes / bytes;
-    return std::clamp<int64_t>(fitting / channels, 1, G) * channels;
+    return x.columns ? x.C : std::clamp<int64_t>(kRowTaskBytes / bytes / channels, 1, G) * channels;
   }
 
-  // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle.
+  // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle or profit
+  // from no cache.
   template <class F> bool run(F task) const {
     const int64_t width = task_width(), tasks = (x.C + width - 1) / width;
     const bool idle = x.N * tasks < static_cast<int64_t>(torch::stable::get_num_threads()) && x.numel() > 2 * kGrain;
-    if (idle) return false;
+    if (idle || (x.columns && x.M * x.C * int64_t{sizeof(T)} > kColumnTaskBytes)) return false;
     parallel(x.N * tasks, width * x.M, [&](int64_t begin, int64_t end) {
       Scratch<A> scratch(width);
       for_pairs(begin, end, tasks, [&](int64_t n, int64_t t) {

@@ -84,6 +84,21 @@ Cells::Cells(const Tensor& x) : tensor(x), M(1) {
     tensor = copied(x, sizes, dense_strides(sizes, columns), x.scalar_type());
 }
 
+void Cells::join_samples() {
+  // Samples of channels-last memory follow each other without a seam, so a piece may span some: as many as give every
+  // thread a few pieces, and none so short that its sums cost more than its elements.
+  constexpr int64_t most = 1024, least = 256;
+  columns = columns || (M == 1 && C > 1);
+  if (columns || M == 1) {
+    for (int64_t k = 2; k <= N && N * M / pieces > most && N * M / k >= least; ++k)
+      if (N % k == 0) pieces = k;
+  } else {
+    pieces = std::max<int64_t>(1, N);
+  }
+  M *= N;
+  N = std::min<int64_t>(1, N);
+}
+
 Tensor Cells::match(const Tensor& g) const {
   const Sizes sizes = copy_of(tensor.sizes()), strides = copy_of(tensor.strides());
   STD_TORCH_CHECK(copy_of(g.sizes()) == sizes, "normwise: the gradient and the input differ in shape");

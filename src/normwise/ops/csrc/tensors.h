@@ -35,9 +35,12 @@ template <class F> void parallel(int64_t tasks, int64_t elements_per_task, const
 struct Cells {
   Tensor tensor;
   int64_t N, C, M;
-  bool columns;  // channels-last
+  bool columns;        // channels-last
+  int64_t pieces = 1;  // of equal size, that each cell lies in: (N, pieces, C, M / pieces) or (N, pieces, M / pieces, C)
 
   explicit Cells(const Tensor& x);
+  // Makes all samples one, whose cells hold the elements of theirs.
+  void join_samples();
   // g in x's layout and type.
   Tensor match(const Tensor& g) const;
   Tensor empty_like() const;
