@@ -65,7 +65,7 @@ template <class F> void for_each_run(const Cells& x, F f) {
 
 // Two sums a piece: those of the cells themselves where these are in one piece.
 struct Sums {
-  std::vector<double> memory;
+  Buffer<double> memory;
   double *first, *second;
   Sums(const Cells& x, double* of_cells, double* of_cells_too)
       : memory(x.pieces > 1 ? 2 * x.N * x.pieces * x.C : 0),
@@ -131,6 +131,21 @@ void all_grad_input(const Tensor& g, const Cells& x, const Tensor& dx, const Aff
     if (x.columns) k.column_grad_input(gp + first, xp + first, to + first, {count, x.C, x.C}, a, s, act);
     else k.row_grad_input(gp + first, xp + first, to + first, runs(x, count), a, s, act);
   });
+}
+
+// The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
+template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
+  const ScalarType dtype = acc_type(x.tensor.scalar_type());
+  if (parameter && parameter->per_sample) {
+    Tensor result = empty({x.N, x.C}, dtype);
+    std::copy_n(cells, x.N * x.C, data<A>(result));
+    return result;
+  }
+  const Buffer<double> sums(x.C);
+  add_rows(cells, x.N, x.C, sums.data());
+  Tensor result = empty({x.C}, dtype);
+  std::copy_n(sums.data(), x.C, data<A>(result));
+  return result;
 }
 
 }  // namespace normwise

@@ -5,22 +5,26 @@
 namespace normwise {
 
 void add_rows(const double* from, int64_t rows, int64_t C, double* to) {
-  std::fill_n(to, C, 0.0);
-  for (int64_t r = 0; r < rows; ++r, from += C)
-    for (int64_t c = 0; c < C; ++c) to[c] += from[c];
+  parallel(C, kLightWork * rows, [=](int64_t begin, int64_t end) {
+    std::fill(to + begin, to + end, 0.0);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = begin; c < end; ++c) to[c] += from[r * C + c];
+  });
 }
 
 void pool_rows(const double* mean, const double* m2, int64_t rows, int64_t C, double size, double* to_mean, double* to_m2) {
-  std::fill_n(to_mean, C, 0.0);
-  for (int64_t r = 1; r < rows; ++r)
-    for (int64_t c = 0; c < C; ++c) to_mean[c] += mean[r * C + c] - mean[c];
-  for (int64_t c = 0; c < C; ++c) to_mean[c] = mean[c] + to_mean[c] / static_cast<double>(rows);
-  std::fill_n(to_m2, C, 0.0);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < C; ++c) {
-      const double d = mean[r * C + c] - to_mean[c];
-      to_m2[c] += m2[r * C + c] + size * d * d;
-    }
+  parallel(C, kLightWork * rows, [=](int64_t begin, int64_t end) {
+    std::fill(to_mean + begin, to_mean + end, 0.0);
+    for (int64_t r = 1; r < rows; ++r)
+      for (int64_t c = begin; c < end; ++c) to_mean[c] += mean[r * C + c] - mean[c];
+    for (int64_t c = begin; c < end; ++c) to_mean[c] = mean[c] + to_mean[c] / static_cast<double>(rows);
+    std::fill(to_m2 + begin, to_m2 + end, 0.0);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = begin; c < end; ++c) {
+        const double d = mean[r * C + c] - to_mean[c];
+        to_m2[c] += m2[r * C + c] + size * d * d;
+      }
+  });
 }
 
 std::vector<double> shares(const std::optional<Tensor>& weights, bool logits, size_t members) {
@@ -48,10 +52,10 @@ Members::Members(const Cells& x, const std::vector<int64_t>& groups, const doubl
   for (size_t k = 0; k < groups.size(); ++k) {
     const int64_t G = groups[k];
     STD_TORCH_CHECK(G >= 0 && (G == 0 || C % G == 0), "normwise: ", C, " channels cannot be divided into ", G, " groups");
-    Member m{G, G == 0 ? N : C / G, mean_shares[k], var_shares[k], {}, mean, var, {}};
+    Member m{G, G == 0 ? N : C / G, mean_shares[k], var_shares[k], {}, mean, var, {}, nullptr, nullptr};
     if (G == 0 && population_mean) {
       m.mean = population_mean, m.var = population_var, m.cells = 0;
-    } else if (G != C) {
+    } else if (m.cells != 1) {
       m.own.resize(2 * pools(m));
       m.mean = m.own.data(), m.var = m.mean + pools(m);
       if (G == 0) pool_samples(m, mean, var);
@@ -70,16 +74,17 @@ void Members::pool_samples(Member& m, const double* mean, const double* var) con
 
 // About the first cell, as pool_rows.
 void Members::pool_groups(Member& m, const double* mean, const double* var) const {
-  const int64_t width = m.cells, total = pools(m);
+  const int64_t width = m.cells, count = pools(m);
   const double share = 1.0 / static_cast<double>(width);
-  for (int64_t p = 0; p < total; ++p, mean += width, var += width) {
-    double sum = 0, square = 0;
-    for (int64_t i = 0; i < width; ++i) sum += mean[i] - mean[0];
-    const double pooled = mean[0] + sum * share;
-    for (int64_t i = 0; i < width; ++i) square += var[i] + (mean[i] - pooled) * (mean[i] - pooled);
-    m.own[p] = pooled;
-    m.own[total + p] = square * share;
-  }
+  double* own = m.own.data();
+  parallel(count, kLightWork * width, [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const double *mu = mean + p * width, *v = var + p * width;
+      const double pooled = mu[0] + share * total(width, [=](int64_t i) { return mu[i] - mu[0]; });
+      own[p] = pooled;
+      own[count + p] = share * total(width, [=](int64_t i) { return v[i] + (mu[i] - pooled) * (mu[i] - pooled); });
+    }
+  });
 }
 
 bool Members::uniform() const { return list.size() == 1 && list[0].groups == 0; }
@@ -102,14 +107,23 @@ void Members::mix(int64_t n, double* mean, double* var) const {
     });
 }
 
-void Members::add_gradients(int64_t n, const double* grad_mean, const double* grad_var) {
+void Members::sum_pools(const Member& m, const double* cells, double* sums) const {
+  if (m.groups == 0) return add_rows(cells, N, C, sums);
+  const int64_t width = C / m.groups;
+  parallel(pools(m), kLightWork * width, [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) sums[p] = total(width, [=](int64_t i) { return cells[p * width + i]; });
+  });
+}
+
+void Members::take_gradients(const double* grad_mean, const double* grad_var) {
   for (Member& m : list) {
-    if (m.grad.empty()) m.grad.resize(2 * pools(m));
-    for_pools(m, n, [&](auto step, int64_t first, int64_t count, int64_t pool) {
-      double *to_mean = m.grad.data() + pool, *to_var = to_mean + pools(m);
-      for (int64_t i = 0; i < count; ++i) to_mean[step * i] += grad_mean[first + i];
-      for (int64_t i = 0; i < count; ++i) to_var[step * i] += grad_var[first + i];
-    });
+    m.grad_mean = grad_mean, m.grad_var = grad_var;
+    if (m.cells == 1) continue;
+    m.own_grad.resize(2 * pools(m));
+    double *to_mean = m.own_grad.data(), *to_var = to_mean + pools(m);
+    sum_pools(m, grad_mean, to_mean);
+    sum_pools(m, grad_var, to_var);
+    m.grad_mean = to_mean, m.grad_var = to_var;
   }
 }
 
@@ -120,7 +134,7 @@ void Members::cell_gradients(int64_t n, const double* mean, double* grad_mean, d
   for (const Member& m : list) {
     if (m.cells == 0) continue;
     for_pools(m, n, [&](auto step, int64_t first, int64_t count, int64_t pool) {
-      const double *of_mean = m.grad.data() + pool, *of_var = of_mean + pools(m), *pooled = m.mean + pool;
+      const double *of_mean = m.grad_mean + pool, *of_var = m.grad_var + pool, *pooled = m.mean + pool;
       const double a = m.mean_share / static_cast<double>(m.cells), b = m.var_share / static_cast<double>(m.cells);
       for (int64_t i = 0; i < count; ++i) {
         const double v = b * of_var[step * i];
@@ -134,8 +148,8 @@ void Members::cell_gradients(int64_t n, const double* mean, double* grad_mean, d
 std::vector<double> Members::share_gradients(bool of_means) const {
   std::vector<double> result;
   for (const Member& m : list) {
-    const double *moment = of_means ? m.mean : m.var, *grad = m.grad.data() + (of_means ? 0 : pools(m));
-    result.push_back(m.grad.empty() ? 0.0 : std::inner_product(moment, moment + pools(m), grad, 0.0));
+    const double *moment = of_means ? m.mean : m.var, *grad = of_means ? m.grad_mean : m.grad_var;
+    result.push_back(total(pools(m), [=](int64_t i) { return moment[i] * grad[i]; }));
   }
   return result;
 }

@@ -7,6 +7,19 @@
 
 namespace normwise {
 
+// What an element of the cells' moments costs, in elements of x.
+constexpr int64_t kLightWork = 4;
+
+// The sum of term(i) over i < n, in several chains: one would wait for the adder most of the time.
+template <class F> inline double total(int64_t n, F term) {
+  double chains[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int k = 0; k < 8; ++k) chains[k] += term(i + k);
+  for (; i < n; ++i) chains[0] += term(i);
+  return ((chains[0] + chains[1]) + (chains[2] + chains[3])) + ((chains[4] + chains[5]) + (chains[6] + chains[7]));
+}
+
 // to[c] = sum over rows of from[r][c].
 void add_rows(const double* from, int64_t rows, int64_t C, double* to);
 
@@ -19,9 +32,10 @@ struct Member {
   int64_t groups;  // within a sample; 0 for the pool over samples
   int64_t cells;   // in a pool; 0 where the moments were given and no cell has a part in them
   double mean_share, var_share;
-  std::vector<double> own;    // where the moments are not the cells' own: means, then variances
+  std::vector<double> own;  // where the moments are not the cells' own: means, then variances
   const double *mean, *var;
-  std::vector<double> grad;   // of share * mean, then of share * variance
+  std::vector<double> own_grad;  // likewise
+  const double *grad_mean, *grad_var;  // of share * mean and share * variance
 };
 
 // K shares that sum to 1: equal ones, those given, or the softmax of those given.
@@ -46,8 +60,8 @@ struct Members {
   // The mixed moments of sample n's channels.
   void mix(int64_t n, double* mean, double* var) const;
 
-  // Adds sample n's gradients of the mixed moments, (C,) each, to the members'.
-  void add_gradients(int64_t n, const double* grad_mean, const double* grad_var);
+  // Gives the members their part in the gradients of the mixed moments, (N, C).
+  void take_gradients(const double* grad_mean, const double* grad_var);
 
   // Then: the gradients of sample n's cells' moments, given their means ...
   void cell_gradients(int64_t n, const double* mean, double* grad_mean, double* grad_var) const;
@@ -58,6 +72,7 @@ struct Members {
   int64_t pools(const Member& m) const { return m.groups == 0 ? C : N * m.groups; }
   void pool_samples(Member& m, const double* mean, const double* var) const;
   void pool_groups(Member& m, const double* mean, const double* var) const;
+  void sum_pools(const Member& m, const double* cells, double* pools) const;
 
   // Calls f(step, first channel, channels, first pool) for the pools of sample n: `step` pools on from channel to channel,
   // as a compile-time constant 0 or 1.

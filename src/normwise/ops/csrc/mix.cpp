@@ -22,14 +22,13 @@ void join_samples(Cells& x, const std::vector<int64_t>& groups, const MaybeTenso
 
 // The affine of every cell; rows of C values, one for all samples where they are normalized alike.
 template <class A> struct Rows {
-  int64_t C, stride;
-  std::vector<A> memory;
-  A *mean, *center, *scale, *shift, *slope, *offset;
+  int64_t C, count, stride;
+  Buffer<A> memory;
+  A *center, *scale, *shift;
 
-  Rows(const Cells& x, bool uniform) : C(x.C), stride(uniform ? 0 : x.C), memory(6 * (uniform ? 1 : x.N) * x.C) {
-    const int64_t size = static_cast<int64_t>(memory.size()) / 6;
-    mean = memory.data(), center = mean + size, scale = center + size, shift = scale + size;
-    slope = shift + size, offset = slope + size;
+  Rows(const Cells& x, bool uniform)
+      : C(x.C), count(uniform ? std::min<int64_t>(1, x.N) : x.N), stride(uniform ? 0 : x.C), memory(3 * count * x.C) {
+    center = memory.data(), scale = center + count * C, shift = scale + count * C;
   }
   Affine<A> affine(int64_t n) const { return Affine<A>{center, scale, shift} + n * stride; }
 };
@@ -41,14 +40,14 @@ void to_rstd(double* var, int64_t count, double eps) {
 // What normalizes sample n about `mean` with one over the deviation.
 template <class A>
 void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const double* mean, const double* rstd) {
-  const Affine<A> row = rows.affine(n);
-  A *center = const_cast<A*>(row.center), *scale = const_cast<A*>(row.scale), *shift = const_cast<A*>(row.shift);
+  A *center = rows.center + n * rows.stride, *scale = rows.scale + n * rows.stride, *shift = rows.shift + n * rows.stride;
+  const A *weight = p.weights(n), *bias = p.biases(n);
   for (int64_t c = 0; c < rows.C; ++c) {
-    const double s = rstd[c] * p.weight_of(n, c);
+    const double s = rstd[c] * weight[c];
     center[c] = static_cast<A>(mean[c]);
     scale[c] = static_cast<A>(s);
     // What rounding takes from the centre goes into the shift.
-    shift[c] = static_cast<A>(p.bias_of(n, c) + (static_cast<double>(center[c]) - mean[c]) * s);
+    shift[c] = static_cast<A>(bias[c] + (static_cast<double>(center[c]) - mean[c]) * s);
   }
 }
 
@@ -96,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    std::vector<double> moments(2 * cells), mixed(2 * x.C);
+    const Buffer<double> moments(2 * cells);
     double *mean = moments.data(), *var = mean + cells;
     if (reads) {
       all_moments<T>(x, mean, var);
@@ -108,12 +107,14 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
                           shares(mean_weight, logits, groups.size()), shares(var_weight, logits, groups.size()));
     const Parameters<A> parameters(x, weight, bias);
     const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
-    for (int64_t n = 0; n < (rows.stride ? x.N : 1); ++n) {
-      double *center = mixed.data(), *rstd = center + x.C;
-      members.mix(n, center, rstd);
-      to_rstd(rstd, x.C, eps);
-      fill_row(rows, parameters, n, center, rstd);
-    }
+    parallel(rows.count, kLightWork * x.C, [&](int64_t begin, int64_t end) {
+      const Buffer<double> center(x.C), rstd(x.C);
+      for (int64_t n = begin; n < end; ++n) {
+        members.mix(n, center.data(), rstd.data());
+        to_rstd(rstd.data(), x.C, eps);
+        fill_row(rows, parameters, n, center.data(), rstd.data());
+      }
+    });
     all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
     if (running_mean && running_var && members.over_samples())
       update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, momentum);
@@ -142,7 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
   join_samples(x, groups, weight, bias);
   const bool reads = reads_cells(groups, population_mean);
   const Activation act{static_cast<Act>(code), slope};
-  STD_TORCH_CHECK(saved_mean.numel() == (reads ? x.N * x.C : 0) && saved_var.numel() == saved_mean.numel(),
+  STD_TORCH_CHECK(saved_mean.numel() == (reads ? x.N * x.C : 0) && saved_var.numel() == saved_mean.numel() &&
+                      saved_mean.is_contiguous() && saved_mean.scalar_type() == dtype,
                   "normwise: expected mean and var as mix_norm returned them");
   Tensor dx = x.empty_like();
   return with_dtype(input.scalar_type(), [&](auto* type) {
@@ -154,51 +156,57 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     const auto mean_shares = shares(mean_weight, logits, groups.size()), var_shares = shares(var_weight, logits, groups.size());
     Members members(x, groups, mean.data(), var.data(), maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
     const Parameters<A> parameters(x, weight, bias);
-    // Per sample in any case: the cells' means are.
-    const Rows<A> rows(x, false);
-    const bool uniform = members.uniform();
-    std::vector<double> center((uniform ? 1 : x.N) * C), rstd(center.size());
-    for (int64_t n = 0; n < x.N; ++n) {
-      double *c = center.data() + (uniform ? 0 : n * C), *r = rstd.data() + (uniform ? 0 : n * C);
-      if (n == 0 || !uniform) {
+    const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
+    // Sums about the cells' means lose the least; where these are not known, about the centre.
+    const A* about = reads ? const_data<A>(saved_mean) : rows.center;
+    const int64_t about_stride = reads ? C : rows.stride;
+    const Buffer<double> center(cells), rstd(cells);
+    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        double *c = center.data() + n * C, *r = rstd.data() + n * C;
         members.mix(n, c, r);
         to_rstd(r, C, eps);
+        if (n < rows.count) fill_row(rows, parameters, n, c, r);
       }
-      fill_row(rows, parameters, n, c, r);
-      // Sums about the cells' means lose the least; where these are not known, about the centre.
-      if (reads) std::copy_n(mean.data() + n * C, C, rows.mean + n * C);
-      else std::copy_n(rows.center + n * C, C, rows.mean + n * C);
-    }
-    std::vector<double> sums(2 * cells), grads(2 * C), weights(cells);
-    double *s1 = sums.data(), *s2 = s1 + cells, *grad_mean = grads.data(), *grad_var = grad_mean + C;
-    all_grad_sums<T>(g, x, [&](int64_t n) { return rows.mean + n * C; }, [&](int64_t n) { return rows.affine(n); }, act, s1, s2);
-    for (int64_t n = 0; n < x.N; ++n) {
-      const double *c = center.data() + (uniform ? 0 : n * C), *r = rstd.data() + (uniform ? 0 : n * C);
-      for (int64_t i = 0; i < C; ++i) {
-        const int64_t cell = n * C + i;
-        const double w = parameters.weight_of(n, i), grad_scale = s2[cell] + (rows.mean[cell] - c[i]) * s1[cell];
-        weights[cell] = r[i] * grad_scale;
-        grad_mean[i] = -w * r[i] * s1[cell];
-        grad_var[i] = -0.5 * w * r[i] * r[i] * r[i] * grad_scale;
+    });
+    const Buffer<double> sums(2 * cells), grads(2 * cells);
+    double *s1 = sums.data(), *s2 = s1 + cells, *grad_mean = grads.data(), *grad_var = grad_mean + cells;
+    all_grad_sums<T>(
+        g, x, [&](int64_t n) { return about + n * about_stride; }, [&](int64_t n) { return rows.affine(n); }, act, s1, s2);
+    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const A *weight = parameters.weights(n), *mu = about + n * about_stride;
+        const double *c = center.data() + n * C, *r = rstd.data() + n * C, *one = s1 + n * C;
+        double *two = s2 + n * C, *to_mean = grad_mean + n * C, *to_var = grad_var + n * C;
+        for (int64_t i = 0; i < C; ++i) {
+          const double grad_scale = two[i] + (mu[i] - c[i]) * one[i];
+          two[i] = r[i] * grad_scale;  // the weight's gradient from here on
+          to_mean[i] = -weight[i] * r[i] * one[i];
+          to_var[i] = -0.5 * weight[i] * r[i] * r[i] * two[i];
+        }
       }
-      members.add_gradients(n, grad_mean, grad_var);
-    }
+    });
+    members.take_gradients(grad_mean, grad_var);
     const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
-    for (int64_t n = 0; n < x.N; ++n) {
-      members.cell_gradients(n, mean.data() + (reads ? n * C : 0), grad_mean, grad_var);
-      for (int64_t i = 0; i < C; ++i) {
-        rows.slope[n * C + i] = static_cast<A>(2 * grad_var[i] * share);
-        rows.offset[n * C + i] = static_cast<A>(grad_mean[i] * share);
+    const Buffer<A> slopes(cells), offsets(cells);
+    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
+      const Buffer<double> of_mean(C), of_var(C);
+      for (int64_t n = begin; n < end; ++n) {
+        members.cell_gradients(n, mean.data() + (reads ? n * C : 0), of_mean.data(), of_var.data());
+        for (int64_t i = 0; i < C; ++i) {
+          slopes[n * C + i] = static_cast<A>(2 * of_var[i] * share);
+          offsets[n * C + i] = static_cast<A>(of_mean[i] * share);
+        }
       }
-    }
+    });
     all_grad_input<T>(
         g, x, dx, [&](int64_t n) { return rows.affine(n); },
-        [&](int64_t n) { return Slant<A>{rows.mean, rows.slope, rows.offset} + n * C; }, act);
+        [&](int64_t n) { return Slant<A>{about + n * about_stride, slopes.data() + n * C, offsets.data() + n * C}; }, act);
     auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
     shares_vjp(mean_shares, logits, grad_means);
     shares_vjp(var_shares, logits, grad_vars);
     return std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>{
-        dx, parameter_gradient(x, parameters.weight, weights.data()), parameter_gradient(x, parameters.bias, s1),
+        dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1),
         as_tensor<A>(grad_means.data(), {K}, dtype), as_tensor<A>(grad_vars.data(), {K}, dtype)};
   });
 }

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> moments(const Tensor& input) {
   with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    std::vector<double> sums(2 * x.N * x.C);
+    const Buffer<double> sums(2 * x.N * x.C);
     double *mu = sums.data(), *m2 = mu + x.N * x.C;
     all_moments<T>(x, mu, m2);
     A *to_mean = data<A>(mean), *to_var = data<A>(var);
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> grad_sums(const Tensor& grad, const Tensor& input, co
     using A = acc_t<T>;
     const PerCell<A> mu(mean, x), a(center, x), b(scale, x), c(shift, x);
     const int64_t cells = x.N * x.C;
-    std::vector<double> sums(2 * cells);
+    const Buffer<double> sums(2 * cells);
     all_grad_sums<T>(
         g, x, [&](int64_t n) { return mu.sample(n); },
         [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; }, activation(code, slope), sums.data(),
@@ -75,7 +75,7 @@ Tensor grad_input(const Tensor& grad, const Tensor& input, const Tensor& mean, c
     // Divided by M once, in rows of their own; one row if all samples share their gradients.
     const int64_t rows = gm.stride == 0 && gv.stride == 0 ? std::min<int64_t>(1, x.N) : x.N, stride = rows > 1 ? x.C : 0;
     const A share = A(1.0 / static_cast<double>(std::max<int64_t>(1, x.M)));
-    std::vector<A> slopes(rows * x.C), offsets(rows * x.C);
+    const Buffer<A> slopes(rows * x.C), offsets(rows * x.C);
     for (int64_t n = 0; n < rows; ++n)
       for (int64_t i = 0; i < x.C; ++i) {
         slopes[n * x.C + i] = 2 * gv.sample(n)[i] * share;

@@ -16,8 +16,8 @@ constexpr int64_t kColumnTaskBytes = 512 * 1024;
 constexpr int64_t kShortRow = 1024;
 
 template <class A> struct Scratch {
-  std::vector<double> sums;
-  std::vector<A> affine;
+  Buffer<double> sums;
+  Buffer<A> affine;
   explicit Scratch(int64_t cells) : sums(2 * cells), affine(5 * cells) {}
 };
 
@@ -72,22 +72,21 @@ template <class T> struct Forward : Groups<T> {
   void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* center, A* scale, A* shift) const {
     const int64_t parts = this->parts();
     const double part_size = this->group_size() / static_cast<double>(parts);
+    const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
     int64_t group = n * this->G + c / channels;
     for (int64_t first = 0; first < width; first += channels, mu += parts, m2 += parts, ++group) {
-      double sum = 0, square = 0;
-      for (int64_t i = 0; i < parts; ++i) sum += mu[i] - mu[0];
-      const double pooled = mu[0] + sum / static_cast<double>(parts);
-      for (int64_t i = 0; i < parts; ++i) square += m2[i] + part_size * (mu[i] - pooled) * (mu[i] - pooled);
-      const double variance = square / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
+      const double pooled = mu[0] + total(parts, [=](int64_t i) { return mu[i] - mu[0]; }) / static_cast<double>(parts);
+      const auto square = [=](int64_t i) { return m2[i] + part_size * (mu[i] - pooled) * (mu[i] - pooled); };
+      const double variance = total(parts, square) / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
       mean[group] = static_cast<A>(pooled);
       var[group] = static_cast<A>(variance);
       // What rounding takes from the centre goes into the shift.
       const double rounded = static_cast<double>(static_cast<A>(pooled)) - pooled;
       for (int64_t i = first; i < first + channels; ++i) {
-        const double s = rstd * this->parameters.weight_of(n, c + i);
+        const double s = rstd * weight[i];
         center[i] = static_cast<A>(pooled);
         scale[i] = static_cast<A>(s);
-        shift[i] = static_cast<A>(this->parameters.bias_of(n, c + i) + rounded * s);
+        shift[i] = static_cast<A>(bias[i] + rounded * s);
       }
     }
   }
@@ -155,29 +154,28 @@ template <class T> struct Backward : Groups<T> {
   double rstd(int64_t group) const { return 1 / std::sqrt(static_cast<double>(var[group]) + this->eps); }
 
   void recompute(int64_t n, int64_t c, int64_t width, Arrays a) const {
+    const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
     int64_t group = n * this->G + c / channels;
     for (int64_t first = 0; first < width; first += channels, ++group) {
       const double r = rstd(group);
       for (int64_t i = first; i < first + channels; ++i) {
         a.mean[i] = mean[group];
-        a.scale[i] = static_cast<A>(r * this->parameters.weight_of(n, c + i));
-        a.shift[i] = static_cast<A>(this->parameters.bias_of(n, c + i));
+        a.scale[i] = static_cast<A>(r * weight[i]);
+        a.shift[i] = bias[i];
       }
     }
   }
 
   // From the cells' sums to the coefficients of dx; leaves s2 divided by the standard deviation.
   void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
+    const A* weight = this->parameters.weights(n) + c;
     double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
     int64_t group = n * this->G + c / channels;
     for (int64_t first = 0; first < width; first += channels, ++group) {
       const double r = rstd(group);
-      double sum = 0, dot = 0;
-      for (int64_t i = first; i < first + channels; ++i) {
-        two[i] *= r;
-        sum += this->parameters.weight_of(n, c + i) * one[i];
-        dot += this->parameters.weight_of(n, c + i) * two[i];
-      }
+      for (int64_t i = first; i < first + channels; ++i) two[i] *= r;
+      const double sum = total(channels, [=](int64_t i) { return weight[first + i] * one[first + i]; });
+      const double dot = total(channels, [=](int64_t i) { return weight[first + i] * two[first + i]; });
       for (int64_t i = first; i < first + channels; ++i) {
         a.slope[i] = static_cast<A>(-r * r * dot / this->group_size());
         a.offset[i] = static_cast<A>(-r * sum / this->group_size());
@@ -255,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, cons
                     "normwise: expected mean and var as sample_norm returned them");
     backward.mean = const_data<A>(mean);
     backward.var = const_data<A>(var);
-    std::vector<double> sums(2 * x.N * x.C);
+    const Buffer<double> sums(2 * x.N * x.C);
     backward.s1 = sums.data();
     backward.s2 = backward.s1 + x.N * x.C;
     backward(g, dx);

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -66,17 +67,30 @@ template <class A> struct PerCell {
   const A* sample(int64_t n) const { return data + n * stride; }
 };
 
-// The learned affine around a normalization.
+// Memory that nobody has written to yet.
+template <class A> class Buffer {
+  std::unique_ptr<A[]> memory;
+
+ public:
+  explicit Buffer(int64_t count) : memory(new A[count]) {}
+  A* data() const { return memory.get(); }
+  A& operator[](int64_t i) const { return memory[i]; }
+};
+
+// The learned affine around a normalization; 1 and 0 where there is none.
 template <class A> struct Parameters {
   std::optional<PerCell<A>> weight, bias;
+  std::vector<A> ones, zeros;
 
   Parameters(const Cells& x, const MaybeTensor& w, const MaybeTensor& b) {
     if (w) weight.emplace(*w, x);
+    else ones.assign(x.C, A(1));
     if (b) bias.emplace(*b, x);
+    else zeros.assign(x.C, A(0));
   }
   bool per_sample() const { return (weight && weight->stride) || (bias && bias->stride); }
-  double weight_of(int64_t n, int64_t c) const { return weight ? static_cast<double>(weight->sample(n)[c]) : 1.0; }
-  double bias_of(int64_t n, int64_t c) const { return bias ? static_cast<double>(bias->sample(n)[c]) : 0.0; }
+  const A* weights(int64_t n) const { return weight ? weight->sample(n) : ones.data(); }
+  const A* biases(int64_t n) const { return bias ? bias->sample(n) : zeros.data(); }
 };
 
 // Calls f with a null pointer of the element type.
@@ -92,21 +106,5 @@ template <class F> auto with_dtype(ScalarType dtype, F f) {
 
 template <class T> T* data(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
 template <class T> const T* const_data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
-
-// The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
-template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
-  const ScalarType dtype = acc_type(x.tensor.scalar_type());
-  if (parameter && parameter->per_sample) {
-    Tensor result = empty({x.N, x.C}, dtype);
-    std::copy_n(cells, x.N * x.C, data<A>(result));
-    return result;
-  }
-  std::vector<double> sums(x.C);
-  for (int64_t n = 0; n < x.N; ++n)
-    for (int64_t c = 0; c < x.C; ++c) sums[c] += cells[n * x.C + c];
-  Tensor result = empty({x.C}, dtype);
-  std::copy_n(sums.data(), x.C, data<A>(result));
-  return result;
-}
 
 }  // namespace normwise
