@@ -276,8 +276,8 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
             )
     if inputs.num_groups < 1 or C % inputs.num_groups:
         raise RuntimeError(
-            f"Expected number of channels in input to be divisible by num_groups, but got input of shape {shape} and "
-            f"num_groups={inputs.num_groups}"
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{tuple(x.shape)} and num_groups={inputs.num_groups}"
         )
 
 
@@ -301,7 +301,8 @@ _UNDEFINED = {
 
 def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
     """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
-    if not x.numel() or not row.reads_cells(inputs):
+    # With two elements a cell every statistic has as many.
+    if x.numel() != x.shape[0] * x.shape[1] or not x.numel() or not row.reads_cells(inputs):
         return
     if row.rests_on and elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] == 1:
         # A single channel has no fewer groups.

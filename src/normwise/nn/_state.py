@@ -35,7 +35,7 @@ def check_dim(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def exporting() -> bool:
     """Whether the graph is being written down for others, who know torch's operators and not ours."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # ONNX goes by one of the two
 
 
 def uses_running(layer: _NormBase) -> bool:

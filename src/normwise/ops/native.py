@@ -9,30 +9,18 @@ The operators take no part in autograd: :mod:`normwise.engine` does that for the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from normwise.ops.reference import ACTIVATIONS, accumulation_dtype
+from normwise.ops.fakes import FAKES
+from normwise.ops.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
-
-_OPERATORS = (
-    "isa",
-    "moments",
-    "apply",
-    "grad_sums",
-    "grad_input",
-    "sample_norm",
-    "sample_norm_backward",
-    "mix_norm",
-    "mix_norm_backward",
-)
 
 _LIBRARY = Path(__file__).with_name("_native.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
@@ -47,7 +35,7 @@ def _load() -> str | None:
     except OSError as problem:
         return f"the native library does not load ({problem}): {_HOW}"
     # A library built in place stays behind when its sources move on.
-    missing = [name for name in _OPERATORS if not hasattr(torch.ops.normwise, name)]
+    missing = [name for name in ("isa", *FAKES) if not hasattr(torch.ops.normwise, name)]
     if missing:
         return f"the native library is of another version (it lacks {', '.join(missing)}): {_HOW}"
     return None
@@ -257,7 +245,7 @@ def sample_norm(
         >>> sample_norm(x, 1, eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    return torch.ops.normwise.sample_norm(x, groups, weight, bias, eps, _CODES[activation], slope)
+    return _sample_norm(x, groups, weight, bias, eps, _CODES[activation], slope)
 
 
 def sample_norm_backward(
@@ -295,9 +283,12 @@ def sample_norm_backward(
         >>> sample_norm_backward(x, x, 2 * one, one, 1, eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
-    return torch.ops.normwise.sample_norm_backward(
-        g, x, mean, var, groups, weight, bias, eps, _CODES[activation], slope
-    )
+    return _sample_norm_backward(g, x, mean, var, groups, weight, bias, eps, _CODES[activation], slope)
+
+
+def _within_sample(groups: Sequence[int]) -> bool:
+    """Whether the mix is a single pool within a sample, for which there are faster kernels."""
+    return len(groups) == 1 and groups[0] > 0
 
 
 def mix_norm(
@@ -340,6 +331,8 @@ def mix_norm(
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
+    if _within_sample(groups):
+        return sample_norm(x, groups[0], weight, bias, eps, activation, slope)
     population_mean, population_var = population or (None, None)
     running_mean, running_var, skipped, momentum = running or (None, None, None, 0.0)
     return _mix_norm(
@@ -363,7 +356,7 @@ def mix_norm_backward(
     population: tuple[Tensor, Tensor] | None = None,
     activation: str | None = None,
     slope: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of :func:`mix_norm`, by the closed-form vjp of pools and mix.
 
     Args:
@@ -384,13 +377,15 @@ def mix_norm_backward(
 
     Returns:
         The gradients of x, weight, bias, mean_weight and var_weight. Those of the parameters have the accumulation
-        type; where a parameter is absent they have no meaning.
+        type; where a parameter is absent they have no meaning. The mixing weights of a single pool have no gradient.
 
     Example:
         >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
         >>> mix_norm_backward(x, x, 2 * one, one, [0], eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
+    if _within_sample(groups):
+        return *sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, activation, slope), None, None
     population_mean, population_var = population or (None, None)
     return _mix_norm_backward(
         g, x, mean, var, weight, bias, mean_weight, var_weight, logits, groups, eps,
@@ -398,119 +393,11 @@ def mix_norm_backward(
     )  # fmt: skip
 
 
-def _channels_last(x: Tensor) -> bool:
-    """Whether channels vary fastest among the axes that make a sample (tensors.cpp says the same)."""
-    return x.shape[1] > 1 and all(
-        stride > x.stride(1) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1
-    )
-
-
-def _fake_like(x: Tensor) -> Tensor:
-    """An empty tensor of the output's layout: the strides of ``x`` if it is dense, else dense ones of its kind."""
-    spatial = range(2, x.ndim)
-    for axes in (sorted(spatial, key=x.stride, reverse=True), list(spatial)):
-        strides, step = [0] * x.ndim, 1
-        for axis in reversed([0, *axes, 1] if _channels_last(x) else [0, 1, *axes]):
-            strides[axis] = step
-            step = step * max(1, x.shape[axis])
-        if all(size == 1 or have == want for size, have, want in zip(x.shape, x.stride(), strides, strict=True)):
-            return x.new_empty_strided(x.shape, x.stride())
-    return x.new_empty_strided(x.shape, strides)
-
-
-def _fake_cells(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
-
-
-def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _fake_cells(x), _fake_cells(x)
-
-
-def _fake_apply(x: Tensor, *_: Any) -> Tensor:
-    return _fake_like(x)
-
-
-def _fake_grad_sums(g: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _fake_cells(x), _fake_cells(x)
-
-
-def _fake_grad_input(g: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return _fake_like(x)
-
-
-def _fake_sample_norm(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    group = x.new_empty((x.shape[0], groups), dtype=accumulation_dtype(x.dtype))
-    return _fake_like(x), group, torch.empty_like(group)
-
-
-def _fake_sample_norm_backward(
-    g: Tensor, x: Tensor, mean: Tensor, var: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    cells = _fake_cells(x)
-
-    def parameter(t: Tensor | None) -> Tensor:
-        return torch.empty_like(cells if t is not None and t.ndim == 2 and t.shape[0] == x.shape[0] else cells[0])
-
-    return _fake_like(x), parameter(weight), parameter(bias)
-
-
-def _fake_mix_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_weight: Tensor | None,
-    var_weight: Tensor | None,
-    logits: bool,
-    groups: Sequence[int],
-    eps: float,
-    population_mean: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = list(x.shape[:2])
-    if list(groups) == [0]:
-        per_sample = any(t is not None and t.ndim == 2 for t in (weight, bias))
-        if population_mean is not None:
-            shape = [0]
-        elif not per_sample:
-            shape[0] = min(1, shape[0])
-    elif len(groups) == 1:
-        shape[1] = groups[0]
-    moments = x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
-    return _fake_like(x), moments, torch.empty_like(moments)
-
-
-def _fake_mix_norm_backward(
-    g: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_weight: Tensor | None,
-    var_weight: Tensor | None,
-    logits: bool,
-    groups: Sequence[int],
-    *_: Any,
-) -> tuple[Tensor, ...]:
-    shares = x.new_empty(len(groups), dtype=accumulation_dtype(x.dtype))
-    parameters = _fake_sample_norm_backward(g, x, mean, var, 1, weight, bias)
-    return *parameters, shares, torch.empty_like(shares)
-
-
-_FAKES: dict[str, Callable[..., Any]] = {
-    "moments": _fake_moments,
-    "apply": _fake_apply,
-    "grad_sums": _fake_grad_sums,
-    "grad_input": _fake_grad_input,
-    "sample_norm": _fake_sample_norm,
-    "sample_norm_backward": _fake_sample_norm_backward,
-    "mix_norm": _fake_mix_norm,
-    "mix_norm_backward": _fake_mix_norm_backward,
-}
-
 if available():
     # Looked up once: an attribute of torch.ops costs as much as a small tensor's arithmetic.
+    _sample_norm = torch.ops.normwise.sample_norm.default
+    _sample_norm_backward = torch.ops.normwise.sample_norm_backward.default
     _mix_norm = torch.ops.normwise.mix_norm.default
     _mix_norm_backward = torch.ops.normwise.mix_norm_backward.default
-    for _name, _fake in _FAKES.items():
+    for _name, _fake in FAKES.items():
         torch.library.register_fake(f"normwise::{_name}", _fake)

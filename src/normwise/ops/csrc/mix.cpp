@@ -2,12 +2,9 @@
 
 #include "cells.h"
 #include "members.h"
-#include "sample.h"
 
 namespace normwise {
 namespace {
-
-bool within_sample(const std::vector<int64_t>& groups) { return groups.size() == 1 && groups[0] > 0; }
 
 // Whether the input's own moments are needed: not where the one pool's are given.
 bool reads_cells(const std::vector<int64_t>& groups, const MaybeTensor& population) {
@@ -84,7 +81,6 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
                                             const MaybeTensor& population_var, const MaybeTensor& running_mean,
                                             const MaybeTensor& running_var, const MaybeTensor& skipped, double momentum,
                                             int64_t code, double slope) {
-  if (within_sample(groups)) return sample_norm(input, groups[0], weight, bias, eps, code, slope);
   Cells x(input);
   join_samples(x, groups, weight, bias);
   const ScalarType dtype = acc_type(input.scalar_type());
@@ -130,14 +126,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     int64_t code, double slope) {
   const ScalarType dtype = acc_type(input.scalar_type());
   const int64_t K = static_cast<int64_t>(groups.size());
-  if (within_sample(groups)) {
-    auto [dx, dw, db] =
-        sample_norm_backward(grad, input, saved_mean, saved_var, groups[0], weight, bias, eps, code, slope);
-    // The one member has all of the mix, whatever its weight.
-    const Tensor none = dtype == ScalarType::Double ? as_tensor<double>(std::vector<double>(K).data(), {K}, dtype)
-                                                    : as_tensor<float>(std::vector<double>(K).data(), {K}, dtype);
-    return {dx, dw, db, none, torch::stable::clone(none)};
-  }
   Cells x(input);
   const Tensor g = x.match(grad);
   join_samples(x, groups, weight, bias);

@@ -39,7 +39,7 @@ bool same_memory(const Sizes& sizes, const Sizes& a, const Sizes& b) {
   return true;
 }
 
-// Whether channels vary fastest among the axes that make a sample. native.py's _channels_last says the same for fakes.
+// Whether channels vary fastest among the axes that make a sample. fakes.py's _channels_last says the same for fakes.
 bool channels_vary_fastest(const Sizes& sizes, const Sizes& strides) {
   for (size_t axis = 2; axis < sizes.size(); ++axis)
     if (sizes[axis] > 1 && strides[axis] <= strides[1]) return false;

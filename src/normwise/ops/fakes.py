@@ -1,0 +1,119 @@
+"""What the native operators return, without the data: for tracing, compilation and ``torch.library.opcheck``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, empty_like
+
+from normwise.ops.reference import accumulation_dtype
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether channels vary fastest among the axes that make a sample (tensors.cpp says the same)."""
+    return x.shape[1] > 1 and all(
+        stride > x.stride(1) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1
+    )
+
+
+def _fake_like(x: Tensor) -> Tensor:
+    """An empty tensor of the output's layout: the strides of ``x`` if it is dense, else dense ones of its kind."""
+    spatial = range(2, x.ndim)
+    for axes in (sorted(spatial, key=x.stride, reverse=True), list(spatial)):
+        strides, step = [0] * x.ndim, 1
+        for axis in reversed([0, *axes, 1] if _channels_last(x) else [0, 1, *axes]):
+            strides[axis] = step
+            step = step * max(1, x.shape[axis])
+        if all(size == 1 or have == want for size, have, want in zip(x.shape, x.stride(), strides, strict=True)):
+            return x.new_empty_strided(x.shape, x.stride())
+    return x.new_empty_strided(x.shape, strides)
+
+
+def _fake_cells(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
+
+
+def _fake_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake_cells(x), _fake_cells(x)
+
+
+def _fake_apply(x: Tensor, *_: Any) -> Tensor:
+    return _fake_like(x)
+
+
+def _fake_grad_sums(g: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_cells(x), _fake_cells(x)
+
+
+def _fake_grad_input(g: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _fake_like(x)
+
+
+def _fake_sample_norm(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    group = x.new_empty((x.shape[0], groups), dtype=accumulation_dtype(x.dtype))
+    return _fake_like(x), group, empty_like(group)
+
+
+def _fake_sample_norm_backward(
+    g: Tensor, x: Tensor, mean: Tensor, var: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    cells = _fake_cells(x)
+
+    def parameter(t: Tensor | None) -> Tensor:
+        return empty_like(cells if t is not None and t.ndim == 2 and t.shape[0] == x.shape[0] else cells[0])
+
+    return _fake_like(x), parameter(weight), parameter(bias)
+
+
+def _fake_mix_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    groups: Sequence[int],
+    eps: float,
+    population_mean: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = list(x.shape[:2])
+    if list(groups) == [0]:
+        per_sample = any(t is not None and t.ndim == 2 for t in (weight, bias))
+        if population_mean is not None:
+            shape = [0]
+        elif not per_sample:
+            shape[0] = min(1, shape[0])
+    moments = x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
+    return _fake_like(x), moments, empty_like(moments)
+
+
+def _fake_mix_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    groups: Sequence[int],
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    shares = x.new_empty(len(groups), dtype=accumulation_dtype(x.dtype))
+    parameters = _fake_sample_norm_backward(g, x, mean, var, 1, weight, bias)
+    return *parameters, shares, empty_like(shares)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "moments": _fake_moments,
+    "apply": _fake_apply,
+    "grad_sums": _fake_grad_sums,
+    "grad_input": _fake_grad_input,
+    "sample_norm": _fake_sample_norm,
+    "sample_norm_backward": _fake_sample_norm_backward,
+    "mix_norm": _fake_mix_norm,
+    "mix_norm_backward": _fake_mix_norm_backward,
+}
