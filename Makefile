@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
 
-.PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines clean
+.PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines large clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid 
 
 bench-engines: $(VENV)/test-$(TORCH)  ## what a study costs beyond its training; writes results/engines.json
 	PYTHONPATH=tests/study $(BIN)/python benchmarks/engines.py
+
+large: $(VENV)/test-$(TORCH)  ## the engine on tensors of more than 2^31 elements (14 GB of memory, some minutes)
+	$(BIN)/python benchmarks/large.py
 
 clean:  ## remove what make and the tests left behind
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
