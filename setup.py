@@ -65,6 +65,8 @@ class PlatformWheel(bdist_wheel):
         """Build the extension first, because the tag depends on the outcome."""
         self.run_command("build_ext")
         self.root_is_pure = not self.get_finalized_command("build_ext").built
+        if self.root_is_pure:
+            self.distribution.ext_modules = []  # or the files would go where a platform's do
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
