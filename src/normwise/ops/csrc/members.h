@@ -20,6 +20,16 @@ template <class F> inline double total(int64_t n, F term) {
   return ((chains[0] + chains[1]) + (chains[2] + chains[3])) + ((chains[4] + chains[5]) + (chains[6] + chains[7]));
 }
 
+// What normalizes by a mean and a variance, with `s` the weight over the deviation: y = (x - center) * scale + shift. About 0
+// where the mean is within a deviation of it, which rounds once less; what rounding takes from center and scale goes into the
+// shift. Equal values, which have no variance, come out as the bias to the last bit.
+template <class A>
+inline void normalizing(double mean, double var, double s, A bias, A& center, A& scale, A& shift) {
+  scale = static_cast<A>(s);
+  center = mean * mean < var ? A(0) : static_cast<A>(mean);
+  shift = static_cast<A>(bias + (static_cast<double>(center) - mean) * static_cast<double>(scale));
+}
+
 // to[c] = sum over rows of from[r][c].
 void add_rows(const double* from, int64_t rows, int64_t C, double* to);
 

@@ -30,22 +30,14 @@ template <class A> struct Rows {
   Affine<A> affine(int64_t n) const { return Affine<A>{center, scale, shift} + n * stride; }
 };
 
-void to_rstd(double* var, int64_t count, double eps) {
-  for (int64_t i = 0; i < count; ++i) var[i] = 1 / std::sqrt(var[i] + eps);
-}
-
-// What normalizes sample n about `mean` with one over the deviation.
+// What normalizes sample n by its channels' mixed moments.
 template <class A>
-void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const double* mean, const double* rstd) {
-  A *center = rows.center + n * rows.stride, *scale = rows.scale + n * rows.stride, *shift = rows.shift + n * rows.stride;
+void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const double* mean, const double* var, double eps) {
+  const int64_t at = n * rows.stride;
   const A *weight = p.weights(n), *bias = p.biases(n);
-  for (int64_t c = 0; c < rows.C; ++c) {
-    const double s = rstd[c] * weight[c];
-    center[c] = static_cast<A>(mean[c]);
-    scale[c] = static_cast<A>(s);
-    // What rounding takes from the centre goes into the shift.
-    shift[c] = static_cast<A>(bias[c] + (static_cast<double>(center[c]) - mean[c]) * s);
-  }
+  for (int64_t c = 0; c < rows.C; ++c)
+    normalizing(mean[c], var[c], weight[c] / std::sqrt(var[c] + eps), bias[c], rows.center[at + c], rows.scale[at + c],
+                rows.shift[at + c]);
 }
 
 // running <- (1 - momentum) * running + momentum * batch, unless the batch is not finite and `skipped` counts such ones.
@@ -104,11 +96,10 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
     const Parameters<A> parameters(x, weight, bias);
     const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
     parallel(rows.count, kLightWork * x.C, [&](int64_t begin, int64_t end) {
-      const Buffer<double> center(x.C), rstd(x.C);
+      const Buffer<double> mixed(2 * x.C);
       for (int64_t n = begin; n < end; ++n) {
-        members.mix(n, center.data(), rstd.data());
-        to_rstd(rstd.data(), x.C, eps);
-        fill_row(rows, parameters, n, center.data(), rstd.data());
+        members.mix(n, mixed.data(), mixed.data() + x.C);
+        fill_row(rows, parameters, n, mixed.data(), mixed.data() + x.C, eps);
       }
     });
     all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
@@ -153,8 +144,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
       for (int64_t n = begin; n < end; ++n) {
         double *c = center.data() + n * C, *r = rstd.data() + n * C;
         members.mix(n, c, r);
-        to_rstd(r, C, eps);
-        if (n < rows.count) fill_row(rows, parameters, n, c, r);
+        if (n < rows.count) fill_row(rows, parameters, n, c, r, eps);
+        for (int64_t i = 0; i < C; ++i) r[i] = 1 / std::sqrt(r[i] + eps);
       }
     });
     const Buffer<double> sums(2 * cells), grads(2 * cells);

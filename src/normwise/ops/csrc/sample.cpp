@@ -80,14 +80,8 @@ template <class T> struct Forward : Groups<T> {
       const double variance = total(parts, square) / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
       mean[group] = static_cast<A>(pooled);
       var[group] = static_cast<A>(variance);
-      // What rounding takes from the centre goes into the shift.
-      const double rounded = static_cast<double>(static_cast<A>(pooled)) - pooled;
-      for (int64_t i = first; i < first + channels; ++i) {
-        const double s = rstd * weight[i];
-        center[i] = static_cast<A>(pooled);
-        scale[i] = static_cast<A>(s);
-        shift[i] = static_cast<A>(bias[i] + rounded * s);
-      }
+      for (int64_t i = first; i < first + channels; ++i)
+        normalizing(pooled, variance, rstd * weight[i], bias[i], center[i], scale[i], shift[i]);
     }
   }
 

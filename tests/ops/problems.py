@@ -1,0 +1,128 @@
+"""The problem set on which native operators are tested, and the float64 formulas that say what must come out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHAPES = [
+    (2, 3, 5, 7),
+    (1, 1, 1, 1),
+    (4, 6),
+    (2, 4, 9),
+    (2, 3, 4, 5, 6),
+    (0, 3, 4, 4),
+    (3, 2, 0),
+    (2, 300, 3),
+    (3, 5, 67, 67),
+]
+TOLERANCE = {
+    torch.float32: 3e-6,
+    torch.float64: 1e-13,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+}  # relative to the result's size
+ACTIVATIONS = [None, "relu", "leaky_relu", "silu"]
+SLOPE = 0.2
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def strided(x: Tensor) -> Tensor:
+    return torch.stack([x, x], -1)[..., 0]
+
+
+def permuted(x: Tensor) -> Tensor:
+    """Cells in one piece, their spatial axes the other way round."""
+    return x.movedim(2, -1).contiguous().movedim(-1, 2) if x.ndim > 3 else x.contiguous()
+
+
+LAYOUTS = {"contiguous": Tensor.contiguous, "channels_last": channels_last, "permuted": permuted, "strided": strided}
+
+
+def problem(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, mean: float = 0.5, std: float = 2.0
+) -> list[Tensor]:
+    """x and g of the given kind, then center, scale, shift, gmean, gvar of (N, C)."""
+    torch.manual_seed(sum(shape))
+    full = [LAYOUTS[layout]((mean + std * torch.randn(shape, dtype=torch.float64)).to(dtype)) for _ in range(2)]
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    return full + [torch.randn(shape[:2], dtype=acc) for _ in range(5)]
+
+
+def wide(t: Tensor, x: Tensor) -> Tensor:
+    return t.double().reshape(t.shape + (1,) * (x.ndim - 2))
+
+
+def spatial(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.ndim))
+
+
+def elements(x: Tensor) -> int:
+    return max(1, x[0, 0].numel()) if x.numel() else 1
+
+
+def oracle_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.double().flatten(2) if x.ndim > 2 else x.double()[..., None]
+    count = max(1, x.shape[2])
+    mean = x.sum(2) / count
+    return mean, (x - mean[..., None]).square().sum(2) / count
+
+
+def activate(z: Tensor, activation: str | None) -> Tensor:
+    return {None: lambda z: z, "relu": F.relu, "leaky_relu": lambda z: F.leaky_relu(z, SLOPE), "silu": F.silu}[
+        activation
+    ](z)
+
+
+def oracle_apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None) -> Tensor:
+    return activate((x.double() - wide(center, x)) * wide(scale, x) + wide(shift, x), activation)
+
+
+def masked_gradient(
+    g: Tensor, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None
+) -> Tensor:
+    z = ((x.double() - wide(center, x)) * wide(scale, x) + wide(shift, x)).requires_grad_()
+    return torch.autograd.grad(activate(z, activation), z, g.double())[0]
+
+
+def oracle_group(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, activation: str | None) -> Tensor:
+    cells = x.reshape(x.shape[0], groups, -1)
+    var, mean = torch.var_mean(cells, 2, correction=0, keepdim=True)
+    y = ((cells - mean) / (var + 1e-5).sqrt()).reshape(x.shape)
+    if weight is not None:
+        y = y * wide(weight.expand(x.shape[0], -1), x) + wide(bias.expand(x.shape[0], -1), x)
+    return activate(y, activation)
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, slack: float = 1.0) -> None:
+    assert actual.shape == expected.shape
+    if actual.numel():
+        assert not actual.isnan().any()
+        size = max(1.0, expected.abs().max().item())
+        assert (actual.double() - expected).abs().max().item() <= TOLERANCE[dtype] * size * slack
+
+
+def same_format(y: Tensor, x: Tensor, layout: str) -> None:
+    assert y.dtype == x.dtype
+    if layout == "strided":
+        assert y.is_contiguous()
+    elif x.numel():
+        assert y.stride() == x.stride()
+
+
+every_problem = [
+    pytest.mark.parametrize("shape", SHAPES, ids=str),
+    pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:]),
+    pytest.mark.parametrize("layout", LAYOUTS),
+]
+
+
+def on_every_problem(test):
+    for mark in every_problem:
+        test = mark(test)
+    return test

@@ -1,0 +1,152 @@
+"""The whole normalizations among the native operators against float64 formulas: one pool within a sample, and mixes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import (
+    SLOPE,
+    activate,
+    close,
+    on_every_problem,
+    oracle_group,
+    problem,
+    same_format,
+    wide,
+)
+from torch import Tensor
+
+from normwise.ops import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
+
+
+@on_every_problem
+@pytest.mark.parametrize("pooling", ["instance", "layer", "group"])
+@pytest.mark.parametrize("affine", ["none", "channel", "cell"])
+def test_sample_norm(shape, dtype, layout, pooling, affine):
+    x, g, _, weight, bias, *_ = problem(shape, dtype, layout)
+    groups = {"instance": shape[1], "layer": 1, "group": next(d for d in (3, 2, 1) if shape[1] % d == 0)}[pooling]
+    if affine == "channel":
+        weight, bias = torch.randn(shape[1], dtype=weight.dtype), torch.randn(shape[1], dtype=weight.dtype)
+    if affine == "none":
+        weight = bias = None
+    if x.numel() == 0 or x.numel() == shape[0] * groups:  # nothing to normalize: the deviation is exactly 0
+        y = native.sample_norm(x, groups, weight, bias)[0]
+        expected = torch.zeros_like(x) if bias is None else wide(bias.expand(shape[:2]), x).expand(shape)
+        torch.testing.assert_close(y, expected.to(x.dtype), rtol=0, atol=0)
+        return
+    activation = "relu" if affine == "channel" else None
+    leaf = x.double().requires_grad_()
+    parameters = [] if weight is None else [weight.double().requires_grad_(), bias.double().requires_grad_()]
+    expected = oracle_group(leaf, groups, *(parameters or (None, None)), activation)
+    y, mean, var = native.sample_norm(x, groups, weight, bias, activation=activation)
+    close(y, expected.detach(), dtype)
+    same_format(y, x, layout)
+    gradients = torch.autograd.grad(expected, [leaf, *parameters], g.double())
+    actual = native.sample_norm_backward(g, x, mean, var, groups, weight, bias, activation=activation)
+    close(actual[0], gradients[0], dtype, slack=4)
+    for ours, theirs in zip(actual[1:], gradients[1:], strict=False):
+        close(ours, theirs, mean.dtype, slack=20)
+
+
+def oracle_mix(x: Tensor, groups: list[int], parameters: list[Tensor], activation: str | None) -> Tensor:
+    """The formula, from pools taken directly over the elements."""
+    weight, bias, mean_weight, var_weight = parameters
+    N, C = x.shape[:2]
+    values = x.reshape(N, C, -1)
+    pools = []
+    for G in groups:
+        axes = (0, 2) if G == 0 else (2,)
+        split = values if G == 0 else values.reshape(N, G, -1)
+        var, mean = torch.var_mean(split, axes, correction=0, keepdim=True)
+        repeats = 1 if G == 0 else C // G
+        pools.append([t.repeat_interleave(repeats, 1) for t in (mean, var)])
+    mean, var = (
+        sum(w * pool[i] for w, pool in zip(weights.softmax(0), pools, strict=True))
+        for i, weights in enumerate((mean_weight, var_weight))
+    )
+    y = (values - mean) / (var + 1e-5).sqrt() * weight[:, None] + bias[:, None]
+    return activate(y.reshape(x.shape), activation)
+
+
+@on_every_problem
+@pytest.mark.parametrize("members", [("batch",), ("instance", "layer", "batch"), ("batch", "group")], ids=str)
+def test_mix_norm(shape, dtype, layout, members):
+    x, g, *_ = problem(shape, dtype, layout)
+    if x.numel() == 0 or x.numel() == shape[0] * shape[1] == 1 or (len(members) > 1 and x.ndim == 2):
+        return  # the engine takes other ways
+    C, acc = shape[1], torch.float64 if dtype == torch.float64 else torch.float32
+    count = next(d for d in (3, 2, 1) if C % d == 0)
+    groups = [{"instance": C, "layer": 1, "batch": 0, "group": count}[name] for name in members]
+    parameters = [torch.randn(size, dtype=acc) for size in (C, C, len(groups), len(groups))]
+    leaves = [x.double().requires_grad_(), *(t.double().requires_grad_() for t in parameters)]
+    expected = oracle_mix(leaves[0], groups, leaves[1:], "leaky_relu")
+    options = {"activation": "leaky_relu", "slope": SLOPE}
+    y, mean, var = native.mix_norm(x, groups, *parameters, **options)
+    close(y, expected.detach(), dtype, slack=2)
+    same_format(y, x, layout)
+    gradients = torch.autograd.grad(expected, leaves, g.double())
+    actual = native.mix_norm_backward(g, x, mean, var, groups, *parameters, **options)
+    close(actual[0], gradients[0], dtype, slack=4)
+    for ours, theirs in zip(actual[1:], gradients[1:], strict=True):
+        close(ours, theirs, acc, slack=200)  # sums over all of x
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(37, 3, 40), (1030, 5), (4099, 2), (48, 6, 7, 7), (3, 4, 40, 41)], ids=str)
+def test_a_batch_norm_joins_its_samples(shape, layout):
+    """However many samples a piece of memory spans, and whether they can be divided evenly or not."""
+    x, g = problem(shape, torch.float32, layout, mean=100.0)[0], problem(shape, torch.float32, layout)[1]
+    weight, bias = torch.randn(2, shape[1])
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True)
+    y, mean, var = native.mix_norm(x, [0], weight, bias)
+    assert mean.shape == var.shape == (1, shape[1])
+    close(y, expected.detach(), x.dtype)
+    actual = native.mix_norm_backward(g, x, mean, var, [0], weight, bias)
+    for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g.double()), strict=False):
+        close(ours, theirs, x.dtype, slack=10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_mix_norm_moves_running_averages_and_counts_what_is_not_finite(dtype):
+    x = torch.randn(3, 4, 5, dtype=dtype)
+    mean, var, skipped = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype), torch.zeros((), dtype=torch.int64)
+    native.mix_norm(x, [0], running=(mean, var, skipped, 0.1))
+    torch.testing.assert_close(mean, 0.1 * x.mean((0, 2)))
+    torch.testing.assert_close(var, 0.9 + 0.1 * x.var((0, 2)))
+    before = mean.clone(), var.clone()
+    x[1, 2, 3] = float("inf")
+    native.mix_norm(x, [0], running=(mean, var, skipped, 0.1))
+    assert skipped == 1
+    assert torch.equal(mean, before[0])
+    assert torch.equal(var, before[1])
+    native.mix_norm(x, [0], running=(mean, var, None, 0.1))
+    assert not var[2].isfinite()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_mix_norm_with_a_population(layout):
+    x, g, center, *_ = problem((3, 4, 5, 5), torch.float32, layout)
+    population, weight = (center[0], center[1].square() + 0.5), center[2]
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    expected = F.batch_norm(leaves[0], *population, leaves[1])
+    y, mean, var = native.mix_norm(x, [0], weight, population=population)
+    close(y, expected.detach().double(), x.dtype)
+    actual = native.mix_norm_backward(g, x, mean, var, [0], weight, population=population)
+    for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g), strict=False):
+        close(ours, theirs.double(), x.dtype, slack=20)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("std", [1.0, 1e-3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 4, 16])
+def test_sample_norm_errs_no_more_than_torch(mean, std, layout, groups):
+    x = problem((4, 16, 28, 28), torch.float32, layout, mean, std)[0]
+    expected = oracle_group(x.double(), groups, None, None, None)
+    ours = (native.sample_norm(x, groups)[0] - expected).abs().max().item()
+    theirs = (F.group_norm(x, groups) - expected).abs().max().item()
+    assert ours <= max(theirs, 1e-6)
