@@ -377,7 +377,7 @@ def mix_norm_backward(
 
     Returns:
         The gradients of x, weight, bias, mean_weight and var_weight. Those of the parameters have the accumulation
-        type; where a parameter is absent they have no meaning. The mixing weights of a single pool have no gradient.
+        type; where a parameter is absent they have no meaning, or are ``None``.
 
     Example:
         >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
@@ -385,7 +385,10 @@ def mix_norm_backward(
         [4.0]
     """
     if _within_sample(groups):
-        return *sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, activation, slope), None, None
+        dx, dw, db = sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, activation, slope)
+        # The one pool has all of the mix, whatever its weight.
+        of_means, of_vars = (None if t is None else torch.zeros_like(t) for t in (mean_weight, var_weight))
+        return dx, dw, db, of_means, of_vars
     population_mean, population_var = population or (None, None)
     return _mix_norm_backward(
         g, x, mean, var, weight, bias, mean_weight, var_weight, logits, groups, eps,
