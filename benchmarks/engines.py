@@ -46,9 +46,20 @@ def realistic(cell: Cell) -> Trial:
     return fake_trial(cell, curve=[Point(k, k / 3, 0.123456789, 0.987654321) for k in range(6)], reason="?" * 500)
 
 
-def intervals(store: Store, settings: Settings, count: int) -> list[float]:
-    """The seconds between the starts of trials that take no time themselves."""
+def timed(store: Store, settings: Settings, count: int) -> dict[str, float]:
+    """The time between the starts of trials that take none themselves, and how much of it the lock was held."""
     starts: list[float] = []
+    held: list[float] = []
+    acquire, release = store._lock.acquire, store._lock.release
+
+    def taken() -> None:
+        acquire()
+        held.append(-time.perf_counter())
+
+    def given(force: bool = False) -> None:
+        if held[-1] < 0:  # the second release of a claim frees nothing
+            held[-1] += time.perf_counter()
+        release(force=force)
 
     def train(cell: Cell) -> Trial:
         starts.append(time.perf_counter())
@@ -56,21 +67,20 @@ def intervals(store: Store, settings: Settings, count: int) -> list[float]:
             raise KeyboardInterrupt
         return realistic(cell)
 
+    store._lock.acquire, store._lock.release = taken, given
     with contextlib.suppress(KeyboardInterrupt):
         store.work(train, partial(due, settings))
-    return [b - a for a, b in itertools.pairwise(starts)]
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    tenths = statistics.quantiles(seconds, n=10)
-    return {"median_ms": round(statistics.median(seconds) * 1e3, 1), "p90_ms": round(tenths[-1] * 1e3, 1)}
+    between = [b - a for a, b in itertools.pairwise(starts)]
+    tenths = statistics.quantiles(between, n=10)
+    found = {"median": statistics.median(between), "p90": tenths[-1], "locked": statistics.median(held)}
+    return {f"{name}_ms": round(seconds * 1e3, 1) for name, seconds in found.items()}
 
 
 def overhead(places: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """Per trial, with one worker."""
     settings, rows = settings_of(4 * count), []
     for name, where in places.items():
-        rows.append({"storage": name, "trials": count} | spread(intervals(Store(where, settings), settings, count)))
+        rows.append({"storage": name, "trials": count} | timed(Store(where, settings), settings, count))
         print(rows[-1], flush=True)
     return rows
 
@@ -121,7 +131,7 @@ def growth(server: Postgres, sizes: list[int], count: int) -> list[dict[str, Any
         due(settings, finished)
         planned = time.perf_counter() - began
         row = {"finished": size, "open_s": round(opened, 2), "plan_ms": round(planned * 1e3, 1)}
-        rows.append(row | spread(intervals(store, settings, count)))
+        rows.append(row | timed(store, settings, count))
         assert len(store.trials()) >= size
         print(rows[-1], flush=True)
     return rows

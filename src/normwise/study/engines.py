@@ -7,7 +7,6 @@ cluster as tasks and watches. Workers that anything else starts (``normwise stud
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -79,7 +78,8 @@ class RayCluster:
 
     Args:
         workers: how many; ``None`` for as many as the cluster has room for.
-        address: of the cluster, as for ``ray.init``; ``None`` for one on this machine that ends with the study.
+        address: of the cluster, as for ``ray.init``; ``"auto"`` is the one of this machine. None is started here: a Ray
+            cluster listens on the network, which is its owner's decision.
         cpus: that each worker is given.
         gpus: likewise; a fraction shares one.
 
@@ -87,12 +87,12 @@ class RayCluster:
         InputError: a number makes no sense.
 
     Example:
-        >>> RayCluster(workers=8, address="auto", gpus=0.5).trains
+        >>> RayCluster(workers=8, gpus=0.5).trains
         False
     """
 
     workers: int | None = None
-    address: str | None = None
+    address: str = "auto"
     cpus: float = 1
     gpus: float = 0
     trains = False
@@ -106,7 +106,7 @@ class RayCluster:
     @contextmanager
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Connect, hand over the tasks, and take back what is left of them in the end."""
-        if self.address is not None and not is_url(job.where):
+        if not is_url(job.where):
             raise InputError(
                 "the nodes of a cluster cannot share a file: add --storage postgresql://USER@HOST/DATABASE"
             )
@@ -209,10 +209,8 @@ def _silent() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def _connected(address: str) -> Iterator[Any]:
     """Connect to a Ray cluster, or use the connection that there is."""
-    # A cluster of our own calls nobody; one that exists has made up its mind.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -220,12 +218,14 @@ def _connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise InputError(f"cannot connect to the Ray cluster {address or 'of this machine'}: {first}") from None
+        raise InputError(
+            f"cannot connect to the Ray cluster {address}: {first} Start one with 'ray start --head', or name one with "
+            "--address"
+        ) from None
     try:
         yield ray
     finally:
