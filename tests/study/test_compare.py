@@ -98,6 +98,19 @@ def test_fashion_mnist(tmp_path):
     assert splits.train.inputs.shape == (30, 1, 2, 3)
     assert splits.train.inputs.mean().abs() < 1e-5
     assert isinstance(splits.test, Part)
+    threads = torch.get_num_threads()
+    try:
+        # Large enough for torch to share the sum out among threads.
+        for name, n in (("train", 9000), ("t10k", 10)):
+            write(f"{name}-images-idx3-ubyte.gz", (n, 2, 3), [i * i % 251 for i in range(n * 6)])
+            write(f"{name}-labels-idx1-ubyte.gz", (n,), [i % 10 for i in range(n)])
+        names = set()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            names.add(fashion_mnist(tmp_path, train=8000, valid=20).fingerprint())
+        assert len(names) == 1
+    finally:
+        torch.set_num_threads(threads)
     write("t10k-labels-idx1-ubyte.gz", (10,), [1, 2, 3])
     with pytest.raises(Exception, match="cut short"):
         fashion_mnist(tmp_path)

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_commands import record
+from claims_samples import record
 
 from normwise import outcomes, report
 from normwise.records import Interval

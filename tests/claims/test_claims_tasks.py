@@ -44,7 +44,7 @@ def test_a_masked_batch_is_that_of_the_utterances_going_on():
     x, lengths = padded(0.0)
     # Until the shortest ends, all go on: the states are those without padding.
     short = net.states(x[:, :, :7])
-    assert torch.allclose(net.states(x, torch.arange(29) < lengths.unsqueeze(1))[:, :7], short, atol=1e-6)
+    assert torch.allclose(net.states(x, torch.arange(29) < lengths.unsqueeze(1))[:, :7], short, atol=1e-4)
 
 
 def test_writing_does_not_look_ahead():
