@@ -4,6 +4,7 @@ import collections
 import os
 import signal
 import sqlite3
+import threading
 import time
 
 import optuna
@@ -201,6 +202,28 @@ def test_interrupted_trial_is_run_again(place):
 
     with pytest.raises(KeyboardInterrupt):
         Store(place, SETTINGS).work(interrupted, plan)
+    assert len(work(place)) == EXPECTED_COUNT
+
+
+# The thread leaves by SystemExit, which Python ignores in threads and pytest does not.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_interrupt_while_the_heartbeat_starts_leaves_no_thread_behind(place, monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        if "heartbeat" in thread._target.__qualname__.lower():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work(place)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    left = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    for thread in left:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+    assert left
     assert len(work(place)) == EXPECTED_COUNT
 
 

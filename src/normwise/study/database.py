@@ -66,6 +66,8 @@ class Database(ABC):
     grace = 6
     poll = 0.5
     poll_at_most = 0.5
+    # Whether this process holds a trial, which alone entitles it to signs of life.
+    working = False
 
     @abstractmethod
     def lock(self) -> Lock:
@@ -267,6 +269,7 @@ class Storage(RDBStorage):
     """
 
     def __init__(self, database: Database, url: str, engine_kwargs: dict[str, Any]) -> None:
+        self._database = database
         self._owner = threading.get_ident()
         super().__init__(
             url,
@@ -281,6 +284,10 @@ class Storage(RDBStorage):
         """Give a sign of life."""
         if threading.get_ident() == self._owner:
             return super().record_heartbeat(trial_id)
+        if not self._database.working:
+            # An interrupt can come between the start of Optuna's thread and the block that would stop it: the thread
+            # would keep the process from ending, and the trial from being taken over.
+            raise SystemExit
         # Optuna's thread: the next beat tries again. Were this raised, the thread would end, and its trial be taken for
         # one of a dead worker.
         with contextlib.suppress(StorageInternalError, SQLAlchemyError):

@@ -221,6 +221,7 @@ class Store:
                 self._insist(partial(trial.set_user_attr, "result", result))
             return result["valid_score"]
 
+        self.database.working = True
         try:
             self._study.optimize(objective, n_trials=1)
         except UpdateFinishedTrialError:
@@ -228,6 +229,8 @@ class Store:
         except ValueError as error:
             if not str(error).startswith("Cannot tell a "):  # Optuna's way to say the same.
                 raise
+        finally:
+            self.database.working = False
 
     def _reconcile(self, due: Callable[[list[Trial]], list[Cell]]) -> tuple[int, int, list[Trial]]:
         """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will.
