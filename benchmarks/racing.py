@@ -13,10 +13,12 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from advice_nets import deep_mlp, residual
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
@@ -25,10 +27,12 @@ from normwise.nn import NormFactory
 from normwise.records import Study, Verdict, write_atomic
 from normwise.study import load_task
 from normwise.study.tasks import Task, make_task
-from normwise.study.tasks.images import fashion_mnist, small_convnet
+from normwise.study.tasks.images import digits, fashion_mnist, small_convnet
 
 RESULTS = Path(__file__).parents[1] / "results" / "racing.json"
 SEVEN = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
+# For inputs (N, C), where an instance would be a single value.
+VECTORS = ("none", "batch", "layer", "weight", "group", "switchable")
 
 
 def small_mlp(norm: NormFactory) -> nn.Module:
@@ -50,12 +54,24 @@ def fashion() -> Task:
     return make_task(small_convnet, fashion_mnist(train=4000, valid=2000), name="Fashion-MNIST, 4,000 images")
 
 
+def deep_sigmoid() -> Task:
+    return make_task(
+        partial(deep_mlp, inputs=64, depth=6, activation="sigmoid"), digits(), name="digits, 6 sigmoid layers"
+    )
+
+
+def residual_digits() -> Task:
+    return make_task(residual, digits(), name="digits, residual net")
+
+
 # Name → task, batch size, epochs (None: the task's own), methods, seeds.
 STUDIES: dict[str, tuple[Callable[[], Task], int, float | None, tuple[str, ...], int]] = {
     "digits-2": (lambda: load_task("digits"), 2, None, SEVEN, 10),
     "digits-32": (lambda: load_task("digits"), 32, None, SEVEN, 10),
+    "sigmoid-32": (deep_sigmoid, 32, 7.5, VECTORS, 10),
+    "residual-32": (residual_digits, 32, 3.6, SEVEN, 10),
     "fashion-32": (fashion, 32, 2.0, SEVEN, 8),
-    "cancer-16": (cancer, 16, 15.0, ("none", "batch", "layer", "weight", "group", "switchable"), 10),
+    "cancer-16": (cancer, 16, 15.0, VECTORS, 10),
     "vowels-16": (lambda: load_task("japanese-vowels"), 16, 10.0, SEVEN, 8),
 }
 
