@@ -12,15 +12,21 @@ from normwise.nn import NormFactory
 SATURATING = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
+def he(convolution: nn.Conv2d) -> None:
+    """What gives a network without normalization a fair chance."""
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+
+
 def plain(norm: NormFactory, widths: tuple[int, ...], activation: str = "relu") -> nn.Module:
-    """Convolutions of 3 × 3, halving the image where the width grows, then the average and a class."""
+    """Convolutions of 3 × 3, halving the image where the width grows and at the end, then the average and a class."""
     layers: list[nn.Module] = []
     channels = 1
     for i, width in enumerate(widths):
-        stride = 2 if i and width > widths[i - 1] else 1
+        stride = 2 if (i and width > widths[i - 1]) or i == len(widths) - 1 else 1
         convolution = nn.Conv2d(channels, width, 3, stride, padding=1)
         if activation == "relu":
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            he(convolution)
         layers += [convolution, norm(width), SATURATING.get(activation, nn.ReLU)()]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
@@ -34,8 +40,8 @@ class Block(nn.Module):
         self.more, self.stride = width - channels, 2 if width > channels else 1
         first = nn.Conv2d(channels, width, 3, self.stride, padding=1)
         second = nn.Conv2d(width, width, 3, padding=1)
-        for convolution in (first, second):
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        he(first)
+        he(second)
         self.body = nn.Sequential(first, norm(width), nn.ReLU(), second, norm(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +55,7 @@ class Block(nn.Module):
 def residual(norm: NormFactory, widths: tuple[int, ...] = (16, 16, 32, 32)) -> nn.Module:
     """A convolution, then a residual block per further width."""
     stem = nn.Conv2d(1, widths[0], 3, padding=1)
-    nn.init.kaiming_normal_(stem.weight, nonlinearity="relu")
+    he(stem)
     blocks = [Block(norm, a, b) for a, b in itertools.pairwise(widths)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)]
     return nn.Sequential(stem, norm(widths[0]), nn.ReLU(), *blocks, *head)

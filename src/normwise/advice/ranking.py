@@ -31,7 +31,7 @@ def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = No
         The advice.
 
     Example:
-        >>> rank("Net", Situation("conv", ["conv"], batch_size=32, depth=5)).best.method
+        >>> rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5)).best.method
         'batch'
         >>> rank("Net", Situation("recurrent", ["recurrent"], batch_size=32, depth=2)).best.method
         'layer'

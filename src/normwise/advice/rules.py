@@ -57,6 +57,15 @@ def _convolutional(s: Situation) -> bool:
     return s.architecture in {"conv", "generative"}
 
 
+def _pooling(s: Situation) -> list[Place]:
+    """The places whose layers do not look at one position alone."""
+    return [p for p in s.places if not p.per_token]
+
+
+def _vectors(s: Situation) -> bool:
+    return s.architecture == "mlp"
+
+
 def _imagenet_loss(s: Situation) -> float:
     """How much further batch norm is behind the best than at 32 images a device, in points of the published table."""
     b = min(max(s.few, 2), 32)
@@ -123,10 +132,10 @@ RULES: tuple[Rule, ...] = (
         "images-full-batch",
         "convolutions; in full from 32 samples a step, fading out towards 2 as batch norm does in the published table",
         lambda s: (1 - _small_images(s)) * _at(_convolutional(s)),
-        {"batch": 0.0, "switchable": -0.4, "group": -0.5, "layer": -1.7, "instance": -4.8},
-        "For images with enough samples a step the batch is the best estimate: group, layer and instance norm are "
-        "0.5, 1.7 and 4.8 points behind batch norm at 32 images per device.",
-        "Wu & He 2018, arXiv 1803.08494, figure 1 and section 4; Luo et al. 2019, arXiv 1806.10779",
+        {"switchable": 0.0, "batch": -0.5, "group": -1.0, "layer": -2.2, "instance": -5.3},
+        "At 32 images per device a learned mix was best on ImageNet; batch, group, layer and instance norm were 0.5, "
+        "1.0, 2.2 and 5.3 points behind it.",
+        "Luo et al. 2019, arXiv 1806.10779, table 1; Wu & He 2018, arXiv 1803.08494, section 4.1",
         fires=_CONV,
         silent={**_CONV, "batch_size": 2},
     ),
@@ -142,6 +151,27 @@ RULES: tuple[Rule, ...] = (
         silent=_MLP,
     ),
     Rule(
+        "large-batch",
+        "convolutions or linear layers only, and more than 32 samples a step; in full from 64",
+        lambda s: min(1.0, math.log2(s.few / 32)) if s.few > 32 and (_convolutional(s) or _vectors(s)) else 0.0,
+        {"switchable": -0.8},
+        "With many samples a step the batch's statistics are as good as exact; what a mix adds to them helps no more.",
+        "Wu & He 2018, arXiv 1803.08494, section 4.1; size: results/advice.json",
+        fires={**_CONV, "batch_size": 128},
+        silent=_CONV,
+    ),
+    Rule(
+        "one-sample",
+        "convolutions, and a single sample a step",
+        lambda s: _at(_convolutional(s) and s.few == 1),
+        {"batch": -20.0},
+        "With one sample a step batch norm trains on each image's own statistics and evaluates with averages over "
+        "images, which the network has never seen.",
+        "Luo et al. 2019, arXiv 1806.10779, table 1 (fails at 8 × 1); size: results/advice.json",
+        fires={**_CONV, "batch_size": 1},
+        silent={**_CONV, "batch_size": 2},
+    ),
+    Rule(
         "few-values",
         "fewer than 16 values behind the batch statistics of most layers; in full at two",
         _few_values,
@@ -155,10 +185,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "vectors-full-batch",
         "linear layers only, and 16 or more samples a step",
-        lambda s: _at(s.architecture == "mlp" and s.few >= 16),
-        {"batch": 0.0, "switchable": -0.3, "layer": -1.5, "group": -1.5, "instance": -6.0},
-        "Between linear layers a batch of 16 or more lets batch norm use what differs between samples, which methods "
-        "that look at one sample remove.",
+        lambda s: _at(_vectors(s) and s.few >= 16),
+        {"switchable": 0.0, "batch": -0.4, "layer": -1.5, "group": -1.5, "instance": -6.0},
+        "Between linear layers a batch of 16 or more shows what differs between samples, which methods that look at "
+        "one sample only remove.",
         "Ioffe & Szegedy 2015, arXiv 1502.03167; Labatie et al. 2021, arXiv 2106.03743",
         fires=_MLP,
         silent={**_MLP, "batch_size": 4},
@@ -167,10 +197,11 @@ RULES: tuple[Rule, ...] = (
         "saturating-depth",
         "three or more sigmoids, tanhs and the like in a row of layers that is not recurrent; in full from eight",
         _saturated_depth,
-        {"none": -20.0, "weight": -15.0, "instance": -4.0, "group": -1.0, "layer": -1.0},
-        "Sigmoid and tanh layers saturate where their inputs drift, and gradients die with depth; what keeps "
-        "activations in range keeps them alive.",
-        "Ioffe & Szegedy 2015, arXiv 1502.03167, section 4.2.2; Glorot & Bengio 2010",
+        {"none": -20.0, "weight": -20.0, "instance": -15.0, "group": -15.0, "layer": -15.0},
+        "Sigmoid and tanh layers saturate where their inputs drift, and with depth all samples fall onto one "
+        "direction. Statistics over the batch keep samples apart; those of one sample cannot.",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167, section 4.2.2; Daneshmand et al. 2020, arXiv 2003.01652; size: "
+        "results/advice.json",
         fires={**_MLP, "saturating": 10},
         silent={**_MLP, "saturating": 1},
     ),
@@ -178,12 +209,37 @@ RULES: tuple[Rule, ...] = (
         "recurrent",
         "a recurrent layer, or a loop over plain ones",
         lambda s: _at("recurrent" in s.kinds),
-        {"batch": -4.0, "switchable": -2.0, "instance": -5.0, "group": -1.0},
+        {
+            "layer": 0.0,
+            "batch": -4.0,
+            "switchable": -1.0,
+            "instance": -5.0,
+            "group": -0.5,
+            "weight": -0.5,
+            "none": -1.0,
+        },
         "Statistics over the batch change from step to step of a sequence; layer norm is the same at each step and at "
         "any batch size.",
         "Ba et al. 2016, arXiv 1607.06450; Cooijmans et al. 2017, arXiv 1603.09025",
         fires={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16},
         silent=_CONV,
+    ),
+    Rule(
+        "recurrent-groups",
+        "a loop over plain layers that is normalized already, and not token by token",
+        lambda s: _at("recurrent" in s.kinds and bool(s.current) and not all(p.per_token for p in s.places)),
+        {"group": 1.0},
+        "The products of a cell are several gates side by side, each with a scale of its own; groups keep them apart. "
+        "The paper of switchable norm mixes layer and group norm in recurrent networks.",
+        "Luo et al. 2019, arXiv 1806.10779; size: results/advice.json",
+        fires={
+            "architecture": "recurrent",
+            "kinds": ["recurrent"],
+            "batch_size": 16,
+            "current": ["batch"],
+            "places": _place(1, 16),
+        },
+        silent={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16},
     ),
     Rule(
         "attention",
@@ -199,12 +255,22 @@ RULES: tuple[Rule, ...] = (
         "padding",
         "batches are padded and no layer is told of it",
         lambda s: _at(s.variable_length and not s.masked),
-        {"batch": -2.0, "switchable": -1.0, "instance": -1.0, "group": -1.0},
-        "Batches are padded and the layers are not told: padding enters every statistic that pools over positions. "
-        "Give them mask= or lengths=.",
+        {"batch": -2.0, "switchable": -1.0},
+        "Batches are padded and the layers are not told: padding enters the batch's statistics. Give them mask= or "
+        "lengths=.",
         "pytorch/pytorch issues 70529 and 81985",
         fires={**_CONV, "variable_length": True},
         silent={**_CONV, "variable_length": True, "masked": True},
+    ),
+    Rule(
+        "padding-in-samples",
+        "likewise, and layers pool over positions",
+        lambda s: _at(s.variable_length and not s.masked and any(math.prod(p.spatial) > 1 for p in _pooling(s))),
+        {"instance": -1.0, "group": -1.0, "layer": -1.0},
+        "Padding also enters the statistics of a sample that are pooled over its positions.",
+        "pytorch/pytorch issues 70529 and 30414",
+        fires={**_CONV, "variable_length": True, "places": _place(8, 32)},
+        silent={**_CONV, "variable_length": True, "places": _place(1, 32)},
     ),
     Rule(
         "style",

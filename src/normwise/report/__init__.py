@@ -201,7 +201,7 @@ def advice_html(advice: Advice) -> str:
 
     Example:
         >>> from normwise.advice import Situation, rank
-        >>> "use batch norm" in advice_html(rank("Net", Situation("conv", ["conv"], batch_size=32, depth=5)))
+        >>> "use batch norm" in advice_html(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5)))
         True
     """
     with _needs("rich, jinja2 and plotly"):
@@ -245,7 +245,7 @@ def advice_plain(advice: Advice, width: int = 120) -> str:
 
     Example:
         >>> from normwise.advice import Situation, rank
-        >>> advice_plain(rank("Net", Situation("conv", ["conv"], batch_size=32, depth=5))).splitlines()[0]
+        >>> advice_plain(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5))).splitlines()[0]
         'Net: use batch norm'
     """
     with _needs("rich"):
