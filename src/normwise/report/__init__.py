@@ -201,7 +201,7 @@ def advice_html(advice: Advice) -> str:
 
     Example:
         >>> from normwise.advice import Situation, rank
-        >>> "use batch norm" in advice_html(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5)))
+        >>> "Use batch norm" in advice_html(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5)))
         True
     """
     with _needs("rich, jinja2 and plotly"):
