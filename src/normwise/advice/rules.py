@@ -206,6 +206,16 @@ RULES: tuple[Rule, ...] = (
         silent={**_MLP, "saturating": 1},
     ),
     Rule(
+        "saturating-images",
+        "likewise, between convolutions, with enough values behind the batch's statistics",
+        lambda s: _saturated_depth(s) if _convolutional(s) and not _mostly_thin(s) else 0.0,
+        {"switchable": -8.0},
+        "A mix starts with two thirds of statistics of single samples, which let samples fall together again.",
+        "Daneshmand et al. 2020, arXiv 2003.01652; size: results/advice.json",
+        fires={**_CONV, "saturating": 4},
+        silent={**_MLP, "saturating": 10},
+    ),
+    Rule(
         "recurrent",
         "a recurrent layer, or a loop over plain ones",
         lambda s: _at("recurrent" in s.kinds),
