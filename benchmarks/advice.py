@@ -16,7 +16,6 @@ import platform
 import random
 import shlex
 import statistics
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,8 @@ def main() -> None:
             print(f"{name}: best {best}, advised {row['spec']}, regret {rows[-1]['regret']:.2f}", flush=True)
     record = {
         "what": "test scores in points of every method on every task, per seed; the advice; mean regret in points",
-        "command": shlex.join(["python", "benchmarks/advice.py", *sys.argv[1:]]),
+        # Where the studies are kept does not matter to them.
+        "command": shlex.join(["python", "benchmarks/advice.py", "--tasks", given.tasks]),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seeds": SEEDS,
         "split_seed": SPLIT_SEED,
