@@ -33,7 +33,8 @@ def test_torchcrepe_is_well_and_its_momentum_told():
 def test_networks_of_timm(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    options = {"img_size": 64} if "vit" in name else {}
+    # By default timm starts the last norm of a residual block at 0, where a weight may still be after so few steps.
+    options = {"vit_tiny_patch16_224": {"img_size": 64}, "resnet18": {"zero_init_last": False}}.get(name, {})
     model = timm.create_model(name, num_classes=10, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     random = torch.Generator().manual_seed(0)
