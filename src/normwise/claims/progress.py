@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from normwise.claims.claim import Claim, Experiment
 from normwise.outcomes import Outcome
 from normwise.records import Trial
+from normwise.study.progress import live_line
 
 
 class Display:
@@ -40,16 +41,7 @@ class Display:
         self._live: Progress | None = None
         self._said = ""
         if self._console.is_terminal:
-            self._live = Progress(
-                SpinnerColumn(),
-                TextColumn("trials"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[claim]}  [dim]{task.fields[doing]}[/dim]"),
-                console=self._console,
-                transient=True,
-            )
+            self._live = live_line(self._console, "{task.fields[claim]}")
             self._bar = self._live.add_task("", total=total, claim="", doing="")
 
     def __enter__(self) -> Display:

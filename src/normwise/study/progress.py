@@ -17,6 +17,32 @@ from normwise.study.plan import total_cells
 from normwise.study.racing import race
 
 
+def live_line(console: Console, said: str) -> Progress:
+    """Make the live line of trials: how many are done, for how long, what is said of them and what is being done.
+
+    Args:
+        console: a terminal's.
+        said: rich's format of the task's fields; a field ``doing`` is shown behind it.
+
+    Returns:
+        What draws the line; it vanishes at the end.
+
+    Example:
+        >>> live_line(Console(), "{task.fields[best]}").finished
+        True
+    """
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("trials"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn(f"{said}  [dim]{{task.fields[doing]}}[/dim]"),
+        console=console,
+        transient=True,
+    )
+
+
 class Display:
     """Shows how far a study is; a context manager.
 
@@ -42,16 +68,7 @@ class Display:
         self._live: Progress | None = None
         self._said = ""
         if self._console.is_terminal:
-            self._live = Progress(
-                SpinnerColumn(),
-                TextColumn("trials"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}  {task.fields[best]}  [dim]{task.fields[doing]}[/dim]"),
-                console=self._console,
-                transient=True,
-            )
+            self._live = live_line(self._console, "{task.fields[left]}  {task.fields[best]}")
             self._bar = self._live.add_task("", total=total_cells(settings), left="", best="", doing="")
 
     def __enter__(self) -> Display:
