@@ -4,8 +4,9 @@ import scipy.stats
 from tiny_study import fake_trial, make_settings
 
 from normwise.records import Cell, Interval
+from normwise.study.choice import choose
 from normwise.study.standings import interval_of, resampled_means, share_near_best, standings_at, stretch
-from normwise.study.verdict import advised, judge
+from normwise.study.verdict import judge
 
 
 def final_trials(scores, batch_size=2, **changes):
@@ -119,15 +120,18 @@ def test_confidence_counts_resamples_near_the_highest():
 
 
 def test_cheapest_is_time_then_memory_then_score():
-    settings = make_settings(["none", "batch", "layer"])
-    scores = {"none": [0.8, 0.9, 0.7], "batch": [0.9, 0.7, 0.81], "layer": [0.7, 0.81, 0.9]}
-    costs = {
-        "step_seconds": {"none": 0.0100, "batch": 0.0105, "layer": 0.02},
-        "peak_bytes": {"none": 2000, "batch": 1000, "layer": 10},
-    }
-    found, _ = standings_at(settings, final_trials(scores, **costs), 2)
-    assert all(s.tied for s in found)
-    assert advised(found, [0.5] * 3).method == "batch"
+    costs = [(0.0105, 1000.0), (0.02, 10.0), (0.0100, 2000.0)]  # best first
+    whole, near = [False] * 3, [0.5] * 3
+    assert choose(near, whole, costs) == 0
+    assert choose(near, whole, [(0.01, 2000.0), (0.02, 10.0), (0.0095, 1000.0)]) == 2
+    assert choose(near, whole, [(0.01, 1000.0), (0.02, 10.0), (0.0095, 1050.0)]) == 0
+    assert choose([0.5, 0.5, 0.1], whole, [(0.02, 1.0), (0.02, 1.0), (0.01, 1.0)]) == 0
+
+
+def test_one_that_lost_runs_is_chosen_only_if_all_did():
+    same = [(0.01, 1.0)] * 2
+    assert choose([0.9, 0.0], [True, False], same) == 1
+    assert choose([0.9, 0.0], [True, True], same) == 0
 
 
 def test_cheap_but_far_below_is_not_advised():

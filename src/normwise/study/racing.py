@@ -2,17 +2,17 @@
 
 After every round (one more seed for each method that is still running) each method is compared with the leader, in
 pairs: on the seeds that both have run and, as long as that is only one, on the shorter trials that chose their learning
-rates. It stops when the 95 % interval of its difference lies above the study's tolerance. The race is over when one is
-left, or when those that are left are surely so close that it does not matter: every interval ends below twice the
-tolerance.
+rates. It stops when the 95 % interval of its difference lies above the study's tolerance (:mod:`normwise.study.pairs`).
 
-Two or three pairs say little about how much one difference scatters, but those of all methods together say a good
-deal: each method's variance is drawn towards the median of all by an empirical Bayes estimate (the moderated t of Smyth
-2004, "Linear Models and Empirical Bayes Methods", Statistical Applications in Genetics and Molecular Biology 3(1)). A
-rank test on the pairs, such as Wilcoxon's, could stop nothing before the fifth: with n pairs its smallest p is 2⁻ⁿ.
+The race is over, though not before the fifth seed, as soon as the rest of the full grid does not matter:
+
+- one method is left;
+- or the full grid would give the same advice with a probability of 95 % (:mod:`normwise.study.forecast`);
+- or what it would advise is expected to be better by no more than a tenth of the tolerance, as where methods are
+  equal, or so much alike that the seeds which are left could not tell them apart.
 
 What stops depends on complete rounds only, never on which worker finished first, so a race has the same outcome with
-any number of workers.
+any number of workers. (As the advice itself, its end depends on what a step costs, where costs are close calls.)
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.stats
 
 from normwise.records import Interval, Settings, Trial
+from normwise.study.choice import cost, step_bytes, step_seconds
+from normwise.study.forecast import forecast
+from normwise.study.pairs import behind_leader
 
-LEVEL = 0.95
-# Degrees of freedom that the scatter common to all methods counts for.
-PRIOR = 4
-# Methods that are left when the race is over go on to so many seeds, so that their scores are known.
+# Methods that are left when the race is over have run so many seeds, so that their scores are known.
 ENOUGH = 5
-# Methods this close, in tolerances, are as good as each other.
-EQUAL = 2
+# The probability that the full grid would advise the same at which its other seeds are spared.
+SURE = 0.95
+# Or the gain that is expected of them, in tolerances.
+GAIN = 0.1
 # The length of a trial that only chooses the learning rate, as a share of a final one. Much shorter ones prefer low
 # rates: at a fifth of the length layer norm on the digits chose a rate that cost it 3 points.
 TUNE_SHARE = 1 / 3
@@ -120,72 +121,19 @@ def race(settings: Settings, trials: Iterable[Trial], batch_size: int) -> Race:
     tuned, final = _scores(trials, batch_size)
     state.rounds = 1
     while all((m, seed) in final for m in state.running for seed in seeds[: state.rounds]):
-        rows = [[final[m, seed] for seed in seeds[: state.rounds]] for m in state.running]
+        rows = [[final[m, seed].valid_score for seed in seeds[: state.rounds]] for m in state.running]
         if state.rounds == 1:  # One pair has no scatter. Later on the short trials would only add to it.
             rows = [[tuned[m], *row] for m, row in zip(state.running, rows, strict=True)]
         gaps = dict(zip(state.running, behind_leader(np.array(rows)), strict=True))
         if state.rounds < len(seeds):
             _stop_those_behind(state, gaps, settings.tolerance)
-        if all(_high(gaps[m]) <= EQUAL * settings.tolerance for m in state.running):
+        one_left = len(state.running) == 1
+        if one_left or (ENOUGH <= state.rounds < state.last and _is_decided(settings, state, final)):
             state.last = min(state.last, max(state.rounds, ENOUGH))
         if state.rounds >= state.last:
             break
         state.rounds += 1
     return state
-
-
-def behind_leader(scores: np.ndarray, level: float = LEVEL) -> list[Interval | None]:
-    """How far each method is behind the one with the highest mean, with a moderated t interval over the pairs.
-
-    Formula: d ± t((1 + level)/2, ν₀ + n − 1) · √((s̃² + s̃₁²) / n) with the mean difference d to the leader 1. A
-    method's variance s̃² = (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1) mixes its own s², after each column's common shift
-    (its median over the methods) is taken off, with s₀², which is the median of all s² over that of χ²(n − 1)/(n − 1).
-    ν₀ = 4.
-
-    Args:
-        scores: (K, n), one column per pair, n at least 2.
-        level: nominal coverage.
-
-    Returns:
-        One interval per row, ``None`` for the leader's own.
-
-    Example:
-        >>> [leader, other] = behind_leader(np.array([[0.9, 0.8, 0.9], [0.6, 0.5, 0.5]]))
-        >>> leader is None, round(other.value, 3), other.low > 0
-        (True, 0.333, True)
-    """
-    count, n = scores.shape
-    means = scores.mean(axis=1)
-    leader = int(means.argmax())
-    own = scores - means[:, None]
-    own -= np.median(own, axis=0)
-    # A shift estimated from K methods takes 1/K of the scatter with it.
-    variances = own.var(axis=1, ddof=1) * count / max(count - 1, 1)
-    variances = moderated(variances, n, np.median(variances) / (scipy.stats.chi2.median(n - 1) / (n - 1)))
-    degrees = PRIOR + n - 1
-    reach = scipy.stats.t.ppf((1 + level) / 2, degrees) * np.sqrt((variances + variances[leader]) / n)
-    return [
-        None if k == leader else Interval(float(gap), float(gap - reach[k]), float(gap + reach[k]), level)
-        for k, gap in enumerate(means[leader] - means)
-    ]
-
-
-def moderated(variance: np.ndarray, n: int, common: float) -> np.ndarray:
-    """Draw variances of n values towards a common one: (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1), ν₀ = 4.
-
-    Args:
-        variance: s², with n − 1 in the denominator.
-        n: values behind each.
-        common: s₀².
-
-    Returns:
-        The moderated variances.
-
-    Example:
-        >>> moderated(np.array([0.0, 6.0]), 3, 1.0)
-        array([0.666..., 2.666...])
-    """
-    return (PRIOR * common + (n - 1) * variance) / (PRIOR + n - 1)
 
 
 def _stop_those_behind(state: Race, gaps: Mapping[str, Interval | None], tolerance: float) -> None:
@@ -195,19 +143,27 @@ def _stop_those_behind(state: Race, gaps: Mapping[str, Interval | None], toleran
             state.stopped[method] = Stopped(state.rounds, gap)
 
 
-def _high(gap: Interval | None) -> float:
-    """The most that a method may be behind; the leader is not."""
-    return gap.high if gap is not None else 0.0
+def _is_decided(settings: Settings, state: Race, final: Mapping[tuple[str, int], Trial]) -> bool:
+    """Whether the seeds that are left would hardly change the advice."""
+    runs = [[final[m, seed] for seed in settings.seeds[: state.rounds]] for m in state.running]
+    told = forecast(
+        scores=tuple(tuple(t.valid_score for t in of_one) for of_one in runs),
+        total=len(settings.seeds),
+        lost=tuple(any(t.state != "complete" for t in of_one) for of_one in runs),
+        costs=tuple(cost(step_seconds(of_one), step_bytes(of_one)) for of_one in runs),
+        tolerance=settings.tolerance,
+    )
+    return told.same >= SURE or told.gain <= GAIN * settings.tolerance
 
 
-def _scores(trials: Iterable[Trial], batch_size: int) -> tuple[dict[str, float], dict[tuple[str, int], float]]:
-    """Validation scores: method → its best in the search for the learning rate, and (method, seed) → its final one."""
+def _scores(trials: Iterable[Trial], batch_size: int) -> tuple[dict[str, float], dict[tuple[str, int], Trial]]:
+    """Method → its best validation score in the search for the learning rate, and (method, seed) → its final trial."""
     tuned: dict[str, float] = {}
     final = {}
     for t in trials:
         if t.cell.batch_size == batch_size:
             if t.cell.stage == "final":
-                final[t.cell.method, t.cell.seed] = t.valid_score
+                final[t.cell.method, t.cell.seed] = t
             else:
                 tuned[t.cell.method] = max(tuned.get(t.cell.method, t.valid_score), t.valid_score)
     return tuned, final

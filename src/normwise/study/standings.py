@@ -17,10 +17,11 @@ import numpy as np
 import scipy.stats
 
 from normwise.records import Interval, Settings, Standing, Trial
-from normwise.study.racing import PRIOR, moderated, race
+from normwise.study.choice import step_bytes, step_seconds
+from normwise.study.pairs import LEVEL, PRIOR, moderated
+from normwise.study.racing import race
 
 RESAMPLES = 9999
-LEVEL = 0.95
 # Differences below this are rounding, not results.
 _ROUNDING = 1e-9
 
@@ -117,7 +118,7 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
     methods = [m for m in state.running if runs[m]]
     if not methods:
         return [], np.empty((0, 0))
-    methods.sort(key=lambda m: (-_mean_valid(runs[m]), _step_seconds(runs[m]) or 0.0, m))
+    methods.sort(key=lambda m: (-_mean_valid(runs[m]), step_seconds(runs[m]) or 0.0, m))
     scores = np.array([_valid(runs[m]) for m in methods] + [_test(runs[m]) for m in methods])
     means, resampled = scores.mean(axis=1), resampled_means(scores)
     shares = _shares_of_wins(resampled[: len(methods)])
@@ -161,8 +162,8 @@ def _standing(settings: Settings, runs: Sequence[Trial], tuning: Sequence[Trial]
         runs=len(runs),
         diverged=_incomplete(runs),
         tune_diverged=_incomplete(tuning),
-        step_seconds=_step_seconds(runs),
-        peak_bytes=max((t.peak_bytes for t in runs if t.peak_bytes is not None), default=None),
+        step_seconds=step_seconds(runs),
+        peak_bytes=step_bytes(runs),
         parameters=runs[0].parameters,
         **compared,
     )
@@ -237,11 +238,6 @@ def _bounds(settings: Settings) -> tuple[float, float]:
 
 def _mean_valid(runs: Sequence[Trial]) -> float:
     return round(statistics.fmean(_valid(runs)), 12)
-
-
-def _step_seconds(runs: Sequence[Trial]) -> float | None:
-    # The lowest of the trials' medians: whatever else ran on the machine only ever made a step slower.
-    return min((t.step_seconds for t in runs if t.step_seconds is not None), default=None)
 
 
 def _incomplete(runs: Sequence[Trial]) -> int:

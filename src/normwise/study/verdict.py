@@ -7,13 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from normwise.records import Settings, Standing, Study, Trial, Verdict
+from normwise.study.choice import SAME_COST, choose, cost
 from normwise.study.standings import share_near_best, standings_at
 
-# Two costs nearer than this count as equal: step times vary by about as much from run to run.
-SAME_COST = 0.1
-# A tied method is advised only if it comes within the tolerance of the highest in this share of resamples: with few
-# seeds a method can be tied merely because it scatters, far below the best.
-PLAUSIBLE = 0.2
 # Above this a task cannot tell good methods apart.
 SATURATED = 0.995
 FEW_SEEDS = 5
@@ -43,38 +39,6 @@ def judge(settings: Settings, trials: Sequence[Trial]) -> tuple[list[Standing], 
     return standings, verdicts
 
 
-def advised(tied: Sequence[Standing], near: Sequence[float]) -> Standing:
-    """Choose among methods that cannot be told apart: the cheapest that may well be as good as the best.
-
-    Cheapest is the shortest step, then the least memory, then the highest validation mean; costs within 10 % count as
-    equal. A method that lost runs is chosen only if every one of them did, and one other than the best only if it is
-    near the highest in at least a fifth of the resamples.
-
-    Args:
-        tied: standings, best first; not empty.
-        near: for each, the share of resamples in which it is within the tolerance of the highest.
-
-    Returns:
-        One of them.
-
-    Example:
-        >>> from normwise.records import Interval
-        >>> def standing(method, step):
-        ...     zero = Interval(0.9, 0.9, 0.9)
-        ...     return Standing(
-        ...         method, 2, 0.1, False, 3, 0, 0, zero, zero, None, None, True, 0.5, step, None, 1
-        ...     )
-        >>> advised([standing("batch", 0.003), standing("layer", 0.002)], near=[0.9, 0.6]).method
-        'layer'
-    """
-    whole = [k for k, s in enumerate(tied) if not s.diverged] or list(range(len(tied)))
-    candidates = [tied[k] for k in whole if k == whole[0] or near[k] >= PLAUSIBLE]
-    for cost in (_step, _memory):
-        lowest = min(cost(s) for s in candidates)
-        candidates = [s for s in candidates if cost(s) <= lowest * (1 + SAME_COST)]
-    return candidates[0]
-
-
 def verdict_of(
     settings: Settings, trials: Sequence[Trial], standings: Sequence[Standing], resampled: np.ndarray
 ) -> Verdict:
@@ -96,7 +60,8 @@ def verdict_of(
     best, tied = standings[0], [s for s in standings if s.tied]
     racers = [s for s in standings if not s.stopped]
     near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(racers)}
-    use = advised(tied, [near[s.method] for s in tied])
+    costs = [cost(s.step_seconds, s.peak_bytes) for s in tied]
+    use = tied[choose([near[s.method] for s in tied], [s.diverged > 0 for s in tied], costs)]
     lost = all(s.diverged == s.runs for s in standings)
     return Verdict(
         batch_size=best.batch_size,
@@ -190,15 +155,19 @@ def _why(
 
 
 def _race_sentences(settings: Settings, standings: Sequence[Standing]) -> list[str]:
-    """Who left the race, grouped by when."""
+    """Who left the race, grouped by when, and when it ended."""
     left: dict[int, list[str]] = {}
     for s in standings:
         if s.stopped:
             left.setdefault(s.runs, []).append(s.method)
-    return [
+    said = [
         f"Clearly behind after {runs} of {len(settings.seeds)} seeds, so stopped: {_list(names)}."
         for runs, names in sorted(left.items())
     ]
+    ran = standings[0].runs
+    if settings.race and ran < len(settings.seeds):
+        said.append(f"The race ended after {ran} of {len(settings.seeds)} seeds: more would hardly change the advice.")
+    return said
 
 
 def _cost_sentences(standings: Sequence[Standing], tied: Sequence[Standing], use: Standing) -> list[str]:
@@ -320,7 +289,3 @@ def _list(names: Sequence[str]) -> str:
 
 def _step(standing: Standing) -> float:
     return standing.step_seconds if standing.step_seconds is not None else float("inf")
-
-
-def _memory(standing: Standing) -> float:
-    return standing.peak_bytes if standing.peak_bytes is not None else float("inf")
