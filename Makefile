@@ -44,7 +44,8 @@ fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
 bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
 	$(BIN)/python benchmarks/bench.py
 
-advice-bench: $(VENV)/test-$(TORCH)  ## what following the advice costs, on thirty tasks (about 40 minutes); writes results/
+advice-bench: $(VENV)/test-$(TORCH)  ## what following the advice costs, on 45 tasks (over an hour); writes results/
+	$(PIP) --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/advice.py
 
 bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid (about 15 minutes); writes results/

@@ -1,6 +1,7 @@
 """Measure the advice: what following it costs. ``make advice-bench`` writes results/advice.json.
 
-Every setting of ``advice_tasks.py`` is compared under all its methods by :func:`normwise.compare`, which is resumable:
+Every setting of ``advice_tasks.py``, on which the rules were written, and every one that ``advice_draw.py`` drew after
+they were final is compared under all its methods by :func:`normwise.compare`, which is resumable:
 the studies are kept in ``--work``. *Regret* is the best method's score minus that of the advised one, in points: test
 scores, mean over seeds; accuracies count in percent, minus-losses as a share of the loss that guessing has, times 100.
 The best is chosen by the same scores, so chance adds to every regret; ``chance`` says about how much: what the best of
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from advice_tasks import SETTINGS, SPLIT_SEED, held_out
+from advice_draw import DRAW_SEED, drawn
+from advice_tasks import SETTINGS as WRITTEN_ON
 
 from normwise import advise, compare
 from normwise.records import Study, to_dict, write_atomic
@@ -31,6 +33,7 @@ from normwise.study.plan import default_epochs
 RESULTS = Path(__file__).parents[1] / "results" / "advice.json"
 FIXED = ("batch", "layer", "group", "switchable", "none")
 SEEDS = 3
+SETTINGS = WRITTEN_ON | drawn()
 Row = dict[str, Any]
 
 
@@ -45,7 +48,7 @@ def outcome(name: str, task: Task, work: Path) -> Row:
     return {
         "task": name,
         "kind": setting.kind,
-        "held_out": name in held_out(),
+        "held_out": name not in WRITTEN_ON,
         "batch_size": setting.batch_size,
         "score": task.score_name,
         "epochs": epochs,
@@ -149,7 +152,7 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/advice.py", "--tasks", given.tasks]),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seeds": SEEDS,
-        "split_seed": SPLIT_SEED,
+        "draw_seed": DRAW_SEED,
         "regret": {
             "all": summary(rows),
             "written on": summary(row for row in rows if not row["held_out"]),

@@ -18,10 +18,11 @@ def he(convolution: nn.Conv2d) -> None:
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
 
-def plain(norm: NormFactory, widths: tuple[int, ...], activation: str = "relu") -> nn.Module:
+def plain(
+    norm: NormFactory, widths: tuple[int, ...], activation: str = "relu", channels: int = 1, classes: int = 10
+) -> nn.Module:
     """Convolutions of 3 × 3, halving the image where the width grows and at the end, then the average and a class."""
     layers: list[nn.Module] = []
-    channels = 1
     for i, width in enumerate(widths):
         stride = 2 if (i and width > widths[i - 1]) or i == len(widths) - 1 else 1
         convolution = nn.Conv2d(channels, width, 3, stride, padding=1)
@@ -29,7 +30,7 @@ def plain(norm: NormFactory, widths: tuple[int, ...], activation: str = "relu") 
             he(convolution)
         layers += [convolution, norm(width), SATURATING.get(activation, nn.ReLU)()]
         channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 class Block(nn.Module):
@@ -52,22 +53,26 @@ class Block(nn.Module):
         return (x + y).relu()
 
 
-def residual(norm: NormFactory, widths: tuple[int, ...] = (16, 16, 32, 32)) -> nn.Module:
+def residual(
+    norm: NormFactory, widths: tuple[int, ...] = (16, 16, 32, 32), channels: int = 1, classes: int = 10
+) -> nn.Module:
     """A convolution, then a residual block per further width."""
-    stem = nn.Conv2d(1, widths[0], 3, padding=1)
+    stem = nn.Conv2d(channels, widths[0], 3, padding=1)
     he(stem)
     blocks = [Block(norm, a, b) for a, b in itertools.pairwise(widths)]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)]
     return nn.Sequential(stem, norm(widths[0]), nn.ReLU(), *blocks, *head)
 
 
-def deep_mlp(norm: NormFactory, inputs: int, depth: int, activation: str, width: int = 64) -> nn.Module:
-    """Linear layers with a saturating activation, torch's own initialization."""
+def deep_mlp(
+    norm: NormFactory, inputs: int, depth: int, activation: str, width: int = 64, classes: int = 10
+) -> nn.Module:
+    """Linear layers with one activation, torch's own initialization."""
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
-        layers += [nn.Linear(inputs, width), norm(width, dim=1), SATURATING[activation]()]
+        layers += [nn.Linear(inputs, width), norm(width, dim=1), SATURATING.get(activation, nn.ReLU)()]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(width, 10))
+    return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
 class GatedNet(nn.Module):
@@ -101,3 +106,105 @@ class GatedNet(nn.Module):
         every = torch.stack(states, 1)
         last = every[torch.arange(len(x)), -1 if lengths is None else lengths - 1]
         return self.head(last)
+
+
+class AttentionNet(nn.Module):
+    """A transformer (Vaswani et al. 2017, arXiv 1706.03762) of four heads, normalized token by token.
+
+    ``tokens`` embeds characters, looks back only and gives scores at every position; else the mean over the real frames
+    gives a class. ``first`` normalizes what goes into a branch, else the sum that comes out of it.
+    """
+
+    def __init__(
+        self,
+        norm: NormFactory,
+        inputs: int,
+        outputs: int,
+        length: int,
+        depth: int = 2,
+        width: int = 48,
+        first: bool = True,
+        tokens: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tokens, self.first = tokens, first
+        self.into = nn.Embedding(inputs, width) if tokens else nn.Linear(inputs, width)
+        self.places = nn.Parameter(0.1 * torch.randn(length, width))
+        self.mixes = nn.ModuleList(Mix(width, causal=tokens) for _ in range(depth))
+        self.turns = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(depth)
+        )
+        self.norms = nn.ModuleList(norm(width, dim=1) for _ in range(2 * depth + first))
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = self.into(x if self.tokens else x.transpose(1, 2)) + self.places
+        real = None if lengths is None else torch.arange(x.shape[1]) < lengths[:, None]
+        for i, (mix, turn) in enumerate(zip(self.mixes, self.turns, strict=True)):
+            if self.first:
+                x = x + mix(self._norm(2 * i, x), real)
+                x = x + turn(self._norm(2 * i + 1, x))
+            else:
+                x = self._norm(2 * i, x + mix(x, real))
+                x = self._norm(2 * i + 1, x + turn(x))
+        x = self._norm(-1, x) if self.first else x
+        if self.tokens:
+            return self.head(x).transpose(1, 2)
+        if real is None:
+            return self.head(x.mean(1))
+        return self.head((x * real[:, :, None]).sum(1) / real.sum(1, keepdim=True))
+
+    def _norm(self, i: int, x: Tensor) -> Tensor:
+        """Tokens are the samples."""
+        return self.norms[i](x.reshape(-1, x.shape[2])).reshape(x.shape)
+
+
+class Mix(nn.Module):
+    """Attention of four heads."""
+
+    def __init__(self, width: int, causal: bool) -> None:
+        super().__init__()
+        self.causal, self.into, self.out = causal, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.into(x).reshape(n, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+        mask = None if real is None else real[:, None, None, :]
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).reshape(n, length, width))
+
+
+class CharacterNet(nn.Module):
+    """Causal convolutions over 15 characters with shortcuts, normalized token by token as a transformer would be."""
+
+    def __init__(self, norm: NormFactory, characters: int, width: int = 64) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, width)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 3, dilation=d) for d in (1, 2, 4))
+        self.norms = nn.ModuleList(norm(width, dim=1) for _ in self.convolutions)
+        self.head = nn.Conv1d(width, characters, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens).transpose(1, 2)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            before = nn.functional.pad(x, (2 * convolution.dilation[0], 0))
+            y = convolution(before).transpose(1, 2)
+            x = x + norm(y.reshape(-1, y.shape[2])).reshape(y.shape).transpose(1, 2).relu()
+        return self.head(x)
+
+
+class FrameNet(nn.Module):
+    """Convolutions over time, each normalized over whole sequences, the mean over the frames, a class."""
+
+    def __init__(self, norm: NormFactory, inputs: int, outputs: int, depth: int = 3, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            convolution = nn.Conv1d(inputs, width, 3, padding=1)
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            layers += [convolution, norm(width, dim=1), nn.ReLU()]
+            inputs = width
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.head(self.body(x).mean(2))

@@ -1,22 +1,18 @@
-"""The tasks of the advice benchmark, and which third of them no rule may be fitted to."""
+"""The thirty tasks that the rules of the advice were written on; ``advice_draw.py`` has those that prove them."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import pydoc_data.topics
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
-import torch
+from advice_data import digit_parts, fashion_parts, topic_parts
 from advice_nets import GatedNet, deep_mlp, plain, residual
 from torch import nn
 
-from normwise.study import Part, Splits, Task, load_task
+from normwise.study import Splits, Task, load_task
 from normwise.study.tasks.base import classification
-from normwise.study.tasks.images import digits, fashion_mnist
 
 SEVEN = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 # At one sample a step the paper of switchable norm drops the batch from the mix.
@@ -24,8 +20,6 @@ ALONE = (*SEVEN, "switchable(over=instance+layer)")
 # For inputs (N, C): the usual 32 groups would leave two values to a group, and an instance is a single value.
 VECTORS = ("none", "batch", "layer", "weight", "instance", "group(num_groups=8)", "switchable(over=layer+batch)")
 LRS, THREE = (0.06, 0.25), (0.02, 0.08, 0.32)
-# Drawn before any outcome was seen; the rules were written with the other tasks' outcomes at hand.
-SPLIT_SEED = 1806_10779
 
 
 @dataclass(frozen=True)
@@ -45,37 +39,9 @@ class Setting:
     about: str | None = None
 
 
-@cache
-def digit_parts() -> Splits:
-    return digits()
-
-
-@cache
-def fashion_parts() -> Splits:
-    """2,000 images to train on, at half size, and 2,000 of the test set's."""
-    parts = fashion_mnist(train=2000, valid=600)
-    small = (Part(nn.functional.avg_pool2d(p.inputs, 2), p.targets) for p in parts)
-    return Splits(*(part.take(slice(2000)) for part in small))
-
-
 def images(parts: Callable[[], Splits], net: Callable[..., nn.Module], *args: object, **options: object) -> Task:
     make = partial(net, *args, **options) if not args else lambda norm: net(norm, *args, **options)
     return classification("images", parts(), make, threads=1)
-
-
-@cache
-def topic_parts() -> tuple[Splits, int]:
-    """Python's own reference texts as windows of 32 characters, each to predict its successor; long stretches apart."""
-    text = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
-    characters = sorted(set(text))
-    number = {character: i for i, character in enumerate(characters)}
-    codes = torch.tensor([number[character] for character in text])
-    count = (len(codes) - 1) // 32
-    x, y = (codes[shift : shift + count * 32].reshape(count, 32) for shift in (0, 1))
-    ends = [0, int(0.8 * count), int(0.9 * count), count]
-    whole = [Part(x[a:b], y[a:b]) for a, b in itertools.pairwise(ends)]
-    spread = [p.take(torch.arange(600) * p.size // 600) for p in whole[1:]]
-    return Splits(whole[0], *spread), len(characters)
 
 
 def topics() -> Task:
@@ -147,8 +113,3 @@ SETTINGS: dict[str, Setting] = {
     "gravel-2": Setting(partial(pictures, "gravel"), 2, 150, SEVEN, (0.002, 0.008), "stylization", about="stylization"),
     "brick-4": Setting(partial(pictures, "brick"), 4, 150, SEVEN, (0.002, 0.008), "stylization", about="stylization"),
 }
-
-
-def held_out() -> list[str]:
-    """A third of the tasks, by a seeded draw over their names."""
-    return sorted(random.Random(SPLIT_SEED).sample(sorted(SETTINGS), len(SETTINGS) // 3))

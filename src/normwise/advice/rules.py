@@ -76,9 +76,15 @@ def _imagenet_loss(s: Situation) -> float:
     return max(0.0, (1 - share) * behind[low] + share * behind[high] - behind[32])
 
 
+def _recognizes(s: Situation) -> float:
+    """How far tables about recognizing images say something: not of networks that redraw them."""
+    return (1 - _styles(s)) * _at(_convolutional(s))
+
+
 def _small_images(s: Situation) -> float:
     # The table's largest loss, at 2 images, counts as 1.
-    return _imagenet_loss(s) / _imagenet_loss(Situation("conv", ["conv"], 2)) if _convolutional(s) else 0.0
+    share = _imagenet_loss(s) / _imagenet_loss(Situation("conv", ["conv"], 2))
+    return share * _recognizes(s)
 
 
 def _is_thin(s: Situation, place: Place) -> bool:
@@ -130,8 +136,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "images-full-batch",
-        "convolutions; in full from 32 samples a step, fading out towards 2 as batch norm does in the published table",
-        lambda s: (1 - _small_images(s)) * _at(_convolutional(s)),
+        "convolutions that do not redraw images; in full from 32 samples a step, fading out towards 2 as batch norm "
+        "does in the published table",
+        lambda s: _recognizes(s) - _small_images(s),
         {"switchable": 0.0, "batch": -0.5, "group": -1.0, "layer": -2.2, "instance": -5.3},
         "At 32 images per device a learned mix was best on ImageNet; batch, group, layer and instance norm were 0.5, "
         "1.0, 2.2 and 5.3 points behind it.",
@@ -141,7 +148,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "images-small-batch",
-        "convolutions; in full at 2 samples a step or fewer, fading out towards 32",
+        "likewise; in full at 2 samples a step or fewer, fading out towards 32",
         _small_images,
         {"switchable": 0.0, "batch": -4.0, "layer": -2.0, "group": -2.0, "instance": -4.8},
         "With few images per device batch norm estimates from too few: on ImageNet it loses 1.5 points at 8 and 10.3 "
@@ -175,23 +182,34 @@ RULES: tuple[Rule, ...] = (
         "few-values",
         "fewer than 16 values behind the batch statistics of most layers; in full at two",
         _few_values,
-        {"batch": -12.0, "switchable": -4.0},
-        "Somewhere only a few values stand behind a batch statistic; a variance from m values is off by about "
-        "√(2 / (m − 1)), and evaluation uses another one than training did.",
-        "Ioffe 2017, arXiv 1702.03275; Wu & He 2018, arXiv 1803.08494",
+        {"batch": -10.0, "switchable": -1.5},
+        "Only a few values stand behind a batch statistic; a variance from m values is off by about √(2 / (m − 1)), "
+        "and evaluation uses another one than training did. A learned mix leans less on it.",
+        "Ioffe 2017, arXiv 1702.03275; Wu & He 2018, arXiv 1803.08494; Luo et al. 2019, arXiv 1806.10779, table 1",
         fires={**_MLP, "batch_size": 4, "places": _place(1, 4)},
         silent={**_CONV, "places": _place(8, 32)},
     ),
     Rule(
-        "vectors-full-batch",
-        "linear layers only, and 16 or more samples a step",
-        lambda s: _at(_vectors(s) and s.few >= 16),
-        {"switchable": 0.0, "batch": -0.4, "layer": -1.5, "group": -1.5, "instance": -6.0},
-        "Between linear layers a batch of 16 or more shows what differs between samples, which methods that look at "
-        "one sample only remove.",
+        "deep-plain",
+        "eight or more weighted layers with convolutions and no shortcuts; in full from ten",
+        lambda s: min(1.0, (s.depth - 6) / 4) if _recognizes(s) and s.depth >= 8 and not s.residual else 0.0,
+        {"switchable": -3.0, "layer": -3.0, "group": -3.0, "instance": -3.0},
+        "With depth, and without shortcuts, all samples fall onto one direction; statistics over the batch keep them "
+        "apart, those of single samples and a mix with them do so less.",
+        "Daneshmand et al. 2020, arXiv 2003.01652; Labatie et al. 2021, arXiv 2106.03743; size: results/advice.json",
+        fires={**_CONV, "depth": 11},
+        silent={**_CONV, "depth": 50, "residual": 16},
+    ),
+    Rule(
+        "vectors",
+        "linear layers only",
+        lambda s: _at(_vectors(s)),
+        {"switchable": 0.0, "batch": -0.4, "layer": -1.8, "group": -1.8, "instance": -6.0},
+        "Between linear layers the batch shows what differs between samples, which methods that look at one sample "
+        "only remove.",
         "Ioffe & Szegedy 2015, arXiv 1502.03167; Labatie et al. 2021, arXiv 2106.03743",
         fires=_MLP,
-        silent={**_MLP, "batch_size": 4},
+        silent=_CONV,
     ),
     Rule(
         "saturating-depth",
@@ -206,14 +224,14 @@ RULES: tuple[Rule, ...] = (
         silent={**_MLP, "saturating": 1},
     ),
     Rule(
-        "saturating-images",
-        "likewise, between convolutions, with enough values behind the batch's statistics",
-        lambda s: _saturated_depth(s) if _convolutional(s) and not _mostly_thin(s) else 0.0,
+        "saturating-mix",
+        "likewise",
+        _saturated_depth,
         {"switchable": -8.0},
-        "A mix starts with two thirds of statistics of single samples, which let samples fall together again.",
+        "A mix starts with half or two thirds of statistics of single samples, which let samples fall together again.",
         "Daneshmand et al. 2020, arXiv 2003.01652; size: results/advice.json",
-        fires={**_CONV, "saturating": 4},
-        silent={**_MLP, "saturating": 10},
+        fires={**_MLP, "saturating": 10},
+        silent={**_CONV, "saturating": 1},
     ),
     Rule(
         "recurrent",
@@ -235,13 +253,13 @@ RULES: tuple[Rule, ...] = (
         silent=_CONV,
     ),
     Rule(
-        "recurrent-groups",
+        "recurrent-gates",
         "a loop over plain layers that is normalized already, and not token by token",
         lambda s: _at("recurrent" in s.kinds and bool(s.current) and not all(p.per_token for p in s.places)),
-        {"group": 1.0},
-        "The products of a cell are several gates side by side, each with a scale of its own; groups keep them apart. "
-        "The paper of switchable norm mixes layer and group norm in recurrent networks.",
-        "Luo et al. 2019, arXiv 1806.10779; size: results/advice.json",
+        {"group": 0.75, "switchable": 2.5},
+        "The products of a cell are several gates side by side, each with a scale of its own, which one statistic for "
+        "all of them misses; in a recurrent cell that was searched a learned mix was better than any single method.",
+        "Luo et al. 2019, arXiv 1806.10779, section 4 (ENAS); size: results/advice.json",
         fires={
             "architecture": "recurrent",
             "kinds": ["recurrent"],
@@ -288,16 +306,16 @@ RULES: tuple[Rule, ...] = (
         _styles,
         {
             "batch": -6.0,
-            "group": -4.0,
-            "layer": -4.0,
-            "switchable": -1.0,
-            "weight": -5.0,
-            "none": -6.0,
-            "instance": 4.0,
+            "group": -2.0,
+            "layer": -8.0,
+            "switchable": -1.4,
+            "weight": -20.0,
+            "none": -20.0,
+            "instance": 0.0,
         },
         "The contrast of each image is to be replaced: instance norm removes it, and an image's result does not depend "
         "on the others in the batch.",
-        "Ulyanov et al. 2016, arXiv 1607.08022; Huang & Belongie 2017, arXiv 1703.06868",
+        "Ulyanov et al. 2016, arXiv 1607.08022; Huang & Belongie 2017, arXiv 1703.06868; size: results/advice.json",
         fires={"architecture": "generative", "kinds": ["generative", "conv"], "batch_size": 4, "task": "stylization"},
         silent=_CONV,
     ),

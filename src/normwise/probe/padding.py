@@ -52,9 +52,16 @@ def _sequences(batch: Any) -> Iterator[Tensor]:
 
 def _seen(t: Tensor) -> float | None:
     if not t.is_floating_point():
-        return _trailing(t == t[:, -1].mode().values) if t.shape[1] > 1 else None
+        return _padding_tokens(t) if t.shape[1] > 1 else None
     # Which axis is time is not said; padding shows along one of them only.
     return max(_trailing((t == 0).all(dim)) for dim in (1, 2))
+
+
+def _padding_tokens(t: Tensor) -> float:
+    """A token that also stands before others is none that pads; nor is one that ends a sample just once."""
+    blank = t == t[:, -1].mode().values
+    ending = blank.flip(1).long().cumprod(1).sum(1)
+    return _trailing(blank) if int(blank.sum()) == int(ending.sum()) and int(ending.max()) > 1 else 0.0
 
 
 def _trailing(blank: Tensor) -> float:
