@@ -117,8 +117,6 @@ def chance(row: Row, draws: int = 2000) -> float:
 
 def summary(rows: Iterable[Row]) -> dict[str, Any]:
     rows = list(rows)
-    if not rows:
-        return {"tasks": 0}
 
     def mean(choose: Callable[[Row], str]) -> float:
         return round(statistics.fmean(regret(row, choose(row)) for row in rows), 2)
@@ -154,9 +152,9 @@ def main() -> None:
         "seeds": SEEDS,
         "draw_seed": DRAW_SEED,
         "regret": {
-            "all": summary(rows),
-            "written on": summary(row for row in rows if not row["held_out"]),
-            "kept out": summary(row for row in rows if row["held_out"]),
+            title: summary(row for row in rows if kept in {None, row["held_out"]})
+            for title, kept in (("all", None), ("written on", False), ("kept out", True))
+            if kept in {None, *(row["held_out"] for row in rows)}
         },
         "rows": rows,
     }

@@ -144,6 +144,8 @@ def test_batch_size_is_checked():
 def test_padding_is_seen():
     tokens = torch.tensor([[5, 3, 0, 0], [4, 4, 4, 2]])
     assert padded_share(tokens) == 0.25
+    # Text cut into windows: what happens to come last is no padding.
+    assert padded_share(torch.tensor([[4, 2, 7, 2], [2, 5, 4, 9]])) == 0
     assert padded_share({"input_ids": tokens, "attention_mask": (tokens != 0).long()}) == 0.25
     features = torch.rand(2, 3, 4) + 0.1
     assert padded_share((features, torch.zeros(2))) == 0
