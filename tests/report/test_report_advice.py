@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import shutil
 
 import pytest
 
@@ -49,26 +48,8 @@ def test_a_stored_page_is_drawn_again(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_the_chart_is_drawn_and_nothing_overflows(tmp_path, width, scheme):
-    from playwright.sync_api import sync_playwright
-    from test_report_browser import FLAGS
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    path = tmp_path / "advice.html"
-    path.write_text(report.advice_html(told(EVIL)), encoding="utf-8")
-    troubles = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-        page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda e: troubles.append(str(e)))
-        page.on("request", lambda r: troubles.append(r.url) if r.url != path.as_uri() else None)
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
-        shown = sum(r.refused is None for r in told().ranking)
-        assert page.locator(".chart .scatterlayer .trace").count() == shown
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
-    assert troubles == []
+def test_the_chart_is_drawn_and_nothing_overflows(open_page, width, scheme):
+    page = open_page(report.advice_html(told(EVIL)), width, scheme)
+    shown = sum(r.refused is None for r in told().ranking)
+    assert page.locator(".chart .scatterlayer .trace").count() == shown
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,7 +1,5 @@
 """A diagnosis on the page and in the terminal: all that was found, nothing unescaped."""
 
-import shutil
-
 import pytest
 
 from normwise import report
@@ -62,25 +60,7 @@ def test_the_terminal_shows_the_gravest_first_and_groups_what_is_alike():
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_charts_are_drawn_and_nothing_overflows(tmp_path, width, scheme):
-    from playwright.sync_api import sync_playwright
-    from test_report_browser import FLAGS
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    path = tmp_path / "diagnosis.html"
-    path.write_text(report.diagnosis_html(diagnosis(EVIL)), encoding="utf-8")
-    troubles = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-        page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda e: troubles.append(str(e)))
-        page.on("request", lambda r: troubles.append(r.url) if r.url != path.as_uri() else None)
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
-        assert page.locator(".chart .scatterlayer .trace").count() == 3
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
-    assert troubles == []
+def test_charts_are_drawn_and_nothing_overflows(open_page, width, scheme):
+    page = open_page(report.diagnosis_html(diagnosis(EVIL)), width, scheme)
+    assert page.locator(".chart .scatterlayer .trace").count() == 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -13,7 +13,7 @@ from normwise import advise, report
 from normwise.advice import load_advice
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError
-from normwise.study.consult import measured_costs
+from normwise.study.consult import check_by_training, measured_costs
 
 
 def image_net(norm=nn.BatchNorm2d):
@@ -110,6 +110,31 @@ def test_table_shows_the_reasons_and_every_method():
     text = report.advice_plain(advise(image_net(), torch.randn(2, 3, 24, 24), measure=False), 100)
     for part in ("use ", "arXiv", "images-small-batch", "batch", "instance", "normwise.convert"):
         assert part in text
+
+
+def test_a_check_exempts_the_places_that_the_code_exempts(monkeypatch):
+    from normwise.study.tasks.images import digits
+
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    tasks = []
+
+    def stopped(*, data, **_):
+        tasks.append(data)
+        raise InterruptedError
+
+    monkeypatch.setattr("normwise.study.comparison.compare", stopped)
+    told = advise(model, digits().train.inputs[:32], measure=False)
+    instance = next(r for r in told.ranking if r.method == "instance")
+    assert [(e.place, e.use) for e in instance.exemptions] == [("4", "layer")]
+    with pytest.raises(InterruptedError):
+        check_by_training(model, told, digits(), 5)
+    built = tasks[0].build(instance.spec)
+    assert isinstance(built[1], nn.InstanceNorm2d)
+    assert isinstance(built[4], nn.GroupNorm)
+    assert built[4].num_groups == 1
 
 
 def test_verify_trains_on_the_users_data_and_says_whether_it_held():

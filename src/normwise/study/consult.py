@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from normwise import __version__, records
-from normwise.advice import Advice, Check, Cost, options_for, rank, situation_of
+from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
-from normwise.study.tasks.forms import splits_of
 from normwise.surgery import convert
 from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
 
@@ -115,17 +114,17 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: floa
         True
     """
     from normwise.study.comparison import compare
+    from normwise.study.tasks import make_task
 
     began, b = time.perf_counter(), advice.situation.batch_size
     possible = [r for r in advice.ranking if r.refused is None]
     methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in advice.situation.current]
     setting = {"methods": methods, "batch_sizes": [b], "progress": False}
+    task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible))
 
     def trained(steps: float, seeds: int, lrs: Sequence[float]) -> records.Study:
-        fresh = partial(_fresh, model)
-        return compare(fresh, data, epochs=steps * b / size, seeds=seeds, lrs=lrs, **setting).record  # type: ignore[arg-type]
+        return compare(data=task, epochs=steps * b / task.splits.train.size, seeds=seeds, lrs=lrs, **setting).record  # type: ignore[arg-type]
 
-    size = splits_of(data).train.size
     # A first taste tells what a step takes, and a trial beside its steps: evaluation, of which longer runs do more.
     taste = trained(_TASTE, 2, _LRS[:1]).trials
     per_step = statistics.median(t.step_seconds or 0.0 for t in taste)
@@ -150,6 +149,11 @@ def _fresh(model: nn.Module) -> nn.Module:
         if callable(reset):
             reset()
     return copy
+
+
+def _exempted(ranking: Sequence[Ranked]) -> dict[str, dict[str, str]]:
+    """Method → the places that cannot have it → what they get instead, as the advised code does."""
+    return {r.spec: {e.place: e.use for e in r.exemptions} for r in ranking}
 
 
 def measured_costs(

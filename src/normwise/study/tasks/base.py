@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -68,7 +68,8 @@ class Task:
     - ``methods`` and ``lrs`` are what is compared and tried by default; the rates hold at ``lrs_at`` samples a step,
       ``None`` being the largest batch size compared, and are scaled for others; without ``lrs`` they must be given;
     - ``converts`` says that ``make_model`` takes no ``norm``: the layers of what it builds are converted to each method
-      by :func:`normwise.convert`, and ``"as_is"`` leaves them alone;
+      by :func:`normwise.convert`, and ``"as_is"`` leaves them alone; ``elsewhere`` says which layers get another method
+      instead: method → name of the layer → that other;
     - ``notes`` are put into the report.
 
     Example:
@@ -100,6 +101,7 @@ class Task:
     lrs: tuple[float, ...] = DEFAULT_LRS
     lrs_at: int | None = REFERENCE_BATCH
     converts: bool = False
+    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -149,7 +151,7 @@ class Task:
         if not isinstance(model, nn.Module):
             raise InputError(f"make_model gave a {type(model).__name__}, expected a torch.nn.Module")
         if self.converts:
-            model = converted(model, method, self._examples())
+            model = converted(model, method, self._examples(), self.elsewhere.get(method))
         name, options = parse_spec(method)
         if not self.converts and METHODS[name].on_weights:
             weight_normalize(model, **{key: value for key, value in options.items() if key != "init"})
@@ -172,7 +174,10 @@ class Task:
         if not self.converts:
             return []
         with torch.random.fork_rng(devices=[]):
-            return [conversion_note(self.make_model(), m, self._examples()) for m in methods]  # type: ignore[call-arg]
+            return [
+                conversion_note(self.make_model(), m, self._examples(), self.elsewhere.get(m))  # type: ignore[call-arg]
+                for m in methods
+            ]
 
     def _examples(self) -> Values | None:
         """Two samples to tell a layer's axes by, where the model is known to run on them."""

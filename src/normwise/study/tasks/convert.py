@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -15,13 +16,16 @@ from normwise.surgery.conversion import Record
 AS_IS = "as_is"
 
 
-def converted(model: nn.Module, method: str, examples: Any = None) -> nn.Module:
+def converted(
+    model: nn.Module, method: str, examples: Any = None, elsewhere: Mapping[str, str] | None = None
+) -> nn.Module:
     """Convert a model's normalization layers to a method; what cannot be converted stays.
 
     Args:
         model: changed in place.
         method: a key of ``METHODS`` with options, or ``"as_is"``.
         examples: inputs to tell the axes of layers by.
+        elsewhere: layers that get another method: name → that other.
 
     Returns:
         The model.
@@ -33,7 +37,7 @@ def converted(model: nn.Module, method: str, examples: Any = None) -> nn.Module:
         >>> converted(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)), "group(num_groups=4)")[1]
         GroupNorm(4, 48, eps=1e-05, affine=True, bias=True)
     """
-    return model if method == AS_IS else _convert(model, method, examples)[0]
+    return model if method == AS_IS else _convert(model, method, examples, elsewhere or {})[0]
 
 
 def own_methods(model: nn.Module) -> Counter[str]:
@@ -52,13 +56,16 @@ def own_methods(model: nn.Module) -> Counter[str]:
     return Counter(found.layer.method for found in find(model))
 
 
-def conversion_note(model: nn.Module, method: str, examples: Any = None) -> str:
+def conversion_note(
+    model: nn.Module, method: str, examples: Any = None, elsewhere: Mapping[str, str] | None = None
+) -> str:
     """Say what is converted for a method.
 
     Args:
         model: a fresh one; changed in place.
         method: as for :func:`converted`.
         examples: likewise.
+        elsewhere: likewise.
 
     Returns:
         One line.
@@ -71,21 +78,26 @@ def conversion_note(model: nn.Module, method: str, examples: Any = None) -> str:
         kinds = Counter(type(found.module).__name__ for found in find(model))
         return f"{method}: the model's own layers, " + _counted(kinds)
     try:
-        _, record = _convert(model, method, examples)
+        _, record = _convert(model, method, examples, elsewhere or {})
     except Exception as error:  # The trials fail for the same reason, and the study says so.
         return f"{method}: cannot be converted ({error})"
     done = Counter(f"{r.old} → {r.new}" for r in record.replaced)
     parts = [_counted(done)] if done else []
     parts += [f"weight norm on {len(record.weights)} weights"] if record.weights else []
+    parts += [f"{use} at {layer}" for layer, use in (elsewhere or {}).items()]
     parts += [f"left {left.layer or type(model).__name__}: {left.reason}" for left in record.left]
     return f"{method}: " + "; ".join(parts)
 
 
-def _convert(model: nn.Module, method: str, examples: Any) -> tuple[nn.Module, Record]:
+def _convert(model: nn.Module, method: str, examples: Any, elsewhere: Mapping[str, str]) -> tuple[nn.Module, Record]:
     name, options = parse_spec(method)
     options.pop("init", None)  # Of weight norm; the data come later.
     before = own_methods(model)
-    done = convert(model, name, example_inputs=examples, strict=False, **options)
+    for layer, use in elsewhere.items():
+        convert(model, use, where=lambda found, _, layer=layer: found == layer)  # type: ignore[misc]
+    # Without exceptions it is not asked where, for weight norm counts weights by their names.
+    where = (lambda found, _: found not in elsewhere) if elsewhere else None
+    done = convert(model, name, where=where, example_inputs=examples, strict=False, **options)
     refused = {left.layer: left.reason for left in done.record.left}
     if not done.record.replaced and not done.record.weights and set(before) != {name}:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in refused.items()) or "nothing to convert"

@@ -1,0 +1,50 @@
+"""Pages in a real browser, for every kind of report."""
+
+import shutil
+
+import pytest
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """Open the text of a page; when the test ends, no error was logged and nothing but the file was asked for."""
+    contexts, troubles, requests = [], [], []
+
+    def opened(text, width=1280, scheme="light"):
+        path = tmp_path / "report.html"
+        path.write_text(text, encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        contexts[-1].on(
+            "request", lambda r: requests.append(r.url) if r.url.partition("?")[0] != path.as_uri() else None
+        )
+        page = contexts[-1].new_page()
+        page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda e: troubles.append(str(e)))
+        page.on("dialog", lambda d: troubles.append(d.message))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
+    assert requests == []
