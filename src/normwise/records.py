@@ -70,7 +70,8 @@ class Trial:
     """The outcome of one cell.
 
     ``state`` is ``"complete"``, ``"diverged"`` (the loss or the outputs became infinite or NaN) or ``"failed"`` (the
-    model raised an error); the last two carry the task's floor as their scores and say why in ``reason``.
+    model raised an error, or processes died of it); the last two carry the task's floor as their scores and say why in
+    ``reason``.
     ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial, ``peak_bytes`` the most
     memory one training step held beyond the model, its data and its optimizer. ``observed`` is what the task's
     observer saw, if it has one.
@@ -91,6 +92,11 @@ class Trial:
     mixtures: list[Mixture] = field(default_factory=list)
     reason: str | None = None
     observed: dict[str, typing.Any] = field(default_factory=dict)
+
+    @classmethod
+    def lost(cls, cell: Cell, floor: float, reason: str, seconds: float = 0.0) -> Trial:
+        """A trial of which nothing is known but why it failed."""
+        return cls(cell, "failed", floor, floor, None, None, 0, None, seconds, None, 0, reason=reason)
 
 
 @dataclass(frozen=True)

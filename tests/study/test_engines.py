@@ -166,6 +166,55 @@ def test_ray_cluster_loses_a_worker_and_a_node(postgres, expected, tmp_path):
     assert PASSWORD not in done.stdout + done.stderr
 
 
+DEADLY = """
+import os
+import signal
+
+import torch
+from torch import nn
+
+
+def make_model(norm):
+    # One trial of all: as a crash in native code does, or the system when memory runs out.
+    if isinstance(norm(8), nn.GroupNorm) and torch.initial_seed() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    layers = [nn.Conv2d(1, 8, 3), norm(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
+    return nn.Sequential(*layers)
+"""
+IMPATIENT = """
+from normwise.cli import main
+from normwise.study.database import File
+
+File.grace = 3
+main()
+"""
+
+
+def test_a_trial_that_kills_its_workers_is_given_up_and_the_verdict_says_so(tmp_path):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    out = tmp_path / "out"
+    options = ["--methods", "none,group", "--batch-sizes", "8", "--seeds", "3", "--lrs", "0.1", "--epochs", "0.2"]
+    command = [sys.executable, "-c", IMPATIENT, "compare", f"{tmp_path}/deadly.py:make_model", *options]
+    codes, said = [], ""
+    while not codes or codes[-1] < 0:  # The process that was started works, too, and may be the one that dies.
+        assert len(codes) < 4
+        done = subprocess.run(
+            [*command, "--out", str(out), "--workers", "3"], capture_output=True, text=True, check=False, timeout=120
+        )
+        codes.append(done.returncode)
+        said += done.stderr
+    assert codes[-1] == 0, said
+    # Each death took the process that was started, or one of its workers, which was then replaced.
+    assert codes.count(-signal.SIGKILL) + said.count("signal 9 ended a worker; another takes its place") >= 1
+    record = records.load_study(out / "study.json")
+    assert record.finished
+    (lost,) = (t for t in record.trials if t.state != "complete")
+    assert (lost.cell.method, lost.cell.stage, lost.cell.seed) == ("group", "final", 1)
+    why = " ".join(record.verdicts[0].why)
+    assert "Group failed in 1 of 3 runs: 3 processes died of it: out of memory, or a crash." in why
+    assert "Group failed in 1 of 3 runs" in (out / "report.html").read_text()
+
+
 def test_a_task_that_cannot_be_rebuilt_is_refused(tmp_path):
     settings = make_settings()
     with pytest.raises(StoreError, match=r"its model was handed over in Python.*compare\(\.\.\., workers=N\)"):

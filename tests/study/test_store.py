@@ -200,9 +200,37 @@ def test_interrupted_trial_is_run_again(place):
     def interrupted(cell):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        Store(place, SETTINGS).work(interrupted, plan)
-    assert len(work(place)) == EXPECTED_COUNT
+    for _ in range(module.DEATHS + 1):  # Given back each time, which is nobody's death.
+        with pytest.raises(KeyboardInterrupt):
+            Store(place, SETTINGS).work(interrupted, plan)
+    trials = work(place)
+    assert len(trials) == EXPECTED_COUNT
+    assert all(t.state == "complete" for t in trials)
+
+
+def test_a_trial_that_kills_its_workers_fails_in_the_end_and_the_rest_goes_on(place, tmp_path):
+    """As a crash in native code does, or the system when a trial takes all memory: no exception, no clean-up."""
+    deadly, log = tune_cells(SETTINGS)[1].key, tmp_path / "log"
+
+    def train(cell):
+        if cell.key == deadly:
+            kill_self()
+        with log.open("a") as file:
+            file.write(f"{cell.key}\n")
+        return fake_trial(cell)
+
+    deaths = 0
+    while os.WIFSIGNALED(os.waitpid(in_child(lambda: Store(place, SETTINGS).work(train, plan, floor=-7.0)), 0)[1]):
+        deaths += 1
+        assert deaths <= module.DEATHS
+    assert deaths == module.DEATHS
+    trials = {t.cell.key: t for t in Store(place, SETTINGS).trials()}
+    assert len(trials) == EXPECTED_COUNT
+    lost = trials.pop(deadly)
+    assert (lost.state, lost.valid_score, lost.test_score) == ("failed", -7.0, -7.0)
+    assert lost.reason == "3 processes died of it: out of memory, or a crash"
+    assert all(t.state == "complete" for t in trials.values())
+    assert sorted(log.read_text().split()) == sorted(trials), "the others ran once each"
 
 
 # The thread leaves by SystemExit, which Python ignores in threads and pytest does not.

@@ -137,9 +137,10 @@ class Bench:
             >>> callable(Bench.trials)
             True
         """
-        settings = self.settings[experiment.name]
-        train = trainer_of(self._tasks[experiment.name], settings, experiment.memory)
-        return self._stores[experiment.name].work(train, partial(due, settings), *filter(None, [on_change]))
+        settings, task = self.settings[experiment.name], self._tasks[experiment.name]
+        train = trainer_of(task, settings, experiment.memory)
+        store, told = self._stores[experiment.name], filter(None, [on_change])
+        return store.work(train, partial(due, settings), *told, floor=task.floor)
 
 
 def experiments_of(claims: Sequence[Claim]) -> list[Experiment]:

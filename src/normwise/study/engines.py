@@ -68,8 +68,8 @@ class Processes:
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Start all but the first."""
         count = max(min(self.workers, trials), 1)
-        with helpers([job] * (count - 1)):
-            yield lambda: count
+        with helpers([job] * (count - 1)) as look_after:
+            yield lambda: 1 + look_after()
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def run(store: Store, task: Task, engine: Engine, job: Job, progress: bool = Tru
                 display.workers = max(workers, 1)
                 display.update(trials, note)
 
-        return store.work(train, partial(due, settings), on_change)
+        return store.work(train, partial(due, settings), on_change, floor=task.floor)
 
 
 @contextmanager

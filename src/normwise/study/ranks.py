@@ -157,7 +157,9 @@ class Distributed:
                 while not target.exists():
                     dead = [k for k, child in enumerate(children) if child.poll() is not None]
                     if dead and not target.exists():
-                        return _lost(self.task, cell, f"rank {dead[0]} of {self.devices} died", began)
+                        seconds = time.perf_counter() - began
+                        reason = f"rank {dead[0]} of {self.devices} died"
+                        return Trial.lost(cell, self.task.floor, reason, seconds)
                     time.sleep(_POLL)
                 trial: Trial = pickle.loads(target.read_bytes())
         return dataclasses.replace(trial, seconds=time.perf_counter() - began)
@@ -182,8 +184,3 @@ def _run_rank(given: tuple[Any, ...], cell: Cell, rank: int, size: int, port: in
     # Without the interpreter's exit: tearing gloo down can hang. The parent ends those that still wait.
     time.sleep(1)
     os._exit(0)
-
-
-def _lost(task: Task, cell: Cell, reason: str, began: float) -> Trial:
-    seconds = time.perf_counter() - began
-    return Trial(cell, "failed", task.floor, task.floor, None, None, 0, None, seconds, None, 0, reason=reason)

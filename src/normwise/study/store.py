@@ -7,6 +7,9 @@ failing a stale trial and enqueueing its successor loses it; and a worker that f
 its own. So those steps happen under the database's one lock, which is free again when its holder dies, and whoever
 takes the lock next first brings queue and plan into line (:meth:`Store._reconcile`).
 
+Nor does Optuna tell a trial that kills its worker (a crash in native code, all memory taken) from a worker that was
+killed: after three deaths a trial counts as failed, so that it cannot take worker after worker.
+
 The lock keeps work from being done twice; that nothing is *counted* twice does not depend on it: a cell has one place
 in the result, whoever finished it.
 """
@@ -19,6 +22,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -53,6 +57,8 @@ STUDY_NAME = "normwise"
 # Trials that wait in the database at most. Every claim reads them, so a long queue would make claims slow; each claim
 # refills it.
 _AHEAD = 8
+# So many workers may die of a trial.
+DEATHS = 3
 _LOG = logging.getLogger("normwise")
 
 
@@ -157,6 +163,8 @@ class Store:
         train: Callable[[Cell], Trial] | None,
         due: Callable[[list[Trial]], list[Cell]],
         on_change: OnChange = lambda trials, note: None,
+        *,
+        floor: float = 0.0,
     ) -> list[Trial]:
         """Run cells until every due one is finished, together with any other process that works on the same store.
 
@@ -164,6 +172,7 @@ class Store:
             train: turns a cell into its trial; ``None`` watches others work.
             due: given the finished trials, all cells that are to be run, finished ones included.
             on_change: told the finished trials, and what this worker does now.
+            floor: the score of a trial that fails since it kills its workers.
 
         Returns:
             All trials.
@@ -179,7 +188,7 @@ class Store:
         with self._guarded(), quiet():
             while True:
                 # Where a connection breaks, what was under way is in the database or will be done again.
-                waiting, running, finished = self._insist(partial(self._turn, train, due, on_change))
+                waiting, running, finished = self._insist(partial(self._turn, train, due, on_change, floor))
                 if waiting and train is not None:
                     pause = self.database.poll
                     continue
@@ -192,11 +201,15 @@ class Store:
                 pause = min(2 * pause, self.database.poll_at_most)
 
     def _turn(
-        self, train: Callable[[Cell], Trial] | None, due: Callable[[list[Trial]], list[Cell]], on_change: OnChange
+        self,
+        train: Callable[[Cell], Trial] | None,
+        due: Callable[[list[Trial]], list[Cell]],
+        on_change: OnChange,
+        floor: float,
     ) -> tuple[int, int, list[Trial]]:
         """Take the lock, bring the queue into line, and run one trial where one waits."""
         with self._locked():
-            waiting, running, finished = self._reconcile(due)
+            waiting, running, finished = self._reconcile(due, floor)
             if waiting and train is not None:
                 on_change(finished, None)
                 self._run_one(train, partial(_start, on_change, finished))
@@ -213,12 +226,17 @@ class Store:
             # From here on the heartbeat tells whether this worker lives; see _reconcile.
             trial.set_user_attr("claim", _claim(trial.number))
             self._lock.release(force=True)
-            on_start(cell)
-            # A retried trial brings its result along where the worker died between writing it and saying so.
-            result = given.get("result")
-            if result is None:
-                result = to_dict(train(cell))
-                self._insist(partial(trial.set_user_attr, "result", result))
+            try:
+                on_start(cell)
+                # A retried trial brings its result along where the worker died between writing it and saying so.
+                result = given.get("result")
+                if result is None:
+                    result = to_dict(train(cell))
+                    self._insist(partial(trial.set_user_attr, "result", result))
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    trial.set_user_attr("given_back", trial.number)
+                raise
             return result["valid_score"]
 
         self.database.working = True
@@ -232,7 +250,7 @@ class Store:
         finally:
             self.database.working = False
 
-    def _reconcile(self, due: Callable[[list[Trial]], list[Cell]]) -> tuple[int, int, list[Trial]]:
+    def _reconcile(self, due: Callable[[list[Trial]], list[Cell]], floor: float = 0.0) -> tuple[int, int, list[Trial]]:
         """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will.
 
         Returns:
@@ -244,6 +262,12 @@ class Store:
         finished = self._finished.of(trials)
         wanted = {cell.key: cell for cell in due(finished)}
         taken = {trial.cell.key for trial in finished}
+        died = Counter(_key(trial) for trial in trials if _took_its_worker_along(trial))
+        if deadly := [cell for key, cell in wanted.items() if key not in taken and died[key] >= DEATHS]:
+            for cell in deadly:
+                lost = Trial.lost(cell, floor, f"{died[cell.key]} processes died of it: out of memory, or a crash")
+                self._study.add_trial(as_frozen(self.settings, cell, to_dict(lost)))
+            return self._reconcile(due, floor)
         running = 0
         for trial in trials:
             if trial.state == TrialState.RUNNING:
@@ -353,6 +377,12 @@ def is_claimed(trial: FrozenTrial) -> bool:
     """
     claim = trial.user_attrs.get("claim")
     return isinstance(claim, dict) and claim.get("number") == trial.number
+
+
+def _took_its_worker_along(trial: FrozenTrial) -> bool:
+    """Whether a worker fell silent while it ran this trial; an interrupted one gives it back."""
+    given_back = trial.user_attrs.get("given_back") == trial.number
+    return trial.state == TrialState.FAIL and is_claimed(trial) and not given_back
 
 
 def _claim(number: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ on a command line) and ends when the pipe breaks: however the parent dies, nothi
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import subprocess
@@ -27,6 +29,9 @@ from normwise.study.store import OnChange, Store
 from normwise.study.tasks import Task, load_task
 from normwise.study.trial import Trainer
 
+_LOG = logging.getLogger("normwise")
+# What a trial does to workers, the store puts an end to; this ends what happens before a trial is claimed.
+_RESTARTS = 30
 _CHILD = "from normwise.study.worker import main; main()"
 
 
@@ -59,7 +64,7 @@ class Job:
         """
         store = Store(self.where, name=self.study)
         task = rebuild(store) if self.task is None else self.task
-        store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change)
+        store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change, floor=task.floor)
 
 
 def rebuild(store: Store) -> Task:
@@ -122,32 +127,44 @@ def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> T
 
 
 @contextmanager
-def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[None]:
+def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[Callable[[], int]]:
     """Run each job in a process of its own while the body runs.
 
     Args:
         jobs: functions without arguments that can be pickled.
 
     Yields:
-        Nothing.
+        What starts a job again whose process a signal has ended, as a crash in native code does or the system when it
+        runs out of memory; it gives how many run.
 
     Example:
-        >>> with helpers([]):
-        ...     pass
+        >>> with helpers([]) as look_after:
+        ...     look_after()
+        0
     """
-    with started(jobs):
-        yield
+    restarts = iter(range(_RESTARTS))
+    with started(jobs) as children:
+
+        def look_after() -> int:
+            for k, child in enumerate(children):
+                if (child.poll() or 0) < 0 and next(restarts, None) is not None:
+                    _LOG.warning("normwise: signal %d ended a worker; another takes its place", -child.returncode)
+                    _close(child)
+                    children[k] = _start(packed(jobs[k]))
+            return sum(child.poll() is None for child in children)
+
+        yield look_after
 
 
 @contextmanager
 def started(jobs: Sequence[Callable[[], object]]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run each job in a process of its own while the body runs, and look after them.
+    """Run each job in a process of its own while the body runs.
 
     Args:
         jobs: functions without arguments that can be pickled.
 
     Yields:
-        The processes, in the order of the jobs; they are ended with the body.
+        The processes, in the order of the jobs; those in the list are ended with the body.
 
     Example:
         >>> with started([]) as children:
@@ -158,19 +175,29 @@ def started(jobs: Sequence[Callable[[], object]]) -> Iterator[list[subprocess.Po
     children: list[subprocess.Popen[bytes]] = []
     try:
         for job in pickled:
-            child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-            children.append(child)
-            assert child.stdin is not None
-            child.stdin.write(job)
-            child.stdin.flush()
+            children.append(_start(job))
         yield children
     finally:
         for child in children:
             child.terminate()
         for child in children:
-            if child.stdin is not None:
-                child.stdin.close()
-            child.wait()
+            _close(child)
+
+
+def _start(job: bytes) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # dead already, which is noticed later
+        child.stdin.write(job)
+        child.stdin.flush()
+    return child
+
+
+def _close(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
+    child.wait()
 
 
 def packed(job: Callable[[], object]) -> bytes:
