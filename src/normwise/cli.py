@@ -113,7 +113,7 @@ def compare(
             can take part. Its password is better left to ~/.pgpass or PGPASSWORD.
         study: The study's name in that database. Default: that of the folder.
         engine: What starts the workers: processes, of this machine, or ray.
-        address: Of the Ray cluster, such as HOST:6379. Default: that of this machine.
+        address: Of the Ray cluster, such as HOST:6379. Default: that of this machine, or one started for this study.
         cpus: That each worker is given on the Ray cluster.
         gpus: Likewise; a fraction shares one.
         devices: Processes that train one trial together, with synced statistics.
@@ -310,7 +310,7 @@ def _engine(name: str, workers: int | None, address: str | None, cpus: float, gp
     if name == "ray":
         from normwise.study.engines import RayCluster
 
-        return {"engine": RayCluster(workers, address or "auto", cpus, gpus)}
+        return {"engine": RayCluster(workers, address, cpus, gpus)}
     if address is not None or gpus or cpus != 1:
         raise InputError("--address, --cpus and --gpus are for --engine ray")
     return {"engine": name, "workers": _default_workers() if workers is None else workers}

@@ -15,6 +15,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 from faults import ARGUMENTS, numbers, running
 from ray.cluster_utils import Cluster
 
+from normwise.errors import InputError
 from normwise.study import RayCluster, compare
 from normwise.study.server import Server
 
@@ -24,6 +25,10 @@ def main(url: str, target: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
     said = {}
+    try:
+        compare(engine=RayCluster(2, cluster.address), progress=False, **ARGUMENTS)
+    except InputError as error:
+        refused = str(error)
 
     def strike() -> None:
         """Kill the first worker that trains, then the node of a later one."""
@@ -43,7 +48,7 @@ def main(url: str, target: str) -> None:
     thread.join()
     cluster.shutdown()
     with open(target, "w") as file:
-        json.dump({"numbers": numbers(study.record), "said": said}, file)
+        json.dump({"numbers": numbers(study.record), "said": said, "refused": refused}, file)
 
 
 if __name__ == "__main__":

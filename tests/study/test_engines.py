@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from faults import ARGUMENTS, numbers, running
@@ -34,13 +38,13 @@ from normwise.study.store import Store
 Server.heartbeat, Server.grace, Server.poll_at_most = 1, 4, 1.0
 work = Store.work
 
-def hold(store, train, *rest):
+def hold(store, train, *rest, **more):
     def held(cell):
         while os.path.exists(os.environ["GATE"]):
             time.sleep(0.05)
         return train(cell)
 
-    return work(store, train and held, *rest)
+    return work(store, train and held, *rest, **more)
 
 Store.work = hold
 main()
@@ -161,6 +165,7 @@ def test_ray_cluster_loses_a_worker_and_a_node(postgres, expected, tmp_path):
     assert done.returncode == 0, done.stderr
     came_out = json.loads(target.read_text())
     assert set(came_out["said"]) == {"worker", "node"}, done.stderr
+    assert "cannot share a file: add --storage postgresql://" in came_out["refused"]
     assert came_out["numbers"] == json.loads(json.dumps(expected))
     assert states(url) == {"COMPLETE": expected["count"], "FAIL": 2}
     assert PASSWORD not in done.stdout + done.stderr
@@ -188,6 +193,47 @@ from normwise.study.database import File
 File.grace = 3
 main()
 """
+
+
+def ancestors(process):
+    """The numbers of a process and of those that it descends from."""
+    while process > 1:
+        yield process
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
+def listening(root):
+    """Where a process and its descendants listen: (address, name of the process)."""
+    listed = subprocess.run(["ss", "-ltnup"], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"(\S+):\d+ +\S+:\* +users:\(\(\"([^\"]+)\",pid=(\d+)", listed)
+    return {(address, name) for address, name, process in found if root in ancestors(int(process))}
+
+
+@pytest.mark.skipif(not shutil.which("ss"), reason="needs ss, of iproute2, to see who listens")
+def test_ray_without_an_address_starts_a_cluster_that_only_this_machine_reaches(expected, start, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    child, seen = start("compare", *OPTIONS, "--engine", "ray", "--out", str(tmp_path / "out")), set()
+    while child.poll() is None:
+        seen |= listening(child.pid)
+        time.sleep(0.2)
+    assert child.returncode == 0, child.communicate()
+    assert numbers(records.load_study(tmp_path / "out" / "study.json")) == expected
+    assert {"gcs_server", "raylet"} <= {name for _, name in seen}
+    assert {address for address, _ in seen} <= {"127.0.0.1", "[::ffff:127.0.0.1]", "[::1]"}
+
+
+def test_a_cluster_that_would_listen_on_the_network_is_not_started(monkeypatch, tmp_path):
+    imported = ModuleType("ray")
+    imported.__spec__, imported.is_initialized = ModuleSpec("ray", None), lambda: False
+    monkeypatch.setitem(sys.modules, "ray", imported)
+    monkeypatch.setattr("normwise.study.engines._cluster_runs", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    with pytest.raises(InputError, match=r"ray is imported already.*call ray\.init\(\) yourself before, or set RAY"):
+        compare(out=tmp_path, engine="ray", progress=False, **ARGUMENTS)
 
 
 def test_a_trial_that_kills_its_workers_is_given_up_and_the_verdict_says_so(tmp_path):
@@ -234,5 +280,3 @@ def test_engines_are_checked(tmp_path):
         RayCluster(0)
     with pytest.raises(InputError, match="needs CPUs or GPUs"):
         RayCluster(cpus=0)
-    with pytest.raises(InputError, match=r"cannot share a file: add --storage postgresql://"):
-        compare(out=tmp_path, engine="ray", progress=False, **ARGUMENTS)

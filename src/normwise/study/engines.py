@@ -6,7 +6,12 @@ cluster as tasks and watches. Workers that anything else starts (``normwise stud
 
 from __future__ import annotations
 
+import importlib.util
+import ipaddress
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +28,7 @@ from normwise.study.tasks import Task
 from normwise.study.worker import Job, helpers, packed, trainer_of
 
 ENGINES = ("processes", "ray")
+_ON_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class Engine(Protocol):
@@ -78,8 +84,9 @@ class RayCluster:
 
     Args:
         workers: how many; ``None`` for as many as the cluster has room for.
-        address: of the cluster, as for ``ray.init``; ``"auto"`` is the one of this machine. None is started here: a Ray
-            cluster listens on the network, which is its owner's decision.
+        address: of the cluster, as for ``ray.init``; ``None`` is the one that runs on this machine or that
+            ``RAY_ADDRESS`` names, and where there is none, one that is started for this study and listens to this
+            machine only.
         cpus: that each worker is given.
         gpus: likewise; a fraction shares one.
 
@@ -92,7 +99,7 @@ class RayCluster:
     """
 
     workers: int | None = None
-    address: str = "auto"
+    address: str | None = None
     cpus: float = 1
     gpus: float = 0
     trains = False
@@ -106,12 +113,12 @@ class RayCluster:
     @contextmanager
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Connect, hand over the tasks, and take back what is left of them in the end."""
-        if not is_url(job.where):
-            raise InputError(
-                "the nodes of a cluster cannot share a file: add --storage postgresql://USER@HOST/DATABASE"
-            )
         told = packed(job)
         with _connected(self.address) as ray:
+            if not is_url(job.where) and not _is_here(ray):
+                raise InputError(
+                    "the nodes of a cluster cannot share a file: add --storage postgresql://USER@HOST/DATABASE"
+                )
             count = min(self._room(ray.cluster_resources()), max(trials, 1))
             options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": -1, "name": "normwise"}
             task = ray.remote(_take_part).options(scheduling_strategy="SPREAD", **options)
@@ -209,27 +216,66 @@ def _silent() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Connect to a Ray cluster, or use the connection that there is."""
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"the engine ray needs {error.name}: pip install 'normwise[ray]'") from error
-    if ray.is_initialized():
-        yield ray
+def _connected(address: str | None) -> Iterator[Any]:
+    """Connect to a Ray cluster, or use the connection that there is, or start a cluster of this machine."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError("the engine ray needs ray: pip install 'normwise[ray]'")
+    there = sys.modules.get("ray")
+    if there is not None and there.is_initialized():
+        yield there
         return
+    if address is None and ("RAY_ADDRESS" in os.environ or _cluster_runs()):
+        address = "auto"
+    if address is None:
+        _keep_to_loopback()
+    import ray
+
+    dashboard = None if address else False
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise InputError(
-            f"cannot connect to the Ray cluster {address}: {first} Start one with 'ray start --head', or name one with "
-            "--address"
-        ) from None
+        doing = f"connect to the Ray cluster {address}" if address else "start a Ray cluster on this machine"
+        raise InputError(f"cannot {doing}: {first}") from None
     try:
+        if address is None and not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+            raise InputError(
+                f"Ray {ray.__version__} does not keep a cluster to this machine: start one yourself with 'ray start "
+                "--head', if others may reach it"
+            )
         yield ray
     finally:
         ray.shutdown()
+
+
+def _cluster_runs() -> bool:
+    """Whether there is a Ray cluster on this machine. Asked elsewhere, so that Ray is not imported here yet."""
+    ask = "import ray; ray.init('auto', log_to_driver=False)"
+    return subprocess.run([sys.executable, "-c", ask], capture_output=True, check=False).returncode == 0
+
+
+def _keep_to_loopback() -> None:
+    """Have a cluster that is started here listen on 127.0.0.1, as Ray does by itself on Windows and macOS.
+
+    Ray's variable for this is read when it is imported; ``_node_ip_address="127.0.0.1"`` is taken for the machine's own
+    address, and the processes listen on all.
+
+    Raises:
+        InputError: it is too late for that.
+    """
+    if "ray" in sys.modules and os.environ.get(_ON_NETWORK) != "0":
+        raise InputError(
+            "ray is imported already, and a cluster that it starts would listen on the network: call ray.init() "
+            f"yourself before, or set {_ON_NETWORK}=0 before ray is imported"
+        )
+    os.environ[_ON_NETWORK] = "0"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _is_here(ray: Any) -> bool:
+    """Whether this machine is the whole cluster."""
+    own = ray.get_runtime_context().get_node_id()
+    return all(node["NodeID"] == own for node in ray.nodes() if node["Alive"])
 
 
 def _take_part(told: bytes) -> None:
