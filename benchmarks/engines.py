@@ -219,7 +219,7 @@ def real(places: dict[str, Any]) -> list[dict[str, Any]]:
 
 def ray_start(url: str) -> dict[str, Any]:
     """How long a Ray cluster of this machine takes until a worker has begun, and from then on per trial."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # on loopback only
     import ray
 
     from normwise.study import compare
@@ -269,6 +269,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.wait:
         return wait_in(os.environ["NORMWISE_STORAGE"])
+    load = [round(x, 1) for x in os.getloadavg()]  # of what else runs
     count, sizes, seconds = (15, [0, 1000], 5.0) if arguments.quick else (60, [0, 1000, 10_000], 15.0)
     with places() as (server, folder):
         kinds = {"SQLite": folder, "PostgreSQL": server.url}
@@ -280,7 +281,6 @@ def main() -> None:
             "ray": ray_start(server.url()),
         }
     command = "PYTHONPATH=tests/study python benchmarks/engines.py" + " --quick" * arguments.quick
-    load = [round(x, 1) for x in os.getloadavg()]
     about = {"command": command, "versions": versions() | _more_versions(), "machine": machine(1), "load_average": load}
     settings = {"pause_s": PAUSE, "trials_timed": count, "seconds_counted": seconds}
     return write_atomic(arguments.out, json.dumps(about | {"settings": settings} | found, indent=1) + "\n")

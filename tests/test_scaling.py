@@ -15,8 +15,8 @@ def table(found: dict[str, Any]) -> str:
     cores, load = found["machine"]["cores"], found["load_average"][0]
     pause, version = found["settings"]["pause_s"], found["versions"]["postgresql"]
     lines = [
-        f"`make bench-engines` on {cores} cores which had other work to do (load {load}), with PostgreSQL {version} on",
-        "the same machine; stored in `results/engines.json`. Medians; on a machine of its own all of it is faster.",
+        f"`make bench-engines` on {cores} cores, with PostgreSQL {version} on the same machine; the load was {load}",
+        "when it began. Stored in `results/engines.json`. Medians.",
         "",
         "| beyond training, per trial, one worker | median | 9 of 10 below | of which the lock is held |",
         "|---|---|---|---|",
@@ -38,8 +38,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(row(file["workers"], file["trials_per_hour"], server["trials_per_hour"], training))
     lines += [
         "",
-        "The last table is of a machine whose cores were taken: it has the start of the workers in it, and shows that",
-        "more of them than free cores only slow each other down.",
+        "The last table has the start of the workers in it. More of them than free cores only slow each other down.",
     ]
     ray, last = found["ray"], found["growth"][-1]
     up, trials, each = ray["cluster_up_s"], ray["trials"], ray["per_trial_beyond_training_ms"]

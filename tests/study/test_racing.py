@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from races import compete, noisy, run_to_the_end
@@ -114,16 +111,3 @@ def test_a_race_waits_for_its_round():
     tuned = [fake_trial(cell) for cell in tune_cells(settings)]
     assert race(settings, [*tuned, final("batch", 0, 0.9)], 2).rounds == 1
     assert race(settings, [*tuned, final("batch", 0, 0.9), final("none", 0, 0.89)], 2).rounds == 2
-
-
-def test_page_tells_what_was_measured():
-    root = Path(__file__).parents[2]
-    record = json.loads((root / "results" / "racing.json").read_text(encoding="utf-8"))
-    page = (root / "docs" / "racing.md").read_text(encoding="utf-8")
-    for row in record["rows"]:
-        grid, raced = row["grid"], row["race"]
-        line = (
-            f"| {row['study']} | {len(row['methods'])} × {row['seeds']} | {grid['use']} | {raced['use']} | "
-            f"{', '.join(grid['tied'])} | {row['steps_ratio']:.0%} | {100 * row['test_lost']:.1f} points |"
-        )
-        assert line in page, line
