@@ -81,7 +81,8 @@ def novels() -> Task:
     task = load_task("austen")
     splits = task.splits
     fewer = splits._replace(**{part: getattr(splits, part).take(slice(None, None, 2)) for part in ("valid", "test")})
-    return dataclasses.replace(task, splits=fewer)
+    # The task's own rates were these when it was raced.
+    return dataclasses.replace(task, splits=fewer, lrs=(0.001, 0.004, 0.016))
 
 
 @dataclass(frozen=True)

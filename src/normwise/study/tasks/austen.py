@@ -93,7 +93,7 @@ def austen_task(source: str) -> Task:
         optimizer=warm_adam,
         optimizer_name=ADAM,
         methods=_METHODS,
-        lrs=(0.001, 0.004, 0.016),
+        lrs=(0.008, 0.032, 0.128),
         source=source,
         steps=1000,
         quick_steps=150,
