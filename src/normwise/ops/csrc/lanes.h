@@ -60,30 +60,57 @@ inline void store_as(BFloat16* to, Lanes<float> v) { narrow(to, bfloat16_bits<La
 inline void store_as(Half* to, Lanes<float> v) { narrow(to, half_bits<Lanes<uint32_t>>(v)); }
 
 // In the order of load_two.
-template <class T, class V> inline void store_two(T* to, V first, V second) {
-  store_as(to, first);
-  store_as(to + lane_count<acc_t<T>>, second);
-}
 inline void store_two(BFloat16* to, Lanes<float> even, Lanes<float> odd) {
   using U = Lanes<uint32_t>;
   const U words = bfloat16_bits<U>(even) >> 16 | (bfloat16_bits<U>(odd) & 0xffff0000u);
   std::memcpy(to, &words, sizeof(words));
 }
 
-// to[i] = f(from[i]...) for i < n; f takes elements or lanes of them, and `to` is other memory.
+// The first `count` lanes, 0 < count < all, of which only those are read or written: a second store to the same place, or
+// one beyond a row's end, makes the row that follows wait.
+#if NORMWISE_VECTOR_BYTES == 64
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline Lanes<float> load_first(const float* p, int64_t count, Lanes<float>) { return (Lanes<float>)_mm512_maskz_loadu_ps(first_lanes(count), p); }
+inline Lanes<double> load_first(const double* p, int64_t count, Lanes<double>) {
+  return (Lanes<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(count)), p);
+}
+template <class T> inline Lanes<float> load_first(const T* p, int64_t count, Lanes<float> v) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return load_as(reinterpret_cast<const T*>(&bits), v);
+}
+inline void store_first(float* to, int64_t count, Lanes<float> v) { _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v); }
+inline void store_first(double* to, int64_t count, Lanes<double> v) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes(count)), (__m512d)v);
+}
+template <class T> inline void store_first(T* to, int64_t count, Lanes<float> v) {
+  __m256i bits;
+  store_as(reinterpret_cast<T*>(&bits), v);
+  _mm256_mask_storeu_epi16(to, first_lanes(count), bits);
+}
+#else
+template <class T, class V> inline V load_first(const T* p, int64_t count, V v) {
+  T part[lane_count<acc_t<T>>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load_as(part, v);
+}
+template <class T, class V> inline void store_first(T* to, int64_t count, V v) {
+  for (int64_t i = 0; i < count; ++i) store(to + i, acc_t<T>(v[i]));
+}
+#endif
+
+// to[i] = f(from[i]...) for i < n; f takes lanes, and `to` is other memory.
 template <class T, class F, class... From>
 inline void map_row(int64_t n, F f, T* __restrict to, const From* __restrict... from) {
   using V = Lanes<acc_t<T>>;
   constexpr int64_t W = lane_count<acc_t<T>>;
-  if (n < W) {
-    for (int64_t i = 0; i < n; ++i) store(to + i, f(load(from[i])...));
-    return;
-  }
-  auto both = [f](T* at, auto... two) { store_two(at, f(two.first...), f(two.second...)); };
   int64_t i = 0;
-  for (; i + 2 * W <= n; i += 2 * W) both(to + i, load_two(from + i)...);
-  if (i + W <= n) store_as(to + i, f(load_as(from + i, V{})...)), i += W;
-  if (i < n) store_as(to + n - W, f(load_as(from + n - W, V{})...));  // the last lanes, some of them once more
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    auto both = [f](T* at, auto... two) { store_two(at, f(two.first...), f(two.second...)); };
+    for (; i + 2 * W <= n; i += 2 * W) both(to + i, load_two(from + i)...);
+  }
+  // One at a time: a load that runs ahead of stores waits where the two are a multiple of 4096 bytes apart.
+  for (; i + W <= n; i += W) store_as(to + i, f(load_as(from + i, V{})...));
+  if (i < n) store_first(to + i, n - i, f(load_first(from + i, n - i, V{})...));
 }
 
 inline float lane_sum(VectorOf<float, 16>::type v) { return (v[0] + v[2]) + (v[1] + v[3]); }
