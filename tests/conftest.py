@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
 import torch
 
 # torchvision, which timm imports, registers Python halves of operators whose compiled halves do not exist beside the
@@ -13,3 +16,21 @@ for _name in ("nms", "qnms", *_BACKWARD, *(f"_{name}_backward" for name in _BACK
 
 # It holds no doctests, and where a folder before it in the alphabet has a conftest.py, pytest takes that for this one.
 collect_ignore = ["conftest.py"]
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pages import redrawn
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "racing.md"
 
@@ -65,11 +67,7 @@ def simulated_row(r: dict[str, Any]) -> str:
 
 
 def drawn(text: str) -> str:
-    for name, draw in (("measured", measured), ("simulated", simulated)):
-        start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
-        before, _, rest = text.partition(start)
-        text = before + start + draw() + end + rest.partition(end)[2]
-    return text
+    return redrawn(text, measured=measured(), simulated=simulated())
 
 
 def test_the_pages_numbers_are_those_of_the_stored_measurements() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from normwise.records import Interval, Standing, load_study
+from pages import redrawn
 
 ROOT = Path(__file__).parents[1]
-STUDY = ROOT / "results" / "compare-digits.json"
-START, END = "<!-- table:start -->\n", "<!-- table:end -->"
+PAGE, STUDY = ROOT / "README.md", ROOT / "results" / "compare-digits.json"
 
 
 def percent(interval: Interval) -> str:
@@ -38,17 +38,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def parts() -> tuple[str, str, str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    inside, _, after = rest.partition(END)
-    return before + START, inside, END + after
+def drawn(text: str) -> str:
+    return redrawn(text, table=table())
 
 
 def test_the_readmes_table_is_that_of_the_stored_study() -> None:
-    assert parts()[1] == table(), "run: python tests/test_readme.py"
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == drawn(text), "run: python tests/test_readme.py"
 
 
 if __name__ == "__main__":
-    before, _, after = parts()
-    (ROOT / "README.md").write_text(before + table() + after, encoding="utf-8")
+    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pages import redrawn
+
 ROOT = Path(__file__).parents[1]
 PAGE, STORED = ROOT / "docs" / "scaling.md", ROOT / "results" / "engines.json"
 NODES, TRIALS = 100, 10_000
@@ -92,11 +94,7 @@ def pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, An
 
 def drawn(text: str) -> str:
     found = json.loads(STORED.read_text(encoding="utf-8"))
-    for name, draw in (("table", table), ("plan", plan)):
-        start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
-        before, _, rest = text.partition(start)
-        text = before + start + draw(found) + end + rest.partition(end)[2]
-    return text
+    return redrawn(text, table=table(found), plan=plan(found))
 
 
 def test_the_pages_numbers_are_those_of_the_stored_measurement() -> None:

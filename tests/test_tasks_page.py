@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from normwise.records import Interval, Standing, Study, Verdict, load_study
+from pages import redrawn
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compare.md"
-START, END = "<!-- verdicts:start -->\n", "<!-- verdicts:end -->"
 TASKS = ("digits", "fashion-mnist", "japanese-vowels", "austen", "textures")
 
 
@@ -49,15 +49,13 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def parts() -> tuple[str, str, str]:
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    inside, _, after = rest.partition(END)
-    return before + START, inside, END + after
+def drawn(text: str) -> str:
+    return redrawn(text, verdicts=table())
 
 
 def test_the_verdicts_are_those_of_the_stored_studies() -> None:
-    assert parts()[1] == table(), "run: python tests/test_tasks_page.py"
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == drawn(text), "run: python tests/test_tasks_page.py"
 
 
 def test_every_study_is_whole() -> None:
@@ -68,5 +66,4 @@ def test_every_study_is_whole() -> None:
 
 
 if __name__ == "__main__":
-    before, _, after = parts()
-    PAGE.write_text(before + table() + after, encoding="utf-8")
+    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

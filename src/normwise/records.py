@@ -389,6 +389,32 @@ def write_atomic(path: str | os.PathLike[str], text: str) -> None:
         raise StoreError(f"cannot write {target}: {error.strerror}") from error
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder to write into, unless it is there.
+
+    Args:
+        path: of the folder; those that it lies in are made likewise.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StoreError: it cannot be made.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     make_folder(pathlib.Path(folder) / "a" / "b").is_dir()
+        True
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write to the folder {folder}: {error.strerror}") from error
+    return folder
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

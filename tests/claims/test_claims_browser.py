@@ -1,27 +1,10 @@
 """The claims' page in a real browser: figures drawn, no error, no request, light and dark, phone."""
 
-import shutil
-
 import pytest
 from claims_samples import record
 
 from normwise import outcomes, report
 from normwise.records import Interval
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield running
-        running.close()
 
 
 def sample():

@@ -5,7 +5,8 @@ from tiny_study import fake_trial, make_settings
 
 from normwise.records import Cell, Interval
 from normwise.study.choice import choose
-from normwise.study.standings import interval_of, resampled_means, share_near_best, standings_at, stretch
+from normwise.study.pairs import stretch
+from normwise.study.standings import interval_of, resampled_means, share_near_best, standings_at
 from normwise.study.verdict import judge
 
 

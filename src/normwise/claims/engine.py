@@ -23,9 +23,9 @@ from normwise.claims.claim import Claim, Experiment, Part, Runs, UnmeasuredError
 from normwise.claims.library import CLAIMS, claims_named
 from normwise.claims.progress import Display
 from normwise.claims.statistics import estimate, judge, together
-from normwise.errors import InputError, StoreError
+from normwise.errors import InputError
 from normwise.outcomes import UNDECIDED, Answer, Outcome, load_claims
-from normwise.records import Trial, dumps, write_atomic
+from normwise.records import Trial, dumps, make_folder, write_atomic
 from normwise.study.machine import machine, versions
 from normwise.study.plan import due, total_cells
 from normwise.study.store import Store
@@ -255,11 +255,7 @@ def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path,
         >>> callable(save)
         True
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to the folder {folder}: {error.strerror}") from error
+    folder = make_folder(folder)
     stored, page = folder / STORED, folder / PAGE
     write_atomic(stored, dumps(record))
     write_atomic(page, report.claims_html(record))

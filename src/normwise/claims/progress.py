@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import Progress
 
 from normwise.claims.claim import Claim, Experiment
 from normwise.outcomes import Outcome
 from normwise.records import Trial
-from normwise.study.progress import live_line
+from normwise.study.progress import Live, live_line
 
 
-class Display:
+class Display(Live):
     """Shows which claim is being tested and each verdict as it falls; a context manager.
 
     Args:
@@ -38,22 +36,10 @@ class Display:
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._order = [claim.name for claim in claims]
         self._done: dict[str, int] = {}
-        self._live: Progress | None = None
         self._said = ""
         if self._console.is_terminal:
             self._live = live_line(self._console, "{task.fields[claim]}")
             self._bar = self._live.add_task("", total=total, claim="", doing="")
-
-    def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
 
     def watch(self, claim: Claim, experiment: Experiment) -> Callable[[list[Trial], str | None], None]:
         """Give what a store is to tell about an experiment.

@@ -15,12 +15,10 @@ import numpy as np
 import scipy.stats
 
 from normwise.study.choice import Cost, choose
-from normwise.study.pairs import LEVEL, PRIOR, variances
+from normwise.study.pairs import LEVEL, PRIOR, ROUNDING, stretch, variances
 
 FUTURES = 300
 _RESAMPLES = 200
-# Differences below this are rounding, not results.
-_ROUNDING = 1e-9
 
 
 class Forecast(NamedTuple):
@@ -103,8 +101,8 @@ def advice(
     leader = np.take_along_axis(scores, order[:, :1, None], axis=1)
     gaps = leader - scores
     reach = scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)
-    tied = gaps.mean(axis=2) - reach * gaps.std(axis=2, ddof=1) / np.sqrt(n) <= _ROUNDING
-    near = _near(scores, means, reach, tolerance)
+    tied = gaps.mean(axis=2) - reach * gaps.std(axis=2, ddof=1) / np.sqrt(n) <= ROUNDING
+    near = _near(scores, means, tolerance)
     found = []
     for best_first, is_tied, is_near in zip(order.tolist(), tied.tolist(), near.tolist(), strict=True):
         among = [k for k in best_first if is_tied[k]]
@@ -112,12 +110,11 @@ def advice(
     return np.array(found)
 
 
-def _near(scores: np.ndarray, means: np.ndarray, reach: float, tolerance: float) -> np.ndarray:
+def _near(scores: np.ndarray, means: np.ndarray, tolerance: float) -> np.ndarray:
     """How often each is within the tolerance of the highest, over resampled means stretched as the verdict's are."""
     n = scores.shape[2]
     shares = np.random.default_rng(0).multinomial(n, [1 / n] * n, size=_RESAMPLES).T / n
-    wider = reach / scipy.stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(n / (n - 1))
-    resampled = means[..., None] + wider * (scores @ shares - means[..., None])
-    within = resampled >= resampled.max(axis=1, keepdims=True) - tolerance - _ROUNDING
+    resampled = means[..., None] + stretch(n) * (scores @ shares - means[..., None])
+    within = resampled >= resampled.max(axis=1, keepdims=True) - tolerance - ROUNDING
     share: np.ndarray = within.mean(axis=2)
     return share

@@ -16,6 +16,8 @@ from normwise.records import Interval
 LEVEL = 0.95
 # Degrees of freedom that the scatter common to all methods counts for.
 PRIOR = 4
+# Differences below this are rounding, not results.
+ROUNDING = 1e-9
 
 
 def behind_leader(scores: np.ndarray, level: float = LEVEL) -> list[Interval | None]:
@@ -88,3 +90,23 @@ def moderated(variance: np.ndarray, n: int, common: float) -> np.ndarray:
         array([0.666..., 2.666...])
     """
     return (PRIOR * common + (n - 1) * variance) / (PRIOR + n - 1)
+
+
+def stretch(n: int, level: float = LEVEL) -> float:
+    """How much wider than the percentile bootstrap an interval for the mean of n values has to be.
+
+    Formula: t((1 + level)/2, n−1) / z((1 + level)/2) · √(n/(n−1)); it tends to 1.
+
+    Args:
+        n: at least 2.
+        level: nominal coverage.
+
+    Returns:
+        The factor.
+
+    Example:
+        >>> round(stretch(3), 3), round(stretch(1000), 3)
+        (2.689, 1.002)
+    """
+    upper = (1 + level) / 2
+    return float(scipy.stats.t.ppf(upper, n - 1) / scipy.stats.norm.ppf(upper) * np.sqrt(n / (n - 1)))

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -43,7 +43,29 @@ def live_line(console: Console, said: str) -> Progress:
     )
 
 
-class Display:
+class Live:
+    """A context manager around the live line that a terminal has; ``_live`` is ``None`` elsewhere.
+
+    Example:
+        >>> with Live():
+        ...     pass
+    """
+
+    _live: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+
+class Display(Live):
     """Shows how far a study is; a context manager.
 
     Args:
@@ -65,22 +87,10 @@ class Display:
         self.settings = settings
         self.workers = workers
         self._console = Console(file=stream or sys.stderr)
-        self._live: Progress | None = None
         self._said = ""
         if self._console.is_terminal:
             self._live = live_line(self._console, "{task.fields[left]}  {task.fields[best]}")
             self._bar = self._live.add_task("", total=total_cells(settings), left="", best="", doing="")
-
-    def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
 
     def update(self, trials: Sequence[Trial], doing: str | None) -> None:
         """Show the state of the study.

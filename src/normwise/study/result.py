@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normwise import records, report
-from normwise.errors import StoreError
 from normwise.study.verdict import progress_line
 
 if TYPE_CHECKING:
@@ -84,11 +83,7 @@ class Study:
             >>> callable(Study.save)
             True
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot write to the folder {folder}: {error.strerror}") from error
+        folder = records.make_folder(folder)
         stored, page = folder / "study.json", folder / "report.html"
         records.write_atomic(stored, records.dumps(self.record))
         records.write_atomic(page, self.html())

@@ -18,32 +18,10 @@ import scipy.stats
 
 from normwise.records import Interval, Settings, Standing, Trial
 from normwise.study.choice import step_bytes, step_seconds
-from normwise.study.pairs import LEVEL, PRIOR, moderated
+from normwise.study.pairs import LEVEL, PRIOR, ROUNDING, moderated, stretch
 from normwise.study.racing import race
 
 RESAMPLES = 9999
-# Differences below this are rounding, not results.
-_ROUNDING = 1e-9
-
-
-def stretch(n: int, level: float = LEVEL) -> float:
-    """How much wider than the percentile bootstrap an interval for the mean of n values has to be.
-
-    Formula: t((1 + level)/2, n−1) / z((1 + level)/2) · √(n/(n−1)); it tends to 1.
-
-    Args:
-        n: at least 2.
-        level: nominal coverage.
-
-    Returns:
-        The factor.
-
-    Example:
-        >>> round(stretch(3), 3), round(stretch(1000), 3)
-        (2.689, 1.002)
-    """
-    upper = (1 + level) / 2
-    return float(scipy.stats.t.ppf(upper, n - 1) / scipy.stats.norm.ppf(upper) * np.sqrt(n / (n - 1)))
 
 
 def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
@@ -138,7 +116,7 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
                 test=interval_of(means[test], resampled[test], _bounds(settings)),
                 behind=behind[0] if k else None,
                 behind_test=behind[1] if k else None,
-                tied=k == 0 or behind[0].low <= _ROUNDING,
+                tied=k == 0 or behind[0].low <= ROUNDING,
                 probability_best=float(shares[k]),
             )
         )
@@ -199,12 +177,12 @@ def share_near_best(resampled: np.ndarray, row: int, tolerance: float) -> float:
         >>> share_near_best(np.array([[0.9, 0.5], [0.8, 0.6]]), row=0, tolerance=0.01)
         0.5
     """
-    return float((resampled[row] >= resampled.max(axis=0) - tolerance - _ROUNDING).mean())
+    return float((resampled[row] >= resampled.max(axis=0) - tolerance - ROUNDING).mean())
 
 
 def _shares_of_wins(resampled: np.ndarray) -> np.ndarray:
     """How often each row is the highest; rows that are equal share."""
-    wins = resampled >= resampled.max(axis=0) - _ROUNDING
+    wins = resampled >= resampled.max(axis=0) - ROUNDING
     return (wins / wins.sum(axis=0)).mean(axis=1)
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from normwise.probe.verdict import RULES, STATIC
+from pages import redrawn
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "diagnose.md"
 OVERHEAD = ROOT / "results" / "watch-overhead.json"
 
@@ -32,19 +33,13 @@ def overhead() -> str:
     return "\n".join(rows) + "\n"
 
 
-def replaced(text: str, name: str, table: str) -> str:
-    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
-    before, _, rest = text.partition(start)
-    return before + start + table + end + rest.partition(end)[2]
-
-
-def drawn() -> str:
-    text = replaced(PAGE.read_text(encoding="utf-8"), "findings", findings())
-    return replaced(text, "overhead", overhead())
+def drawn(text: str) -> str:
+    return redrawn(text, findings=findings(), overhead=overhead())
 
 
 def test_the_pages_tables_are_those_of_the_rules_and_the_measurement() -> None:
-    assert PAGE.read_text(encoding="utf-8") == drawn(), "run: python tests/probe/test_page.py"
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == drawn(text), "run: python tests/test_diagnose_page.py"
 
 
 def test_watching_costs_less_than_15_percent_of_a_step() -> None:
@@ -52,4 +47,4 @@ def test_watching_costs_less_than_15_percent_of_a_step() -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(drawn(), encoding="utf-8")
+    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

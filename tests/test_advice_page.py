@@ -11,8 +11,9 @@ import pytest
 
 from normwise.advice import RULES, VETOES, Situation, rank
 from normwise.records import from_dict
+from pages import redrawn
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "advice.md", ROOT / "results" / "advice.json"
 
 
@@ -60,16 +61,10 @@ def regret_table() -> str:
 TABLES = {"rules": rules_table, "regret": regret_table}
 
 
-def parts(name: str) -> tuple[str, str, str]:
-    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
-    inside, _, after = rest.partition(end)
-    return before + start, inside, end + after
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_the_pages_table_is_that_of_the_data(name: str) -> None:
-    assert parts(name)[1] == TABLES[name](), "run: python tests/advice/test_doc.py"
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == redrawn(text, **{name: TABLES[name]()}), "run: python tests/test_advice_page.py"
 
 
 def test_stored_advice_is_that_of_the_rules_as_they_are() -> None:
@@ -92,6 +87,5 @@ def test_stored_regrets_follow_from_the_stored_scores() -> None:
 
 
 if __name__ == "__main__":
-    for name, table in TABLES.items():
-        before, _, after = parts(name)
-        PAGE.write_text(before + table() + after, encoding="utf-8")
+    tables = {name: table() for name, table in TABLES.items()}
+    PAGE.write_text(redrawn(PAGE.read_text(encoding="utf-8"), **tables), encoding="utf-8")
