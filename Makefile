@@ -5,7 +5,7 @@ TORCH ?= 2.13.0
 # Passed on to `normwise compare`, e.g. make compare ARGS="--quick --out /tmp/study"
 ARGS ?=
 # Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x"
-TESTS ?= -n 2
+TESTS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
