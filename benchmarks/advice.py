@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from advice_draw import DRAW_SEED, drawn
-from advice_tasks import SETTINGS as WRITTEN_ON
+from advice_draw import drawn
+from advice_tasks import SETTINGS as CHOSEN
 
 from normwise import advise, compare
 from normwise.records import Study, to_dict, write_atomic
@@ -32,8 +32,7 @@ from normwise.study.plan import default_epochs
 
 RESULTS = Path(__file__).parents[1] / "results" / "advice.json"
 FIXED = ("batch", "layer", "group", "switchable", "none")
-SEEDS = 3
-SETTINGS = WRITTEN_ON | drawn()
+SETTINGS = CHOSEN | drawn()
 Row = dict[str, Any]
 
 
@@ -42,13 +41,13 @@ def outcome(name: str, task: Task, work: Path) -> Row:
     setting = SETTINGS[name]
     epochs = default_epochs(setting.steps, setting.batch_size, task.splits.train.size)
     study = compare(
-        data=task, methods=setting.methods, batch_sizes=[setting.batch_size], seeds=SEEDS, lrs=setting.lrs,
+        data=task, methods=setting.methods, batch_sizes=[setting.batch_size], seeds=setting.seeds, lrs=setting.lrs,
         epochs=epochs, out=work / name, progress=False,
     ).record  # fmt: skip
     return {
         "task": name,
         "kind": setting.kind,
-        "held_out": name not in WRITTEN_ON,
+        "held_out": setting.held_out,
         "batch_size": setting.batch_size,
         "score": task.score_name,
         "epochs": epochs,
@@ -108,7 +107,7 @@ def regret(row: Row, method: str) -> float:
 def chance(row: Row, draws: int = 2000) -> float:
     """What regret the advice would have if the methods near the best were all equally good: the luck of the best."""
     means = {spec: statistics.fmean(values) for spec, values in row["points"].items()}
-    spreads = {spec: statistics.stdev(values) / SEEDS**0.5 for spec, values in row["points"].items()}
+    spreads = {spec: statistics.stdev(values) / len(values) ** 0.5 for spec, values in row["points"].items()}
     near = [spec for spec in means if max(means.values()) - means[spec] <= 2 * max(spreads[spec], 0.1)]
     generator = random.Random(0)
     lucky = (max(generator.gauss(0, spreads[spec]) for spec in near) for _ in range(draws))
@@ -149,8 +148,6 @@ def main() -> None:
         # Where the studies are kept does not matter to them.
         "command": shlex.join(["python", "benchmarks/advice.py", "--tasks", given.tasks]),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "seeds": SEEDS,
-        "draw_seed": DRAW_SEED,
         "regret": {
             title: summary(row for row in rows if kept in {None, row["held_out"]})
             for title, kept in (("all", None), ("written on", False), ("kept out", True))

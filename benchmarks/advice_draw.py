@@ -1,7 +1,8 @@
-"""Fresh tasks that prove the advice: drawn by a seed from a space of 1,447 settings, after the rules were final.
+"""Tasks drawn by a seed from a space of 1,447 settings: some to write rules on, fresh ones to prove them.
 
-The space is data, and was written down together with the final rules, before any of its settings was trained; git's
-history has the order. None of the thirty settings that the rules were written on can be drawn.
+The space is data. A draw that proves rules is written down together with them, before any of its settings is trained;
+git's history has the order. Once its outcome has been seen and a rule was changed it proves nothing more: its tasks are
+then among those that rules were written on. No setting is drawn twice.
 """
 
 from __future__ import annotations
@@ -34,8 +35,26 @@ from normwise.study.optimize import ADAM as ADAM_NAME
 from normwise.study.optimize import warm_adam
 from normwise.study.tasks.base import classification
 
-# The paper of group norm (arXiv 1803.08494); used for nothing before, and for one draw.
-DRAW_SEED = 1803_08494
+
+@dataclass(frozen=True)
+class Draw:
+    """``counts`` tasks of each family; the seed is the number of a paper on normalization, used for one draw only."""
+
+    seed: int
+    counts: dict[str, int]
+    held_out: bool = False
+    seeds: int = 3
+
+
+DRAWS = (
+    # Proved the first rules; an outcome of it led to new ones.
+    Draw(
+        1803_08494,
+        {"images": 6, "saturating": 2, "sequences": 2, "attention": 2, "tables": 2, "stylization": 1},
+    ),
+    # To write rules on.
+    Draw(1806_10779, {"images": 5, "saturating": 4, "sequences": 5, "attention": 3, "tables": 3}),
+)
 
 IMAGES: dict[str, Callable[[], Splits]] = {
     "digits": digit_parts, "fashion": fashion_parts, "mnist": mnist_parts, "photos": photo_parts,
@@ -58,9 +77,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """``count`` tasks, each one choice along every axis; ``make`` gives the setting of a choice."""
+    """Settings of a kind, each one choice along every axis; ``make`` gives the setting of a choice."""
 
-    count: int
     axes: dict[str, tuple[Any, ...]]
     make: Callable[..., Setting]
 
@@ -156,9 +174,8 @@ def _stylization(style: str, batch: int) -> Setting:
 
 
 SPACE: dict[str, Family] = {
-    "images": Family(6, {"data": tuple(IMAGES), "net": tuple(NETS), "batch": (1, 2, 4, 8, 16, 32, 64)}, _images),
+    "images": Family({"data": tuple(IMAGES), "net": tuple(NETS), "batch": (1, 2, 4, 8, 16, 32, 64)}, _images),
     "saturating": Family(
-        2,
         {
             "data": tuple(IMAGES), "activation": ("sigmoid", "tanh"), "net": ("linear", "convolutions"),
             "depth": (6, 8, 12, 16), "batch": (2, 4, 8, 16, 32, 64),
@@ -166,7 +183,6 @@ SPACE: dict[str, Family] = {
         _saturating,
     ),
     "sequences": Family(
-        2,
         {
             "data": (*TEXTS, *FRAMES), "net": ("gated", "convolutions"), "width": (32, 48, 64),
             "batch": (2, 4, 8, 16, 32),
@@ -174,7 +190,6 @@ SPACE: dict[str, Family] = {
         _sequences,
     ),
     "attention": Family(
-        2,
         {
             "data": (*TEXTS, *FRAMES), "depth": (1, 2, 3), "first": (True, False), "width": (32, 48),
             "batch": (2, 4, 8, 16, 32),
@@ -182,9 +197,9 @@ SPACE: dict[str, Family] = {
         _attention,
     ),
     "tables": Family(
-        2, {"data": TABLES, "depth": (2, 4, 8), "width": (32, 64, 128), "batch": (4, 8, 16, 32, 64)}, _tables
+        {"data": TABLES, "depth": (2, 4, 8), "width": (32, 64, 128), "batch": (4, 8, 16, 32, 64)}, _tables
     ),
-    "stylization": Family(1, {"style": ("gravel", "brick", "grass"), "batch": (1, 2, 4, 8)}, _stylization),
+    "stylization": Family({"style": ("gravel", "brick", "grass"), "batch": (1, 2, 4, 8)}, _stylization),
 }  # fmt: skip
 # Settings of the space that the rules were written on, by their choices.
 SEEN = {
@@ -212,14 +227,19 @@ def size() -> int:
     return sum(len(list(itertools.product(*family.axes.values()))) for family in SPACE.values())
 
 
-def drawn(seed: int = DRAW_SEED) -> dict[str, Setting]:
-    """The fresh tasks: choices along each axis by a seeded draw, those seen or drawn already being drawn again."""
-    generator, taken, settings = random.Random(seed), set(SEEN), {}
-    for name, family in SPACE.items():
-        while sum(setting.startswith(f"{name}-") for setting in settings) < family.count:
-            choice = tuple(generator.choice(options) for options in family.axes.values())
-            if (name, *choice) not in taken:
-                taken.add((name, *choice))
-                setting = family.make(**dict(zip(family.axes, choice, strict=True)))
-                settings["-".join(map(str, (name, *choice)))] = replace(setting, kind=name)
+def drawn() -> dict[str, Setting]:
+    """The tasks of all draws: choices along each axis, those seen or drawn already being drawn again."""
+    taken, settings = set(SEEN), {}
+    for draw in DRAWS:
+        generator = random.Random(draw.seed)
+        for name, count in draw.counts.items():
+            family, wanted = SPACE[name], len(settings) + count
+            while len(settings) < wanted:
+                choice = tuple(generator.choice(options) for options in family.axes.values())
+                if (name, *choice) not in taken:
+                    taken.add((name, *choice))
+                    setting = family.make(**dict(zip(family.axes, choice, strict=True)))
+                    settings["-".join(map(str, (name, *choice)))] = replace(
+                        setting, kind=name, held_out=draw.held_out, seeds=draw.seeds
+                    )
     return settings

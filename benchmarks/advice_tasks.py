@@ -1,4 +1,4 @@
-"""The thirty tasks that the rules of the advice were written on; ``advice_draw.py`` has those that prove them."""
+"""The thirty tasks that the rules of the advice were first written on; ``advice_draw.py`` has those that were drawn."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class Setting:
     kind: str = "images"
     variable_length: bool = False
     about: str | None = None
+    held_out: bool = False
+    seeds: int = 3
 
 
 def images(parts: Callable[[], Splits], net: Callable[..., nn.Module], *args: object, **options: object) -> Task:
