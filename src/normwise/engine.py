@@ -34,6 +34,7 @@ class Running(NamedTuple):
     var: Tensor
     momentum: float | Tensor
     skipped: Tensor | None = None
+    tracked: Tensor | None = None
 
 
 def run(
@@ -99,8 +100,9 @@ def _native_groups(x: Tensor, row: Method, p: Inputs, running: Running | None) -
 
 def _movable(running: Running, x: Tensor) -> bool:
     """Whether a native kernel can move the running averages."""
-    dtype = ops.accumulation_dtype(x.dtype)
-    return all(t.dtype == dtype and t.is_contiguous() and t.is_cpu for t in (running.mean, running.var))
+    mean, var, dtype = running.mean, running.var, ops.accumulation_dtype(x.dtype)
+    alike = mean.dtype == var.dtype == dtype and mean.is_cpu and var.is_cpu
+    return alike and mean.is_contiguous() and var.is_contiguous()
 
 
 def _elements(x: Tensor, inputs: Inputs) -> int | Tensor:
@@ -168,16 +170,19 @@ def _mix(
     x: Tensor, row: Method, p: Inputs, groups: list[int], activation: str | None, slope: float, running: Running | None
 ) -> Tensor:
     """The whole normalization in one native call."""
-    moved = None if running is None else (running.mean, running.var, running.skipped, float(running.momentum))
-    mixes = "mean_weight" in row.parameters
-    tensors = (p.weight, p.bias, p.mean_weight if mixes else None, p.var_weight if mixes else None)
-    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
-        return _Mix.apply(x, *tensors, _Call(row, p, groups, activation, slope, moved))
-    return ops.native.mix_norm(x, groups, *tensors, p.logits, p.eps, _population(p), moved, activation, slope)[0]
+    mean_weight, var_weight = (p.mean_weight, p.var_weight) if "mean_weight" in row.parameters else (None, None)
+    if torch.is_grad_enabled() and _any_requires_grad(x, p.weight, p.bias, mean_weight, var_weight):
+        call = _Call(row, p, groups, activation, slope, running)
+        return _Mix.apply(x, p.weight, p.bias, mean_weight, var_weight, call)
+    options = (p.logits, p.eps, p.population, running, activation, slope)
+    return ops.native.mix_norm(x, groups, p.weight, p.bias, mean_weight, var_weight, *options)[0]
 
 
-def _population(p: Inputs) -> tuple[Tensor, Tensor] | None:
-    return None if p.population is None else p.population[:2]
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    for t in tensors:  # noqa: SIM110 - a generator would take longer than the loop
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 class _Call(NamedTuple):
@@ -188,33 +193,41 @@ class _Call(NamedTuple):
     groups: list[int]
     activation: str | None
     slope: float
-    moved: tuple[Tensor, Tensor, Tensor | None, float] | None
+    running: Running | None
 
 
 class _Mix(torch.autograd.Function):
-    """One native call forward and one backward."""
+    """One native call forward and one backward; written for small tensors, where Python takes most of the time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         weight, bias, mean_weight, var_weight, call = args
-        p = call.inputs
-        options = (p.logits, p.eps, _population(p), call.moved, call.activation, call.slope)
-        y, mean, var = ops.native.mix_norm(x, call.groups, weight, bias, mean_weight, var_weight, *options)
-        ctx.save_for_backward(x, mean, var, *args[:-1])
+        _, p, groups, activation, slope, running = call
+        options = (p.logits, p.eps, p.population, running, activation, slope)
+        y, mean, var = ops.native.mix_norm(x, groups, weight, bias, mean_weight, var_weight, *options)
+        ctx.save_for_backward(x, mean, var, weight, bias, mean_weight, var_weight)
         ctx.call = call
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, *tensors = ctx.saved_tensors
-        wanted, call = ctx.needs_input_grad, ctx.call
+        x, mean, var, weight, bias, mean_weight, var_weight = ctx.saved_tensors
+        call = ctx.call
         if torch.is_grad_enabled():
-            return *_differentiable_backward(call, grad, x, [*tensors, None], [*wanted])[:5], None
-        weight, bias, mean_weight, var_weight = tensors
-        p = call.inputs
-        options = (weight, bias, mean_weight, var_weight, p.logits, p.eps, _population(p), call.activation, call.slope)
-        found = ops.native.mix_norm_backward(grad, x, mean, var, call.groups, *options)
-        return *(g if want else None for g, want in zip(found, wanted, strict=False)), None
+            tensors = [weight, bias, mean_weight, var_weight, None]
+            return *_differentiable_backward(call, grad, x, tensors, [*ctx.needs_input_grad])[:5], None
+        _, p, groups, activation, slope, _ = call
+        options = (weight, bias, mean_weight, var_weight, p.logits, p.eps, p.population, activation, slope)
+        dx, dw, db, of_means, of_vars = ops.native.mix_norm_backward(grad, x, mean, var, groups, *options)
+        # Autograd ignores what nobody wants, but not a gradient of None.
+        return (
+            dx,
+            None if weight is None else dw,
+            None if bias is None else db,
+            None if mean_weight is None else of_means,
+            None if var_weight is None else of_vars,
+            None,
+        )
 
 
 class _Fused(torch.autograd.Function):

@@ -29,6 +29,7 @@ def normalize(
     use_running: bool = False,
     momentum: float | Tensor | None = None,
     skipped: Tensor | None = None,
+    tracked: Tensor | None = None,
     over: tuple[str, ...] = ("instance", "layer", "batch"),
     mean_weight: Tensor | None = None,
     var_weight: Tensor | None = None,
@@ -68,6 +69,7 @@ def normalize(
             Under ``torch.func`` transforms they are left in any case.
         skipped: an integer tensor (); with it, a batch whose statistics are not finite leaves the running averages as
             they are and is counted here.
+        tracked: an integer tensor (), which counts the batches that moved the running averages, and empty ones.
         over: the members of a switchable mix.
         mean_weight: (K,), logits of the softmax mix of means; default equal.
         var_weight: (K,), logits of the softmax mix of variances; default equal.
@@ -105,8 +107,10 @@ def normalize(
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
         dtype = ops.accumulation_dtype(x.dtype)
-        # Copies: the next training step may change the buffers before this step's backward pass runs.
-        stored = Moments(running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None])
+        # Copies where there is a backward pass: the next training step may change the buffers before it runs.
+        copy = torch.is_grad_enabled() or needs_plain_graph()
+        mean, var = (t.to(dtype, copy=copy).unsqueeze(0) for t in (running_mean, running_var))
+        stored = Moments(mean, var)
     keep = real_elements(x, mask, lengths)
     mixes = "mean_weight" in row.parameters
     inputs = Inputs(
@@ -137,16 +141,19 @@ def normalize(
         x = torch.where(keep, x, 0)
     # A rank without data still learns what the others saw.
     some = x.numel() > 0 or inputs.exchange is not None
-    moves = some and momentum is not None and not use_running and not transforming()
+    moves = not use_running and not transforming()
     running = None
     if moves and momentum is not None and running_mean is not None and running_var is not None:
-        running = Running(running_mean, running_var, momentum, skipped)
+        if some:
+            running = Running(running_mean, running_var, momentum, skipped, tracked)
+        elif tracked is not None:
+            tracked.add_(1)  # as in torch
     y, cells = run(x, row, inputs, activation, slope, running)
     if keep is not None:
         y = torch.where(keep, y, 0)
     if running is not None and cells is not None:
         assert row.track is not None  # checked at the start
-        update_running(running.mean, running.var, row.track(cells, inputs), running.momentum, running.skipped)
+        update_running(*running[:2], row.track(cells, inputs), *running[2:])
     return y
 
 
@@ -262,13 +269,14 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.is_floating_point():
         raise RuntimeError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
-    C, shape, dtype = x.shape[1], tuple(x.shape), x.dtype
-    named = (("weight", inputs.weight), ("bias", inputs.bias), ("running_mean", running_mean))
-    for name, t in (*named, ("running_var", running_var)):
+    C, dtype = x.shape[1], x.dtype
+    per_channel = torch.Size((C,))
+    tensors = (inputs.weight, inputs.bias, running_mean, running_var)
+    for name, t in zip(("weight", "bias", "running_mean", "running_var"), tensors, strict=True):
         if t is None:
             continue
-        if t.ndim != 1 or t.shape[0] != C:
-            _check_per_channel(name, t, shape)
+        if t.shape != per_channel:
+            _check_per_channel(name, t, tuple(x.shape))
         if t.dtype != dtype and (t.dtype != torch.float32 or dtype.itemsize > 2):
             raise RuntimeError(
                 f"{name} is {t.dtype}, which does not go with an input of {dtype}: expected {dtype}, or float32 for "

@@ -234,7 +234,7 @@ def readable(t: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(t) is Tensor
-        and t.device.type == "cpu"
+        and t.is_cpu
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.jit.is_tracing()
     )
@@ -246,6 +246,7 @@ def update_running(
     batch: Moments,
     momentum: float | Tensor,
     skipped: Tensor | None = None,
+    tracked: Tensor | None = None,
 ) -> None:
     """Move the running averages towards a batch: ``running ← (1 − momentum) · running + momentum · batch``.
 
@@ -259,6 +260,7 @@ def update_running(
         momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
         skipped: an integer tensor (); with it, a batch whose moments are not all finite leaves the averages as they are
             and adds 1 here, without the host waiting for a device.
+        tracked: an integer tensor (), to which 1 is added for a batch that is not skipped.
 
     Example:
         >>> mean, var = torch.zeros(1), torch.ones(1)
@@ -269,14 +271,17 @@ def update_running(
     if isinstance(batch.elements, Tensor):
         momentum = (batch.elements > 1).reshape(-1).to(running_var.dtype) * momentum
     new_mean, new_var = (t.detach().reshape(-1).to(running_var.dtype) for t in (batch.mean, unbiased(batch)))
+    counts: int | Tensor = 1
     if skipped is not None:
         total = new_var.sum()  # tells of the means too: a variance is NaN where the mean is not finite
         if not readable(total):
-            finite = torch.isfinite(total)
-            new_mean, new_var = torch.where(finite, new_mean, running_mean), torch.where(finite, new_var, running_var)
-            skipped.add_(~finite)
+            counts = torch.isfinite(total)
+            new_mean, new_var = torch.where(counts, new_mean, running_mean), torch.where(counts, new_var, running_var)
+            skipped.add_(~counts)
         elif not math.isfinite(total.item()):
             skipped.add_(1)
             return
+    if tracked is not None:
+        tracked.add_(counts)
     for running, new in ((running_mean, new_mean), (running_var, new_var)):
         running.lerp_(new, momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum)

@@ -194,7 +194,7 @@ def test_lesser_instruction_sets_agree(isa):
 def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     x, g, center, scale, shift, gmean, gvar = problem((3, 4, 5, 6), dtype, layout)
     _, mean, var = native.sample_norm(x, 2)
-    logits, running = center[0, :3], [torch.zeros(4), torch.ones(4), torch.zeros((), dtype=torch.int64)]
+    logits, running = center[0, :3], [torch.zeros(4), torch.ones(4), *torch.zeros(2, dtype=torch.int64)]
     return {
         "moments": (x,),
         "apply": (x, center, scale, shift, 1, 0.1),

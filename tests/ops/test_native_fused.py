@@ -113,18 +113,22 @@ def test_a_batch_norm_joins_its_samples(shape, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_mix_norm_moves_running_averages_and_counts_what_is_not_finite(dtype):
     x = torch.randn(3, 4, 5, dtype=dtype)
-    mean, var, skipped = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype), torch.zeros((), dtype=torch.int64)
-    native.mix_norm(x, [0], running=(mean, var, skipped, 0.1))
+    mean, var = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
+    skipped, tracked = torch.zeros(2, dtype=torch.int64)
+    native.mix_norm(x, [0], running=(mean, var, 0.1, skipped, tracked))
     torch.testing.assert_close(mean, 0.1 * x.mean((0, 2)))
     torch.testing.assert_close(var, 0.9 + 0.1 * x.var((0, 2)))
     before = mean.clone(), var.clone()
     x[1, 2, 3] = float("inf")
-    native.mix_norm(x, [0], running=(mean, var, skipped, 0.1))
-    assert skipped == 1
+    native.mix_norm(x, [0], running=(mean, var, 0.1, skipped, tracked))
+    assert (skipped, tracked) == (1, 1)
     assert torch.equal(mean, before[0])
     assert torch.equal(var, before[1])
-    native.mix_norm(x, [0], running=(mean, var, None, 0.1))
+    native.mix_norm(x, [0], running=(mean, var, 0.1, None, tracked))
+    assert tracked == 2
     assert not var[2].isfinite()
+    with pytest.raises(RuntimeError, match="counted in one int64"):
+        native.mix_norm(x, [0], running=(mean, var, 0.1, None, tracked.int()))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -24,6 +24,9 @@ from normwise.functional import normalize, transforming
 from normwise.moments import readable
 
 
+torch.fx.wrap("normalize")
+
+
 @torch.fx.wrap
 def check_dim(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Refuse an input whose number of axes the layer does not take, in torch's words."""
@@ -139,57 +142,30 @@ class TrackingNorm(_NormBase):
 
     def _normalize(self, input: Tensor, method: str, momentum: float | None, counts: bool, **options: Any) -> Tensor:
         """Normalize; in training count the batch and move the running averages."""
-        moves = self.training and self.track_running_stats and self.running_mean is not None
-        y = _normalize_and_track(
-            input,
-            method,
-            self.num_batches_tracked if moves and counts else None,
-            self.num_batches_skipped if moves and self.skip_nonfinite else None,
-            moves,
-            momentum,
-            eps=self.eps,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            use_running=uses_running(self),
-            sync=self.sync if self.training else None,
-            **{"weight": self.weight, "bias": self.bias, **options},
-        )
-        skipped = self.num_batches_skipped
-        if moves and skipped is not None and readable(skipped) and not transforming():
+        mean, training = self.running_mean, self.training
+        options = {"weight": self.weight, "bias": self.bias, **options}
+        options |= {"eps": self.eps, "running_mean": mean, "running_var": self.running_var}
+        if not (training and self.track_running_stats and mean is not None):
+            sync = self.sync if training else None
+            return normalize(input, method, use_running=not training and mean is not None, sync=sync, **options)
+        tracked, skipped = self.num_batches_tracked if counts else None, self.num_batches_skipped
+        options |= {"skipped": skipped if self.skip_nonfinite else None, "sync": self.sync}
+        y = _normalize_and_track(input, method, momentum, tracked, **options)
+        if skipped is not None and readable(skipped) and not transforming():
             self._warn_of_skipped()
         return y
 
 
+# Takes the input, so that torch.fx sees a call to record: a cumulative average weighs each batch differently.
 @torch.fx.wrap
 def _normalize_and_track(
-    x: Tensor,
-    method: str,
-    tracked: Tensor | None,
-    skipped: Tensor | None,
-    moves: bool,
-    momentum: float | None,
-    **options: Any,
+    x: Tensor, method: str, momentum: float | None, tracked: Tensor | None, **options: Any
 ) -> Tensor:
-    # Counts a batch first, for the cumulative average, and takes that back where the batch was skipped. Under
-    # torch.func transforms nothing is counted or moved: what is mapped or differentiated has no side effects.
-    if not moves or transforming():
-        return normalize(x, method, **options)
-    if tracked is not None:
-        tracked.add_(1)
     weight: float | Tensor = 0.0 if momentum is None else momentum
     if momentum is None and tracked is not None:
-        # A cumulative average. As a tensor it neither breaks a compiled graph nor synchronizes with a device.
-        weight = tracked.double().reciprocal()
-    if tracked is None or skipped is None:
-        return normalize(x, method, momentum=weight, skipped=skipped, **options)
-    before = skipped.item() if readable(skipped) else skipped.clone()
-    y = normalize(x, method, momentum=weight, skipped=skipped, **options)
-    if not isinstance(before, Tensor):
-        if skipped.item() != before:
-            tracked.sub_(1)
-        return y
-    tracked.sub_(skipped - before)
-    return y
+        # As a tensor it neither breaks a compiled graph nor synchronizes with a device.
+        weight = (tracked + 1).double().reciprocal()
+    return normalize(x, method, momentum=weight, tracked=tracked, **options)
 
 
 class LazyNorm(_LazyNormBase):

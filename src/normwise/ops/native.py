@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from normwise.ops.reference import ACTIVATIONS
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
+
+# A mix that moves no running averages.
+_NOT_RUNNING = (None, None, 0.0, None, None)
 
 _LIBRARY = Path(__file__).with_name("_native.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
@@ -99,7 +103,7 @@ def supports(x: Tensor) -> bool:
         False
     """
     return (
-        _problem is None and x.device.type == "cpu" and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
+        _problem is None and x.is_cpu and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
     )
 
 
@@ -300,8 +304,8 @@ def mix_norm(
     var_weight: Tensor | None = None,
     logits: bool = True,
     eps: float = 1e-5,
-    population: tuple[Tensor, Tensor] | None = None,
-    running: tuple[Tensor, Tensor, Tensor | None, float] | None = None,
+    population: Sequence[Any] | None = None,
+    running: Sequence[Any] | None = None,
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -317,9 +321,10 @@ def mix_norm(
         var_weight: (K,), logits of the softmax mix of variances.
         logits: ``False`` where these are shares that sum to 1.
         eps: added to the variance.
-        population: mean and variance (C,), in the place of the pool over samples.
+        population: mean and variance (C,), in the place of the pool over samples; what follows is not read.
         running: running mean and variance (C,), of the accumulation type and moved in place towards the pool over
-            samples; a count of batches that were not finite and left them as they are, or ``None``; the momentum.
+            samples; the momentum; a count of batches that were not finite and left them as they are, or ``None``; a
+            count of those that moved them, or ``None``.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         slope: the negative slope of ``"leaky_relu"``.
 
@@ -332,12 +337,12 @@ def mix_norm(
         [[[-1.0, 1.0]]]
     """
     if _within_sample(groups):
-        return sample_norm(x, groups[0], weight, bias, eps, activation, slope)
-    population_mean, population_var = population or (None, None)
-    running_mean, running_var, skipped, momentum = running or (None, None, None, 0.0)
+        return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
+    population_mean, population_var = (None, None) if population is None else population[:2]
+    running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
     return _mix_norm(
         x, weight, bias, mean_weight, var_weight, logits, groups, eps, population_mean, population_var,
-        running_mean, running_var, skipped, momentum, _CODES[activation], slope,
+        running_mean, running_var, skipped, tracked, float(momentum), _CODES[activation], slope,
     )  # fmt: skip
 
 
@@ -353,7 +358,7 @@ def mix_norm_backward(
     var_weight: Tensor | None = None,
     logits: bool = True,
     eps: float = 1e-5,
-    population: tuple[Tensor, Tensor] | None = None,
+    population: Sequence[Any] | None = None,
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -385,11 +390,11 @@ def mix_norm_backward(
         [4.0]
     """
     if _within_sample(groups):
-        dx, dw, db = sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, activation, slope)
+        dx, dw, db = _sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, _CODES[activation], slope)
         # The one pool has all of the mix, whatever its weight.
-        of_means, of_vars = (None if t is None else torch.zeros_like(t) for t in (mean_weight, var_weight))
-        return dx, dw, db, of_means, of_vars
-    population_mean, population_var = population or (None, None)
+        of_means = None if mean_weight is None else torch.zeros_like(mean_weight)
+        return dx, dw, db, of_means, None if var_weight is None else torch.zeros_like(var_weight)
+    population_mean, population_var = (None, None) if population is None else population[:2]
     return _mix_norm_backward(
         g, x, mean, var, weight, bias, mean_weight, var_weight, logits, groups, eps,
         population_mean, population_var, _CODES[activation], slope,

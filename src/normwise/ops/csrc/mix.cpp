@@ -40,14 +40,19 @@ void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const doub
                 rows.shift[at + c]);
 }
 
+void count(const MaybeTensor& counter) {
+  if (!counter) return;
+  STD_TORCH_CHECK(counter->scalar_type() == ScalarType::Long && counter->numel() == 1, "normwise: batches are counted in one int64");
+  ++*data<int64_t>(*counter);
+}
+
 // running <- (1 - momentum) * running + momentum * batch, unless the batch is not finite and `skipped` counts such ones.
 template <class A>
 void update_running(const Cells& x, const Member& batch, const Tensor& running_mean, const Tensor& running_var,
-                    const MaybeTensor& skipped, double momentum) {
-  if (skipped && !std::all_of(batch.var, batch.var + x.C, [](double v) { return std::isfinite(static_cast<A>(v)); })) {
-    ++*data<int64_t>(*skipped);
-    return;
-  }
+                    const MaybeTensor& skipped, const MaybeTensor& tracked, double momentum) {
+  if (skipped && !std::all_of(batch.var, batch.var + x.C, [](double v) { return std::isfinite(static_cast<A>(v)); }))
+    return count(skipped);
+  count(tracked);
   const double count = static_cast<double>(x.N * x.M), unbiased = count / std::max(1.0, count - 1);
   A *mean = data<A>(running_mean), *var = data<A>(running_var);
   for (int64_t c = 0; c < x.C; ++c) {
@@ -71,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
                                             const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
                                             std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
                                             const MaybeTensor& population_var, const MaybeTensor& running_mean,
-                                            const MaybeTensor& running_var, const MaybeTensor& skipped, double momentum,
-                                            int64_t code, double slope) {
+                                            const MaybeTensor& running_var, const MaybeTensor& skipped,
+                                            const MaybeTensor& tracked, double momentum, int64_t code, double slope) {
   Cells x(input);
   join_samples(x, groups, weight, bias);
   const ScalarType dtype = acc_type(input.scalar_type());
@@ -104,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
     });
     all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
     if (running_mean && running_var && members.over_samples())
-      update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, momentum);
+      update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, tracked, momentum);
     const std::vector<int64_t> shape = reads ? std::vector<int64_t>{x.N, x.C} : std::vector<int64_t>{0};
     return std::tuple<Tensor, Tensor, Tensor>{y, as_tensor<A>(mean, shape, dtype), as_tensor<A>(var, shape, dtype)};
   });

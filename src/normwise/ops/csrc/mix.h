@@ -12,8 +12,8 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& x, const MaybeTensor& 
                                             const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
                                             std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
                                             const MaybeTensor& population_var, const MaybeTensor& running_mean,
-                                            const MaybeTensor& running_var, const MaybeTensor& skipped, double momentum,
-                                            int64_t activation, double slope);
+                                            const MaybeTensor& running_var, const MaybeTensor& skipped,
+                                            const MaybeTensor& tracked, double momentum, int64_t activation, double slope);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     const Tensor& g, const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& weight,

@@ -112,7 +112,7 @@ STABLE_TORCH_LIBRARY(normwise, m) {
   m.def(
       "mix_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean_weight, Tensor? var_weight, bool logits, "
       "int[] groups, float eps, Tensor? population_mean, Tensor? population_var, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, Tensor(c!)? skipped, float momentum, int activation, float slope) "
+      "Tensor(b!)? running_var, Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, float slope) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "mix_norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, "
