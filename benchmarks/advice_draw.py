@@ -54,6 +54,10 @@ DRAWS = (
     ),
     # To write rules on.
     Draw(1806_10779, {"images": 5, "saturating": 4, "sequences": 5, "attention": 3, "tables": 3}),
+    Draw(
+        1607_06450,
+        {"images": 8, "saturating": 4, "sequences": 4, "attention": 4, "tables": 3, "stylization": 1},
+    ),
 )
 
 IMAGES: dict[str, Callable[[], Splits]] = {

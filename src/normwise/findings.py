@@ -26,7 +26,9 @@ class NormFacts:
     axes that are neither sample nor channel. ``samples`` is how many rows of axis 0 a step on ``batch_size`` samples
     gives it, ``elements`` how many values then stand behind the statistic that it divides by, on one device, in
     training (of a mix: the smallest member's); ``None`` where it did not run. ``masked`` says that it is told of
-    padding, ``after`` names the module whose output it takes as it is.
+    padding, ``after`` names the module whose output it takes as it is. ``drift`` is, of a layer that runs at every step
+    of a loop, the share of its input's variance that is between the steps' means: 0 where all steps are alike; ``None``
+    elsewhere.
 
     Example:
         >>> NormFacts(["bn"], "BatchNorm2d", "batch", order=1, calls=1, channels=8, elements=512).name
@@ -52,6 +54,7 @@ class NormFacts:
     synced: bool = False
     masked: bool = False
     after: str | None = None
+    drift: float | None = None
 
     @property
     def name(self) -> str:
@@ -95,8 +98,8 @@ class NormFacts:
 class WeightFacts:
     """One layer with a weight matrix or kernel: convolution, linear, recurrent, attention.
 
-    ``order`` and ``calls`` as in :class:`NormFacts`; ``shape`` is that of its (first) output. ``normalized_by`` names
-    the norm that takes its output as it is.
+    ``order`` and ``calls`` as in :class:`NormFacts`; ``shape`` is that of its (first) output, ``fan_in`` how many
+    numbers each of its outputs is made from. ``normalized_by`` names the norm that takes its output as it is.
 
     Example:
         >>> WeightFacts(["fc"], "Linear", 0, 1, shape=[2, 10], bias=True).name
@@ -111,6 +114,7 @@ class WeightFacts:
     bias: bool = False
     weight_norm: bool = False
     normalized_by: str | None = None
+    fan_in: int | None = None
 
     @property
     def name(self) -> str:

@@ -27,6 +27,10 @@ IMAGENET = {
 }
 # Fewer values than this behind a statistic make it a poor estimate: its relative error is √(2 / (m − 1)), here 37 %.
 ENOUGH_VALUES = 16
+# A first layer that sees no more numbers than this has little but their size to pass on.
+FEW_FEATURES = 4
+# From this share of variance between the steps of a sequence on, one average for all steps is off for most of them.
+DRIFT = 0.2
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,23 @@ def _few_values(s: Situation) -> float:
 
 def _saturated_depth(s: Situation) -> float:
     return min(1.0, s.saturating / 8) if s.saturating >= 3 and "recurrent" not in s.kinds else 0.0
+
+
+def _keeps_centred(s: Situation) -> bool:
+    """Whether convolutions pass through functions that take 0 to 0 and are odd: what is centred stays so."""
+    return _convolutional(s) and s.saturating >= 3 and 2 * s.centred > s.saturating
+
+
+def _few_features(s: Situation) -> float:
+    if s.features is None or s.features > FEW_FEATURES:
+        return 0.0
+    # A statistic over many positions takes away their level and leaves their shape.
+    return 0.2 if _convolutional(s) else 1.0
+
+
+def _drifts(s: Situation) -> float:
+    # Padding makes steps differ too, which means nothing.
+    return 0.0 if s.variable_length else min(1.0, s.drift / DRIFT)
 
 
 def _styles(s: Situation) -> float:
@@ -191,14 +212,31 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "deep-plain",
-        "eight or more weighted layers with convolutions and no shortcuts; in full from ten",
-        lambda s: min(1.0, (s.depth - 6) / 4) if _recognizes(s) and s.depth >= 8 and not s.residual else 0.0,
+        "eight or more weighted layers with convolutions, no shortcuts and no tanh between them; in full from ten",
+        lambda s: (
+            min(1.0, (s.depth - 6) / 4)
+            if _recognizes(s) and s.depth >= 8 and not s.residual and not _keeps_centred(s)
+            else 0.0
+        ),
         {"switchable": -3.0, "layer": -3.0, "group": -3.0, "instance": -3.0},
         "With depth, and without shortcuts, all samples fall onto one direction; statistics over the batch keep them "
         "apart, those of single samples and a mix with them do so less.",
         "Daneshmand et al. 2020, arXiv 2003.01652; Labatie et al. 2021, arXiv 2106.03743; size: results/advice.json",
         fires={**_CONV, "depth": 11},
         silent={**_CONV, "depth": 50, "residual": 16},
+    ),
+    Rule(
+        "few-features",
+        f"the first layer makes its outputs from {FEW_FEATURES} numbers or fewer; a fifth with convolutions",
+        _few_features,
+        {"layer": -12.0, "group": -10.0, "instance": -10.0, "switchable": -5.0},
+        "All outputs of a layer that sees one or a few numbers grow and shrink with them, so a statistic over one "
+        "sample's outputs is a measure of these numbers, and dividing by it takes away what they say. Statistics over "
+        "the batch leave the differences between samples.",
+        "Ulyanov et al. 2016, arXiv 1607.08022 (what instance norm removes); Labatie et al. 2021, arXiv 2106.03743; "
+        "size: results/advice.json",
+        fires={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16, "features": 1},
+        silent={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16, "features": 12},
     ),
     Rule(
         "vectors",
@@ -213,8 +251,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "saturating-depth",
-        "three or more sigmoids, tanhs and the like in a row of layers that is not recurrent; in full from eight",
-        _saturated_depth,
+        "three or more sigmoids, tanhs and the like in a row of layers that is not recurrent; in full from eight; a "
+        "quarter where they are tanhs between convolutions",
+        lambda s: _saturated_depth(s) * (0.25 if _keeps_centred(s) else 1.0),
         {"none": -20.0, "weight": -20.0, "instance": -15.0, "group": -15.0, "layer": -15.0},
         "Sigmoid and tanh layers saturate where their inputs drift, and with depth all samples fall onto one "
         "direction. Statistics over the batch keep samples apart; those of one sample cannot.",
@@ -225,8 +264,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "saturating-mix",
-        "likewise",
-        _saturated_depth,
+        "likewise, but not with tanhs between convolutions",
+        lambda s: 0.0 if _keeps_centred(s) else _saturated_depth(s),
         {"switchable": -8.0},
         "A mix starts with half or two thirds of statistics of single samples, which let samples fall together again.",
         "Daneshmand et al. 2020, arXiv 2003.01652; size: results/advice.json",
@@ -254,8 +293,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "recurrent-gates",
-        "a loop over plain layers that is normalized already, and not token by token",
-        lambda s: _at("recurrent" in s.kinds and bool(s.current) and not all(p.per_token for p in s.places)),
+        "a loop over plain layers that is normalized already, not token by token, and whose steps are alike",
+        lambda s: (
+            _at("recurrent" in s.kinds and bool(s.current) and not all(p.per_token for p in s.places))
+            * (1.0 - _drifts(s))
+        ),
         {"group": 0.75, "switchable": 2.5},
         "The products of a cell are several gates side by side, each with a scale of its own, which one statistic for "
         "all of them misses; in a recurrent cell that was searched a learned mix was better than any single method.",
@@ -268,6 +310,17 @@ RULES: tuple[Rule, ...] = (
             "places": _place(1, 16),
         },
         silent={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16},
+    ),
+    Rule(
+        "recurrent-drift",
+        f"a loop whose steps differ in their means; in full from a share of {DRIFT:.0%} of the variance",
+        _drifts,
+        {"batch": -15.0, "switchable": -3.0},
+        "What comes into a layer at one step of the sequence is distributed otherwise than at the next, and averages "
+        "over all steps, which batch statistics need in evaluation, fit none of them.",
+        "Cooijmans et al. 2017, arXiv 1603.09025, section 3; size: results/advice.json",
+        fires={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16, "drift": 0.3},
+        silent={"architecture": "recurrent", "kinds": ["recurrent"], "batch_size": 16, "drift": 0.0},
     ),
     Rule(
         "attention",

@@ -19,7 +19,8 @@ TASKS = (
     "generation",
     "restoration",
 )
-SATURATING = ("sigmoid", "tanh", "softsign", "hardtanh", "hardsigmoid")
+CENTRED = ("tanh", "softsign", "hardtanh")
+SATURATING = (*CENTRED, "sigmoid", "hardsigmoid")
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Situation:
     """All that the rules look at.
 
     ``batch_size`` counts samples per step and device; ``devices`` train together; ``accumulate`` batches make a step.
-    ``saturating`` counts the calls of sigmoids, tanhs and their like between layers in one pass, ``depth`` the
-    weighted layers.
+    ``saturating`` counts the calls of sigmoids, tanhs and their like between layers in one pass, ``centred`` those of
+    them that take 0 to 0, ``depth`` the weighted layers. ``features`` is how many numbers an output of the first of
+    these is made from. ``drift`` is the largest of :class:`normwise.findings.NormFacts`.
     ``current`` names the methods that the model uses now.
 
     Example:
@@ -84,7 +86,10 @@ class Situation:
     masked: bool = False
     depth: int = 1
     saturating: int = 0
+    centred: int = 0
     residual: int = 0
+    features: int | None = None
+    drift: float = 0.0
     places: list[Place] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
 
@@ -142,7 +147,10 @@ def situation_of(
         masked=any(norm.masked for norm in facts.norms),
         depth=facts.depth,
         saturating=sum(facts.activations.get(name, 0) for name in SATURATING),
+        centred=sum(facts.activations.get(name, 0) for name in CENTRED),
         residual=facts.residual_adds,
+        features=next((w.fan_in for w in facts.weights if w.calls), None),
+        drift=max((norm.drift or 0.0 for norm in facts.norms), default=0.0),
         places=_places(facts),
         current=list(dict.fromkeys(norm.method for norm in facts.norms if norm.calls)),
     )

@@ -120,6 +120,8 @@ class _Run:
     output: list[int] = field(default_factory=list)
     masked: bool = False
     after: str | None = None
+    # Of each call's input, over its samples: variance and mean (C,).
+    steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class Log(TorchFunctionMode):
@@ -190,6 +192,8 @@ class Log(TorchFunctionMode):
             x = input_of(args, kwargs)
             if run.calls == 1 and x is not None:
                 run.input, run.after = list(x.shape), self._maker(x)
+            if key in self.norms and x is not None and x.ndim == 2 and x.is_floating_point() and len(x) > 1:
+                run.steps.append(torch.var_mean(x.detach().float(), 0))
             run.masked |= kwargs.get("mask") is not None or kwargs.get("lengths") is not None
 
         return hook
@@ -339,7 +343,19 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
         elements=elements_of_layer(layer, module, samples, spatial),
         masked=run.masked,
         after=run.after,
+        drift=_drift(run.steps, run.input[0]),
     )
+
+
+def _drift(steps: list[tuple[Tensor, Tensor]], samples: int) -> float | None:
+    """See :class:`normwise.findings.NormFacts`."""
+    if len(steps) < _STEPS:
+        return None
+    inside, means = (torch.stack(each) for each in zip(*steps, strict=True))
+    between, within = means.var(0).mean().item(), inside.mean().item()
+    # Means of few samples differ by chance, by this much on average.
+    chance = within / samples
+    return max(0.0, between - chance) / (between + within) if between + within > 0 else 0.0
 
 
 def _weight_facts(module: nn.Module, names: list[str], run: _Run | None, behind: Mapping[str, str]) -> WeightFacts:
@@ -352,7 +368,16 @@ def _weight_facts(module: nn.Module, names: list[str], run: _Run | None, behind:
         bias=isinstance(getattr(module, "bias", None), Tensor),
         weight_norm=bool(weight_norms(module)),
         normalized_by=next((behind[name] for name in names if name in behind), None),
+        fan_in=_fan_in(module),
     )
+
+
+def _fan_in(module: nn.Module) -> int | None:
+    """How many numbers an output is made from: of the first matrix or kernel, whose axis 0 counts outputs."""
+    matrix = next((p for p in module.parameters() if p.ndim >= 2), None)
+    if matrix is None or isinstance(module, _TRANSPOSED):
+        return None
+    return matrix[0].numel()
 
 
 def _is_step(module: nn.Module, run: _Run) -> bool:
