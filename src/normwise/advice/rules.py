@@ -112,6 +112,11 @@ def _saturated_depth(s: Situation) -> float:
     return min(1.0, s.saturating / 8) if s.saturating >= 3 and "recurrent" not in s.kinds else 0.0
 
 
+def _deep(s: Situation) -> float:
+    fed_forward = (_convolutional(s) or _vectors(s)) and s.task != "restoration"
+    return min(1.0, (s.depth - 4) / 4) if s.depth > 4 and fed_forward else 0.0
+
+
 def _keeps_centred(s: Situation) -> bool:
     """Whether convolutions pass through functions that take 0 to 0 and are odd: what is centred stays so."""
     return _convolutional(s) and s.saturating >= 3 and 2 * s.centred > s.saturating
@@ -154,6 +159,17 @@ RULES: tuple[Rule, ...] = (
         "Ioffe & Szegedy 2015, arXiv 1502.03167; Gitman & Ginsburg 2017, arXiv 1709.08145",
         fires=_CONV,
         silent={**_CONV, "depth": 1},
+    ),
+    Rule(
+        "unnormalized-deep",
+        "more than four weighted layers, without attention or recurrence, and not for restoration; in full from eight",
+        _deep,
+        {"none": -15.0, "weight": -12.0},
+        "With depth, whatever one layer adds to or takes from the scale multiplies; without an initialization made for "
+        "it, such a network hardly trains.",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167; Zhang et al. 2019, arXiv 1901.09321; size: results/advice.json",
+        fires={**_CONV, "depth": 10},
+        silent={**_CONV, "depth": 4},
     ),
     Rule(
         "images-full-batch",

@@ -57,7 +57,7 @@ template <Act kind, class V, class A> inline V activate_grad(V g, V z, A slope) 
 }
 
 // Calls f with the activation as a compile-time constant.
-template <class F> inline void with_activation(Act kind, F f) {
+template <class F> inline void with_activation(Act kind, const F& f) {
   switch (kind) {
     case Act::relu: return f(std::integral_constant<Act, Act::relu>{});
     case Act::leaky_relu: return f(std::integral_constant<Act, Act::leaky_relu>{});

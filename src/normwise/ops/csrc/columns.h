@@ -22,7 +22,7 @@ template <int group = 4, class F> inline void by_rows(int64_t rows, F f) {
 }
 
 // Adds a block's sums and sums of squares about `center`.
-template <class T> inline void add_deviations(const T* block, int64_t rows, Tile tile, const acc_t<T>* center,
+template <class T> inline void add_deviations(const T* block, int64_t rows, const Tile& tile, const acc_t<T>* center,
                                               acc_t<T>* sum, acc_t<T>* square) {
   using A = acc_t<T>;
   for (int64_t k = 0; k < tile.width; ++k) sum[k] = square[k] = 0;
@@ -42,7 +42,7 @@ template <class T> inline void add_deviations(const T* block, int64_t rows, Tile
   });
 }
 
-template <class T> void column_moments(const T* x, Tile tile, double* mean, double* m2) {
+template <class T> void column_moments(const T* x, const Tile& tile, double* mean, double* m2) {
   using A = acc_t<T>;
   A center[kTileWidth], sum[kTileWidth], square[kTileWidth];
   const int64_t width = tile.width, stride = tile.stride;
@@ -66,28 +66,60 @@ template <class T> void column_moments(const T* x, Tile tile, double* mean, doub
   }
 }
 
-template <class T> void column_apply(const T* x, T* y, Tile tile, Affine<acc_t<T>> affine, Activation activation) {
+// Calls f(integral_constant<registers>) where a row is that many registers wide: then what belongs to the channels can stay in
+// registers for all rows. Else, and for half precision, which gains nothing by it, f(integral_constant<0>).
+template <class T, class F> inline void with_width(int64_t width, const F& f) {
+  constexpr int64_t W = lane_count<acc_t<T>>;
+  switch (sizeof(T) < sizeof(float) ? 0 : width) {
+    case W: return f(std::integral_constant<int, 1>{});
+    case 2 * W: return f(std::integral_constant<int, 2>{});
+    case 4 * W: return f(std::integral_constant<int, 4>{});
+    default: return f(std::integral_constant<int, 0>{});
+  }
+}
+
+// One value a channel, of a row of `registers`.
+template <class A, int registers> struct Channels {
+  Lanes<A> lanes[registers];
+  explicit Channels(const A* values) {
+    for (int i = 0; i < registers; ++i) lanes[i] = load_as(values + i * lane_count<A>, Lanes<A>{});
+  }
+};
+
+template <class T> void column_apply(const T* x, T* y, const Tile& tile, const Affine<acc_t<T>>& affine, const Activation& activation) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [=](auto kind) {
+  with_activation(activation.kind, [&](auto kind) { with_width<T>(width, [&](auto registers) {
+    if constexpr (constexpr int R = registers.value; R > 0) {
+      const Channels<A, R> center(affine.center), scale(affine.scale), shift(affine.shift);
+      for (int64_t r = 0; r < tile.rows; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) {
+          const int64_t at = r * stride + i * lane_count<A>;
+          const auto v = load_as(x + at, Lanes<A>{});
+          store_as(y + at, activate<kind.value>((v - center.lanes[i]) * scale.lanes[i] + shift.lanes[i], slope));
+        }
+      return;
+    }
+    const A *center = affine.center, *scale = affine.scale, *shift = affine.shift;
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* __restrict from = x + r * stride;
       T* __restrict to = y + r * stride;
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k)
-        store(to + k, activate<kind.value>((load(from[k]) - affine.center[k]) * affine.scale[k] + affine.shift[k], slope));
+        store(to + k, activate<kind.value>((load(from[k]) - center[k]) * scale[k] + shift[k], slope));
     }
-  });
+  }); });
 }
 
 template <class T>
-void column_grad_sums(const T* g, const T* x, Tile tile, const acc_t<T>* mean, Affine<acc_t<T>> affine,
-                      Activation activation, double* s1, double* s2) {
+void column_grad_sums(const T* g, const T* x, const Tile& tile, const acc_t<T>* mean, const Affine<acc_t<T>>& affine,
+                      const Activation& activation, double* s1, double* s2) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [=](auto kind) {
+  with_activation(activation.kind, [&](auto kind) {
     A first[kTileWidth], second[kTileWidth];
     for (int64_t k = 0; k < width; ++k) s1[k] = s2[k] = 0;
     for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
@@ -114,23 +146,39 @@ void column_grad_sums(const T* g, const T* x, Tile tile, const acc_t<T>* mean, A
 }
 
 template <class T>
-void column_grad_input(const T* g, const T* x, T* dx, Tile tile, Affine<acc_t<T>> affine, Slant<acc_t<T>> slant,
-                       Activation activation) {
+void column_grad_input(const T* g, const T* x, T* dx, const Tile& tile, const Affine<acc_t<T>>& affine, const Slant<acc_t<T>>& slant,
+                       const Activation& activation) {
   using A = acc_t<T>;
   const A leak = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [=](auto kind) {
+  with_activation(activation.kind, [&](auto kind) { with_width<T>(width, [&](auto registers) {
+    if constexpr (constexpr int R = registers.value; R > 0) {
+      const Channels<A, R> center(affine.center), scale(affine.scale), shift(affine.shift);
+      const Channels<A, R> mean(slant.mean), slope(slant.slope), offset(slant.offset);
+      for (int64_t r = 0; r < tile.rows; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) {
+          const int64_t at = r * stride + i * lane_count<A>;
+          const auto v = load_as(x + at, Lanes<A>{});
+          const auto z = (v - center.lanes[i]) * scale.lanes[i] + shift.lanes[i];
+          const auto d = activate_grad<kind.value>(load_as(g + at, Lanes<A>{}), z, leak);
+          store_as(dx + at, scale.lanes[i] * d + (slope.lanes[i] * (v - mean.lanes[i]) + offset.lanes[i]));
+        }
+      return;
+    }
+    const A *center = affine.center, *scale = affine.scale, *shift = affine.shift;
+    const A *mean = slant.mean, *slope = slant.slope, *offset = slant.offset;
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T *__restrict gp = g + r * stride, *__restrict xp = x + r * stride;
       T* __restrict to = dx + r * stride;
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) {
-        const A scale = affine.scale[k], v = load(xp[k]);
-        const A d = activate_grad<kind.value>(A(load(gp[k])), (v - affine.center[k]) * scale + affine.shift[k], leak);
-        store(to + k, scale * d + (slant.slope[k] * (v - slant.mean[k]) + slant.offset[k]));
+        const A v = load(xp[k]);
+        const A d = activate_grad<kind.value>(A(load(gp[k])), (v - center[k]) * scale[k] + shift[k], leak);
+        store(to + k, scale[k] * d + (slope[k] * (v - mean[k]) + offset[k]));
       }
     }
-  });
+  }); });
 }
 
 }  // namespace

@@ -40,19 +40,20 @@ struct Tile {
 
 constexpr int64_t kTileWidth = 256;  // widest tile that the summing column kernels take
 
+// By reference: a copy is read in other pieces than it was written, and that waits until all stores before are done.
 template <class T> struct Kernels {
   using A = acc_t<T>;
   // Of every cell: the mean, and the sum of squared deviations.
-  void (*row_moments)(const T* x, Runs, double* mean, double* m2);
-  void (*row_apply)(const T* x, T* y, Runs, Affine<A>, Activation);
+  void (*row_moments)(const T* x, const Runs&, double* mean, double* m2);
+  void (*row_apply)(const T* x, T* y, const Runs&, const Affine<A>&, const Activation&);
   // S1 = sum of g', S2 = sum of g' * (x - mean).
-  void (*row_grad_sums)(const T* g, const T* x, Runs, const A* mean, Affine<A>, Activation, double* s1, double* s2);
-  void (*row_grad_input)(const T* g, const T* x, T* dx, Runs, Affine<A>, Slant<A>, Activation);
+  void (*row_grad_sums)(const T* g, const T* x, const Runs&, const A* mean, const Affine<A>&, const Activation&, double* s1, double* s2);
+  void (*row_grad_input)(const T* g, const T* x, T* dx, const Runs&, const Affine<A>&, const Slant<A>&, const Activation&);
   // The same in the other layout.
-  void (*column_moments)(const T* x, Tile, double* mean, double* m2);
-  void (*column_apply)(const T* x, T* y, Tile, Affine<A>, Activation);
-  void (*column_grad_sums)(const T* g, const T* x, Tile, const A* mean, Affine<A>, Activation, double* s1, double* s2);
-  void (*column_grad_input)(const T* g, const T* x, T* dx, Tile, Affine<A>, Slant<A>, Activation);
+  void (*column_moments)(const T* x, const Tile&, double* mean, double* m2);
+  void (*column_apply)(const T* x, T* y, const Tile&, const Affine<A>&, const Activation&);
+  void (*column_grad_sums)(const T* g, const T* x, const Tile&, const A* mean, const Affine<A>&, const Activation&, double* s1, double* s2);
+  void (*column_grad_input)(const T* g, const T* x, T* dx, const Tile&, const Affine<A>&, const Slant<A>&, const Activation&);
 };
 
 // The table for the processor that this runs on; the environment variable NORMWISE_ISA may ask for less.

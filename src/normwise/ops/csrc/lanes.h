@@ -5,6 +5,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "convert.h"
 
@@ -133,28 +134,49 @@ inline double lane_sum(VectorOf<double, 64>::type v) {
 }
 #endif
 
-// v without its first `count` lanes, which become 0.
-template <class A> inline Lanes<A> without_first(Lanes<A> v, int count) {
+template <class V, size_t... I> inline V fold(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
+// The sums over the lanes of as many vectors as these have lanes, in a vector; about what two of them would cost one by one.
+template <class A> inline Lanes<A> lane_sums(Lanes<A> (&v)[lane_count<A>]) {
+  constexpr int W = lane_count<A>;
+#pragma GCC unroll 16
+  for (int left = W / 2; left > 0; left /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < left; ++i) v[i] = fold(v[2 * i], v[2 * i + 1], std::make_index_sequence<W>{});
+  return v[0];
+}
+
+// v with 0 in its first `count` lanes, or in the others.
+template <class A> inline auto lane_mask(int count) {
   using Integer = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   static constexpr Integer mask[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
                                        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-  return bit_cast<Lanes<A>>(bit_cast<Lanes<Integer>>(v) & load_memory<Lanes<Integer>>(mask + 16 - count));
+  return load_memory<Lanes<Integer>>(mask + 16 - count);
+}
+template <class A> inline Lanes<A> without_first(Lanes<A> v, int count) {
+  const auto mask = lane_mask<A>(count);
+  return bit_cast<Lanes<A>>(bit_cast<std::remove_const_t<decltype(mask)>>(v) & mask);
+}
+template <class A> inline Lanes<A> only_first(Lanes<A> v, int count) {
+  const auto mask = lane_mask<A>(count);
+  return bit_cast<Lanes<A>>(bit_cast<std::remove_const_t<decltype(mask)>>(v) & ~mask);
 }
 
 template <class V> struct Pair { V first, second; };
 
-// (sum of f(from[i]...).first, sum of f(from[i]...).second) over i < n; f takes elements or lanes of them.
-template <class T, class F, class... From> inline Pair<acc_t<T>> sum_row(int64_t n, F f, const T* lead, const From*... from) {
+// Vectors whose lanes add up to (sum of f(from[i]...).first, sum of f(from[i]...).second) over i < n; f takes lanes.
+template <class T, class F, class... From>
+inline Pair<Lanes<acc_t<T>>> partial_sums(int64_t n, F f, const T* lead, const From*... from) {
   using A = acc_t<T>;
   using V = Lanes<A>;
   constexpr int64_t W = lane_count<A>;
   if (n < W) {
-    Pair<A> sum{0, 0};
-    for (int64_t i = 0; i < n; ++i) {
-      const auto p = f(A(load(lead[i])), A(load(from[i]))...);
-      sum.first += p.first, sum.second += p.second;
-    }
-    return sum;
+    if (n == 0) return {V{}, V{}};
+    const int count = static_cast<int>(n);
+    const auto p = f(load_first(lead, n, V{}), load_first(from, n, V{})...);
+    return {only_first<A>(p.first, count), only_first<A>(p.second, count)};
   }
   V a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};  // independent, so that the adder's latency does not limit
   auto both = [f](V& a, V& b, V& c, V& d, auto... two) {
@@ -175,7 +197,28 @@ template <class T, class F, class... From> inline Pair<acc_t<T>> sum_row(int64_t
     const int counted = static_cast<int>(W - (n - i));
     a1 += without_first<A>(p.first, counted), b1 += without_first<A>(p.second, counted);
   }
-  return {lane_sum((a0 + a1) + (a2 + a3)), lane_sum((b0 + b1) + (b2 + b3))};
+  return {(a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3)};
+}
+
+template <class T, class F, class... From> inline Pair<acc_t<T>> sum_row(int64_t n, F f, const T* lead, const From*... from) {
+  const auto sums = partial_sums(n, f, lead, from...);
+  return {lane_sum(sums.first), lane_sum(sums.second)};
+}
+
+// The same of `rows` rows at once, at most kRowsAtOnce: sums_of(j) gives the partial sums of row j. Rows do not depend on
+// what they are summed with.
+template <class A> constexpr int kRowsAtOnce = lane_count<A> / 2;
+template <class A> struct RowSums { A first[kRowsAtOnce<A>], second[kRowsAtOnce<A>]; };
+template <class A, class F> inline RowSums<A> sum_rows(int rows, F sums_of) {
+  constexpr int R = kRowsAtOnce<A>;
+  Lanes<A> v[2 * R] = {};
+#pragma GCC unroll 8
+  for (int j = 0; j < R; ++j) {
+    if (j == rows) break;
+    const auto sums = sums_of(j);
+    v[j] = sums.first, v[R + j] = sums.second;
+  }
+  return bit_cast<RowSums<A>>(lane_sums<A>(v));
 }
 
 }  // namespace

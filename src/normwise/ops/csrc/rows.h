@@ -59,14 +59,44 @@ template <class T> inline void run_moments(const T* x, int64_t n, double* mean, 
   }
 }
 
-template <class T> void row_moments(const T* x, Runs runs, double* mean, double* m2) {
+// Of short runs, several at once.
+template <class T> void short_run_moments(const T* x, const Runs& runs, double* mean, double* m2) {
+  using A = acc_t<T>;
+  constexpr int R = kRowsAtOnce<A>;
+  const int64_t n = runs.length;
+  const double share = 1.0 / static_cast<double>(n);
+  for (int64_t i = 0; i < runs.count; i += R) {
+    const int rows = static_cast<int>(runs.count - i < R ? runs.count - i : R);
+    A center[R] = {};
+    const auto sums_of = [&](int j) {
+      const A c = center[j];
+      return partial_sums(n, [c](auto v) { v -= c; return Pair<decltype(v)>{v, v * v}; }, x + (i + j) * n);
+    };
+    RowSums<A> sums = sum_rows<A>(rows, [&](int j) {
+      center[j] = guess_center(x + (i + j) * n, n, 1);
+      return sums_of(j);
+    });
+    for (int j = 0; j < rows; ++j) {
+      for (int tries = kTries; tries > 0 && move_poor_center(center[j], sums.first[j], sums.second[j], share); --tries) {
+        const auto again = sum_rows<A>(1, [&](int) { return sums_of(j); });
+        sums.first[j] = again.first[0], sums.second[j] = again.second[0];
+      }
+      const double offset = sums.first[j] * share;
+      mean[i + j] = center[j] + offset;
+      m2[i + j] = sums.second[j] - offset * sums.first[j];
+    }
+  }
+}
+
+template <class T> void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
+  if (0 < runs.length && runs.length <= kBlock) return short_run_moments(x, runs, mean, m2);
   for (int64_t i = 0; i < runs.count; ++i) run_moments(x + i * runs.length, runs.length, mean + i, m2 + i);
 }
 
-template <class T> void row_apply(const T* x, T* y, Runs runs, Affine<acc_t<T>> affine, Activation activation) {
+template <class T> void row_apply(const T* x, T* y, const Runs& runs, const Affine<acc_t<T>>& affine, const Activation& activation) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
-  with_activation(activation.kind, [=](auto kind) {
+  with_activation(activation.kind, [&](auto kind) {
     for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
       const A center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
       map_row(runs.length, [=](auto v) { return activate<kind.value>((v - center) * scale + shift, slope); }, y + at, x + at);
@@ -75,34 +105,38 @@ template <class T> void row_apply(const T* x, T* y, Runs runs, Affine<acc_t<T>> 
 }
 
 template <class T>
-void row_grad_sums(const T* g, const T* x, Runs runs, const acc_t<T>* mean, Affine<acc_t<T>> affine,
-                   Activation activation, double* s1, double* s2) {
+void row_grad_sums(const T* g, const T* x, const Runs& runs, const acc_t<T>* mean, const Affine<acc_t<T>>& affine,
+                   const Activation& activation, double* s1, double* s2) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
-  with_activation(activation.kind, [=](auto kind) {
-    for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
-      const A mu = mean[i], center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
-      const auto term = [=](auto d, auto v) {
-        d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
-        return Pair<decltype(v)>{d, d * (v - mu)};
-      };
-      double first = 0, second = 0;
-      for (int64_t begin = 0; begin < runs.length; begin += kBlock) {
-        const int64_t m = runs.length - begin < kBlock ? runs.length - begin : kBlock;
-        const Pair<A> sums = sum_row(m, term, g + at + begin, x + at + begin);
-        first += sums.first, second += sums.second;
+  with_activation(activation.kind, [&](auto kind) {
+    constexpr int R = kRowsAtOnce<A>;
+    const int64_t n = runs.length;
+    for (int64_t i = 0; i < runs.count; i += R) {
+      const int rows = static_cast<int>(runs.count - i < R ? runs.count - i : R);
+      for (int j = 0; j < rows; ++j) s1[i + j] = s2[i + j] = 0;
+      for (int64_t begin = 0; begin < n; begin += kBlock) {
+        const RowSums<A> sums = sum_rows<A>(rows, [&](int j) {
+          const A mu = mean[i + j], center = affine.center[i + j], scale = affine.scale[i + j], shift = affine.shift[i + j];
+          const auto term = [=](auto d, auto v) {
+            d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
+            return Pair<decltype(v)>{d, d * (v - mu)};
+          };
+          const int64_t at = (i + j) * n + begin;
+          return partial_sums(n - begin < kBlock ? n - begin : kBlock, term, g + at, x + at);
+        });
+        for (int j = 0; j < rows; ++j) s1[i + j] += sums.first[j], s2[i + j] += sums.second[j];
       }
-      s1[i] = first, s2[i] = second;
     }
   });
 }
 
 template <class T>
-void row_grad_input(const T* g, const T* x, T* dx, Runs runs, Affine<acc_t<T>> affine, Slant<acc_t<T>> slant,
-                    Activation activation) {
+void row_grad_input(const T* g, const T* x, T* dx, const Runs& runs, const Affine<acc_t<T>>& affine, const Slant<acc_t<T>>& slant,
+                    const Activation& activation) {
   using A = acc_t<T>;
   const A leak = A(activation.slope);
-  with_activation(activation.kind, [=](auto kind) {
+  with_activation(activation.kind, [&](auto kind) {
     for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
       const A center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
       const A mean = slant.mean[i], slope = slant.slope[i], offset = slant.offset[i];

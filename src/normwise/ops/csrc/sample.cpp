@@ -80,8 +80,9 @@ template <class T> struct Forward : Groups<T> {
       const double variance = total(parts, square) / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
       mean[group] = static_cast<A>(pooled);
       var[group] = static_cast<A>(variance);
-      for (int64_t i = first; i < first + channels; ++i)
-        normalizing(pooled, variance, rstd * weight[i], bias[i], center[i], scale[i], shift[i]);
+      A *__restrict c = center + first, *__restrict s = scale + first, *__restrict t = shift + first;
+      for (int64_t i = 0; i < channels; ++i)
+        normalizing(pooled, variance, rstd * weight[first + i], bias[first + i], c[i], s[i], t[i]);
     }
   }
 
@@ -151,13 +152,12 @@ template <class T> struct Backward : Groups<T> {
     const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
     int64_t group = n * this->G + c / channels;
     for (int64_t first = 0; first < width; first += channels, ++group) {
+      std::fill_n(a.mean + first, channels, mean[group]);
       const double r = rstd(group);
-      for (int64_t i = first; i < first + channels; ++i) {
-        a.mean[i] = mean[group];
-        a.scale[i] = static_cast<A>(r * weight[i]);
-        a.shift[i] = bias[i];
-      }
+      A* __restrict scale = a.scale + first;  // the compiler would take it for a part of the weight
+      for (int64_t i = 0; i < channels; ++i) scale[i] = static_cast<A>(r * weight[first + i]);
     }
+    std::copy_n(bias, width, a.shift);
   }
 
   // From the cells' sums to the coefficients of dx; leaves s2 divided by the standard deviation.
@@ -170,10 +170,8 @@ template <class T> struct Backward : Groups<T> {
       for (int64_t i = first; i < first + channels; ++i) two[i] *= r;
       const double sum = total(channels, [=](int64_t i) { return weight[first + i] * one[first + i]; });
       const double dot = total(channels, [=](int64_t i) { return weight[first + i] * two[first + i]; });
-      for (int64_t i = first; i < first + channels; ++i) {
-        a.slope[i] = static_cast<A>(-r * r * dot / this->group_size());
-        a.offset[i] = static_cast<A>(-r * sum / this->group_size());
-      }
+      std::fill_n(a.slope + first, channels, static_cast<A>(-r * r * dot / this->group_size()));
+      std::fill_n(a.offset + first, channels, static_cast<A>(-r * sum / this->group_size()));
     }
   }
 
