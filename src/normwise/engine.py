@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.methods import Inputs, Method
+from normwise.methods import METHODS, Inputs, Method
 from normwise.moments import Moments
 
 # The tensors among a method's inputs, in the order in which the autograd function takes and returns them.
@@ -73,6 +73,107 @@ def run(
         return _mix(x, row, inputs, groups, activation, slope, running), None
     y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
     return y, Moments(mean, var, _elements(x, inputs))
+
+
+def run_pool(
+    x: Tensor,
+    method: str | Method,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: Running | None,
+) -> Tensor | None:
+    """Normalize by one pool in one native call, checking no more than that needs.
+
+    The ordinary case of :func:`run`, before all checks: a small tensor spends its time on them.
+
+    Args:
+        x: (N, C, ...).
+        method: which; those but batch, layer, group and instance are out of the ordinary.
+        num_groups: of group norm.
+        weight: (C,) or ``None``.
+        bias: likewise.
+        eps: added to the variance.
+        activation: applied to the result.
+        slope: of ``"leaky_relu"``.
+        running: averages to move towards the pool over samples.
+
+    Returns:
+        The result; ``None`` where anything is out of the ordinary, whether valid or not.
+
+    Example:
+        >>> y = run_pool(torch.tensor([[[1.0, 3.0]]]), "layer", 1, None, None, 0.0, None, 0.01, None)
+        >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
+        True
+    """
+    if method not in _GROUPS or activation not in ops.ACTIVATIONS or needs_plain_graph() or not ops.native.supports(x):
+        return None
+    shape, dtype = x.shape, x.dtype
+    C, per_channel, wide = shape[1], shape[1:2], ops.accumulation_dtype(dtype)
+    learns = x.requires_grad
+    for t in (weight, bias):
+        if t is not None:
+            if t.shape != per_channel or not (t.dtype == dtype or t.dtype == wide):
+                return None
+            learns |= t.requires_grad
+    # At least two values behind each statistic.
+    groups = num_groups if method == "group" else _GROUPS[method](x, None)
+    if groups < (method != "batch") or (groups and C % groups) or x.numel() < 2 * (shape[0] * groups or C) or not C:
+        return None
+    if running is not None and not (running.mean.shape == running.var.shape == per_channel and _movable(running, x)):
+        return None
+    if learns and torch.is_grad_enabled():
+        return _Pool.apply(x, weight, bias, (method, groups, eps, activation, slope), running)
+    return _pool(x, groups, weight, bias, eps, activation, slope, running)[0]
+
+
+def _pool(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: Running | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if groups:
+        return ops.native.sample_norm(x, groups, weight, bias, eps, activation, slope)
+    return ops.native.mix_norm(x, (0,), weight, bias, None, None, True, eps, None, running, activation, slope)
+
+
+class _Pool(torch.autograd.Function):
+    """A normalization by one pool: one native call forward and one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: tuple[Any, ...], running: Running | None
+    ) -> Tensor:
+        _, groups, eps, activation, slope = ctx.call = call
+        y, mean, var = _pool(x, groups, weight, bias, eps, activation, slope, running)
+        ctx.save_for_backward(x, mean, var, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, var, weight, bias = ctx.saved_tensors
+        method, groups, eps, activation, slope = ctx.call
+        if torch.is_grad_enabled():
+            call = _Call(METHODS[method], Inputs(weight, bias, eps, max(1, groups)), [groups], activation, slope, None)
+            wanted = [*ctx.needs_input_grad[:3], False, False, False]
+            found = _differentiable_backward(call, grad, x, [weight, bias, None, None, None], wanted)
+            return *found[:3], None, None
+        if groups:
+            options = (groups, weight, bias, eps, activation, slope)
+            dx, dw, db = ops.native.sample_norm_backward(grad, x, mean, var, *options)
+        else:
+            mix = ((0,), weight, bias, None, None, True, eps, None, activation, slope)
+            dx, dw, db, *_ = ops.native.mix_norm_backward(grad, x, mean, var, *mix)
+        # Autograd ignores what nobody wants, but not the gradient of nothing.
+        return dx, None if weight is None else dw, None if bias is None else db, None, None
 
 
 # How many groups a pool has within a sample; 0 is the pool over samples. The native kernels know pools by this number.

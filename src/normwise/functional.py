@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normwise import ops
 from normwise.distributed import Sync
-from normwise.engine import Running, elements_per_cell, needs_plain_graph, run
+from normwise.engine import Running, elements_per_cell, needs_plain_graph, run, run_pool
 from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.moments import Moments, update_running
@@ -102,6 +102,17 @@ def normalize(
         >>> normalize(torch.tensor([[[1.0, 3.0, 99.0]]]), "instance", lengths=torch.tensor([2]), eps=0.0)
         tensor([[[-1.,  1.,  0.]]])
     """
+    if (
+        mask is lengths is sync is None
+        and parts == "both"
+        and (method == "batch" if running_mean is not None and not use_running else running_var is None)
+    ):
+        running = None
+        if running_mean is not None and running_var is not None and momentum is not None:
+            running = Running(running_mean, running_var, momentum, skipped, tracked)
+        y = run_pool(x, method, num_groups, weight, bias, eps, activation, slope, running)
+        if y is not None:
+            return y
     row = method_named(method) if isinstance(method, str) else method
     _check_running(row, running_mean, running_var, use_running, momentum)
     stored = None
