@@ -119,9 +119,11 @@ def run_pool(
             if t.shape != per_channel or not (t.dtype == dtype or t.dtype == wide):
                 return None
             learns |= t.requires_grad
+    if C < 1 or num_groups < 1 or C % num_groups:
+        return None
+    groups = _GROUPS[method](C, num_groups)
     # At least two values behind each statistic.
-    groups = num_groups if method == "group" else _GROUPS[method](x, None)
-    if groups < (method != "batch") or (groups and C % groups) or x.numel() < 2 * (shape[0] * groups or C) or not C:
+    if x.numel() < 2 * (shape[0] * groups or C):
         return None
     if running is not None and not (running.mean.shape == running.var.shape == per_channel and _movable(running, x)):
         return None
@@ -177,11 +179,11 @@ class _Pool(torch.autograd.Function):
 
 
 # How many groups a pool has within a sample; 0 is the pool over samples. The native kernels know pools by this number.
-_GROUPS: dict[str, Callable[[Tensor, Inputs], int]] = {
-    "instance": lambda x, p: x.shape[1],
-    "layer": lambda x, p: 1,
-    "group": lambda x, p: p.num_groups,
-    "batch": lambda x, p: 0,
+_GROUPS: dict[str, Callable[[int, int], int]] = {
+    "instance": lambda channels, num_groups: channels,
+    "layer": lambda channels, num_groups: 1,
+    "group": lambda channels, num_groups: num_groups,
+    "batch": lambda channels, num_groups: 0,
 }
 
 
@@ -191,7 +193,7 @@ def _native_groups(x: Tensor, row: Method, p: Inputs, running: Running | None) -
         return None
     if p.parts != "both" or p.variance != "paper" or x.numel() == 0:
         return None
-    groups = [_GROUPS[name](x, p) for name in row.members(p)]
+    groups = [_GROUPS[name](x.shape[1], p.num_groups) for name in row.members(p)]
     if len(groups) > 1 and x.numel() == x.shape[0] * x.shape[1]:
         return None  # with one element a cell some members have no meaning and the method drops them
     if running is not None and not (0 in groups and _movable(running, x)):

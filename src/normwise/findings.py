@@ -131,7 +131,8 @@ class ModelFacts:
     with the channels of those that came in. ``activations`` counts calls by name, ``residual_adds`` the additions of
     two activations of one shape, ``attentions`` the calls of attention. ``depth`` is the number of weighted layers that
     ran. The example held ``example_size`` samples; ``batch_size`` are meant. ``padded`` is the share of sequence
-    positions that are padding, as far as the inputs tell; ``None`` where they hold no sequence.
+    positions that are padding, as far as the inputs tell; ``None`` where they hold no sequence. ``tokens`` says that
+    sequences of integers come in, which stand for words or the like.
 
     Example:
         >>> ModelFacts("Net", "conv", ["conv"], batch_size=8, example_size=2).normalized
@@ -155,6 +156,7 @@ class ModelFacts:
     upsamplings: int = 0
     dropout: float = 0.0
     padded: float | None = None
+    tokens: bool = False
 
     @property
     def normalized(self) -> bool:

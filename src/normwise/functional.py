@@ -102,17 +102,15 @@ def normalize(
         >>> normalize(torch.tensor([[[1.0, 3.0, 99.0]]]), "instance", lengths=torch.tensor([2]), eps=0.0)
         tensor([[[-1.,  1.,  0.]]])
     """
-    if (
-        mask is lengths is sync is None
-        and parts == "both"
-        and (method == "batch" if running_mean is not None and not use_running else running_var is None)
-    ):
-        running = None
+    if mask is lengths is sync is None and parts == "both" and not use_running:
+        ordinary, running = running_mean is running_var is None, None
         if running_mean is not None and running_var is not None and momentum is not None:
+            ordinary = method == "batch"
             running = Running(running_mean, running_var, momentum, skipped, tracked)
-        y = run_pool(x, method, num_groups, weight, bias, eps, activation, slope, running)
-        if y is not None:
-            return y
+        if ordinary:
+            y = run_pool(x, method, num_groups, weight, bias, eps, activation, slope, running)
+            if y is not None:
+                return y
     row = method_named(method) if isinstance(method, str) else method
     _check_running(row, running_mean, running_var, use_running, momentum)
     stored = None
@@ -164,7 +162,9 @@ def normalize(
         y = torch.where(keep, y, 0)
     if running is not None and cells is not None:
         assert row.track is not None  # checked at the start
-        update_running(*running[:2], row.track(cells, inputs), *running[2:])
+        update_running(
+            running.mean, running.var, row.track(cells, inputs), running.momentum, running.skipped, running.tracked
+        )
     return y
 
 

@@ -117,6 +117,13 @@ def _deep(s: Situation) -> float:
     return min(1.0, (s.depth - 4) / 4) if s.depth > 4 and fed_forward else 0.0
 
 
+def _deep_plain(s: Situation) -> float:
+    if s.depth < 8 or s.residual:
+        return 0.0
+    of_kind = (s.few >= ENOUGH_VALUES) / 3 if _vectors(s) else _recognizes(s) * (0.5 if _keeps_centred(s) else 1.0)
+    return min(1.0, (s.depth - 6) / 4) * of_kind
+
+
 def _keeps_centred(s: Situation) -> bool:
     """Whether convolutions pass through functions that take 0 to 0 and are odd: what is centred stays so."""
     return _convolutional(s) and s.saturating >= 3 and 2 * s.centred > s.saturating
@@ -228,12 +235,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "deep-plain",
-        "eight or more weighted layers with convolutions, no shortcuts and no tanh between them; in full from ten",
-        lambda s: (
-            min(1.0, (s.depth - 6) / 4)
-            if _recognizes(s) and s.depth >= 8 and not s.residual and not _keeps_centred(s)
-            else 0.0
-        ),
+        "eight or more weighted layers with convolutions and no shortcuts; in full from ten; half with tanhs between "
+        "them, a third with linear layers only and 16 samples a step or more",
+        _deep_plain,
         {"switchable": -3.0, "layer": -3.0, "group": -3.0, "instance": -3.0},
         "With depth, and without shortcuts, all samples fall onto one direction; statistics over the batch keep them "
         "apart, those of single samples and a mix with them do so less.",
@@ -347,6 +351,17 @@ RULES: tuple[Rule, ...] = (
         "Vaswani et al. 2017, arXiv 1706.03762; Shen et al. 2020, arXiv 2003.07845",
         fires={"architecture": "attention", "kinds": ["attention"], "batch_size": 32},
         silent=_CONV,
+    ),
+    Rule(
+        "attention-measurements",
+        "attention over series of measurements: no words or the like come in, and no convolution cuts patches",
+        lambda s: _at("attention" in s.kinds and "conv" not in s.kinds and not s.tokens),
+        {"batch": 3.5, "switchable": 2.5},
+        "What is said against batch statistics in transformers was found on text; on series of measurements, which "
+        "have outliers, they did better than layer norm, and a learned mix leaves the choice open.",
+        "Zerveas et al. 2021, arXiv 2010.02803, section 3.1; size: results/advice.json",
+        fires={"architecture": "attention", "kinds": ["attention"], "batch_size": 32},
+        silent={"architecture": "attention", "kinds": ["attention"], "batch_size": 32, "tokens": True},
     ),
     Rule(
         "padding",

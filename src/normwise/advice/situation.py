@@ -68,7 +68,7 @@ class Situation:
     ``batch_size`` counts samples per step and device; ``devices`` train together; ``accumulate`` batches make a step.
     ``saturating`` counts the calls of sigmoids, tanhs and their like between layers in one pass, ``centred`` those of
     them that take 0 to 0, ``depth`` the weighted layers. ``features`` is how many numbers an output of the first of
-    these is made from. ``drift`` is the largest of :class:`normwise.findings.NormFacts`.
+    these is made from, ``tokens`` whether sequences of words or the like come in. ``drift`` is the largest of :class:`normwise.findings.NormFacts`.
     ``current`` names the methods that the model uses now.
 
     Example:
@@ -90,6 +90,7 @@ class Situation:
     residual: int = 0
     features: int | None = None
     drift: float = 0.0
+    tokens: bool = False
     places: list[Place] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
 
@@ -150,6 +151,7 @@ def situation_of(
         centred=sum(facts.activations.get(name, 0) for name in CENTRED),
         residual=facts.residual_adds,
         features=next((w.fan_in for w in facts.weights if w.calls), None),
+        tokens=facts.tokens,
         drift=max((norm.drift or 0.0 for norm in facts.norms), default=0.0),
         places=_places(facts),
         current=list(dict.fromkeys(norm.method for norm in facts.norms if norm.calls)),

@@ -23,7 +23,7 @@ from normwise.errors import NormwiseWarning
 from normwise.functional import normalize, transforming
 from normwise.moments import readable
 
-
+# The name in this module, which is what the layers look up here.
 torch.fx.wrap("normalize")
 
 

@@ -102,9 +102,7 @@ def supports(x: Tensor) -> bool:
         >>> supports(torch.zeros(2, 3, dtype=torch.int64))
         False
     """
-    return (
-        _problem is None and x.is_cpu and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
-    )
+    return _problem is None and x.is_cpu and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -302,6 +302,7 @@ def facts_of(
         upsamplings=upsamplings,
         dropout=max((m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)), default=0.0),
         padded=padded,
+        tokens=any(t.ndim > 1 and not t.is_floating_point() and t.dtype != torch.bool for t in inputs),
     )
 
 

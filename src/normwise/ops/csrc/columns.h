@@ -42,6 +42,17 @@ template <class T> inline void add_deviations(const T* block, int64_t rows, cons
   });
 }
 
+// Whether move_poor_center may find one to move. Hardly ever: a quick look at all comes first.
+template <class A> inline bool any_poor_center(const A* sum, const A* square, int64_t width, double share) {
+  int poor = 0;
+#pragma omp simd reduction(| : poor)
+  for (int64_t k = 0; k < width; ++k) {
+    const double offset = sum[k] * share;
+    poor |= offset * offset > 0.75 * share * square[k];
+  }
+  return poor != 0;
+}
+
 template <class T> void column_moments(const T* x, const Tile& tile, double* mean, double* m2) {
   using A = acc_t<T>;
   A center[kTileWidth], sum[kTileWidth], square[kTileWidth];
@@ -53,7 +64,7 @@ template <class T> void column_moments(const T* x, const Tile& tile, double* mea
     const double share = 1.0 / static_cast<double>(rows);
     for (int64_t k = 0; k < width; ++k) center[k] = begin == 0 ? guess_center(block + k, rows, stride) : static_cast<A>(mean[k]);
     add_deviations(block, rows, tile, center, sum, square);
-    bool moved = true;
+    bool moved = any_poor_center(sum, square, width, share);
     for (int tries = kTries; tries > 0 && moved; --tries) {
       moved = false;
       for (int64_t k = 0; k < width; ++k) moved |= move_poor_center(center[k], sum[k], square[k], share);
@@ -66,23 +77,26 @@ template <class T> void column_moments(const T* x, const Tile& tile, double* mea
   }
 }
 
-// Calls f(integral_constant<registers>) where a row is that many registers wide: then what belongs to the channels can stay in
-// registers for all rows. Else, and for half precision, which gains nothing by it, f(integral_constant<0>).
-template <class T, class F> inline void with_width(int64_t width, const F& f) {
-  constexpr int64_t W = lane_count<acc_t<T>>;
-  switch (sizeof(T) < sizeof(float) ? 0 : width) {
-    case W: return f(std::integral_constant<int, 1>{});
-    case 2 * W: return f(std::integral_constant<int, 2>{});
-    case 4 * W: return f(std::integral_constant<int, 4>{});
+// Calls f(integral_constant<pairs>) where a row is that many pairs of registers wide: then what belongs to the channels can
+// stay in registers for all rows. Else f(integral_constant<0>).
+template <class A, class F> inline void with_pairs(int64_t width, const F& f) {
+  constexpr int64_t pair = 2 * lane_count<A>;
+  switch (width) {
+    case pair: return f(std::integral_constant<int, 1>{});
+    case 2 * pair: return f(std::integral_constant<int, 2>{});
     default: return f(std::integral_constant<int, 0>{});
   }
 }
 
-// One value a channel, of a row of `registers`.
-template <class A, int registers> struct Channels {
-  Lanes<A> lanes[registers];
+// One value a channel, of a row of so many pairs, in the order of load_two.
+template <class T, int pairs> struct Channels {
+  using A = acc_t<T>;
+  Two<Lanes<A>> of[pairs];
   explicit Channels(const A* values) {
-    for (int i = 0; i < registers; ++i) lanes[i] = load_as(values + i * lane_count<A>, Lanes<A>{});
+    for (int i = 0; i < pairs; ++i) {
+      of[i] = load_two(values + 2 * i * lane_count<A>);
+      if constexpr (std::is_same_v<T, BFloat16>) of[i] = even_odd<A>(of[i].first, of[i].second);
+    }
   }
 };
 
@@ -90,15 +104,16 @@ template <class T> void column_apply(const T* x, T* y, const Tile& tile, const A
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [&](auto kind) { with_width<T>(width, [&](auto registers) {
-    if constexpr (constexpr int R = registers.value; R > 0) {
-      const Channels<A, R> center(affine.center), scale(affine.scale), shift(affine.shift);
+  with_activation(activation.kind, [&](auto kind) { with_pairs<A>(width, [&](auto pairs) {
+    if constexpr (constexpr int P = pairs.value; P > 0) {
+      const Channels<T, P> center(affine.center), scale(affine.scale), shift(affine.shift);
+      const auto value = [=](auto v, auto c, auto s, auto t) { return activate<kind.value>((v - c) * s + t, slope); };
       for (int64_t r = 0; r < tile.rows; ++r)
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) {
-          const int64_t at = r * stride + i * lane_count<A>;
-          const auto v = load_as(x + at, Lanes<A>{});
-          store_as(y + at, activate<kind.value>((v - center.lanes[i]) * scale.lanes[i] + shift.lanes[i], slope));
+#pragma GCC unroll 2
+        for (int i = 0; i < P; ++i) {
+          const int64_t at = r * stride + 2 * i * lane_count<A>;
+          const auto v = load_two(x + at), c = center.of[i], s = scale.of[i], t = shift.of[i];
+          store_two(y + at, value(v.first, c.first, s.first, t.first), value(v.second, c.second, s.second, t.second));
         }
       return;
     }
@@ -151,18 +166,21 @@ void column_grad_input(const T* g, const T* x, T* dx, const Tile& tile, const Af
   using A = acc_t<T>;
   const A leak = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [&](auto kind) { with_width<T>(width, [&](auto registers) {
-    if constexpr (constexpr int R = registers.value; R > 0) {
-      const Channels<A, R> center(affine.center), scale(affine.scale), shift(affine.shift);
-      const Channels<A, R> mean(slant.mean), slope(slant.slope), offset(slant.offset);
+  with_activation(activation.kind, [&](auto kind) { with_pairs<A>(width, [&](auto pairs) {
+    if constexpr (constexpr int P = pairs.value; P > 0) {
+      const Channels<T, P> center(affine.center), scale(affine.scale), shift(affine.shift);
+      const Channels<T, P> mean(slant.mean), slope(slant.slope), offset(slant.offset);
+      const auto value = [=](auto d, auto v, auto c, auto s, auto t, auto m, auto k, auto o) {
+        return s * activate_grad<kind.value>(d, (v - c) * s + t, leak) + (k * (v - m) + o);
+      };
       for (int64_t r = 0; r < tile.rows; ++r)
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) {
-          const int64_t at = r * stride + i * lane_count<A>;
-          const auto v = load_as(x + at, Lanes<A>{});
-          const auto z = (v - center.lanes[i]) * scale.lanes[i] + shift.lanes[i];
-          const auto d = activate_grad<kind.value>(load_as(g + at, Lanes<A>{}), z, leak);
-          store_as(dx + at, scale.lanes[i] * d + (slope.lanes[i] * (v - mean.lanes[i]) + offset.lanes[i]));
+#pragma GCC unroll 2
+        for (int i = 0; i < P; ++i) {
+          const int64_t at = r * stride + 2 * i * lane_count<A>;
+          const auto d = load_two(g + at), v = load_two(x + at), c = center.of[i], s = scale.of[i], t = shift.of[i];
+          const auto m = mean.of[i], k = slope.of[i], o = offset.of[i];
+          store_two(dx + at, value(d.first, v.first, c.first, s.first, t.first, m.first, k.first, o.first),
+                    value(d.second, v.second, c.second, s.second, t.second, m.second, k.second, o.second));
         }
       return;
     }

@@ -61,6 +61,10 @@ inline void store_as(BFloat16* to, Lanes<float> v) { narrow(to, bfloat16_bits<La
 inline void store_as(Half* to, Lanes<float> v) { narrow(to, half_bits<Lanes<uint32_t>>(v)); }
 
 // In the order of load_two.
+template <class T> inline void store_two(T* to, Lanes<acc_t<T>> first, Lanes<acc_t<T>> second) {
+  store_as(to, first);
+  store_as(to + lane_count<acc_t<T>>, second);
+}
 inline void store_two(BFloat16* to, Lanes<float> even, Lanes<float> odd) {
   using U = Lanes<uint32_t>;
   const U words = bfloat16_bits<U>(even) >> 16 | (bfloat16_bits<U>(odd) & 0xffff0000u);
@@ -134,8 +138,12 @@ inline double lane_sum(VectorOf<double, 64>::type v) {
 }
 #endif
 
-template <class V, size_t... I> inline V fold(V a, V b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+// The even and the odd elements of a and b, one after the other.
+template <class V, size_t... I> inline Two<V> even_odd(V a, V b, std::index_sequence<I...>) {
+  return {__builtin_shufflevector(a, b, (2 * I)...), __builtin_shufflevector(a, b, (2 * I + 1)...)};
+}
+template <class A> inline Two<Lanes<A>> even_odd(Lanes<A> a, Lanes<A> b) {
+  return even_odd(a, b, std::make_index_sequence<lane_count<A>>{});
 }
 
 // The sums over the lanes of as many vectors as these have lanes, in a vector; about what two of them would cost one by one.
@@ -144,7 +152,10 @@ template <class A> inline Lanes<A> lane_sums(Lanes<A> (&v)[lane_count<A>]) {
 #pragma GCC unroll 16
   for (int left = W / 2; left > 0; left /= 2)
 #pragma GCC unroll 16
-    for (int i = 0; i < left; ++i) v[i] = fold(v[2 * i], v[2 * i + 1], std::make_index_sequence<W>{});
+    for (int i = 0; i < left; ++i) {
+      const auto two = even_odd<A>(v[2 * i], v[2 * i + 1]);
+      v[i] = two.first + two.second;
+    }
   return v[0];
 }
 
