@@ -1,11 +1,11 @@
 """Measure the advice: what following it costs. ``make advice-bench`` writes results/advice.json.
 
 Every setting of ``advice_tasks.py`` and every one that ``advice_draw.py`` drew, to write rules on or to prove them, is
-compared under all its methods by :func:`normwise.compare`, which is resumable: the studies are kept in ``--work``. *Regret* is the best method's score minus that of the advised one, in points: test
-scores, mean over seeds; accuracies count in percent, minus-losses as a share of the loss that guessing has, times 100.
-The best is chosen by the same scores, so chance adds to every regret; ``chance`` says about how much: what the best of
-equally good methods gains by luck, at this spread over seeds. The advice is asked anew each time, so that other rules
-need no training.
+compared under all its methods by :func:`normwise.compare`, which is resumable: the studies are kept in ``--work``.
+*Regret* is the best method's score minus that of the advised one, in points: test scores, mean over seeds; accuracies
+count in percent, minus-losses as a share of the loss that guessing has, times 100. The best is chosen by the same
+scores, so chance adds to every regret; ``chance`` says about how much: what the best of equally good methods gains by
+luck, at this spread over seeds. The advice is asked anew each time, so that other rules need no training.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from normwise import nn
+from normwise import functional, nn, ops
+from normwise.engine import run_pool
 from normwise.errors import InputError
 from normwise.functional import normalize
 from normwise.ops import native
@@ -93,6 +94,38 @@ def test_groups_of_one_element_are_refused_with_a_count_that_works(channels: int
     assert nn.GroupNorm(int(fix.split("=")[1].split()[0]), channels)(x).std() > 0.1
     with pytest.raises(InputError, match="before the features shrink to one"):
         nn.GroupNorm(1, 1)(torch.randn(4, 1))
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("method", ["batch", "layer", "instance", "group"])
+def test_the_short_way_gives_what_the_long_way_gives(
+    method: str, dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, w, b = torch.randn(3, 6, 5, dtype=dtype), torch.rand(6).to(dtype), torch.randn(6).to(dtype)
+    wide = ops.accumulation_dtype(dtype)
+
+    def results() -> list[torch.Tensor]:
+        counts = torch.zeros(2, dtype=torch.long)
+        averages = {"running_mean": torch.zeros(6, dtype=wide), "running_var": torch.ones(6, dtype=wide)}
+        moving = averages | {"momentum": 0.1, "skipped": counts[0], "tracked": counts[1]}
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        given = {"weight": leaves[1], "bias": leaves[2], "num_groups": 2, "activation": activation}
+        y = normalize(leaves[0], method, **given, **(moving if method == "batch" else {}))  # type: ignore[arg-type]
+        first = torch.autograd.grad(y.pow(2).sum(), leaves, create_graph=True)
+        again = torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)
+        fused = torch.autograd.grad(normalize(leaves[0], method, **given).sum(), leaves)  # type: ignore[arg-type]
+        return [y, *first, *again, *fused, *averages.values(), counts]
+
+    taken = []
+    monkeypatch.setattr(functional, "run_pool", lambda *args: taken.append(run_pool(*args)) or taken[-1])
+    short = results()
+    assert len(taken) == 2
+    assert all(y is not None for y in taken)
+    monkeypatch.setattr(functional, "run_pool", lambda *_: None)
+    torch.testing.assert_close(short, results(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["native", "plain"])

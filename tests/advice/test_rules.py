@@ -63,6 +63,25 @@ def test_batch_norm_falls_with_the_batch_and_rises_with_devices():
     assert any("Accumulation" in note for note in rank("Net", conv(2, accumulate=16)).notes)
 
 
+def test_a_recurrent_net_on_single_numbers_is_not_told_to_divide_by_their_size():
+    loop = {"places": [Place("norm", 32, [], 16)], "current": ["batch"], "depth": 3}
+    wide = rank("Net", Situation("recurrent", ["recurrent"], 16, features=12, **loop))
+    narrow = rank("Net", Situation("recurrent", ["recurrent"], 16, features=1, **loop))
+    assert wide.best.method == "switchable"
+    assert narrow.best.method == "weight"
+    drifting = rank("Net", Situation("recurrent", ["recurrent"], 16, features=12, drift=0.4, **loop))
+    assert drifting.best.method == "layer"
+    padded = rank("Net", Situation("recurrent", ["recurrent"], 16, variable_length=True, drift=0.4, **loop))
+    assert all(reason.rule != "recurrent-drift" for ranked in padded.ranking for reason in ranked.reasons)
+
+
+def test_restoration_keeps_its_depth_without_normalization():
+    deep = {"depth": 40, "residual": 16, "places": [Place("norm", 32, [8, 8], 16)]}
+    restored = rank("Net", Situation("generative", ["generative", "conv"], 16, task="restoration", **deep))
+    assert restored.best.method in {"none", "weight"}
+    assert rank("Net", Situation("conv", ["conv"], 16, **deep)).best.method not in {"none", "weight"}
+
+
 def test_one_value_is_refused_everywhere_and_exempted_in_places():
     vectors = Situation("mlp", ["mlp"], 1, depth=4, places=[Place("a", 16, [], 1), Place("b", 16, [], 1)])
     by_name = {r.method: r for r in rank("Net", vectors).ranking}

@@ -65,6 +65,55 @@ def test_architectures_are_told_by_what_runs(model, example, architecture):
     assert survey(model, example).architecture == architecture
 
 
+class Steps(nn.Module):
+    """A norm that runs at every step of a sequence."""
+
+    def __init__(self, features=4):
+        super().__init__()
+        self.into, self.norm = nn.Linear(features, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return sum(self.norm(self.into(frame)) for frame in x.unbind(1))
+
+
+def test_drift_is_the_share_of_variance_between_the_steps_of_a_loop():
+    torch.manual_seed(0)
+    model, x = Steps(), torch.randn(64, 6, 4)
+    alike = survey(model, x).norms[0].drift
+    apart = survey(model, x + torch.arange(6.0)[:, None]).norms[0].drift
+    assert alike < 0.05
+    with torch.no_grad():
+        steps = model.into(x + torch.arange(6.0)[:, None])
+    between, within = steps.mean(0).var(0).mean().item(), steps.var(0).mean().item()
+    assert apart == pytest.approx(between / (between + within), abs=0.02)
+    # With two samples a step chance moves the means, which is taken off.
+    few = [survey(model, torch.randn(2, 50, 4)).norms[0].drift for _ in range(8)]
+    assert sum(few) / len(few) < 0.05
+    constant = survey(model, torch.ones(3, 6, 4)).norms[0].drift
+    assert constant == 0.0
+    assert survey(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), x[:, 0]).norms[0].drift is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "fan_in"),
+    [
+        (nn.Linear(3, 8), (2, 3), 3),
+        (nn.Conv1d(2, 8, 3), (2, 2, 9), 6),
+        (nn.Conv2d(4, 8, 3, groups=2), (2, 4, 5, 5), 18),
+        (nn.LSTM(1, 8), (2, 5, 1), 1),
+        (nn.ConvTranspose1d(2, 8, 3), (2, 2, 9), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_fan_in_is_what_an_output_is_made_from(layer, shape, fan_in):
+    assert survey(nn.Sequential(layer), torch.zeros(shape)).weights[0].fan_in == fan_in
+
+
+def test_tokens_are_told_from_measurements():
+    assert survey(nn.Embedding(5, 3), torch.zeros(2, 4, dtype=torch.long)).tokens
+    assert not survey(nn.Linear(4, 3), torch.zeros(2, 4)).tokens
+
+
 def test_order_sizes_and_neighbours():
     facts = survey(ConvNet(norm_layer("switchable"), 1, 10), torch.zeros(2, 1, 8, 8), batch_size=16)
     assert [norm.name for norm in facts.norms] == ["1", "4", "7"]

@@ -68,7 +68,8 @@ class Situation:
     ``batch_size`` counts samples per step and device; ``devices`` train together; ``accumulate`` batches make a step.
     ``saturating`` counts the calls of sigmoids, tanhs and their like between layers in one pass, ``centred`` those of
     them that take 0 to 0, ``depth`` the weighted layers. ``features`` is how many numbers an output of the first of
-    these is made from, ``tokens`` whether sequences of words or the like come in. ``drift`` is the largest of :class:`normwise.findings.NormFacts`.
+    these is made from, ``tokens`` whether sequences of words or the like come in. ``drift`` is the largest of
+    :class:`normwise.findings.NormFacts`.
     ``current`` names the methods that the model uses now.
 
     Example:
