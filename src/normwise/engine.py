@@ -84,7 +84,8 @@ def run_pool(
     eps: float,
     activation: str | None,
     slope: float,
-    running: Running | None,
+    running: Running | None = None,
+    population: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
     """Normalize by one pool in one native call, checking no more than that needs.
 
@@ -100,12 +101,13 @@ def run_pool(
         activation: applied to the result.
         slope: of ``"leaky_relu"``.
         running: averages to move towards the pool over samples.
+        population: mean and variance (C,) in the place of the pool over samples, for a call without gradients.
 
     Returns:
         The result; ``None`` where anything is out of the ordinary, whether valid or not.
 
     Example:
-        >>> y = run_pool(torch.tensor([[[1.0, 3.0]]]), "layer", 1, None, None, 0.0, None, 0.01, None)
+        >>> y = run_pool(torch.tensor([[[1.0, 3.0]]]), "layer", 1, None, None, 0.0, None, 0.01)
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
@@ -122,6 +124,12 @@ def run_pool(
     if C < 1 or num_groups < 1 or C % num_groups:
         return None
     groups = _GROUPS[method](C, num_groups)
+    if population is not None:
+        fits = population[0].shape == population[1].shape == per_channel and x.numel() > 0
+        if not fits or (learns and torch.is_grad_enabled()):
+            return None
+        options = (None, None, True, eps, population, None, activation, slope)
+        return ops.native.mix_norm(x, (0,), weight, bias, *options)[0]
     # At least two values behind each statistic.
     if x.numel() < 2 * (shape[0] * groups or C):
         return None
