@@ -25,7 +25,8 @@ from advice_draw import drawn
 from advice_tasks import SETTINGS as CHOSEN
 
 from normwise import advise, compare
-from normwise.records import Study, to_dict, write_atomic
+from normwise.files import write_atomic
+from normwise.records import Study, to_dict
 from normwise.study import Task
 from normwise.study.plan import default_epochs
 

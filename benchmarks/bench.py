@@ -23,8 +23,8 @@ from bench_contenders import DTYPES, LAYOUTS, METHODS, SHAPES, Row, compiled_for
 from bench_memory import measure_memory
 from bench_report import chart, summarize, table
 
+from normwise.files import write_atomic
 from normwise.ops import describe_environment
-from normwise.records import write_atomic
 
 QUICK_SHAPES = ((2, 256, 56, 56), (64, 32, 8, 8))
 

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normwise.files import write_atomic
 from normwise.methods import METHODS as METHODS_TABLE
-from normwise.records import write_atomic
 from normwise.study.data import Part, Splits
 from normwise.study.tasks.images import fashion_mnist
 from normwise.surgery.calibrate import calibrate

@@ -26,7 +26,8 @@ from typing import Any
 from postgres import Postgres, find_tools
 from tiny_study import fake_trial, make_settings
 
-from normwise.records import Cell, Point, Settings, Trial, dumps, write_atomic
+from normwise.files import write_atomic
+from normwise.records import Cell, Point, Settings, Trial, dumps
 from normwise.study.machine import machine, versions
 from normwise.study.plan import due, tune_cells
 from normwise.study.store import Store

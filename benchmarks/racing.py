@@ -25,8 +25,9 @@ from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 from normwise import compare
+from normwise.files import write_atomic
 from normwise.nn import NormFactory
-from normwise.records import Study, Verdict, write_atomic
+from normwise.records import Study, Verdict
 from normwise.study import load_task
 from normwise.study.tasks import Task, make_task
 from normwise.study.tasks.images import digits, fashion_mnist, small_convnet

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from races import Outcome, compete
 
-from normwise.records import write_atomic
+from normwise.files import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "results" / "racing-simulated.json"
 # How far apart the levels are, and how much scores scatter, both in standard deviations; a tolerance is 0.005.

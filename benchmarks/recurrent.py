@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from normwise.files import write_atomic
 from normwise.nn.recurrent import LayerNormGRU, LayerNormLSTM
-from normwise.records import write_atomic
 
 RESULTS = Path(__file__).parent.parent / "results" / "recurrent.json"
 # T, N, input_size, hidden_size: a small tagger, a character model, speech features, a larger language model.

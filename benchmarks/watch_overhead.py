@@ -26,8 +26,8 @@ from convert_fashion import resnet
 from torch import nn
 
 import normwise
+from normwise.files import write_atomic
 from normwise.ops import describe_environment
-from normwise.records import write_atomic
 from normwise.study.tasks import load_task
 
 Case = tuple[nn.Module, torch.Tensor, torch.Tensor]

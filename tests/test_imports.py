@@ -15,6 +15,7 @@ PACKAGE = Path(normwise.__file__).parent
 # Each layer may import the ones before it, and the modules of its own.
 LAYERS = [
     {"errors"},
+    {"files"},
     {"records"},
     {"findings", "outcomes"},
     {"advice"},
@@ -35,7 +36,7 @@ LAYERS = [
 ]
 # These read records only, so that a report can be redrawn without torch.
 RECORDS_ONLY = {"report"}
-RECORDS = {"errors", "records", "findings", "outcomes", "advice"}
+RECORDS = {"errors", "files", "records", "findings", "outcomes", "advice"}
 ROOT = {"__init__", "__main__"}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from normwise.errors import StoreError
+from normwise.files import write_atomic
 from normwise.records import (
     Cell,
     Interval,
@@ -19,7 +20,6 @@ from normwise.records import (
     from_dict,
     load_study,
     to_dict,
-    write_atomic,
 )
 
 

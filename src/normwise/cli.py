@@ -196,8 +196,8 @@ def report(
             threading.Event().wait()
     from normwise import report as drawing
     from normwise.advice import is_advice, load_advice
+    from normwise.files import write_atomic
     from normwise.findings import is_diagnosis, load_diagnosis
-    from normwise.records import write_atomic
 
     if not is_url(where) and is_diagnosis(Path(where)):
         seen = load_diagnosis(Path(where))

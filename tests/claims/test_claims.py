@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from normwise import outcomes, records, report
+from normwise import files, outcomes, records, report
 from normwise.claims import CLAIMS, Part, Runs
 from normwise.claims.engine import Bench, answer_of, experiments_of, outcome_of, run
 from normwise.claims.library import claims_named
@@ -43,7 +43,7 @@ def test_every_claim_is_measured_and_drawn(tiny_claims, tmp_path):
         assert len(outcome.figures) == len(claim.figures)
         assert len(outcome.galleries) == len(claim.galleries)
     record = outcomes.Claims("2026-01-01", "normwise claims run all", {}, {}, found)
-    records.write_atomic(tmp_path / "claims.json", records.dumps(record))
+    files.write_atomic(tmp_path / "claims.json", records.dumps(record))
     assert outcomes.load_claims(tmp_path / "claims.json") == record
     page, text = report.claims_html(record), report.claims_markdown(record)
     for outcome in found:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from tiny_study import fake_trial, make_settings
 
-from normwise import cli, records
+from normwise import cli, files, records
 from normwise.study.merging import union
 from normwise.study.plan import due
 from normwise.study.store import Store
@@ -104,7 +104,7 @@ def test_merge(place, tmp_path, capsys):
     fill(mine)
     other = make_settings(["none", "layer"], seeds=[1, 2], lrs={"2": [0.1]})
     record = fill(theirs, other)
-    records.write_atomic(theirs / "study.json", records.dumps(draw_up(other, {}, record.trials())))
+    files.write_atomic(theirs / "study.json", records.dumps(draw_up(other, {}, record.trials())))
     to = ["--storage", place] if "://" in place else ["--out", place]
     sources = [str(mine / "study.db"), str(theirs / "study.json")]
     assert "10 trials of 2 studies, some are missing" in said(capsys, "study", "merge", *sources, *to)

@@ -105,7 +105,7 @@ def report(claims: Path, /, *, out: Path | None = None) -> None:
         out: The file to write. Default: claims.html beside it.
     """
     from normwise import report as drawing
-    from normwise.records import write_atomic
+    from normwise.files import write_atomic
 
     source, record = _stored(claims)
     page = out if out is not None else source.with_name("claims.html")
@@ -123,7 +123,7 @@ def docs(claims: Path = Path("results", _STORED), /, *, out: Path = Path("docs",
         out: The file to write.
     """
     from normwise import report as drawing
-    from normwise.records import write_atomic
+    from normwise.files import write_atomic
 
     write_atomic(out, drawing.claims_markdown(_stored(claims)[1]))
     print(f"page    {out}")

@@ -24,8 +24,9 @@ from normwise.claims.library import CLAIMS, claims_named
 from normwise.claims.progress import Display
 from normwise.claims.statistics import estimate, judge, together
 from normwise.errors import InputError
+from normwise.files import make_folder, write_atomic
 from normwise.outcomes import UNDECIDED, Answer, Outcome, load_claims
-from normwise.records import Trial, dumps, make_folder, write_atomic
+from normwise.records import Trial, dumps
 from normwise.study.machine import machine, versions
 from normwise.study.plan import due, total_cells
 from normwise.study.store import Store

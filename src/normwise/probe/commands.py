@@ -53,8 +53,8 @@ def diagnose(
         SystemExit: with 1, as asked for by --fail-on.
     """
     from normwise import report
+    from normwise.files import write_atomic
     from normwise.probe.diagnosing import diagnose as examine
-    from normwise.records import write_atomic
 
     fails([], fail_on or "error")
     criterion = None if loss is None else _loss(loss)

@@ -72,7 +72,8 @@ def export(where: Storage, /, *, study: str | None = None, out: Path | None = No
     Raises:
         InputError: the file's name ends otherwise.
     """
-    from normwise.records import dumps, write_atomic
+    from normwise.files import write_atomic
+    from normwise.records import dumps
 
     record = read(where, study)
     if out is None:
@@ -123,7 +124,8 @@ def merge(
             f"{len(differing)} trials differ between the sources, the first was taken: {', '.join(differing[:3])}, ..."
         )
     if out is not None:
-        from normwise.records import dumps, write_atomic
+        from normwise.files import write_atomic
+        from normwise.records import dumps
         from normwise.report import html
 
         write_atomic(out / "study.json", dumps(record))

@@ -59,7 +59,7 @@ def advise(
     """
     from normwise import report
     from normwise.errors import InputError
-    from normwise.records import write_atomic
+    from normwise.files import write_atomic
     from normwise.study.consult import advise as ask
 
     if (input_shape is None) == (data is None):

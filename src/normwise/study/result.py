@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normwise import records, report
+from normwise import files, records, report
 from normwise.study.verdict import progress_line
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ class Study:
             >>> callable(Study.save)
             True
         """
-        folder = records.make_folder(folder)
+        folder = files.make_folder(folder)
         stored, page = folder / "study.json", folder / "report.html"
-        records.write_atomic(stored, records.dumps(self.record))
-        records.write_atomic(page, self.html())
+        files.write_atomic(stored, records.dumps(self.record))
+        files.write_atomic(page, self.html())
         return stored, page
 
     def __repr__(self) -> str:
