@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
 from normwise import ops
@@ -71,7 +72,7 @@ def boundary(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(first, torch.fx.Proxy) and _is_leaf(self, wrapper, first.tracer):
+        if isinstance(first, Proxy) and _is_leaf(self, wrapper, first.tracer):
             tracer: Any = first.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         try:

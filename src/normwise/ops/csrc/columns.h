@@ -12,7 +12,7 @@
 namespace normwise {
 namespace {
 
-constexpr int64_t kRows = 64;
+constexpr int64_t kRows = 128;
 
 // Calls f(integral_constant<count>, row) for groups of rows and then for single ones.
 template <int group = 4, class F> inline void by_rows(int64_t rows, F f) {

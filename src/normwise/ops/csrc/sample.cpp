@@ -1,5 +1,7 @@
 #include "sample.h"
 
+#include <unistd.h>
+
 #include <cmath>
 
 #include "cells.h"
@@ -10,7 +12,15 @@ namespace {
 // A fused task's share of x, so that its second pass finds the first one's data in the second-level cache.
 constexpr int64_t kRowTaskBytes = 16 * 1024;  // of contiguous cells, where groups are short: the first-level cache
 // In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
-constexpr int64_t kColumnTaskBytes = 512 * 1024;
+// Up to half of the second-level cache, where that is known.
+int64_t column_task_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t bytes = std::max<int64_t>(512 * 1024, sysconf(_SC_LEVEL2_CACHE_SIZE) / 2);
+  return bytes;
+#else
+  return 512 * 1024;
+#endif
+}
 
 // Below this many elements a cell's own mean is not worth its overhead: a group in one piece is summed as one row.
 constexpr int64_t kShortRow = 1024;
@@ -48,7 +58,7 @@ template <class T> struct Groups {
   template <class F> bool run(F task) const {
     const int64_t width = task_width(), tasks = (x.C + width - 1) / width;
     const bool idle = x.N * tasks < static_cast<int64_t>(torch::stable::get_num_threads()) && x.numel() > 2 * kGrain;
-    if (idle || (x.columns && x.M * x.C * int64_t{sizeof(T)} > kColumnTaskBytes)) return false;
+    if (idle || (x.columns && x.M * x.C * int64_t{sizeof(T)} > column_task_bytes())) return false;
     parallel(x.N * tasks, width * x.M, [&](int64_t begin, int64_t end) {
       Scratch<A> scratch(width);
       for_pairs(begin, end, tasks, [&](int64_t n, int64_t t) {
