@@ -69,6 +69,7 @@ def test_a_recurrent_net_on_single_numbers_is_not_told_to_divide_by_their_size()
     narrow = rank("Net", Situation("recurrent", ["recurrent"], 16, features=1, **loop))
     assert wide.best.method == "switchable"
     assert narrow.best.method == "weight"
+    assert any("from one number:" in note for note in narrow.notes)
     drifting = rank("Net", Situation("recurrent", ["recurrent"], 16, features=12, drift=0.4, **loop))
     assert drifting.best.method == "layer"
     padded = rank("Net", Situation("recurrent", ["recurrent"], 16, variable_length=True, drift=0.4, **loop))
