@@ -37,6 +37,10 @@ def test_transformers_and_recurrent_nets_get_layer_norm():
         nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2, enable_nested_tensor=False
     )
     assert advise(encoder, torch.randn(4, 7, 16), measure=False).best.method == "layer"
+    words = nn.Sequential(nn.Embedding(30, 16), encoder)
+    assert advise(words, torch.randint(30, (4, 7)), measure=False).best.method == "layer"
+    series = nn.Sequential(nn.Linear(5, 16), encoder)
+    assert advise(series, torch.randn(4, 7, 5), measure=False).best.method == "switchable"
     recurrent = normwise.nn.LayerNormLSTM(12, 16, batch_first=True)
     assert advise(recurrent, torch.randn(4, 9, 12), measure=False).best.method == "layer"
 

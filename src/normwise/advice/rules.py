@@ -117,6 +117,12 @@ def _deep(s: Situation) -> float:
     return min(1.0, (s.depth - 4) / 4) if s.depth > 4 and fed_forward else 0.0
 
 
+def _attends_to_measurements(s: Situation) -> bool:
+    # What is as wide as the model when it comes in has been made by something else: from words, most likely.
+    widened = s.features is not None and bool(s.places) and s.features < s.places[0].channels
+    return "attention" in s.kinds and "conv" not in s.kinds and not s.tokens and widened
+
+
 def _deep_plain(s: Situation) -> float:
     if s.depth < 8 or s.residual:
         return 0.0
@@ -153,6 +159,9 @@ def _place(space: int, samples: int, channels: int = 16) -> list[Place]:
 
 
 _CONV: Mapping[str, Any] = {"architecture": "conv", "kinds": ["conv"], "batch_size": 32, "depth": 5}
+_SERIES: Mapping[str, Any] = {
+    "architecture": "attention", "kinds": ["attention"], "batch_size": 32, "places": _place(1, 32, channels=48),
+}  # fmt: skip
 _MLP: Mapping[str, Any] = {"architecture": "mlp", "kinds": ["mlp"], "batch_size": 32, "depth": 5}
 
 RULES: tuple[Rule, ...] = (
@@ -354,14 +363,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "attention-measurements",
-        "attention over series of measurements: no words or the like come in, and no convolution cuts patches",
-        lambda s: _at("attention" in s.kinds and "conv" not in s.kinds and not s.tokens),
+        "attention over series of measurements: a first layer widens them; no words or the like come in, and no "
+        "convolution cuts patches",
+        lambda s: _at(_attends_to_measurements(s)),
         {"batch": 3.5, "switchable": 2.5},
         "What is said against batch statistics in transformers was found on text; on series of measurements, which "
         "have outliers, they did better than layer norm, and a learned mix leaves the choice open.",
         "Zerveas et al. 2021, arXiv 2010.02803, section 3.1; size: results/advice.json",
-        fires={"architecture": "attention", "kinds": ["attention"], "batch_size": 32},
-        silent={"architecture": "attention", "kinds": ["attention"], "batch_size": 32, "tokens": True},
+        fires={**_SERIES, "features": 12},
+        silent={**_SERIES, "features": 48},
     ),
     Rule(
         "padding",

@@ -80,6 +80,7 @@ template <class T> struct Forward : Groups<T> {
   // The groups' moments, pooled from those of their `parts` equal parts by the law of total variance, and the affine that
   // normalizes with them.
   void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* center, A* scale, A* shift) const {
+    if (channels == 1) return pool_cells(n, c, width, mu, m2, center, scale, shift);
     const int64_t parts = this->parts();
     const double part_size = this->group_size() / static_cast<double>(parts);
     const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
@@ -93,6 +94,20 @@ template <class T> struct Forward : Groups<T> {
       A *__restrict c = center + first, *__restrict s = scale + first, *__restrict t = shift + first;
       for (int64_t i = 0; i < channels; ++i)
         normalizing(pooled, variance, rstd * weight[first + i], bias[first + i], c[i], s[i], t[i]);
+    }
+  }
+
+  // The same where each cell is a group: a loop that the compiler vectorizes.
+  void pool_cells(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* __restrict center,
+                  A* __restrict scale, A* __restrict shift) const {
+    const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
+    A *__restrict to_mean = mean + n * x.C + c, *__restrict to_var = var + n * x.C + c;
+    const double share = 1 / this->group_size(), eps = this->eps;
+    for (int64_t i = 0; i < width; ++i) {
+      const double variance = m2[i] * share;
+      to_mean[i] = static_cast<A>(mu[i]);
+      to_var[i] = static_cast<A>(variance);
+      normalizing(mu[i], variance, weight[i] / std::sqrt(variance + eps), bias[i], center[i], scale[i], shift[i]);
     }
   }
 
@@ -161,6 +176,15 @@ template <class T> struct Backward : Groups<T> {
   void recompute(int64_t n, int64_t c, int64_t width, Arrays a) const {
     const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
     int64_t group = n * this->G + c / channels;
+    if (channels == 1) {
+      const A* of = var + group;
+      A* __restrict scale = a.scale;
+      const double eps = this->eps;
+      for (int64_t i = 0; i < width; ++i) scale[i] = static_cast<A>(weight[i] / std::sqrt(of[i] + eps));
+      std::copy_n(mean + group, width, a.mean);
+      std::copy_n(bias, width, a.shift);
+      return;
+    }
     for (int64_t first = 0; first < width; first += channels, ++group) {
       std::fill_n(a.mean + first, channels, mean[group]);
       const double r = rstd(group);
@@ -173,8 +197,20 @@ template <class T> struct Backward : Groups<T> {
   // From the cells' sums to the coefficients of dx; leaves s2 divided by the standard deviation.
   void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
     const A* weight = this->parameters.weights(n) + c;
-    double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
+    double *one = s1 + n * x.C + c, *__restrict two = s2 + n * x.C + c;
     int64_t group = n * this->G + c / channels;
+    if (channels == 1) {
+      const A* of = var + group;
+      A *__restrict slope = a.slope, *__restrict offset = a.offset;
+      const double share = -1 / this->group_size(), eps = this->eps;
+      for (int64_t i = 0; i < width; ++i) {
+        const double r = 1 / std::sqrt(of[i] + eps), s = r * weight[i] * share;
+        two[i] *= r;
+        slope[i] = static_cast<A>(s * r * two[i]);
+        offset[i] = static_cast<A>(s * one[i]);
+      }
+      return;
+    }
     for (int64_t first = 0; first < width; first += channels, ++group) {
       const double r = rstd(group);
       for (int64_t i = first; i < first + channels; ++i) two[i] *= r;
