@@ -128,8 +128,8 @@ def run_pool(
         fits = population[0].shape == population[1].shape == per_channel and x.numel() > 0
         if not fits or (learns and torch.is_grad_enabled()):
             return None
-        options = (None, None, True, eps, population, None, activation, slope)
-        return ops.native.mix_norm(x, (0,), weight, bias, *options)[0]
+        given = (None, None, True, eps, population, None, activation, slope)
+        return ops.native.mix_norm(x, (0,), weight, bias, *given)[0]
     # At least two values behind each statistic.
     if x.numel() < 2 * (shape[0] * groups or C):
         return None
@@ -137,22 +137,8 @@ def run_pool(
         return None
     if learns and torch.is_grad_enabled():
         return _Pool.apply(x, weight, bias, (method, groups, eps, activation, slope), running)
-    return _pool(x, groups, weight, bias, eps, activation, slope, running)[0]
-
-
-def _pool(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-    running: Running | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if groups:
-        return ops.native.sample_norm(x, groups, weight, bias, eps, activation, slope)
-    return ops.native.mix_norm(x, (0,), weight, bias, None, None, True, eps, None, running, activation, slope)
+    options = (None, None, True, eps, None, running, activation, slope)
+    return ops.native.mix_norm(x, (groups,), weight, bias, *options)[0]
 
 
 class _Pool(torch.autograd.Function):
@@ -163,7 +149,8 @@ class _Pool(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: tuple[Any, ...], running: Running | None
     ) -> Tensor:
         _, groups, eps, activation, slope = ctx.call = call
-        y, mean, var = _pool(x, groups, weight, bias, eps, activation, slope, running)
+        options = (None, None, True, eps, None, running, activation, slope)
+        y, mean, var = ops.native.mix_norm(x, (groups,), weight, bias, *options)
         ctx.save_for_backward(x, mean, var, weight, bias)
         return y
 
@@ -176,12 +163,8 @@ class _Pool(torch.autograd.Function):
             wanted = [*ctx.needs_input_grad[:3], False, False, False]
             found = _differentiable_backward(call, grad, x, [weight, bias, None, None, None], wanted)
             return *found[:3], None, None
-        if groups:
-            options = (groups, weight, bias, eps, activation, slope)
-            dx, dw, db = ops.native.sample_norm_backward(grad, x, mean, var, *options)
-        else:
-            mix = ((0,), weight, bias, None, None, True, eps, None, activation, slope)
-            dx, dw, db, *_ = ops.native.mix_norm_backward(grad, x, mean, var, *mix)
+        options = (weight, bias, None, None, True, eps, None, activation, slope)
+        dx, dw, db, *_ = ops.native.mix_norm_backward(grad, x, mean, var, (groups,), *options)
         # Autograd ignores what nobody wants, but not the gradient of nothing.
         return dx, None if weight is None else dw, None if bias is None else db, None, None
 

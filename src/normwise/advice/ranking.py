@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from normwise.advice.code import code_for, options_for
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
-from normwise.advice.rules import FEW_FEATURES, METHODS, RULES, VETOES
+from normwise.advice.rules import METHODS, RULES, VETOES
 from normwise.advice.situation import Situation
 
 # Methods this close in points are ordered by what a step costs.
@@ -100,7 +100,7 @@ def _notes(s: Situation) -> list[str]:
             f"Accumulation does not help batch statistics: each is of one batch of {s.batch_size}, whatever the "
             f"{s.accumulate} batches of a step add up to."
         )
-    if s.features is not None and s.features <= FEW_FEATURES:
+    if s.has_few_features:
         numbers = "one number" if s.features == 1 else f"{s.features} numbers"
         notes.append(
             f"The first layer makes each output from {numbers}: statistics over one sample's outputs, as layer and "

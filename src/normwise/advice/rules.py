@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from normwise.advice.situation import Place, Situation
+from normwise.advice.situation import FEW_FEATURES, Place, Situation
 
 METHODS = ("batch", "layer", "group", "instance", "switchable", "weight", "none")
 
@@ -27,8 +27,6 @@ IMAGENET = {
 }
 # Fewer values than this behind a statistic make it a poor estimate: its relative error is √(2 / (m − 1)), here 37 %.
 ENOUGH_VALUES = 16
-# A first layer that sees no more numbers than this has little but their size to pass on.
-FEW_FEATURES = 4
 # From this share of variance between the steps of a sequence on, one average for all steps is off for most of them.
 DRIFT = 0.2
 
@@ -136,7 +134,7 @@ def _keeps_centred(s: Situation) -> bool:
 
 
 def _few_features(s: Situation) -> float:
-    if s.features is None or s.features > FEW_FEATURES:
+    if not s.has_few_features:
         return 0.0
     # A statistic over many positions takes away their level and leaves their shape.
     return 0.2 if _convolutional(s) else 1.0

@@ -19,6 +19,8 @@ TASKS = (
     "generation",
     "restoration",
 )
+# A first layer that sees no more numbers than this has little but their size to pass on.
+FEW_FEATURES = 4
 CENTRED = ("tanh", "softsign", "hardtanh")
 SATURATING = (*CENTRED, "sigmoid", "hardsigmoid")
 
@@ -99,6 +101,11 @@ class Situation:
     def few(self) -> int:
         """Samples behind a batch statistic: those of all devices, which synced statistics share."""
         return self.batch_size * self.devices
+
+    @property
+    def has_few_features(self) -> bool:
+        """Whether the first layer makes its outputs from ``FEW_FEATURES`` numbers or fewer, as far as is known."""
+        return self.features is not None and self.features <= FEW_FEATURES
 
     @property
     def least_batch(self) -> int | None:

@@ -335,7 +335,7 @@ def mix_norm(
         [[[-1.0, 1.0]]]
     """
     if _within_sample(groups):
-        return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
+        return sample_norm(x, groups[0], weight, bias, eps, activation, slope)
     population_mean, population_var = (None, None) if population is None else population[:2]
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
     return _mix_norm(
@@ -388,7 +388,7 @@ def mix_norm_backward(
         [4.0]
     """
     if _within_sample(groups):
-        dx, dw, db = _sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, _CODES[activation], slope)
+        dx, dw, db = sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, activation, slope)
         # The one pool has all of the mix, whatever its weight.
         of_means = None if mean_weight is None else torch.zeros_like(mean_weight)
         return dx, dw, db, of_means, None if var_weight is None else torch.zeros_like(var_weight)

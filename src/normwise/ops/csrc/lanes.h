@@ -159,7 +159,7 @@ template <class A> inline Lanes<A> lane_sums(Lanes<A> (&v)[lane_count<A>]) {
   return v[0];
 }
 
-// v with 0 in its first `count` lanes, or in the others.
+// 0 for the first `count` lanes, all bits for the others.
 template <class A> inline auto lane_mask(int count) {
   using Integer = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   static constexpr Integer mask[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,

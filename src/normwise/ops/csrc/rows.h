@@ -32,12 +32,15 @@ template <class T> inline acc_t<T> guess_center(const T* x, int64_t n, int64_t s
   return ((eighth(0) + eighth(1)) + (eighth(2) + eighth(3))) + ((eighth(4) + eighth(5)) + (eighth(6) + eighth(7)));
 }
 
+// Whether the mean lies `offset` from the centre of these sums, which is too far: most of `square` comes from it.
+inline bool is_poor_center(double offset, double square, double share) { return offset * offset > 0.75 * share * square; }
+
 // Sums about a centre lose precision if it is off by much more than the deviation; it is then moved, to the mean that it
 // led to, and the block summed again.
 template <class A> inline bool move_poor_center(A& center, A sum, A square, double share) {
   const double offset = sum * share;
   const A better = static_cast<A>(center + offset);
-  const bool poor = offset * offset > 0.75 * share * square && better != center;
+  const bool poor = is_poor_center(offset, square, share) && better != center;
   center = poor ? better : center;
   return poor;
 }
