@@ -10,7 +10,7 @@ TESTS ?= -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
-INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*)
+INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*.* src/normwise/ops/csrc/*/*)
 
 .PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines large clean
 .DEFAULT_GOAL := help

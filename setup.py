@@ -1,13 +1,17 @@
 """Builds the optional native kernels; without torch or a compiler the install is pure Python.
 
 The library speaks torch's stable ABI and no Python, so one build serves every Python and every later torch; hence the
-plain file name and the wheel tag ``py3-none-<platform>``. To build in place: ``python setup.py build_ext --inplace``.
+plain file name and the wheel tag ``py3-none-<platform>``. A small one beside it is for autograd, whose C++ interface
+is no part of the stable ABI: its name holds the torch that it was built with, and with another it stays unused.
+To build in place: ``python setup.py build_ext --inplace``.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import runpy
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -35,8 +39,13 @@ def torch_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def torch_version() -> str:
+    """What ``torch.__version__`` will be."""
+    return runpy.run_path(str(torch_folder() / "version.py"))["__version__"]
+
+
 class BuildNative(build_ext):
-    """Builds the extension, or says in one line why it did not."""
+    """Builds the extensions, or says in one line why it did not."""
 
     built = False
 
@@ -45,17 +54,19 @@ class BuildNative(build_ext):
         try:
             torch = torch_folder()
             for extension in self.extensions:
-                extension.include_dirs = [str(torch / "include")]
+                # As a system's headers, whose warnings are not ours to mend.
+                extension.extra_compile_args += ["-isystem", str(torch / "include")]
                 extension.library_dirs = [str(torch / "lib")]
             super().run()
             self.built = True
-        except Exception as problem:  # whatever failed, the package works without the extension
+        except Exception as problem:  # whatever failed, the package works without the extensions
             self.extensions = []
             print(f"normwise: native kernels not built, plain torch will be used ({' '.join(str(problem).split())})")
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Name the library without a Python version: it is not a Python module."""
-        return fullname.replace(".", "/") + ".so"
+        """Name the library without a Python version, as it is not a Python module; autograd's by its torch."""
+        of_torch = f"-{torch_version()}" if fullname.split(".")[-1] == "_graph" else ""
+        return fullname.replace(".", "/") + of_torch + ".so"
 
 
 class PlatformWheel(bdist_wheel):
@@ -74,17 +85,24 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
 
 
+def library(name: str, folder: Path, torch_libraries: list[str], **options: Any) -> Extension:
+    """One of the libraries, from all sources of a folder."""
+    return Extension(
+        f"normwise.ops.{name}",
+        sources=sorted(str(path) for path in folder.glob("*.cpp")),
+        depends=sorted(str(path) for path in folder.glob("*.h")),
+        extra_compile_args=[*COMPILE],
+        libraries=torch_libraries,
+        language="c++",
+        **options,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "normwise.ops._native",
-            sources=sorted(str(path) for path in CSRC.glob("*.cpp")),
-            depends=sorted(str(path) for path in CSRC.glob("*.h")),
-            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-            extra_compile_args=COMPILE,
-            libraries=["torch_cpu"],
-            language="c++",
-        )
+        library("_native", CSRC, ["torch_cpu"], define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)]),
+        # Without this one autograd reaches the kernels from Python.
+        library("_graph", CSRC / "graph", ["torch_cpu", "c10"], optional=True),
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

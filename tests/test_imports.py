@@ -24,6 +24,8 @@ LAYERS = [
     {"moments"},
     {"distributed"},
     {"methods"},
+    {"composite"},
+    {"mixes"},
     {"engine"},
     {"functional"},
     {"nn"},

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from normwise import functional, nn, ops
-from normwise.engine import run_pool
 from normwise.errors import InputError
 from normwise.functional import normalize
+from normwise.mixes import normalize_by_pool
 from normwise.ops import native
 
 X = torch.randn(4, 6, 5)
@@ -120,11 +120,13 @@ def test_the_short_way_gives_what_the_long_way_gives(
         return [y, *first, *again, *fused, *averages.values(), counts]
 
     taken = []
-    monkeypatch.setattr(functional, "run_pool", lambda *args: taken.append(run_pool(*args)) or taken[-1])
+    monkeypatch.setattr(
+        functional, "normalize_by_pool", lambda *args: taken.append(normalize_by_pool(*args)) or taken[-1]
+    )
     short = results()
     assert len(taken) == 2
     assert all(y is not None for y in taken)
-    monkeypatch.setattr(functional, "run_pool", lambda *_: None)
+    monkeypatch.setattr(functional, "normalize_by_pool", lambda *_: None)
     torch.testing.assert_close(short, results(), rtol=0, atol=0)
 
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from normwise import ops
+from normwise.composite import elements_per_cell, needs_plain_graph
 from normwise.distributed import Sync
-from normwise.engine import Running, elements_per_cell, needs_plain_graph, run, run_pool
+from normwise.engine import run
 from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
+from normwise.mixes import Running, normalize_by_pool
 from normwise.moments import Moments, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
@@ -111,7 +113,7 @@ def normalize(
             elif momentum is not None:
                 running = Running(running_mean, running_var, momentum, skipped, tracked)
         if running or population or (running_mean is running_var is None and not use_running):
-            y = run_pool(x, method, num_groups, weight, bias, eps, activation, slope, running, population)
+            y = normalize_by_pool(x, method, num_groups, weight, bias, eps, activation, slope, running, population)
             if y is not None:
                 return y
     row = method_named(method) if isinstance(method, str) else method

@@ -217,6 +217,17 @@ def test_opcheck(name, layout):
         torch.library.opcheck(getattr(torch.ops.normwise, name).default, samples(dtype, layout)[name])
 
 
+@pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["sample_norm", "mix_norm"])
+@pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing
+def test_opcheck_with_gradients(name, layout):
+    args = samples(torch.float32, layout)[name]
+    learned = [isinstance(a, Tensor) and a.is_floating_point() and i < 5 for i, a in enumerate(args)]
+    args = [a.clone().requires_grad_() if learns else a for a, learns in zip(args, learned, strict=True)]
+    torch.library.opcheck(getattr(torch.ops.normwise, name).default, tuple(args))
+
+
 def test_wrong_arguments_are_refused():
     x, cell = torch.zeros(2, 4, 3), torch.zeros(2, 4)
     with pytest.raises(RuntimeError, match="one value per cell"):

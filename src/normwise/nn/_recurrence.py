@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.engine import needs_plain_graph
+from normwise.composite import needs_plain_graph
 
 State = tuple[Tensor, ...]
 # Gives what is normalized, the mean and 1/std.

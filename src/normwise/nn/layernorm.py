@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
-from normwise.engine import needs_plain_graph
+from normwise.composite import needs_plain_graph
 from normwise.errors import InputError
 from normwise.functional import real_elements
 from normwise.nn._state import boundary, exporting

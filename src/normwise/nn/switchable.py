@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.engine import needs_plain_graph
+from normwise.composite import needs_plain_graph
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Inputs, defined_members, known_members, known_variance
 from normwise.moments import Moments, sparsestmax

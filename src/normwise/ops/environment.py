@@ -17,12 +17,13 @@ def describe_environment() -> dict[str, str]:
 
     Example:
         >>> list(describe_environment())
-        ['python', 'torch', 'native kernels', 'instruction set', 'threads', 'processor']
+        ['python', 'torch', 'native kernels', 'autograd', 'instruction set', 'threads', 'processor']
     """
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "native kernels": native.why_not() or "in use",
+        "autograd": f"in Python ({native.why_not_differentiable()})" if native.why_not_differentiable() else "in C++",
         "instruction set": native.instruction_set() if native.available() else "-",
         "threads": str(torch.get_num_threads()),
         "processor": processor_name(),

@@ -4,7 +4,9 @@ They speak torch's stable ABI (see ``setup.py``) and cover CPU tensors of float3
 contiguous and the channels-last layout; other strides are copied into one of the two first. Besides the four kernels
 there are fused ones for methods that pool within a sample: both passes run while a group is in cache.
 
-The operators take no part in autograd: :mod:`normwise.engine` does that for the whole of moments, method and apply.
+The four kernels take no part in autograd: :mod:`normwise.engine` does that for the whole of moments, method and apply.
+The fused operators do where a second library could be built. It speaks autograd's C++ interface, which is no part of
+the stable ABI, so its name holds the one torch that it serves.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ _CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 _NOT_RUNNING = (None, None, 0.0, None, None)
 
 _LIBRARY = Path(__file__).with_name("_native.so")
+_GRAPH = Path(__file__).with_name(f"_graph-{torch.__version__}.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
 
 
@@ -45,7 +48,21 @@ def _load() -> str | None:
     return None
 
 
+def _load_graph() -> str | None:
+    """Load autograd's kernels; the reason if that is not possible."""
+    if _problem is not None:
+        return "there are no native kernels to differentiate"
+    if not _GRAPH.exists():
+        return f"not built for torch {torch.__version__}: {_HOW}"
+    try:
+        torch.ops.load_library(str(_GRAPH))
+    except OSError as problem:
+        return f"does not load ({problem}): {_HOW}"
+    return None
+
+
 _problem = _load()
+_graph_problem = _load_graph()
 
 
 def available() -> bool:
@@ -72,6 +89,32 @@ def why_not() -> str | None:
         True
     """
     return _problem
+
+
+def differentiates() -> bool:
+    """Whether :func:`mix_norm` is differentiable, by autograd in C++; where not, the caller does it in Python.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> differentiates() == (why_not_differentiable() is None)
+        True
+    """
+    return _graph_problem is None
+
+
+def why_not_differentiable() -> str | None:
+    """Why autograd does not reach the native kernels from C++, and how to get that.
+
+    Returns:
+        A sentence, or ``None`` if it does.
+
+    Example:
+        >>> why_not_differentiable() is None or not differentiates()
+        True
+    """
+    return _graph_problem
 
 
 def instruction_set() -> str:
@@ -288,11 +331,6 @@ def sample_norm_backward(
     return _sample_norm_backward(g, x, mean, var, groups, weight, bias, eps, _CODES[activation], slope)
 
 
-def _within_sample(groups: Sequence[int]) -> bool:
-    """Whether the mix is a single pool within a sample, for which there are faster kernels."""
-    return len(groups) == 1 and groups[0] > 0
-
-
 def mix_norm(
     x: Tensor,
     groups: Sequence[int],
@@ -334,8 +372,8 @@ def mix_norm(
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    if _within_sample(groups):
-        return sample_norm(x, groups[0], weight, bias, eps, activation, slope)
+    if len(groups) == 1 and groups[0] and mean_weight is var_weight is None:  # faster kernels
+        return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
     population_mean, population_var = (None, None) if population is None else population[:2]
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
     return _mix_norm(
@@ -387,11 +425,9 @@ def mix_norm_backward(
         >>> mix_norm_backward(x, x, 2 * one, one, [0], eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
-    if _within_sample(groups):
-        dx, dw, db = sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, activation, slope)
-        # The one pool has all of the mix, whatever its weight.
-        of_means = None if mean_weight is None else torch.zeros_like(mean_weight)
-        return dx, dw, db, of_means, None if var_weight is None else torch.zeros_like(var_weight)
+    if len(groups) == 1 and groups[0] and mean_weight is var_weight is None:
+        code = _CODES[activation]
+        return *_sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, code, slope), None, None
     population_mean, population_var = (None, None) if population is None else population[:2]
     return _mix_norm_backward(
         g, x, mean, var, weight, bias, mean_weight, var_weight, logits, groups, eps,

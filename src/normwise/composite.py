@@ -1,0 +1,147 @@
+"""A method as a composite of plain operators: differentiable to any order, and open to every transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from normwise import ops
+from normwise.methods import Inputs, Method
+from normwise.moments import Moments
+
+
+def needs_plain_graph() -> bool:
+    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation and export.
+
+    Returns:
+        ``True`` where a composite of plain operators must run in the place of fused ones.
+
+    Example:
+        >>> needs_plain_graph()
+        False
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def elements_per_cell(x: Tensor) -> int:
+    """How many elements each cell (n, c) holds; 1 without spatial axes.
+
+    Args:
+        x: (N, C, ...).
+
+    Returns:
+        The product of the spatial sizes.
+
+    Example:
+        >>> elements_per_cell(torch.zeros(2, 3, 4, 5))
+        20
+    """
+    count = 1
+    for size in x.shape[2:]:
+        count *= size
+    return count
+
+
+def element_counts(x: Tensor, inputs: Inputs) -> int | Tensor:
+    """Elements per cell, or under a mask how many of them count.
+
+    Args:
+        x: (N, C, ...).
+        inputs: whose mask counts.
+
+    Returns:
+        A number, or (N, C) numbers.
+
+    Example:
+        >>> element_counts(torch.zeros(1, 2, 3), Inputs())
+        3
+    """
+    if inputs.mask is None:
+        return elements_per_cell(x)
+    mask = inputs.mask.expand(x.shape[0], inputs.mask.shape[1], *x.shape[2:])
+    return mask.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else mask.long()
+
+
+def cells_of(x: Tensor, row: Method, inputs: Inputs, moments: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
+    """The moments of ``x``, or a placeholder where the method does not read them.
+
+    Args:
+        x: (N, C, ...).
+        row: the method.
+        inputs: its inputs.
+        moments: what computes the moments where there is no mask.
+
+    Returns:
+        The cells' moments.
+
+    Example:
+        >>> from normwise.methods import METHODS
+        >>> cells_of(torch.tensor([[[1.0, 3.0]]]), METHODS["batch"], Inputs(), ops.moments).mean
+        tensor([[2.]])
+    """
+    if row.reads_cells(inputs):
+        # Masked moments have no native kernel: the plain ones serve.
+        values = moments(x) if inputs.mask is None else ops.reference.moments(x, inputs.mask)
+        return Moments(*values, element_counts(x, inputs))
+    zero = x.new_zeros((1, 1), dtype=ops.accumulation_dtype(x.dtype))
+    return Moments(zero, zero, 1)
+
+
+def compose(x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float) -> tuple[Tensor, Moments]:
+    """Normalize by differentiable operators alone, for derivatives of any order.
+
+    Args:
+        x: (N, C, ...).
+        row: the method.
+        inputs: its inputs.
+        activation: applied to the result; see :func:`normwise.ops.activate`.
+        slope: of ``"leaky_relu"``.
+
+    Returns:
+        The result and the cells' moments.
+
+    Example:
+        >>> from normwise.methods import METHODS
+        >>> compose(torch.tensor([[[1.0, 3.0]]]), METHODS["instance"], Inputs(eps=0.0), None, 0.0)[0]
+        tensor([[[-1.,  1.]]])
+    """
+    cells = cells_of(x, row, inputs, ops.reference.moments)
+    return ops.reference.apply(x, *row.function(cells, inputs), activation, slope), cells
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+    wanted: Sequence[bool],
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """Give ``torch.autograd.grad`` for the wanted inputs, ``None`` for the others.
+
+    Args:
+        outputs: what to differentiate; of nothing there are no gradients.
+        inputs: by what.
+        grads: the gradients of the outputs.
+        wanted: which of the inputs want theirs.
+        create_graph: whether the gradients have a graph of their own.
+
+    Returns:
+        One for each input.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> gradients([3 * x], [x, None], [torch.ones(2)], [True, False])
+        [tensor([3., 3.]), None]
+    """
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
+    if not outputs:
+        return [None] * len(inputs)
+    found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=create_graph, allow_unused=True))
+    return [next(found) if want else None for want in wanted]

@@ -1,0 +1,296 @@
+"""A mix of pools as one native call each way: batch, layer, instance and group norm, alone or in a switchable mix.
+
+The kernels know the vjp of pools and mix in closed form, so no graph is built in a call. Autograd reaches them from C++
+where that was built for this torch (``csrc/graph``), and else by a function in Python: the same two calls, but some
+microseconds slower, which is as much as a small tensor takes. A gradient that must have gradients of its own is
+differentiated as a composite of plain operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normwise import ops
+from normwise.composite import compose, gradients, needs_plain_graph
+from normwise.methods import METHODS, Inputs, Method
+from normwise.moments import Moments
+
+
+class Running(NamedTuple):
+    """Running averages (C,) to move towards the batch; see :func:`normwise.moments.update_running`.
+
+    Example:
+        >>> Running(torch.zeros(3), torch.ones(3), momentum=0.1).skipped is None
+        True
+    """
+
+    mean: Tensor
+    var: Tensor
+    momentum: float | Tensor
+    skipped: Tensor | None = None
+    tracked: Tensor | None = None
+
+
+# How many groups a pool has within a sample; 0 is the pool over samples. The native kernels know pools by this number.
+_GROUPS: dict[str, Callable[[int, int], int]] = {
+    "instance": lambda channels, num_groups: channels,
+    "layer": lambda channels, num_groups: 1,
+    "group": lambda channels, num_groups: num_groups,
+    "batch": lambda channels, num_groups: 0,
+}
+
+
+def normalize_by_pool(
+    x: Tensor,
+    method: str | Method,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: Running | None = None,
+    population: tuple[Tensor, Tensor] | None = None,
+) -> Tensor | None:
+    """Normalize by one pool, checking no more than that needs.
+
+    The ordinary case of :func:`normwise.engine.run`, before all checks: a small tensor spends its time on them.
+
+    Args:
+        x: (N, C, ...).
+        method: which; those but batch, layer, group and instance are out of the ordinary.
+        num_groups: of group norm.
+        weight: (C,) or ``None``.
+        bias: likewise.
+        eps: added to the variance.
+        activation: applied to the result.
+        slope: of ``"leaky_relu"``.
+        running: averages to move towards the pool over samples.
+        population: mean and variance (C,) in the place of the pool over samples, for a call without gradients.
+
+    Returns:
+        The result; ``None`` where anything is out of the ordinary, whether valid or not.
+
+    Example:
+        >>> y = normalize_by_pool(torch.tensor([[[1.0, 3.0]]]), "layer", 1, None, None, 0.0, None, 0.01)
+        >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
+        True
+    """
+    if method not in _GROUPS or activation not in ops.ACTIVATIONS or needs_plain_graph() or not ops.native.supports(x):
+        return None
+    shape, dtype = x.shape, x.dtype
+    C, per_channel, wide = shape[1], shape[1:2], ops.accumulation_dtype(dtype)
+    for t in (weight, bias):
+        if t is not None and not (t.shape == per_channel and (t.dtype == dtype or t.dtype == wide)):
+            return None
+    if C < 1 or num_groups < 1 or C % num_groups:
+        return None
+    groups = _GROUPS[method](C, num_groups)
+    if population is not None:
+        fits = population[0].shape == population[1].shape == per_channel and x.numel() > 0
+        if not fits or (torch.is_grad_enabled() and _any_requires_grad(x, weight, bias)):
+            return None
+    # At least two values behind each statistic.
+    elif x.numel() < 2 * (shape[0] * groups or C):
+        return None
+    if running is not None and not (running.mean.shape == running.var.shape == per_channel and movable(running, x)):
+        return None
+    return normalize_by_mix(x, (groups,), weight, bias, None, None, True, eps, population, running, activation, slope)
+
+
+def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tuple[int, ...] | None:
+    """Give the pools that a method mixes, if it does no more than that and the kernels serve.
+
+    Args:
+        x: (N, C, ...).
+        row: the method.
+        p: its inputs.
+        running: averages that the call should move.
+
+    Returns:
+        For each pool into how many groups it divides a sample's channels, 0 for the pool over samples; or ``None``.
+
+    Example:
+        >>> pools_of(torch.zeros(2, 6, 4), METHODS["group"], Inputs(num_groups=3), None) in ((3,), None)
+        True
+    """
+    if row.members is None or p.mask is not None or p.exchange is not None or not ops.native.supports(x):
+        return None
+    if p.parts != "both" or p.variance != "paper" or x.numel() == 0:
+        return None
+    pools = tuple([_GROUPS[name](x.shape[1], p.num_groups) for name in row.members(p)])
+    if len(pools) > 1 and x.numel() == x.shape[0] * x.shape[1]:
+        return None  # with one element a cell some members have no meaning and the method drops them
+    if running is not None and not (0 in pools and movable(running, x)):
+        return None
+    return pools
+
+
+def movable(running: Running, x: Tensor) -> bool:
+    """Whether a native kernel can move running averages.
+
+    Args:
+        running: the averages.
+        x: the input that they belong to.
+
+    Returns:
+        Whether it can.
+
+    Example:
+        >>> movable(Running(torch.zeros(3), torch.ones(3), 0.1), torch.zeros(2, 3))
+        True
+    """
+    mean, var, dtype = running.mean, running.var, ops.accumulation_dtype(x.dtype)
+    alike = mean.dtype == var.dtype == dtype and mean.is_cpu and var.is_cpu
+    return alike and mean.is_contiguous() and var.is_contiguous()
+
+
+def normalize_by_mix(
+    x: Tensor,
+    pools: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """Normalize by a mix of pools in one native call.
+
+    Args:
+        x: (N, C, ...).
+        pools: as :func:`pools_of` gives them.
+        weight: as :func:`normwise.ops.native.mix_norm` takes it, as is all that follows.
+        bias: likewise.
+        mean_weight: likewise.
+        var_weight: likewise.
+        *options: ``logits, eps, population, running, activation, slope``.
+
+    Returns:
+        The result, differentiable to any order in ``x`` and the parameters.
+
+    Example:
+        >>> given = (None, None, None, None, True, 0.0, None, None, None, 0.01)
+        >>> normalize_by_mix(torch.tensor([[[1.0, 3.0]]]), (1,), *given) if ops.native.available() else ...
+        tensor([[[-1.,  1.]]])
+    """
+    if (
+        ops.native.differentiates()
+        or not torch.is_grad_enabled()
+        or not _any_requires_grad(x, weight, bias, mean_weight, var_weight)
+    ):
+        return ops.native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)[0]
+    return _Mix.apply(x, weight, bias, mean_weight, var_weight, pools, options)
+
+
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    for t in tensors:  # noqa: SIM110 - a generator would take longer than the loop
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
+class _Mix(torch.autograd.Function):
+    """What ``csrc/graph`` does in C++."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
+        weight, bias, mean_weight, var_weight, pools, options = args
+        y, mean, var = ops.native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
+        ctx.save_for_backward(x, mean, var, weight, bias, mean_weight, var_weight)
+        logits, eps, population, _, *activation = options
+        ctx.call = pools, (logits, eps, population, *activation)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, var, *parameters = ctx.saved_tensors
+        pools, options = ctx.call
+        if torch.is_grad_enabled():
+            found = _differentiable_backward(grad, x, pools, *parameters, *options)
+        else:
+            found = [*ops.native.mix_norm_backward(grad, x, mean, var, pools, *parameters, *options)]
+        # Autograd ignores what nobody wants, but not a gradient of None.
+        return *(None if t is None else g for g, t in zip(found, [x, *parameters], strict=True)), None, None
+
+
+def _differentiable_backward(
+    grad: Tensor,
+    x: Tensor,
+    pools: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    eps: float,
+    population: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
+) -> list[Tensor | None]:
+    """With ``create_graph=True``: differentiate the composite, whose gradient has gradients of its own."""
+    # By all of them, as with the gradients that the kernels give; what asks for none stays apart from the graph.
+    tensors = [
+        t if t is None or t.requires_grad else t.detach().requires_grad_()
+        for t in (x, weight, bias, mean_weight, var_weight)
+    ]
+    weight, bias, mean_weight, var_weight = tensors[1:]
+    C = x.shape[1]
+    names = {0: "batch", 1: "layer", C: "instance"}
+    over = tuple([names.get(groups, "group") for groups in pools])
+    mixes = len(over) > 1 or mean_weight is not None or var_weight is not None
+    inputs = Inputs(
+        weight,
+        bias,
+        eps,
+        num_groups=next((groups for groups in pools if groups not in names), 1),
+        population=None if population is None else Moments(*(t.reshape(1, C) for t in population[:2])),
+        over=over,
+        mean_weight=mean_weight,
+        var_weight=var_weight,
+        logits=logits,
+    )
+    leaf = tensors[0]
+    assert leaf is not None
+    y, _ = compose(leaf, METHODS["switchable" if mixes else over[0]], inputs, activation, slope)
+    return gradients([y], tensors, [grad], [t is not None for t in tensors], create_graph=True)
+
+
+def _sample_graph(
+    g: Tensor, x: Tensor, mean: Tensor, var: Tensor, groups: int, weight: Any, bias: Any, eps: float, *activation: Any
+) -> list[Tensor | None]:
+    options = (None, None, True, eps, None, *_named(*activation))
+    return _differentiable_backward(g, x, (groups,), weight, bias, *options)[:3]
+
+
+def _mix_graph(g: Tensor, x: Tensor, mean: Tensor, var: Tensor, *args: Any) -> list[Tensor | None]:
+    weight, bias, mean_weight, var_weight, logits, pools, eps, population_mean, population_var, *activation = args
+    population = None if population_mean is None else (population_mean, population_var)
+    options = (mean_weight, var_weight, logits, eps, population, *_named(*activation))
+    return _differentiable_backward(g, x, pools, weight, bias, *options)
+
+
+def _named(code: int, slope: float) -> tuple[str | None, float]:
+    return ops.ACTIVATIONS[code], slope
+
+
+def _autograd_kernel(operator: Callable[..., Any], graph: Callable[..., list[Tensor | None]]) -> Callable[..., Any]:
+    """Make what autograd in C++ calls: the operator, or with ``create_graph=True`` the graph of its gradients."""
+
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            # An operator returns no None; what stands for it is not looked at.
+            return tuple([torch.empty(0) if g is None else g for g in graph(*args)])
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    return kernel
+
+
+if ops.native.differentiates():
+    _LIBRARY = torch.library.Library("normwise", "IMPL")
+    for _name, _graph in (("sample_norm_backward", _sample_graph), ("mix_norm_backward", _mix_graph)):
+        _LIBRARY.impl(_name, _autograd_kernel(getattr(torch.ops.normwise, _name).default, _graph), "Autograd")

@@ -1,0 +1,172 @@
+"""Mixes of pools: autograd in C++ and in Python give the same numbers, and both the gradients of the composite."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from normwise import mixes, ops
+from normwise.composite import compose
+from normwise.methods import METHODS, Inputs
+from normwise.mixes import normalize_by_mix
+from normwise.moments import Moments
+
+native = ops.native
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
+needs_graph = pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
+
+C = 6
+POOLS = {"batch": 0, "layer": 1, "group": 3, "instance": C}
+MIXES = [("batch",), ("layer",), ("group",), ("instance",), ("instance", "layer", "batch"), ("group", "batch")]
+
+
+def inputs_of(over: tuple[str, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    given = {"x": torch.randn(4, C, 5, 3), "weight": torch.rand(C), "bias": torch.randn(C)}
+    if len(over) > 1:
+        given |= {"mean_weight": torch.randn(len(over)), "var_weight": torch.randn(len(over))}
+    return {name: t.to(dtype) for name, t in given.items()}
+
+
+def mixed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Tensor:
+    names = ("x", "weight", "bias", "mean_weight", "var_weight")
+    x, *parameters = (given.get(name) for name in names)
+    assert x is not None
+    population, activation = rest or (None, "silu")
+    options = (True, 1e-5, population, None, activation, 0.01)
+    return normalize_by_mix(x, tuple(POOLS[name] for name in over), *parameters, *options)  # type: ignore[arg-type]
+
+
+def composed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Tensor:
+    population, activation = rest or (None, "silu")
+    parameters = {name: t for name, t in given.items() if name != "x"}
+    inputs = Inputs(num_groups=3, over=over, population=population and Moments(*population), **parameters)  # type: ignore[arg-type]
+    return compose(given["x"], METHODS["switchable" if len(over) > 1 else over[0]], inputs, activation, 0.01)[0]
+
+
+def derivatives(function: Any, given: dict[str, Tensor], wanted: list[str], *rest: Any) -> list[Tensor]:
+    """The result, its gradients and theirs."""
+    leaves = {name: t.clone().requires_grad_(name in wanted) for name, t in given.items()}
+    by = [leaves[name] for name in wanted]
+    y = function(leaves, *rest)
+    plain = torch.autograd.grad(y.pow(2).sum(), by, retain_graph=True)
+    first = torch.autograd.grad(y.pow(2).sum(), by, create_graph=True)
+    torch.testing.assert_close(plain, first)
+    return [y, *first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), by)]
+
+
+@pytest.fixture(params=["C++", "Python"])
+def autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "Python":
+        monkeypatch.setattr(native, "_graph_problem", "not wanted")
+    elif not native.differentiates():
+        pytest.skip(native.why_not_differentiable() or "")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("over", MIXES, ids="+".join)
+def test_every_order_of_derivative_is_that_of_the_composite(over: tuple[str, ...], autograd: str) -> None:
+    given = inputs_of(over)
+    for wanted in ([*given], ["x"], [name for name in given if name != "x"]):
+        actual = derivatives(lambda leaves: mixed(over, leaves), given, wanted)
+        torch.testing.assert_close(actual, derivatives(lambda leaves: composed(over, leaves), given, wanted))
+
+
+def test_a_population_stands_in_for_the_batch(autograd: str) -> None:
+    over, given, population = ("layer", "batch"), inputs_of(("layer", "batch")), (torch.randn(1, C), torch.rand(1, C))
+    rest = (tuple(t.double() for t in population), "relu")
+    actual = derivatives(lambda leaves: mixed(over, leaves, *rest), given, [*given])
+    torch.testing.assert_close(actual, derivatives(lambda leaves: composed(over, leaves, *rest), given, [*given]))
+
+
+@pytest.mark.parametrize("over", [("layer",), ("batch",), ("instance", "layer", "batch")], ids="+".join)
+def test_the_logits_of_a_lone_member_get_a_gradient_of_zero(over: tuple[str, ...], autograd: str) -> None:
+    given = inputs_of(over) | {
+        "mean_weight": torch.zeros(len(over)).double(),
+        "var_weight": torch.zeros(len(over)).double(),
+    }
+    y, *found = derivatives(lambda leaves: mixed(over, leaves), given, ["x", "mean_weight", "var_weight"])
+    assert torch.isfinite(y).all()
+    assert len(over) > 1 or not any(found[i].any() for i in (1, 2))
+
+
+@needs_graph
+@pytest.mark.parametrize("over", MIXES, ids="+".join)
+def test_autograd_in_cpp_and_in_python_give_the_same_bits(
+    over: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs_of(over, torch.float32)
+    wanted = [*given]
+    in_cpp = derivatives(lambda leaves: mixed(over, leaves), given, wanted)
+    monkeypatch.setattr(native, "_graph_problem", "not wanted")
+    in_python = derivatives(lambda leaves: mixed(over, leaves), given, wanted)
+    assert "Mix" in type(in_python[0].grad_fn).__name__
+    assert "Mix" not in type(in_cpp[0].grad_fn).__name__
+    assert all(torch.equal(a, b) for a, b in zip(in_cpp, in_python, strict=True))
+
+
+def test_changing_what_was_saved_is_an_error(autograd: str) -> None:
+    for name in ("x", "weight"):
+        leaves = {key: t.requires_grad_() for key, t in inputs_of(("layer",)).items()}
+        copies = {key: t.clone() for key, t in leaves.items()}
+        y = mixed(("layer",), copies)
+        copies[name].add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_a_second_backward_pass_needs_its_graph_kept(autograd: str) -> None:
+    x = inputs_of(("layer",))["x"].requires_grad_()
+    y = mixed(("layer",), {"x": x})
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+
+
+def test_nothing_is_kept_without_gradients(autograd: str) -> None:
+    given = inputs_of(("layer",))
+    assert mixed(("layer",), given).grad_fn is None
+    with torch.no_grad():
+        assert mixed(("layer",), {"x": given["x"].requires_grad_()}).grad_fn is None
+    with torch.inference_mode():
+        assert mixed(("layer",), inputs_of(("layer",))).is_inference()
+
+
+def test_the_input_lives_as_long_as_the_graph_and_no_longer(autograd: str) -> None:
+    leaf = inputs_of(("layer",))["x"].requires_grad_()
+    x = leaf * 2
+    alive = weakref.ref(x)
+    y = mixed(("layer",), {"x": x})
+    del x
+    y.sum().backward()
+    del y
+    gc.collect()
+    assert alive() is None
+
+
+def test_saved_tensor_hooks_see_what_is_kept(autograd: str) -> None:
+    packed: list[Tensor] = []
+    given = {name: t.requires_grad_() for name, t in inputs_of(("layer",)).items()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
+        y = mixed(("layer",), given)
+    assert sum(t.numel() for t in packed) < 1.2 * y.numel()
+    y.sum().backward()
+    assert given["x"].grad is not None
+
+
+@needs_graph
+def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
+    given = {name: t.requires_grad_() for name, t in inputs_of(("layer",)).items()}
+    x, weight, bias = given.values()
+    with torch.no_grad():
+        _, mean, var = native.sample_norm(x, 1, weight, bias)
+        expected = native.sample_norm_backward(x, x, mean, var, 1, weight, bias)
+    actual = native.sample_norm_backward(x, x, mean, var, 1, weight, bias)
+    torch.testing.assert_close(actual, expected)
+    assert all(g.requires_grad for g in actual)
+    assert mixes._LIBRARY is not None
