@@ -11,7 +11,7 @@ import torch
 from normwise import functional, nn, ops
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.mixes import normalize_by_pool
+from normwise.mixes import normalize_at_once
 from normwise.ops import native
 
 X = torch.randn(4, 6, 5)
@@ -121,12 +121,12 @@ def test_the_short_way_gives_what_the_long_way_gives(
 
     taken = []
     monkeypatch.setattr(
-        functional, "normalize_by_pool", lambda *args: taken.append(normalize_by_pool(*args)) or taken[-1]
+        functional, "normalize_at_once", lambda *args: taken.append(normalize_at_once(*args)) or taken[-1]
     )
     short = results()
     assert len(taken) == 2
     assert all(y is not None for y in taken)
-    monkeypatch.setattr(functional, "normalize_by_pool", lambda *_: None)
+    monkeypatch.setattr(functional, "normalize_at_once", lambda *_: None)
     torch.testing.assert_close(short, results(), rtol=0, atol=0)
 
 

@@ -11,7 +11,7 @@ from normwise.distributed import Sync
 from normwise.engine import run
 from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
-from normwise.mixes import Running, normalize_by_pool
+from normwise.mixes import Running, normalize_at_once
 from normwise.moments import Moments, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
@@ -104,16 +104,20 @@ def normalize(
         >>> normalize(torch.tensor([[[1.0, 3.0, 99.0]]]), "instance", lengths=torch.tensor([2]), eps=0.0)
         tensor([[[-1.,  1.,  0.]]])
     """
-    if mask is lengths is sync is None and parts == "both":
+    if mask is lengths is sync is None and parts == "both" and variance == "paper":
         # The ordinary call, which takes a small tensor less time than the checks below.
         running = population = None
-        if method == "batch" and running_mean is not None and running_var is not None:
+        if running_mean is not None and running_var is not None:
             if use_running:
                 population = (running_mean, running_var)
             elif momentum is not None:
                 running = Running(running_mean, running_var, momentum, skipped, tracked)
         if running or population or (running_mean is running_var is None and not use_running):
-            y = normalize_by_pool(x, method, num_groups, weight, bias, eps, activation, slope, running, population)
+            options = (num_groups, weight, bias, eps, activation, slope, running, population)
+            if method == "switchable":
+                y = normalize_at_once(x, over, mean_weight, var_weight, logits, *options)
+            else:
+                y = normalize_at_once(x, method, None, None, True, *options)
             if y is not None:
                 return y
     row = method_named(method) if isinstance(method, str) else method

@@ -8,6 +8,7 @@ differentiated as a composite of plain operators.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,9 +45,21 @@ _GROUPS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def normalize_by_pool(
+@functools.lru_cache
+def _pools(over: tuple[str, ...], channels: int, num_groups: int) -> tuple[int, ...] | None:
+    """The members as numbers, if they go with each other and with the channels."""
+    fits = channels > 0 < num_groups and channels % num_groups == 0
+    if not fits or not over or len({*over}) < len(over) or any(name not in _GROUPS for name in over):
+        return None
+    return tuple([_GROUPS[name](channels, num_groups) for name in over])
+
+
+def normalize_at_once(
     x: Tensor,
-    method: str | Method,
+    members: str | Method | Sequence[str],
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -56,13 +69,16 @@ def normalize_by_pool(
     running: Running | None = None,
     population: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
-    """Normalize by one pool, checking no more than that needs.
+    """Normalize by a pool or a mix of pools, checking no more than that needs.
 
-    The ordinary case of :func:`normwise.engine.run`, before all checks: a small tensor spends its time on them.
+    The ordinary case of :func:`normwise.normalize`, before all checks: a small tensor spends its time on them.
 
     Args:
         x: (N, C, ...).
-        method: which; those but batch, layer, group and instance are out of the ordinary.
+        members: of the mix, a tuple; or the one pool by its name.
+        mean_weight: (K,) or ``None``.
+        var_weight: likewise.
+        logits: whether these are logits.
         num_groups: of group norm.
         weight: (C,) or ``None``.
         bias: likewise.
@@ -76,30 +92,37 @@ def normalize_by_pool(
         The result; ``None`` where anything is out of the ordinary, whether valid or not.
 
     Example:
-        >>> y = normalize_by_pool(torch.tensor([[[1.0, 3.0]]]), "layer", 1, None, None, 0.0, None, 0.01)
+        >>> x, unmixed = torch.tensor([[[1.0, 3.0]]]), (None, None, True)
+        >>> y = normalize_at_once(x, "layer", *unmixed, 1, None, None, 0.0, None, 0.01)
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
-    if method not in _GROUPS or activation not in ops.ACTIVATIONS or needs_plain_graph() or not ops.native.supports(x):
+    if needs_plain_graph() or activation not in ops.ACTIVATIONS or not ops.native.supports(x):
         return None
-    shape, dtype = x.shape, x.dtype
-    C, per_channel, wide = shape[1], shape[1:2], ops.accumulation_dtype(dtype)
-    for t in (weight, bias):
-        if t is not None and not (t.shape == per_channel and (t.dtype == dtype or t.dtype == wide)):
+    over = (members,) if isinstance(members, str) else members
+    if type(over) is not tuple:
+        return None
+    shape = x.shape
+    N, C = shape[0], shape[1]
+    pools = _pools(over, C, num_groups)
+    if pools is None or not _per_channel(x, C, weight, bias):
+        return None
+    if mean_weight is not var_weight:  # either may be None
+        K = (len(over),)
+        if mean_weight is None or var_weight is None or not mean_weight.shape == var_weight.shape == K:
             return None
-    if C < 1 or num_groups < 1 or C % num_groups:
-        return None
-    groups = _GROUPS[method](C, num_groups)
     if population is not None:
-        fits = population[0].shape == population[1].shape == per_channel and x.numel() > 0
-        if not fits or (torch.is_grad_enabled() and _any_requires_grad(x, weight, bias)):
+        learns = torch.is_grad_enabled() and _any_requires_grad(x, weight, bias, mean_weight, var_weight)
+        if learns or 0 not in pools or not _per_channel(x, C, *population):
             return None
-    # At least two values behind each statistic.
-    elif x.numel() < 2 * (shape[0] * groups or C):
+    if running is not None and not (0 in pools and _per_channel(x, C, *running[:2]) and movable(running, x)):
         return None
-    if running is not None and not (running.mean.shape == running.var.shape == per_channel and movable(running, x)):
+    # Two values behind each statistic of x; a population's are not.
+    statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
+    if x.numel() < max(1, 2 * statistics):
         return None
-    return normalize_by_mix(x, (groups,), weight, bias, None, None, True, eps, population, running, activation, slope)
+    options = (logits, eps, population, running, activation, slope)
+    return normalize_by_mix(x, pools, weight, bias, mean_weight, var_weight, *options)
 
 
 def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tuple[int, ...] | None:
@@ -184,6 +207,17 @@ def normalize_by_mix(
     ):
         return ops.native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)[0]
     return _Mix.apply(x, weight, bias, mean_weight, var_weight, pools, options)
+
+
+def _per_channel(x: Tensor, channels: int, *tensors: Tensor | None) -> bool:
+    """Whether these are (C,), of the type of ``x`` or of the one that it is summed in."""
+    dtype = x.dtype
+    for t in tensors:
+        if t is not None and (
+            t.dim() != 1 or t.numel() != channels or (t.dtype != dtype and t.dtype != ops.accumulation_dtype(dtype))
+        ):
+            return False
+    return True
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:

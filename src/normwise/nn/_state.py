@@ -22,6 +22,7 @@ from normwise import ops
 from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize, transforming
+from normwise.mixes import Running, normalize_at_once
 from normwise.moments import readable
 
 # The name in this module, which is what the layers look up here.
@@ -40,6 +41,12 @@ def check_dim(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 def exporting() -> bool:
     """Whether the graph is being written down for others, who know torch's operators and not ours."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # ONNX goes by one of the two
+
+
+def affine_of(layer: torch.nn.Module) -> tuple[Tensor | None, Tensor | None] | None:
+    """Weight and bias where they are plain parameters; as attributes of a module they would take ten times as long."""
+    parameters = layer._parameters
+    return (parameters["weight"], parameters["bias"]) if "weight" in parameters and "bias" in parameters else None
 
 
 def uses_running(layer: _NormBase) -> bool:
@@ -102,6 +109,7 @@ class TrackingNorm(_NormBase):
 
     num_batches_skipped: Tensor | None
     skip_nonfinite: bool
+    activation: str | None = None
     # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
     sync: Sync | None = None
     _warned = False
@@ -140,6 +148,36 @@ class TrackingNorm(_NormBase):
             NormwiseWarning,
             stacklevel=3,
         )
+
+    def _ordinarily(
+        self,
+        x: Tensor,
+        members: str | tuple[str, ...],
+        counts: bool,
+        mean_weight: Tensor | None = None,
+        var_weight: Tensor | None = None,
+        num_groups: int = 1,
+    ) -> Tensor | None:
+        """What :meth:`_normalize` gives for a plain tensor, by the shortest way; ``None`` where that is not open."""
+        if type(x) is not Tensor or self.sync is not None:
+            return None
+        affine, buffers = affine_of(self), self._buffers
+        if affine is None:
+            return None
+        mean, var, running, population, skipped = buffers["running_mean"], buffers["running_var"], None, None, None
+        if mean is not None and var is not None:
+            if not self.training:
+                population = mean, var
+            elif self.track_running_stats:
+                if self.momentum is None:
+                    return None
+                skipped, tracked = buffers["num_batches_skipped"], buffers["num_batches_tracked"] if counts else None
+                running = Running(mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
+        mix = (members, mean_weight, var_weight, True, num_groups)
+        y = normalize_at_once(x, *mix, *affine, self.eps, self.activation, 0.01, running, population)
+        if y is not None and skipped is not None and readable(skipped):
+            self._warn_of_skipped()
+        return y
 
     def _normalize(self, input: Tensor, method: str, momentum: float | None, counts: bool, **options: Any) -> Tensor:
         """Normalize; in training count the batch and move the running averages."""

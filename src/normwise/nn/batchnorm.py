@@ -16,7 +16,6 @@ torch.fx.wrap("check_dim")
 
 class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
     _dims: tuple[int, ...] = ()
-    activation: str | None = None
 
     def __init__(
         self,
@@ -41,12 +40,15 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
-        standard = mask is None and lengths is None and not (self.training and self.momentum is None)
-        if standard and exporting():
-            return ops.activate(super().forward(input), self.activation)
         self._check_input_dim(input)
         self._check_eps()
+        if mask is lengths is None:
+            y = self._ordinarily(input, "batch", counts=True)
+            if y is not None:
+                return y
+            # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
+            if exporting() and not (self.training and self.momentum is None):
+                return ops.activate(super().forward(input), self.activation)
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
         return self._normalize(input, "batch", self.momentum, counts=True, **options)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.nn._state import boundary, exporting
+from normwise.mixes import normalize_at_once
+from normwise.nn._state import affine_of, boundary, exporting
 
 # The name in this module, which is what the forward pass below looks up.
 torch.fx.wrap("normalize")
@@ -92,8 +93,15 @@ class GroupNorm(torch.nn.GroupNorm):
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
-        if mask is None and lengths is None and exporting():
-            return ops.activate(super().forward(input), self.activation)
+        if mask is lengths is None:
+            affine = affine_of(self)
+            if affine is not None and type(input) is Tensor:
+                group = ("group", None, None, True, self.num_groups)
+                y = normalize_at_once(input, *group, *affine, self.eps, self.activation, 0.01)
+                if y is not None:
+                    return y
+            if exporting():
+                return ops.activate(super().forward(input), self.activation)
         return normalize(
             input,
             "group",

@@ -13,8 +13,6 @@ from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
 
 
 class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
-    activation: str | None = None
-
     def __init__(
         self,
         num_features: int,
@@ -36,10 +34,14 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
-        if mask is None and lengths is None and exporting():
-            return ops.activate(super().forward(input), self.activation)
         unbatched = self._get_no_batch_dim()
         _check_input(input, unbatched, self.num_features, self.affine)
+        if mask is lengths is None:
+            y = self._ordinarily(input, "instance", counts=False) if input.dim() > unbatched else None
+            if y is not None:
+                return y
+            if exporting():
+                return ops.activate(super().forward(input), self.activation)
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
         # Torch's instance norm never counts its batches, and takes a momentum of None for 0.

@@ -100,6 +100,10 @@ class SwitchableNorm(TrackingNorm):
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
+        if mask is lengths is self.sparsity is None and self.variance == "paper":
+            y = self._ordinarily(input, self.over, True, self.mean_weight, self.var_weight, self.num_groups)
+            if y is not None:
+                return y
         mix = _mix(self.over, self.mean_weight, self.var_weight, self.sparsity, self.training)
         _warn_dropped(input, mix[0], self.num_groups, uses_running(self) or self.sync is not None)
         return self._normalize(
