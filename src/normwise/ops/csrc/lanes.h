@@ -28,6 +28,9 @@ inline Lanes<float> load_as(const float* p, Lanes<float>) { return load_memory<L
 inline Lanes<double> load_as(const double* p, Lanes<double>) { return load_memory<Lanes<double>>(p); }
 
 inline Lanes<uint32_t> widen(const void* p) {
+#if NORMWISE_VECTOR_BYTES == 64  // one instruction, where the compiler would take three
+  return (Lanes<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#endif
   return __builtin_convertvector(load_memory<VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type>(p), Lanes<uint32_t>);
 }
 
@@ -54,6 +57,9 @@ inline Two<Lanes<float>> load_two(const BFloat16* p) {  // even elements, odd el
 inline void store_as(float* to, Lanes<float> v) { std::memcpy(to, &v, sizeof(v)); }
 inline void store_as(double* to, Lanes<double> v) { std::memcpy(to, &v, sizeof(v)); }
 inline void narrow(void* to, Lanes<uint32_t> v) {
+#if NORMWISE_VECTOR_BYTES == 64
+  return _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v));
+#endif
   const auto low = __builtin_convertvector(v, VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type);
   std::memcpy(to, &low, sizeof(low));
 }
@@ -92,6 +98,17 @@ template <class T> inline void store_first(T* to, int64_t count, Lanes<float> v)
   store_as(reinterpret_cast<T*>(&bits), v);
   _mm256_mask_storeu_epi16(to, first_lanes(count), bits);
 }
+// The same of two registers, 0 < count < 32.
+inline __mmask32 first_words(int64_t count) { return (__mmask32{1} << count) - 1; }
+inline Two<Lanes<float>> load_two_first(const BFloat16* p, int64_t count) {
+  const auto words = (Lanes<uint32_t>)_mm512_maskz_loadu_epi16(first_words(count), p);
+  return {bit_cast<Lanes<float>>(words << 16), bit_cast<Lanes<float>>(words & 0xffff0000u)};
+}
+inline void store_two_first(BFloat16* to, int64_t count, Lanes<float> even, Lanes<float> odd) {
+  BFloat16 both[2 * lane_count<float>];
+  store_two(both, even, odd);
+  _mm512_mask_storeu_epi16(to, first_words(count), load_memory<__m512i>(both));
+}
 #else
 template <class T, class V> inline V load_first(const T* p, int64_t count, V v) {
   T part[lane_count<acc_t<T>>] = {};
@@ -112,6 +129,12 @@ inline void map_row(int64_t n, F f, T* __restrict to, const From* __restrict... 
   if constexpr (std::is_same_v<T, BFloat16>) {
     auto both = [f](T* at, auto... two) { store_two(at, f(two.first...), f(two.second...)); };
     for (; i + 2 * W <= n; i += 2 * W) both(to + i, load_two(from + i)...);
+#if NORMWISE_VECTOR_BYTES == 64
+    if (n - i > W) {
+      auto rest = [=](auto... two) { store_two_first(to + i, n - i, f(two.first...), f(two.second...)); };
+      return rest(load_two_first(from + i, n - i)...);
+    }
+#endif
   }
   // One at a time: a load that runs ahead of stores waits where the two are a multiple of 4096 bytes apart.
   for (; i + W <= n; i += W) store_as(to + i, f(load_as(from + i, V{})...));
@@ -199,6 +222,18 @@ inline Pair<Lanes<acc_t<T>>> partial_sums(int64_t n, F f, const T* lead, const F
     both(a0, b0, a1, b1, load_two(lead + i), load_two(from + i)...);
     both(a2, b2, a3, b3, load_two(lead + i + 2 * W), load_two(from + i + 2 * W)...);
   }
+#if NORMWISE_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (i + 2 * W <= n) both(a0, b0, a1, b1, load_two(lead + i), load_two(from + i)...), i += 2 * W;
+    if (const int rest = static_cast<int>(n - i); rest > W) {
+      V a{}, b{}, c{}, d{};
+      both(a, b, c, d, load_two_first(lead + i, rest), load_two_first(from + i, rest)...);
+      const int even = (rest + 1) / 2, odd = rest / 2;
+      a2 += only_first<A>(a, even), b2 += only_first<A>(b, even), a3 += only_first<A>(c, odd), b3 += only_first<A>(d, odd);
+      i = n;
+    }
+  }
+#endif
   for (; i + W <= n; i += W) {
     const auto p = f(load_as(lead + i, V{}), load_as(from + i, V{})...);
     a0 += p.first, b0 += p.second;

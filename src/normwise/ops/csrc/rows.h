@@ -62,6 +62,20 @@ template <class T> inline void run_moments(const T* x, int64_t n, double* mean, 
   }
 }
 
+// Rough means of short runs: of their first and their last lanes, which with a power of two is as exact.
+template <class T> inline void guess_centers(const T* x, int64_t n, int rows, acc_t<T>* center) {
+  using A = acc_t<T>;
+  constexpr int W = lane_count<A>;
+  if (n < W) {
+    for (int j = 0; j < rows; ++j) center[j] = guess_center(x + j * n, n, 1);
+    return;
+  }
+  const RowSums<A> sums = sum_rows<A>(rows, [=](int j) {
+    return Pair<Lanes<A>>{load_as(x + j * n, Lanes<A>{}), load_as(x + (j + 1) * n - W, Lanes<A>{})};
+  });
+  for (int j = 0; j < kRowsAtOnce<A>; ++j) center[j] = A(0.5) / W * sums.first[j] + A(0.5) / W * sums.second[j];
+}
+
 // Of short runs, several at once.
 template <class T> void short_run_moments(const T* x, const Runs& runs, double* mean, double* m2) {
   using A = acc_t<T>;
@@ -75,10 +89,8 @@ template <class T> void short_run_moments(const T* x, const Runs& runs, double* 
       const A c = center[j];
       return partial_sums(n, [c](auto v) { v -= c; return Pair<decltype(v)>{v, v * v}; }, x + (i + j) * n);
     };
-    RowSums<A> sums = sum_rows<A>(rows, [&](int j) {
-      center[j] = guess_center(x + (i + j) * n, n, 1);
-      return sums_of(j);
-    });
+    guess_centers(x + i * n, n, rows, center);
+    RowSums<A> sums = sum_rows<A>(rows, sums_of);
     for (int j = 0; j < rows; ++j) {
       for (int tries = kTries; tries > 0 && move_poor_center(center[j], sums.first[j], sums.second[j], share); --tries) {
         const auto again = sum_rows<A>(1, [&](int) { return sums_of(j); });
