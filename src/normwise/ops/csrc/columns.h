@@ -13,6 +13,7 @@ namespace normwise {
 namespace {
 
 constexpr int64_t kRows = 128;
+constexpr int64_t kSpan = 1024;  // widest part of a row that is written at a time: what belongs to its channels stays in cache
 
 // Calls f(integral_constant<count>, row) for groups of rows and then for single ones.
 template <int group = 4, class F> inline void by_rows(int64_t rows, F f) {
@@ -21,25 +22,107 @@ template <int group = 4, class F> inline void by_rows(int64_t rows, F f) {
   for (; r < rows; ++r) f(std::integral_constant<int, 1>{}, r);
 }
 
+// Calls f(k, part) along a row, where part names the type of what to take from there: pairs of registers in the order of
+// load_two, then a register, then single elements.
+template <class V> struct As {};
+template <class T, class F> inline void by_parts(int64_t width, F f) {
+  using A = acc_t<T>;
+  constexpr int64_t W = lane_count<A>;
+  int64_t k = 0;
+  for (; k + 2 * W <= width; k += 2 * W) f(k, As<Two<Lanes<A>>>{});
+  for (; k + W <= width; k += W) f(k, As<Lanes<A>>{});
+  for (; k < width; ++k) f(k, As<A>{});
+}
+
+template <class T, class V> inline Two<V> elements(const T* p, As<Two<V>>) { return load_two(p); }
+template <class T, class V> inline V elements(const T* p, As<V>) {
+  if constexpr (std::is_arithmetic_v<V>) return load(*p);
+  else return load_as(p, V{});
+}
+template <class T, class V> inline void put(T* to, Two<V> part) { store_two(to, part.first, part.second); }
+template <class T, class V> inline void put(T* to, V part) {
+  if constexpr (std::is_arithmetic_v<V>) store(to, part);
+  else store_as(to, part);
+}
+
+// Of what has one value a channel and is in_order. Register by register: a pair that is copied as a whole goes through memory.
+template <class A, class V> inline Two<V> values(const A* p, As<Two<V>>) {
+  return {load_memory<V>(p), load_memory<V>(p + lane_count<A>)};
+}
+template <class A, class V> inline V values(const A* p, As<V>) { return load_memory<V>(p); }
+template <class A, class V> inline void add(A* to, V more) {
+  more += load_memory<V>(to);
+  std::memcpy(to, &more, sizeof(more));
+}
+template <class A, class V> inline void add(A* to, Two<V> more) {
+  add(to, more.first);
+  add(to + lane_count<A>, more.second);
+}
+
+// f of parts: of either register of a pair.
+template <class F, class V, class... More> inline Two<V> combine(F f, const Two<V>& part, const More&... more) {
+  return {f(part.first, more.first...), f(part.second, more.second...)};
+}
+template <class F, class V, class... More> inline V combine(F f, const V& part, const More&... more) { return f(part, more...); }
+
+// The same with parts that f changes.
+template <class F, class V, class... More> inline void update(F f, Two<V>& part, More&... more) {
+  f(part.first, more.first...);
+  f(part.second, more.second...);
+}
+template <class F, class V, class... More> inline void update(F f, V& part, More&... more) { f(part, more...); }
+
+// How much memory in_order needs for so many channels.
+template <class T> constexpr int64_t ordered_size(int64_t width) { return std::is_same_v<T, BFloat16> ? width : 1; }
+
+// One value a channel in the order in which load_two takes elements: in `memory`, unless they are in that order already.
+template <class T> inline const acc_t<T>* in_order(const acc_t<T>* given, int64_t width, acc_t<T>* memory) {
+  using A = acc_t<T>;
+  constexpr int64_t W = lane_count<A>;
+  if constexpr (!std::is_same_v<T, BFloat16>) return given;
+  int64_t k = 0;
+  for (; k + 2 * W <= width; k += 2 * W) {
+    const auto two = even_odd<A>(load_memory<Lanes<A>>(given + k), load_memory<Lanes<A>>(given + k + W));
+    std::memcpy(memory + k, &two, sizeof(two));
+  }
+  for (; k < width; ++k) memory[k] = given[k];
+  return memory;
+}
+
+// Back from that order.
+template <class T> inline void restore_order(acc_t<T>* ordered, int64_t width) {
+  using A = acc_t<T>;
+  constexpr int64_t W = lane_count<A>;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    for (int64_t k = 0; k + 2 * W <= width; k += 2 * W) {
+      A pair[2 * W];
+      for (int64_t i = 0; i < W; ++i) pair[2 * i] = ordered[k + i], pair[2 * i + 1] = ordered[k + W + i];
+      std::memcpy(ordered + k, pair, sizeof(pair));
+    }
+}
+
 // Adds a block's sums and sums of squares about `center`.
 template <class T> inline void add_deviations(const T* block, int64_t rows, const Tile& tile, const acc_t<T>* center,
                                               acc_t<T>* sum, acc_t<T>* square) {
   using A = acc_t<T>;
+  A memory[ordered_size<T>(kTileWidth)];
+  const A* about = in_order<T>(center, tile.width, memory);
   for (int64_t k = 0; k < tile.width; ++k) sum[k] = square[k] = 0;
   by_rows<8>(rows, [=](auto count, int64_t r) {
     const T* from = block + r * tile.stride;
-#pragma omp simd
-    for (int64_t k = 0; k < tile.width; ++k) {
-      A s = 0, q = 0;
+    by_parts<T>(tile.width, [=](int64_t k, auto part) {
+      auto c = values(about + k, part);
+      decltype(c) s{}, q{};
       for (int j = 0; j < count.value; ++j) {
-        const A d = load(from[j * tile.stride + k]) - center[k];
-        s += d;
-        q += d * d;
+        auto v = elements(from + j * tile.stride + k, part);
+        update([](auto& v, auto& c, auto& s, auto& q) { v -= c, s += v, q += v * v; }, v, c, s, q);
       }
-      sum[k] += s;
-      square[k] += q;
-    }
+      add(sum + k, s);
+      add(square + k, q);
+    });
   });
+  restore_order<T>(sum, tile.width);
+  restore_order<T>(square, tile.width);
 }
 
 // Whether move_poor_center may find one to move. Hardly ever: a quick look at all comes first.
@@ -85,44 +168,53 @@ template <class A, class F> inline void with_pairs(int64_t width, const F& f) {
   }
 }
 
-// One value a channel, of a row of so many pairs, in the order of load_two.
-template <class T, int pairs> struct Channels {
+// to[r, k] = f(from[r, k]..., of[k]...), where f takes registers or single values.
+template <class T, class F, size_t... I, size_t... J>
+inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof...(I)], const acc_t<T>* const (&of)[sizeof...(J)],
+                     std::index_sequence<I...>, std::index_sequence<J...>) {
   using A = acc_t<T>;
-  Two<Lanes<A>> of[pairs];
-  explicit Channels(const A* values) {
-    for (int i = 0; i < pairs; ++i) {
-      of[i] = load_two(values + 2 * i * lane_count<A>);
-      if constexpr (std::is_same_v<T, BFloat16>) of[i] = even_odd<A>(of[i].first, of[i].second);
+  using Pair = Two<Lanes<A>>;
+  constexpr int64_t W = lane_count<A>;
+  with_pairs<A>(tile.width, [&](auto pairs) {
+    if constexpr (constexpr int P = pairs.value; P > 0) {
+      A memory[ordered_size<T>(2 * P * W)];
+      struct Channels { Pair of[P]; };
+      const Channels channels[] = {load_memory<Channels>(in_order<T>(of[J], 2 * P * W, memory))...};
+      for (int64_t r = 0; r < tile.rows; ++r)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          const int64_t at = r * tile.stride + 2 * p * W;
+          put(to + at, combine(f, elements(from[I] + at, As<Pair>{})..., channels[J].of[p]...));
+        }
+    } else {
+      A memory[sizeof...(J)][ordered_size<T>(kSpan)];
+      for (int64_t begin = 0; begin < tile.width; begin += kSpan) {
+        const int64_t width = tile.width - begin < kSpan ? tile.width - begin : kSpan;
+        const A* const ordered[] = {in_order<T>(of[J] + begin, width, memory[J])...};
+        for (int64_t r = 0; r < tile.rows; ++r) {
+          const int64_t at = r * tile.stride + begin;
+          by_parts<T>(width, [&](int64_t k, auto part) {
+            put(to + at + k, combine(f, elements(from[I] + at + k, part)..., values(ordered[J] + k, part)...));
+          });
+        }
+      }
     }
-  }
-};
+  });
+}
+template <class T, class F, size_t n, size_t m>
+inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[n], const acc_t<T>* const (&of)[m]) {
+  map_tile(tile, to, f, from, of, std::make_index_sequence<n>{}, std::make_index_sequence<m>{});
+}
 
 template <class T> void column_apply(const T* x, T* y, const Tile& tile, const Affine<acc_t<T>>& affine, const Activation& activation) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
-  const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [&](auto kind) { with_pairs<A>(width, [&](auto pairs) {
-    if constexpr (constexpr int P = pairs.value; P > 0) {
-      const Channels<T, P> center(affine.center), scale(affine.scale), shift(affine.shift);
-      const auto value = [=](auto v, auto c, auto s, auto t) { return activate<kind.value>((v - c) * s + t, slope); };
-      for (int64_t r = 0; r < tile.rows; ++r)
-#pragma GCC unroll 2
-        for (int i = 0; i < P; ++i) {
-          const int64_t at = r * stride + 2 * i * lane_count<A>;
-          const auto v = load_two(x + at), c = center.of[i], s = scale.of[i], t = shift.of[i];
-          store_two(y + at, value(v.first, c.first, s.first, t.first), value(v.second, c.second, s.second, t.second));
-        }
-      return;
-    }
-    const A *center = affine.center, *scale = affine.scale, *shift = affine.shift;
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const T* __restrict from = x + r * stride;
-      T* __restrict to = y + r * stride;
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k)
-        store(to + k, activate<kind.value>((load(from[k]) - center[k]) * scale[k] + shift[k], slope));
-    }
-  }); });
+  with_activation(activation.kind, [&](auto kind) {
+    const auto value = [=](auto v, auto center, auto scale, auto shift) {
+      return activate<kind.value>((v - center) * scale + shift, slope);
+    };
+    map_tile<T>(tile, y, value, {x}, {affine.center, affine.scale, affine.shift});
+  });
 }
 
 template <class T>
@@ -131,27 +223,34 @@ void column_grad_sums(const T* g, const T* x, const Tile& tile, const acc_t<T>* 
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
+  A memory[4][ordered_size<T>(kTileWidth)];
+  const A *centers = in_order<T>(affine.center, width, memory[0]), *scales = in_order<T>(affine.scale, width, memory[1]);
+  const A *shifts = in_order<T>(affine.shift, width, memory[2]), *means = in_order<T>(mean, width, memory[3]);
   with_activation(activation.kind, [&](auto kind) {
+    const auto term = [=](auto& d, auto& v, auto& center, auto& scale, auto& shift, auto& mu, auto& a, auto& b) {
+      d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
+      a += d, b += d * (v - mu);
+    };
     A first[kTileWidth], second[kTileWidth];
     for (int64_t k = 0; k < width; ++k) s1[k] = s2[k] = 0;
     for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
-      const T *gb = g + begin * stride, *xb = x + begin * stride;
       for (int64_t k = 0; k < width; ++k) first[k] = second[k] = 0;
       by_rows(tile.rows - begin < kRows ? tile.rows - begin : kRows, [&](auto count, int64_t r) {
-#pragma omp simd
-        for (int64_t k = 0; k < width; ++k) {
-          const A center = affine.center[k], scale = affine.scale[k], shift = affine.shift[k], mu = mean[k];
-          A a = 0, b = 0;
+        const int64_t at = (begin + r) * stride;
+        by_parts<T>(width, [=, &first, &second](int64_t k, auto part) {
+          auto center = values(centers + k, part), scale = values(scales + k, part), shift = values(shifts + k, part);
+          auto mu = values(means + k, part);
+          decltype(mu) a{}, b{};
           for (int j = 0; j < count.value; ++j) {
-            const A v = load(xb[(r + j) * stride + k]);
-            const A d = activate_grad<kind.value>(A(load(gb[(r + j) * stride + k])), (v - center) * scale + shift, slope);
-            a += d;
-            b += d * (v - mu);
+            auto d = elements(g + at + j * stride + k, part), v = elements(x + at + j * stride + k, part);
+            update(term, d, v, center, scale, shift, mu, a, b);
           }
-          first[k] += a;
-          second[k] += b;
-        }
+          add(first + k, a);
+          add(second + k, b);
+        });
       });
+      restore_order<T>(first, width);
+      restore_order<T>(second, width);
       for (int64_t k = 0; k < width; ++k) s1[k] += first[k], s2[k] += second[k];
     }
   });
@@ -162,38 +261,12 @@ void column_grad_input(const T* g, const T* x, T* dx, const Tile& tile, const Af
                        const Activation& activation) {
   using A = acc_t<T>;
   const A leak = A(activation.slope);
-  const int64_t width = tile.width, stride = tile.stride;
-  with_activation(activation.kind, [&](auto kind) { with_pairs<A>(width, [&](auto pairs) {
-    if constexpr (constexpr int P = pairs.value; P > 0) {
-      const Channels<T, P> center(affine.center), scale(affine.scale), shift(affine.shift);
-      const Channels<T, P> mean(slant.mean), slope(slant.slope), offset(slant.offset);
-      const auto value = [=](auto d, auto v, auto c, auto s, auto t, auto m, auto k, auto o) {
-        return s * activate_grad<kind.value>(d, (v - c) * s + t, leak) + (k * (v - m) + o);
-      };
-      for (int64_t r = 0; r < tile.rows; ++r)
-#pragma GCC unroll 2
-        for (int i = 0; i < P; ++i) {
-          const int64_t at = r * stride + 2 * i * lane_count<A>;
-          const auto d = load_two(g + at), v = load_two(x + at), c = center.of[i], s = scale.of[i], t = shift.of[i];
-          const auto m = mean.of[i], k = slope.of[i], o = offset.of[i];
-          store_two(dx + at, value(d.first, v.first, c.first, s.first, t.first, m.first, k.first, o.first),
-                    value(d.second, v.second, c.second, s.second, t.second, m.second, k.second, o.second));
-        }
-      return;
-    }
-    const A *center = affine.center, *scale = affine.scale, *shift = affine.shift;
-    const A *mean = slant.mean, *slope = slant.slope, *offset = slant.offset;
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const T *__restrict gp = g + r * stride, *__restrict xp = x + r * stride;
-      T* __restrict to = dx + r * stride;
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        const A v = load(xp[k]);
-        const A d = activate_grad<kind.value>(A(load(gp[k])), (v - center[k]) * scale[k] + shift[k], leak);
-        store(to + k, scale[k] * d + (slope[k] * (v - mean[k]) + offset[k]));
-      }
-    }
-  }); });
+  with_activation(activation.kind, [&](auto kind) {
+    const auto value = [=](auto d, auto v, auto center, auto scale, auto shift, auto mean, auto slope, auto offset) {
+      return scale * activate_grad<kind.value>(d, (v - center) * scale + shift, leak) + (slope * (v - mean) + offset);
+    };
+    map_tile<T>(tile, dx, value, {g, x}, {affine.center, affine.scale, affine.shift, slant.mean, slant.slope, slant.offset});
+  });
 }
 
 }  // namespace
