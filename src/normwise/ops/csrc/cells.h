@@ -40,6 +40,15 @@ template <class F> inline void by_sample(int64_t begin, int64_t end, int64_t siz
   }
 }
 
+// The same from the end on, `most` at a time: what sums read last is still in the cache when the second pass begins.
+template <class F> inline void by_sample_from_the_end(int64_t begin, int64_t end, int64_t size, int64_t most, F f) {
+  while (begin < end) {
+    const int64_t n = (end - 1) / size, start = std::max({begin, n * size, end - most});
+    f(n, start - n * size, end - start);
+    end = start;
+  }
+}
+
 // Elements of a piece, the place of one, and the blocks of `width` channels that start there.
 inline int64_t length(const Cells& x) { return x.M / x.pieces; }
 inline int64_t offset(const Cells& x, int64_t piece, int64_t c) { return (piece * x.C + (x.columns ? 0 : c)) * length(x) + (x.columns ? c : 0); }
@@ -57,12 +66,15 @@ template <class F> void for_each_sum(const Cells& x, F f) {
   });
 }
 
+constexpr int64_t kRunElements = 128 * 1024;  // a small part of the second-level cache
+
 // Calls f(n, c, first element, count), in parallel, for `count` cells of a sample from channel c on; in the columns layout
 // for `count` of its whole rows (c = 0).
 template <class F> void for_each_run(const Cells& x, F f) {
   const int64_t inner = x.columns ? length(x) : x.C, size = x.columns ? x.C : length(x);
+  const int64_t most = std::max<int64_t>(1, kRunElements / std::max<int64_t>(1, size));
   parallel(x.N * x.pieces * inner, size, [&](int64_t begin, int64_t end) {
-    by_sample(begin, end, inner, [&](int64_t p, int64_t first, int64_t count) {
+    by_sample_from_the_end(begin, end, inner, most, [&](int64_t p, int64_t first, int64_t count) {
       f(p / x.pieces, x.columns ? 0 : first, (p * inner + first) * size, count);
     });
   });
