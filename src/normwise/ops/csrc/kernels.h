@@ -28,6 +28,17 @@ template <class A> struct Slant {
   Slant operator+(int64_t c) const { return {mean + c, slope + c, offset + c}; }
 };
 
+// What is learned, and what normalizes, channel by channel.
+template <class A> struct Learned { const A *weight, *bias; };
+template <class A> struct ChannelAffine { A *center, *scale, *shift; };
+
+// Neighbouring groups of a sample: how many, the channels of each and its elements, and the equal parts of it whose moments
+// are known.
+struct Pools {
+  int64_t count, channels, parts;
+  double size, eps;
+};
+
 // A block of memory in the rows layout: `count` cells of `length` values, one after the other.
 struct Runs {
   int64_t count, length;
@@ -54,6 +65,11 @@ template <class T> struct Kernels {
   void (*column_apply)(const T* x, T* y, const Tile&, const Affine<A>&, const Activation&);
   void (*column_grad_sums)(const T* g, const T* x, const Tile&, const A* mean, const Affine<A>&, const Activation&, double* s1, double* s2);
   void (*column_grad_input)(const T* g, const T* x, T* dx, const Tile&, const Affine<A>&, const Slant<A>&, const Activation&);
+  // Between them, on values of channels: see pools.h.
+  void (*pool_groups)(const Pools&, const double* mu, const double* m2, const Learned<A>&, A* mean, A* var, const ChannelAffine<A>&);
+  void (*repeat_groups)(const Pools&, const A* mean, const A* var, const A* weight, A* to_mean, A* scale);
+  void (*solve_groups)(const Pools&, const A* var, const A* weight, const double* s1, double* s2, A* slope, A* offset);
+  void (*channel_affine)(int64_t count, const double* mean, const double* var, double eps, const Learned<A>&, const ChannelAffine<A>&);
 };
 
 // The table for the processor that this runs on; the environment variable NORMWISE_ISA may ask for less.

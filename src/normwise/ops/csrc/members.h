@@ -1,34 +1,13 @@
 // The light part of a mix, on (N, C) values in float64: pools, shares, and the vjp of both.
 #pragma once
 
-#include <cmath>
-
+#include "light.h"
 #include "tensors.h"
 
 namespace normwise {
 
 // What an element of the cells' moments costs, in elements of x.
 constexpr int64_t kLightWork = 4;
-
-// The sum of term(i) over i < n, in several chains: one would wait for the adder most of the time.
-template <class F> inline double total(int64_t n, F term) {
-  double chains[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int k = 0; k < 8; ++k) chains[k] += term(i + k);
-  for (; i < n; ++i) chains[0] += term(i);
-  return ((chains[0] + chains[1]) + (chains[2] + chains[3])) + ((chains[4] + chains[5]) + (chains[6] + chains[7]));
-}
-
-// What normalizes by a mean and a variance, with `s` the weight over the deviation: y = (x - center) * scale + shift. About 0
-// where the mean is within a deviation of it, which rounds once less; what rounding takes from center and scale goes into the
-// shift. Equal values, which have no variance, come out as the bias to the last bit.
-template <class A>
-inline void normalizing(double mean, double var, double s, A bias, A& center, A& scale, A& shift) {
-  scale = static_cast<A>(s);
-  center = mean * mean < var ? A(0) : static_cast<A>(mean);
-  shift = static_cast<A>(bias + (static_cast<double>(center) - mean) * static_cast<double>(scale));
-}
 
 // to[c] = sum over rows of from[r][c].
 void add_rows(const double* from, int64_t rows, int64_t C, double* to);

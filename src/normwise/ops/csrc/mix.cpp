@@ -31,13 +31,10 @@ template <class A> struct Rows {
 };
 
 // What normalizes sample n by its channels' mixed moments.
-template <class A>
+template <class T, class A>
 void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const double* mean, const double* var, double eps) {
   const int64_t at = n * rows.stride;
-  const A *weight = p.weights(n), *bias = p.biases(n);
-  for (int64_t c = 0; c < rows.C; ++c)
-    normalizing(mean[c], var[c], weight[c] / std::sqrt(var[c] + eps), bias[c], rows.center[at + c], rows.scale[at + c],
-                rows.shift[at + c]);
+  kernels<T>().channel_affine(rows.C, mean, var, eps, {p.weights(n), p.biases(n)}, {rows.center + at, rows.scale + at, rows.shift + at});
 }
 
 void count(const MaybeTensor& counter) {
@@ -104,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
       const Buffer<double> mixed(2 * x.C);
       for (int64_t n = begin; n < end; ++n) {
         members.mix(n, mixed.data(), mixed.data() + x.C);
-        fill_row(rows, parameters, n, mixed.data(), mixed.data() + x.C, eps);
+        fill_row<T>(rows, parameters, n, mixed.data(), mixed.data() + x.C, eps);
       }
     });
     all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
@@ -149,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
       for (int64_t n = begin; n < end; ++n) {
         double *c = center.data() + n * C, *r = rstd.data() + n * C;
         members.mix(n, c, r);
-        if (n < rows.count) fill_row(rows, parameters, n, c, r, eps);
+        if (n < rows.count) fill_row<T>(rows, parameters, n, c, r, eps);
         for (int64_t i = 0; i < C; ++i) r[i] = 1 / std::sqrt(r[i] + eps);
       }
     });

@@ -45,7 +45,10 @@ template <class T> struct Groups {
     STD_TORCH_CHECK(G > 0 && x.C % G == 0, "normwise: ", x.C, " channels cannot be divided into ", G, " groups");
   }
 
-  double group_size() const { return static_cast<double>(std::max<int64_t>(1, channels * x.M)); }
+  // Those of `width` neighbouring channels.
+  Pools pools(int64_t width, int64_t parts) const {
+    return {width / channels, channels, parts, static_cast<double>(std::max<int64_t>(1, channels * x.M)), eps};
+  }
 
   // Channels of a task: whole groups, as many as the cache takes.
   int64_t task_width() const {
@@ -77,38 +80,11 @@ template <class T> struct Forward : Groups<T> {
   // How many parts of equal size a group's moments are pooled from: its cells, or only itself.
   int64_t parts() const { return x.columns || x.M >= kShortRow ? channels : 1; }
 
-  // The groups' moments, pooled from those of their `parts` equal parts by the law of total variance, and the affine that
-  // normalizes with them.
-  void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* center, A* scale, A* shift) const {
-    if (channels == 1) return pool_cells(n, c, width, mu, m2, center, scale, shift);
-    const int64_t parts = this->parts();
-    const double part_size = this->group_size() / static_cast<double>(parts);
-    const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
-    int64_t group = n * this->G + c / channels;
-    for (int64_t first = 0; first < width; first += channels, mu += parts, m2 += parts, ++group) {
-      const double pooled = mu[0] + total(parts, [=](int64_t i) { return mu[i] - mu[0]; }) / static_cast<double>(parts);
-      const auto square = [=](int64_t i) { return m2[i] + part_size * (mu[i] - pooled) * (mu[i] - pooled); };
-      const double variance = total(parts, square) / this->group_size(), rstd = 1 / std::sqrt(variance + this->eps);
-      mean[group] = static_cast<A>(pooled);
-      var[group] = static_cast<A>(variance);
-      A *__restrict c = center + first, *__restrict s = scale + first, *__restrict t = shift + first;
-      for (int64_t i = 0; i < channels; ++i)
-        normalizing(pooled, variance, rstd * weight[first + i], bias[first + i], c[i], s[i], t[i]);
-    }
-  }
-
-  // The same where each cell is a group: a loop that the compiler vectorizes.
-  void pool_cells(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, A* __restrict center,
-                  A* __restrict scale, A* __restrict shift) const {
-    const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
-    A *__restrict to_mean = mean + n * x.C + c, *__restrict to_var = var + n * x.C + c;
-    const double share = 1 / this->group_size(), eps = this->eps;
-    for (int64_t i = 0; i < width; ++i) {
-      const double variance = m2[i] * share;
-      to_mean[i] = static_cast<A>(mu[i]);
-      to_var[i] = static_cast<A>(variance);
-      normalizing(mu[i], variance, weight[i] / std::sqrt(variance + eps), bias[i], center[i], scale[i], shift[i]);
-    }
+  // What normalizes `width` channels from the moments of their groups' parts.
+  void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, const ChannelAffine<A>& to) const {
+    const int64_t group = n * this->G + c / channels;
+    const Learned<A> given{this->parameters.weights(n) + c, this->parameters.biases(n) + c};
+    kernels<T>().pool_groups(this->pools(width, parts()), mu, m2, given, mean + group, var + group, to);
   }
 
   void fused(const Tensor& y, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
@@ -122,12 +98,12 @@ template <class T> struct Forward : Groups<T> {
     if (x.columns) {
       for (int64_t i = 0; i < width; i += kTileWidth)
         k.column_moments(from + i, tile(x, std::min(kTileWidth, width - i)), mu + i, m2 + i);
-      pool(n, c, width, mu, m2, center, scale, shift);
+      pool(n, c, width, mu, m2, {center, scale, shift});
       k.column_apply(from, to, tile(x, width), affine, this->act);
     } else {
       const int64_t count = width / channels * parts(), size = width * x.M / count;
       k.row_moments(from, {count, size}, mu, m2);
-      pool(n, c, width, mu, m2, center, scale, shift);
+      pool(n, c, width, mu, m2, {center, scale, shift});
       k.row_apply(from, to, runs(x, width), affine, this->act);
     }
   }
@@ -151,7 +127,7 @@ template <class T> struct Forward : Groups<T> {
     }
     for (int64_t n = 0; n < x.N; ++n) {
       const int64_t i = n * x.C;
-      pool(n, 0, x.C, mu + n * each, m2 + n * each, center + i, scale + i, shift + i);
+      pool(n, 0, x.C, mu + n * each, m2 + n * each, {center + i, scale + i, shift + i});
     }
     all_apply<T>(x, y, [&](int64_t n) { return Affine<A>{center, scale, shift} + n * x.C; }, this->act);
   }
@@ -171,54 +147,16 @@ template <class T> struct Backward : Groups<T> {
     Slant<A> slant() const { return {mean, slope, offset}; }
   };
 
-  double rstd(int64_t group) const { return 1 / std::sqrt(static_cast<double>(var[group]) + this->eps); }
-
-  void recompute(int64_t n, int64_t c, int64_t width, Arrays a) const {
-    const A *weight = this->parameters.weights(n) + c, *bias = this->parameters.biases(n) + c;
-    int64_t group = n * this->G + c / channels;
-    if (channels == 1) {
-      const A* of = var + group;
-      A* __restrict scale = a.scale;
-      const double eps = this->eps;
-      for (int64_t i = 0; i < width; ++i) scale[i] = static_cast<A>(weight[i] / std::sqrt(of[i] + eps));
-      std::copy_n(mean + group, width, a.mean);
-      std::copy_n(bias, width, a.shift);
-      return;
-    }
-    for (int64_t first = 0; first < width; first += channels, ++group) {
-      std::fill_n(a.mean + first, channels, mean[group]);
-      const double r = rstd(group);
-      A* __restrict scale = a.scale + first;  // the compiler would take it for a part of the weight
-      for (int64_t i = 0; i < channels; ++i) scale[i] = static_cast<A>(r * weight[first + i]);
-    }
-    std::copy_n(bias, width, a.shift);
+  void repeat(int64_t n, int64_t c, int64_t width, Arrays a) const {
+    const int64_t group = n * this->G + c / channels;
+    kernels<T>().repeat_groups(this->pools(width, 1), mean + group, var + group, this->parameters.weights(n) + c, a.mean, a.scale);
+    std::copy_n(this->parameters.biases(n) + c, width, a.shift);
   }
 
-  // From the cells' sums to the coefficients of dx; leaves s2 divided by the standard deviation.
   void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
     const A* weight = this->parameters.weights(n) + c;
-    double *one = s1 + n * x.C + c, *__restrict two = s2 + n * x.C + c;
-    int64_t group = n * this->G + c / channels;
-    if (channels == 1) {
-      const A* of = var + group;
-      A *__restrict slope = a.slope, *__restrict offset = a.offset;
-      const double share = -1 / this->group_size(), eps = this->eps;
-      for (int64_t i = 0; i < width; ++i) {
-        const double r = 1 / std::sqrt(of[i] + eps), s = r * weight[i] * share;
-        two[i] *= r;
-        slope[i] = static_cast<A>(s * r * two[i]);
-        offset[i] = static_cast<A>(s * one[i]);
-      }
-      return;
-    }
-    for (int64_t first = 0; first < width; first += channels, ++group) {
-      const double r = rstd(group);
-      for (int64_t i = first; i < first + channels; ++i) two[i] *= r;
-      const double sum = total(channels, [=](int64_t i) { return weight[first + i] * one[first + i]; });
-      const double dot = total(channels, [=](int64_t i) { return weight[first + i] * two[first + i]; });
-      std::fill_n(a.slope + first, channels, static_cast<A>(-r * r * dot / this->group_size()));
-      std::fill_n(a.offset + first, channels, static_cast<A>(-r * sum / this->group_size()));
-    }
+    double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
+    kernels<T>().solve_groups(this->pools(width, 1), var + n * this->G + c / channels, weight, one, two, a.slope, a.offset);
   }
 
   void fused(const Tensor& g, const Tensor& dx, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
@@ -228,7 +166,7 @@ template <class T> struct Backward : Groups<T> {
     T* to = data<T>(dx) + at;
     double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
     const Arrays a(scratch.affine.data(), width);
-    recompute(n, c, width, a);
+    repeat(n, c, width, a);
     if (x.columns) {
       for (int64_t i = 0; i < width; i += kTileWidth)
         k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.mean + i, a.affine() + i, this->act,
@@ -251,7 +189,7 @@ template <class T> struct Backward : Groups<T> {
       for (A** p : {&r.mean, &r.scale, &r.shift, &r.slope, &r.offset}) *p += n * x.C;
       return r;
     };
-    for (int64_t n = 0; n < x.N; ++n) recompute(n, 0, x.C, row(n));
+    for (int64_t n = 0; n < x.N; ++n) repeat(n, 0, x.C, row(n));
     all_grad_sums<T>(g, x, [&](int64_t n) { return row(n).mean; }, [&](int64_t n) { return row(n).affine(); }, this->act, s1, s2);
     for (int64_t n = 0; n < x.N; ++n) solve(n, 0, x.C, row(n));
     all_grad_input<T>(g, x, dx, [&](int64_t n) { return row(n).affine(); }, [&](int64_t n) { return row(n).slant(); }, this->act);
