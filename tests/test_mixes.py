@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 
 from normwise import mixes, ops
 from normwise.composite import compose
@@ -170,3 +171,15 @@ def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
     torch.testing.assert_close(actual, expected)
     assert all(g.requires_grad for g in actual)
     assert mixes._LIBRARY is not None
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing
+@pytest.mark.parametrize("over", [("layer",), ("batch",)], ids="+".join)
+def test_the_backward_pass_compiles(over: tuple[str, ...], autograd: str) -> None:
+    expected = {name: t.requires_grad_() for name, t in inputs_of(over).items()}
+    mixed(over, expected).pow(2).sum().backward()
+    leaves = {name: t.requires_grad_() for name, t in inputs_of(over).items()}
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        mixed(over, leaves).pow(2).sum().backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, expected[name].grad)

@@ -22,8 +22,9 @@ int64_t column_task_bytes() {
 #endif
 }
 
-// Below this many elements a cell's own mean is not worth its overhead: a group in one piece is summed as one row.
-constexpr int64_t kShortRow = 1024;
+// A group in one piece is summed as one row where its cells have fewer elements than this, which would not be worth the
+// overhead of their own means; in the columns layout, where only a whole sample is in one piece, while the sample is no larger.
+constexpr int64_t kShortRow = 1024, kShortSample = 128 * 1024;
 
 template <class A> struct Scratch {
   Buffer<double> sums;
@@ -78,7 +79,10 @@ template <class T> struct Forward : Groups<T> {
   A *mean, *var;  // (N, G)
 
   // How many parts of equal size a group's moments are pooled from: its cells, or only itself.
-  int64_t parts() const { return x.columns || x.M >= kShortRow ? channels : 1; }
+  int64_t parts() const {
+    const bool as_row = x.columns ? this->G == 1 && x.M * x.C <= kShortSample : x.M < kShortRow;
+    return as_row ? 1 : channels;
+  }
 
   // What normalizes `width` channels from the moments of their groups' parts.
   void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, const ChannelAffine<A>& to) const {
@@ -95,17 +99,16 @@ template <class T> struct Forward : Groups<T> {
     double *mu = scratch.sums.data(), *m2 = mu + width;
     A *center = scratch.affine.data(), *scale = center + width, *shift = scale + width;
     const Affine<A> affine{center, scale, shift};
-    if (x.columns) {
+    const int64_t count = width / channels * parts();
+    if (x.columns && count > 1) {
       for (int64_t i = 0; i < width; i += kTileWidth)
         k.column_moments(from + i, tile(x, std::min(kTileWidth, width - i)), mu + i, m2 + i);
-      pool(n, c, width, mu, m2, {center, scale, shift});
-      k.column_apply(from, to, tile(x, width), affine, this->act);
     } else {
-      const int64_t count = width / channels * parts(), size = width * x.M / count;
-      k.row_moments(from, {count, size}, mu, m2);
-      pool(n, c, width, mu, m2, {center, scale, shift});
-      k.row_apply(from, to, runs(x, width), affine, this->act);
+      k.row_moments(from, {count, width * x.M / count}, mu, m2);
     }
+    pool(n, c, width, mu, m2, {center, scale, shift});
+    if (x.columns) k.column_apply(from, to, tile(x, width), affine, this->act);
+    else k.row_apply(from, to, runs(x, width), affine, this->act);
   }
 
   void operator()(const Tensor& y) const {
