@@ -58,9 +58,8 @@ def run(
     pools = pools_of(x, row, inputs, running)
     if pools is not None:
         p, learned = inputs, "mean_weight" in row.parameters
-        parameters = (p.weight, p.bias, p.mean_weight if learned else None, p.var_weight if learned else None)
-        options = (p.logits, p.eps, p.population, running, activation, slope)
-        return normalize_by_mix(x, pools, *parameters, *options), None
+        mix = (pools, p.weight, p.bias, p.mean_weight if learned else None, p.var_weight if learned else None, p.logits)
+        return normalize_by_mix(x, *mix, p.eps, p.population, running, activation, slope), None
     y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
     return y, Moments(mean, var, element_counts(x, inputs))
 

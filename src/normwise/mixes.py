@@ -19,6 +19,7 @@ from normwise import ops
 from normwise.composite import compose, gradients, needs_plain_graph
 from normwise.methods import METHODS, Inputs, Method
 from normwise.moments import Moments
+from normwise.ops import native
 
 
 class Running(NamedTuple):
@@ -97,7 +98,7 @@ def normalize_at_once(
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
-    if needs_plain_graph() or activation not in ops.ACTIVATIONS or not ops.native.supports(x):
+    if needs_plain_graph() or activation not in ops.ACTIVATIONS or not native.supports(x):
         return None
     over = (members,) if isinstance(members, str) else members
     if type(over) is not tuple:
@@ -107,7 +108,7 @@ def normalize_at_once(
     pools = _pools(over, C, num_groups)
     if pools is None or not _per_channel(x, C, weight, bias):
         return None
-    if mean_weight is not var_weight:  # either may be None
+    if mean_weight is not None or var_weight is not None:
         K = (len(over),)
         if mean_weight is None or var_weight is None or not mean_weight.shape == var_weight.shape == K:
             return None
@@ -121,8 +122,9 @@ def normalize_at_once(
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):
         return None
-    options = (logits, eps, population, running, activation, slope)
-    return normalize_by_mix(x, pools, weight, bias, mean_weight, var_weight, *options)
+    return normalize_by_mix(
+        x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
+    )
 
 
 def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tuple[int, ...] | None:
@@ -141,7 +143,7 @@ def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tupl
         >>> pools_of(torch.zeros(2, 6, 4), METHODS["group"], Inputs(num_groups=3), None) in ((3,), None)
         True
     """
-    if row.members is None or p.mask is not None or p.exchange is not None or not ops.native.supports(x):
+    if row.members is None or p.mask is not None or p.exchange is not None or not native.supports(x):
         return None
     if p.parts != "both" or p.variance != "paper" or x.numel() == 0:
         return None
@@ -179,44 +181,53 @@ def normalize_by_mix(
     bias: Tensor | None,
     mean_weight: Tensor | None,
     var_weight: Tensor | None,
-    *options: Any,
+    logits: bool,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
 ) -> Tensor:
     """Normalize by a mix of pools in one native call.
 
     Args:
         x: (N, C, ...).
         pools: as :func:`pools_of` gives them.
-        weight: as :func:`normwise.ops.native.mix_norm` takes it, as is all that follows.
+        weight: as :func:`normwise.native.mix_norm` takes it, as is all that follows.
         bias: likewise.
         mean_weight: likewise.
         var_weight: likewise.
-        *options: ``logits, eps, population, running, activation, slope``.
+        logits: likewise.
+        eps: likewise.
+        population: likewise.
+        running: likewise.
+        activation: likewise.
+        slope: likewise.
 
     Returns:
         The result, differentiable to any order in ``x`` and the parameters.
 
     Example:
         >>> given = (None, None, None, None, True, 0.0, None, None, None, 0.01)
-        >>> normalize_by_mix(torch.tensor([[[1.0, 3.0]]]), (1,), *given) if ops.native.available() else ...
-        tensor([[[-1.,  1.]]])
+        >>> x = torch.tensor([[[1.0, 3.0]]])
+        >>> not native.available() or normalize_by_mix(x, (1,), *given).tolist() == [[[-1.0, 1.0]]]
+        True
     """
-    if (
-        ops.native.differentiates()
-        or not torch.is_grad_enabled()
-        or not _any_requires_grad(x, weight, bias, mean_weight, var_weight)
-    ):
-        return ops.native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)[0]
-    return _Mix.apply(x, weight, bias, mean_weight, var_weight, pools, options)
+    mix = (pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope)
+    if native.differentiates() or not torch.is_grad_enabled() or not _any_requires_grad(x, *mix[1:5]):
+        return native.mix_norm(x, *mix)[0]
+    return _Mix.apply(x, weight, bias, mean_weight, var_weight, pools, mix[5:])
 
 
 def _per_channel(x: Tensor, channels: int, *tensors: Tensor | None) -> bool:
     """Whether these are (C,), of the type of ``x`` or of the one that it is summed in."""
     dtype = x.dtype
     for t in tensors:
-        if t is not None and (
-            t.dim() != 1 or t.numel() != channels or (t.dtype != dtype and t.dtype != ops.accumulation_dtype(dtype))
-        ):
-            return False
+        if t is not None:
+            if t.dim() != 1 or t.numel() != channels:
+                return False
+            if t.dtype != dtype and t.dtype != ops.accumulation_dtype(dtype):
+                return False
     return True
 
 
@@ -233,7 +244,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         weight, bias, mean_weight, var_weight, pools, options = args
-        y, mean, var = ops.native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
+        y, mean, var = native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
         ctx.save_for_backward(x, mean, var, weight, bias, mean_weight, var_weight)
         logits, eps, population, _, *activation = options
         ctx.call = pools, (logits, eps, population, *activation)
@@ -246,7 +257,7 @@ class _Mix(torch.autograd.Function):
         if torch.is_grad_enabled():
             found = _differentiable_backward(grad, x, pools, *parameters, *options)
         else:
-            found = [*ops.native.mix_norm_backward(grad, x, mean, var, pools, *parameters, *options)]
+            found = [*native.mix_norm_backward(grad, x, mean, var, pools, *parameters, *options)]
         # Autograd ignores what nobody wants, but not a gradient of None.
         return *(None if t is None else g for g, t in zip(found, [x, *parameters], strict=True)), None, None
 
@@ -324,7 +335,7 @@ def _autograd_kernel(operator: Callable[..., Any], graph: Callable[..., list[Ten
     return kernel
 
 
-if ops.native.differentiates():
+if native.differentiates():
     _LIBRARY = torch.library.Library("normwise", "IMPL")
     for _name, _graph in (("sample_norm_backward", _sample_graph), ("mix_norm_backward", _mix_graph)):
         _LIBRARY.impl(_name, _autograd_kernel(getattr(torch.ops.normwise, _name).default, _graph), "Autograd")

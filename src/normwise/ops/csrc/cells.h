@@ -66,15 +66,18 @@ template <class F> void for_each_sum(const Cells& x, F f) {
   });
 }
 
-constexpr int64_t kRunElements = 128 * 1024;  // a small part of the second-level cache
+// How many cells, or rows, to write at a time: of a small part of the second-level cache.
+inline int64_t run_length(const Cells& x) {
+  const int64_t size = x.columns ? x.C : length(x);
+  return std::max<int64_t>(1, 128 * 1024 / std::max<int64_t>(1, size));
+}
 
 // Calls f(n, c, first element, count), in parallel, for `count` cells of a sample from channel c on; in the columns layout
 // for `count` of its whole rows (c = 0).
 template <class F> void for_each_run(const Cells& x, F f) {
   const int64_t inner = x.columns ? length(x) : x.C, size = x.columns ? x.C : length(x);
-  const int64_t most = std::max<int64_t>(1, kRunElements / std::max<int64_t>(1, size));
   parallel(x.N * x.pieces * inner, size, [&](int64_t begin, int64_t end) {
-    by_sample_from_the_end(begin, end, inner, most, [&](int64_t p, int64_t first, int64_t count) {
+    by_sample_from_the_end(begin, end, inner, run_length(x), [&](int64_t p, int64_t first, int64_t count) {
       f(p / x.pieces, x.columns ? 0 : first, (p * inner + first) * size, count);
     });
   });

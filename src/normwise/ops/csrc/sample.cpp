@@ -32,6 +32,11 @@ template <class A> struct Scratch {
   explicit Scratch(int64_t cells) : sums(2 * cells), affine(5 * cells) {}
 };
 
+// Calls f(first, count) for parts of `width` cells of a sample, as for_each_run: a group may be larger than the cache.
+template <class F> void from_the_end(const Cells& x, int64_t width, F f) {
+  by_sample_from_the_end(0, width, width, run_length(x), [&](int64_t, int64_t first, int64_t count) { f(first, count); });
+}
+
 // What both directions know: x cut into (sample, group)s, and the affine around them.
 template <class T> struct Groups {
   using A = acc_t<T>;
@@ -107,8 +112,10 @@ template <class T> struct Forward : Groups<T> {
       k.row_moments(from, {count, width * x.M / count}, mu, m2);
     }
     pool(n, c, width, mu, m2, {center, scale, shift});
-    if (x.columns) k.column_apply(from, to, tile(x, width), affine, this->act);
-    else k.row_apply(from, to, runs(x, width), affine, this->act);
+    if (x.columns) return k.column_apply(from, to, tile(x, width), affine, this->act);
+    from_the_end(x, width, [&](int64_t i, int64_t count) {
+      k.row_apply(from + i * x.M, to + i * x.M, runs(x, count), affine + i, this->act);
+    });
   }
 
   void operator()(const Tensor& y) const {
@@ -179,7 +186,10 @@ template <class T> struct Backward : Groups<T> {
     } else {
       k.row_grad_sums(gp, xp, runs(x, width), a.mean, a.affine(), this->act, one, two);
       solve(n, c, width, a);
-      k.row_grad_input(gp, xp, to, runs(x, width), a.affine(), a.slant(), this->act);
+      from_the_end(x, width, [&](int64_t i, int64_t count) {
+        const int64_t at = i * x.M;
+        k.row_grad_input(gp + at, xp + at, to + at, runs(x, count), a.affine() + i, a.slant() + i, this->act);
+      });
     }
   }
 
