@@ -46,6 +46,8 @@ template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
   static variable_list forward(AutogradContext* ctx, at::TensorList, Stack* stack) {
     const Pair& op = Op::pair();
     variable_list saved{stack->front().toTensor(), {}, {}};
+    saved.reserve(saved.size() + op.tensors.size());
+    ctx->saved_data.reserve(2 * op.values.size());
     for (size_t i : op.tensors) saved.push_back(tensor_of((*stack)[i]));
     for (size_t i : op.values) ctx->saved_data[op.forward.schema().arguments()[i].name()] = (*stack)[i];
     const at::AutoDispatchBelowAutograd below;
@@ -59,7 +61,8 @@ template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Pair& op = Op::pair();
     const variable_list saved = ctx->get_saved_variables();
-    Stack stack{grads[0], saved[0], saved[1], saved[2]};
+    Stack stack{std::move(grads[0]), saved[0], saved[1], saved[2]};
+    stack.reserve(stack.size() + op.arguments.size());
     for (auto [tensor, i] : op.arguments) {
       if (!tensor) stack.push_back(ctx->saved_data[op.forward.schema().arguments()[op.values[i]].name()]);
       else if (const at::Tensor& t = saved[i + 3]; t.defined()) stack.emplace_back(t);
