@@ -13,13 +13,13 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_accuracy import measure_accuracy
-from bench_contenders import DTYPES, LAYOUTS, METHODS, SHAPES, Row, compiled_formula, contenders, limit
+from bench_contenders import DTYPES, GROUPS, LAYOUTS, METHODS, SHAPES, Row, compiled_formula, contenders, limit
 from bench_memory import measure_memory
 from bench_report import chart, summarize, table
 
@@ -29,11 +29,19 @@ from normwise.ops import describe_environment
 QUICK_SHAPES = ((2, 256, 56, 56), (64, 32, 8, 8))
 
 
-def rows(quick: bool, wanted: str) -> list[Row]:
+def rows(shapes: Sequence[tuple[int, ...]], wanted: str) -> list[Row]:
     """All rows, those on one thread first; with ``wanted``, those whose name holds each of its words."""
-    cases = itertools.product((1, 2), METHODS, DTYPES, LAYOUTS, QUICK_SHAPES if quick else SHAPES)
+    cases = itertools.product((1, 2), METHODS, DTYPES, LAYOUTS, shapes)
     found = [Row(method, dtype, layout, shape, threads) for threads, method, dtype, layout, shape in cases]
     return [row for row in found if all(word in str(row).split() for word in wanted.split())]
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Read ``2x32x4x4``."""
+    sizes = tuple(int(size) for size in text.split("x"))
+    if len(sizes) != 4 or min(sizes) < 1 or sizes[1] % GROUPS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NxCxHxW with a C that {GROUPS} divides")
+    return sizes
 
 
 def keep_pages() -> None:
@@ -108,15 +116,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two shapes, little time a row, no torch.compile")
     parser.add_argument("--rows", default="", help='words that rows must hold, such as "group bfloat16 1t"')
+    parser.add_argument("--shape", type=shape, help="this one in the place of the stored ones, such as 2x32x4x4")
     parser.add_argument("--seconds", type=float, help="time a row (default 2.5; 0.2 with --quick)")
     parser.add_argument("--out", type=Path, help="folder for JSON, table and plot (default results/ for a full run)")
     given = parser.parse_args()
-    if given.out is None and not given.quick and not given.rows:
+    part = given.quick or given.rows or given.shape
+    if given.out is None and not part:
         given.out = Path(__file__).parents[1] / "results"
     seconds = given.seconds or (0.2 if given.quick else 2.5)
-    chosen = rows(given.quick, given.rows)
+    shapes = [given.shape] if given.shape else QUICK_SHAPES if given.quick else SHAPES
+    chosen = rows(shapes, given.rows)
     if not chosen:
-        parser.error(f"no row holds all of the words {given.rows!r}; a row is named like {rows(False, '')[0]}")
+        parser.error(f"no row holds all of the words {given.rows!r}; a row is named like {rows(shapes, '')[0]}")
     settings = {"seconds_a_row": seconds, "rows": len(chosen), "started": time.strftime("%Y-%m-%d")}
     command = shlex.join(["python", "benchmarks/bench.py", *sys.argv[1:]])
     header = {"command": command, "environment": describe_environment(), "settings": settings}
@@ -127,8 +138,8 @@ def main() -> None:
         speed.append(measure(row, seconds, not given.quick))
         shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in speed[-1]["times_ours"].items())
         print(f"{row!s:<52} as a multiple of ours: {shown}", flush=True)
-    memory = [] if given.rows else measure_memory(SHAPES[2] if given.quick else SHAPES[0])
-    accuracy = [] if given.rows else measure_accuracy()
+    memory = [] if given.rows or given.shape else measure_memory(SHAPES[2] if given.quick else SHAPES[0])
+    accuracy = [] if given.rows or given.shape else measure_accuracy()
     text = table(header, speed, memory, accuracy)
     print("\n" + summarize(speed, accuracy))
     if given.out is not None:
