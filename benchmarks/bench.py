@@ -120,8 +120,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="time a row (default 2.5; 0.2 with --quick)")
     parser.add_argument("--out", type=Path, help="folder for JSON, table and plot (default results/ for a full run)")
     given = parser.parse_args()
-    part = given.quick or given.rows or given.shape
-    if given.out is None and not part:
+    narrowed = bool(given.rows or given.shape)
+    if given.out is None and not given.quick and not narrowed:
         given.out = Path(__file__).parents[1] / "results"
     seconds = given.seconds or (0.2 if given.quick else 2.5)
     shapes = [given.shape] if given.shape else QUICK_SHAPES if given.quick else SHAPES
@@ -138,8 +138,8 @@ def main() -> None:
         speed.append(measure(row, seconds, not given.quick))
         shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in speed[-1]["times_ours"].items())
         print(f"{row!s:<52} as a multiple of ours: {shown}", flush=True)
-    memory = [] if given.rows or given.shape else measure_memory(SHAPES[2] if given.quick else SHAPES[0])
-    accuracy = [] if given.rows or given.shape else measure_accuracy()
+    memory = [] if narrowed else measure_memory(SHAPES[2] if given.quick else SHAPES[0])
+    accuracy = [] if narrowed else measure_accuracy()
     text = table(header, speed, memory, accuracy)
     print("\n" + summarize(speed, accuracy))
     if given.out is not None:

@@ -50,11 +50,11 @@ def composed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Ten
     return compose(given["x"], METHODS["switchable" if len(over) > 1 else over[0]], inputs, activation, 0.01)[0]
 
 
-def derivatives(function: Any, given: dict[str, Tensor], wanted: list[str], *rest: Any) -> list[Tensor]:
+def derivatives(function: Any, given: dict[str, Tensor], wanted: list[str]) -> list[Tensor]:
     """The result, its gradients and theirs."""
     leaves = {name: t.clone().requires_grad_(name in wanted) for name, t in given.items()}
     by = [leaves[name] for name in wanted]
-    y = function(leaves, *rest)
+    y = function(leaves)
     plain = torch.autograd.grad(y.pow(2).sum(), by, retain_graph=True)
     first = torch.autograd.grad(y.pow(2).sum(), by, create_graph=True)
     torch.testing.assert_close(plain, first)

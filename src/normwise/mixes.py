@@ -147,7 +147,9 @@ def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tupl
         return None
     if p.parts != "both" or p.variance != "paper" or x.numel() == 0:
         return None
-    pools = tuple([_GROUPS[name](x.shape[1], p.num_groups) for name in row.members(p)])
+    pools = _pools(row.members(p), x.shape[1], p.num_groups)
+    if pools is None:
+        return None
     if len(pools) > 1 and x.numel() == x.shape[0] * x.shape[1]:
         return None  # with one element a cell some members have no meaning and the method drops them
     if running is not None and not (0 in pools and movable(running, x)):

@@ -331,6 +331,11 @@ def sample_norm_backward(
     return _sample_norm_backward(g, x, mean, var, groups, weight, bias, eps, _CODES[activation], slope)
 
 
+def _within_sample(groups: Sequence[int], mean_weight: Tensor | None, var_weight: Tensor | None) -> bool:
+    """Whether the mix is one pool within a sample, with no weight of its own: for that there are faster kernels."""
+    return len(groups) == 1 and groups[0] > 0 and mean_weight is var_weight is None
+
+
 def mix_norm(
     x: Tensor,
     groups: Sequence[int],
@@ -372,7 +377,7 @@ def mix_norm(
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    if len(groups) == 1 and groups[0] and mean_weight is var_weight is None:  # faster kernels
+    if _within_sample(groups, mean_weight, var_weight):
         return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
     population_mean, population_var = (None, None) if population is None else population[:2]
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
@@ -425,7 +430,7 @@ def mix_norm_backward(
         >>> mix_norm_backward(x, x, 2 * one, one, [0], eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
-    if len(groups) == 1 and groups[0] and mean_weight is var_weight is None:
+    if _within_sample(groups, mean_weight, var_weight):
         code = _CODES[activation]
         return *_sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, code, slope), None, None
     population_mean, population_var = (None, None) if population is None else population[:2]

@@ -30,8 +30,9 @@ inline Lanes<double> load_as(const double* p, Lanes<double>) { return load_memor
 inline Lanes<uint32_t> widen(const void* p) {
 #if NORMWISE_VECTOR_BYTES == 64  // one instruction, where the compiler would take three
   return (Lanes<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p)));
-#endif
+#else
   return __builtin_convertvector(load_memory<VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type>(p), Lanes<uint32_t>);
+#endif
 }
 
 inline Lanes<float> load_as(const BFloat16* p, Lanes<float>) { return bit_cast<Lanes<float>>(widen(p) << 16); }
@@ -49,19 +50,20 @@ template <class T> inline Two<Lanes<acc_t<T>>> load_two(const T* p) {
   using V = Lanes<acc_t<T>>;
   return {load_as(p, V{}), load_as(p + lane_count<acc_t<T>>, V{})};
 }
-inline Two<Lanes<float>> load_two(const BFloat16* p) {  // even elements, odd elements
-  const auto words = load_memory<Lanes<uint32_t>>(p);
+inline Two<Lanes<float>> halves(Lanes<uint32_t> words) {  // even elements, odd elements
   return {bit_cast<Lanes<float>>(words << 16), bit_cast<Lanes<float>>(words & 0xffff0000u)};
 }
+inline Two<Lanes<float>> load_two(const BFloat16* p) { return halves(load_memory<Lanes<uint32_t>>(p)); }
 
 inline void store_as(float* to, Lanes<float> v) { std::memcpy(to, &v, sizeof(v)); }
 inline void store_as(double* to, Lanes<double> v) { std::memcpy(to, &v, sizeof(v)); }
 inline void narrow(void* to, Lanes<uint32_t> v) {
 #if NORMWISE_VECTOR_BYTES == 64
-  return _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v));
-#endif
+  _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v));
+#else
   const auto low = __builtin_convertvector(v, VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type);
   std::memcpy(to, &low, sizeof(low));
+#endif
 }
 inline void store_as(BFloat16* to, Lanes<float> v) { narrow(to, bfloat16_bits<Lanes<uint32_t>>(v) >> 16); }
 inline void store_as(Half* to, Lanes<float> v) { narrow(to, half_bits<Lanes<uint32_t>>(v)); }
@@ -101,8 +103,7 @@ template <class T> inline void store_first(T* to, int64_t count, Lanes<float> v)
 // The same of two registers, 0 < count < 32.
 inline __mmask32 first_words(int64_t count) { return (__mmask32{1} << count) - 1; }
 inline Two<Lanes<float>> load_two_first(const BFloat16* p, int64_t count) {
-  const auto words = (Lanes<uint32_t>)_mm512_maskz_loadu_epi16(first_words(count), p);
-  return {bit_cast<Lanes<float>>(words << 16), bit_cast<Lanes<float>>(words & 0xffff0000u)};
+  return halves((Lanes<uint32_t>)_mm512_maskz_loadu_epi16(first_words(count), p));
 }
 inline void store_two_first(BFloat16* to, int64_t count, Lanes<float> even, Lanes<float> odd) {
   BFloat16 both[2 * lane_count<float>];

@@ -1,5 +1,6 @@
 #include "members.h"
 
+#include <cmath>
 #include <numeric>
 
 namespace normwise {

@@ -1,5 +1,7 @@
 #include "mix.h"
 
+#include <cmath>
+
 #include "cells.h"
 #include "members.h"
 

@@ -2,7 +2,7 @@
 // `f_backward(g, x, mean, var, ...)` takes the arguments of f by their names and gives those of f's first tensors.
 //
 // A library of its own: autograd's C++ interface is no part of torch's stable ABI, so this one serves the torch that it was
-// built with and no other. Without it engine.py puts the same two calls into an autograd function in Python.
+// built with and no other. Without it mixes.py puts the same two calls into an autograd function in Python.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -39,6 +39,11 @@ struct Pair {
   static constexpr size_t kGiven = 4;  // g, x, mean, var
 };
 
+void call_below_autograd(const c10::OperatorHandle& op, Stack* stack) {
+  const at::AutoDispatchBelowAutograd below;
+  op.callBoxed(stack);
+}
+
 at::Tensor tensor_of(const c10::IValue& value) { return value.isTensor() ? value.toTensor() : at::Tensor(); }
 
 template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
@@ -50,8 +55,7 @@ template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
     ctx->saved_data.reserve(2 * op.values.size());
     for (size_t i : op.tensors) saved.push_back(tensor_of((*stack)[i]));
     for (size_t i : op.values) ctx->saved_data[op.forward.schema().arguments()[i].name()] = (*stack)[i];
-    const at::AutoDispatchBelowAutograd below;
-    op.forward.callBoxed(stack);
+    call_below_autograd(op.forward, stack);
     saved[1] = (*stack)[1].toTensor();
     saved[2] = (*stack)[2].toTensor();
     ctx->save_for_backward(std::move(saved));
@@ -68,12 +72,9 @@ template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
       else if (const at::Tensor& t = saved[i + 3]; t.defined()) stack.emplace_back(t);
       else stack.emplace_back();
     }
-    if (at::GradMode::is_enabled()) {
-      op.backward.callBoxed(&stack);  // with create_graph=True the gradients have a graph, which Python makes
-    } else {
-      const at::AutoDispatchBelowAutograd below;
-      op.backward.callBoxed(&stack);
-    }
+    // With create_graph=True the gradients have a graph, which Python makes.
+    if (at::GradMode::is_enabled()) op.backward.callBoxed(&stack);
+    else call_below_autograd(op.backward, &stack);
     variable_list found{stack[0].toTensor()};
     for (size_t i = 1; i < op.gradients; ++i)
       if (saved[i + 2].defined()) found.push_back(tensor_of(stack[i]));
@@ -90,8 +91,7 @@ template <class Op> void differentiable(const c10::OperatorHandle&, Stack* stack
   if (at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(inputs)) {
     stack->front() = Graph<Op>::apply(at::TensorList(inputs), stack)[0];
   } else {
-    const at::AutoDispatchBelowAutograd below;
-    op.forward.callBoxed(stack);
+    call_below_autograd(op.forward, stack);
   }
 }
 
