@@ -1,9 +1,10 @@
 // Kernels for channels-last memory: channels are the vector lanes, so sums need no reordering.
 //
-// Sums take rows several at a time to lessen the traffic with accumulators. What writes takes one at a time: with rows that
-// lie a multiple of 4096 bytes apart, a load from the next row would wait for the store to this one. Blocks of kRows rows are
-// summed in the element's accumulator type and merged in float64; the block does not depend on the tile, so neither do the
-// results.
+// Sums take rows several at a time to lessen the traffic with accumulators, and from distant places: each is then the head of
+// a stream that the processor fetches ahead, where neighbours in one page of memory would look like leaps. What writes takes
+// one at a time: with rows that lie a multiple of 4096 bytes apart, a load from the next row would wait for the store to this
+// one. Blocks of kRows rows are summed in the element's accumulator type and merged in float64; the block does not depend on
+// the tile, so neither do the results.
 #pragma once
 
 #include "activation.h"
@@ -13,13 +14,18 @@ namespace normwise {
 namespace {
 
 constexpr int64_t kRows = 128;
-constexpr int64_t kSpan = 1024;  // widest part of a row that is written at a time: what belongs to its channels stays in cache
+constexpr int64_t kSpan = 2048;  // widest part of a row that is written at a time: what belongs to its channels stays in cache
+// Arrays of as many values, one after the other, take this: a multiple of 4096 bytes apart they would compete for the same
+// places in the cache, and loads from one would wait for stores to another.
+constexpr int64_t kRoom = 2048 + 80;
+static_assert(kRoom > kTileWidth && kRoom > kSpan);
 
-// Calls f(integral_constant<count>, row) for groups of rows and then for single ones.
-template <int group = 4, class F> inline void by_rows(int64_t rows, F f) {
-  int64_t r = 0;
-  for (; r + group <= rows; r += group) f(std::integral_constant<int, group>{}, r);
-  for (; r < rows; ++r) f(std::integral_constant<int, 1>{}, r);
+// Calls f(integral_constant<count>, row, apart) for `count` rows that lie `apart` from each other, and then for single ones.
+// Neighbours where the stride of rows, in bytes, is small: then distant ones would only compete for the same places in cache.
+template <int count, class F> inline void by_rows(int64_t rows, int64_t stride, F f) {
+  const int64_t groups = rows / count, apart = stride < 1024 ? 1 : groups, next = stride < 1024 ? count : 1;
+  for (int64_t i = 0; i < groups; ++i) f(std::integral_constant<int, count>{}, i * next, apart);
+  for (int64_t r = count * groups; r < rows; ++r) f(std::integral_constant<int, 1>{}, r, apart);
 }
 
 // Calls f(k, part) along a row, where part names the type of what to take from there: pairs of registers in the order of
@@ -72,8 +78,8 @@ template <class F, class V, class... More> inline void update(F f, Two<V>& part,
 }
 template <class F, class V, class... More> inline void update(F f, V& part, More&... more) { f(part, more...); }
 
-// How much memory in_order needs for so many channels.
-template <class T> constexpr int64_t ordered_size(int64_t width) { return std::is_same_v<T, BFloat16> ? width : 1; }
+// How much memory in_order needs for as many channels.
+template <class T> constexpr int64_t kOrderedRoom = std::is_same_v<T, BFloat16> ? kRoom : 1;
 
 // One value a channel in the order in which load_two takes elements: in `memory`, unless they are in that order already.
 template <class T> inline const acc_t<T>* in_order(const acc_t<T>* given, int64_t width, acc_t<T>* memory) {
@@ -105,16 +111,17 @@ template <class T> inline void restore_order(acc_t<T>* ordered, int64_t width) {
 template <class T> inline void add_deviations(const T* block, int64_t rows, const Tile& tile, const acc_t<T>* center,
                                               acc_t<T>* sum, acc_t<T>* square) {
   using A = acc_t<T>;
-  A memory[ordered_size<T>(kTileWidth)];
+  A memory[kOrderedRoom<T>];
   const A* about = in_order<T>(center, tile.width, memory);
   for (int64_t k = 0; k < tile.width; ++k) sum[k] = square[k] = 0;
-  by_rows<8>(rows, [=](auto count, int64_t r) {
+  by_rows<8>(rows, tile.stride * int64_t{sizeof(T)}, [=](auto count, int64_t r, int64_t apart) {
     const T* from = block + r * tile.stride;
+    const int64_t step = apart * tile.stride;
     by_parts<T>(tile.width, [=](int64_t k, auto part) {
       auto c = values(about + k, part);
       decltype(c) s{}, q{};
       for (int j = 0; j < count.value; ++j) {
-        auto v = elements(from + j * tile.stride + k, part);
+        auto v = elements(from + j * step + k, part);
         update([](auto& v, auto& c, auto& s, auto& q) { v -= c, s += v, q += v * v; }, v, c, s, q);
       }
       add(sum + k, s);
@@ -135,7 +142,7 @@ template <class A> inline bool any_poor_center(const A* sum, const A* square, in
 
 template <class T> void column_moments(const T* x, const Tile& tile, double* mean, double* m2) {
   using A = acc_t<T>;
-  A center[kTileWidth], sum[kTileWidth], square[kTileWidth];
+  A center[kRoom], sum[kRoom], square[kRoom];
   const int64_t width = tile.width, stride = tile.stride;
   for (int64_t k = 0; k < width; ++k) mean[k] = m2[k] = 0;
   for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
@@ -177,7 +184,7 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
   constexpr int64_t W = lane_count<A>;
   with_pairs<A>(tile.width, [&](auto pairs) {
     if constexpr (constexpr int P = pairs.value; P > 0) {
-      A memory[ordered_size<T>(2 * P * W)];
+      A memory[kOrderedRoom<T>];
       struct Channels { Pair of[P]; };
       const Channels channels[] = {load_memory<Channels>(in_order<T>(of[J], 2 * P * W, memory))...};
       for (int64_t r = 0; r < tile.rows; ++r)
@@ -187,7 +194,7 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
           put(to + at, combine(f, elements(from[I] + at, As<Pair>{})..., channels[J].of[p]...));
         }
     } else {
-      A memory[sizeof...(J)][ordered_size<T>(kSpan)];
+      A memory[sizeof...(J)][kOrderedRoom<T>];
       for (int64_t begin = 0; begin < tile.width; begin += kSpan) {
         const int64_t width = tile.width - begin < kSpan ? tile.width - begin : kSpan;
         const A* const ordered[] = {in_order<T>(of[J] + begin, width, memory[J])...};
@@ -223,7 +230,7 @@ void column_grad_sums(const T* g, const T* x, const Tile& tile, const acc_t<T>* 
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   const int64_t width = tile.width, stride = tile.stride;
-  A memory[4][ordered_size<T>(kTileWidth)];
+  A memory[4][kOrderedRoom<T>];
   const A *centers = in_order<T>(affine.center, width, memory[0]), *scales = in_order<T>(affine.scale, width, memory[1]);
   const A *shifts = in_order<T>(affine.shift, width, memory[2]), *means = in_order<T>(mean, width, memory[3]);
   with_activation(activation.kind, [&](auto kind) {
@@ -231,18 +238,19 @@ void column_grad_sums(const T* g, const T* x, const Tile& tile, const acc_t<T>* 
       d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
       a += d, b += d * (v - mu);
     };
-    A first[kTileWidth], second[kTileWidth];
+    A first[kRoom], second[kRoom];
     for (int64_t k = 0; k < width; ++k) s1[k] = s2[k] = 0;
     for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
       for (int64_t k = 0; k < width; ++k) first[k] = second[k] = 0;
-      by_rows(tile.rows - begin < kRows ? tile.rows - begin : kRows, [&](auto count, int64_t r) {
-        const int64_t at = (begin + r) * stride;
+      const int64_t rows = tile.rows - begin < kRows ? tile.rows - begin : kRows;
+      by_rows<4>(rows, stride * int64_t{sizeof(T)}, [&](auto count, int64_t r, int64_t apart) {
+        const int64_t at = (begin + r) * stride, step = apart * stride;
         by_parts<T>(width, [=, &first, &second](int64_t k, auto part) {
           auto center = values(centers + k, part), scale = values(scales + k, part), shift = values(shifts + k, part);
           auto mu = values(means + k, part);
           decltype(mu) a{}, b{};
           for (int j = 0; j < count.value; ++j) {
-            auto d = elements(g + at + j * stride + k, part), v = elements(x + at + j * stride + k, part);
+            auto d = elements(g + at + j * step + k, part), v = elements(x + at + j * step + k, part);
             update(term, d, v, center, scale, shift, mu, a, b);
           }
           add(first + k, a);

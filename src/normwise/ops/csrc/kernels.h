@@ -49,7 +49,7 @@ struct Tile {
   int64_t rows, width, stride;
 };
 
-constexpr int64_t kTileWidth = 256;  // widest tile that the summing column kernels take
+constexpr int64_t kTileWidth = 2048;  // widest tile that the summing column kernels take
 
 // By reference: a copy is read in other pieces than it was written, and that waits until all stores before are done.
 template <class T> struct Kernels {
