@@ -149,7 +149,7 @@ template <class T> void column_moments(const T* x, const Tile& tile, double* mea
     const T* block = x + begin * stride;
     const int64_t rows = tile.rows - begin < kRows ? tile.rows - begin : kRows;
     const double share = 1.0 / static_cast<double>(rows);
-    for (int64_t k = 0; k < width; ++k) center[k] = begin == 0 ? guess_center(block + k, rows, stride) : static_cast<A>(mean[k]);
+    for (int64_t k = 0; k < width; ++k) center[k] = begin == 0 ? mean_of_eight(block + k, rows, stride) : static_cast<A>(mean[k]);
     add_deviations(block, rows, tile, center, sum, square);
     bool moved = any_poor_center(sum, square, width, share);
     for (int tries = kTries; tries > 0 && moved; --tries) {

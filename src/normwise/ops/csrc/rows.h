@@ -24,12 +24,20 @@ inline void merge(double& mean, double& m2, int64_t count, double block_mean, do
   m2 += block_m2 + delta * delta * share * static_cast<double>(count);
 }
 
-// A rough mean: of eight values at equal distances. Halving thrice makes it exact for constant input.
-template <class T> inline acc_t<T> guess_center(const T* x, int64_t n, int64_t stride) {
+// A rough mean: of eight values at equal distances. Dividing first makes it exact for constant input.
+template <class T> inline acc_t<T> mean_of_eight(const T* x, int64_t n, int64_t stride) {
   using A = acc_t<T>;
   const auto eighth = [=](int64_t i) { return A(0.125) * load(x[(i * n >> 3) * stride]); };
   // In pairs: one long chain of additions would take most of a short row's time.
   return ((eighth(0) + eighth(1)) + (eighth(2) + eighth(3))) + ((eighth(4) + eighth(5)) + (eighth(6) + eighth(7)));
+}
+
+// A rough mean of a run: of its first lanes, as the sum begins there too. A leap ahead would cost more than a worse guess: the
+// processor fetches ahead what is read in order.
+template <class T> inline acc_t<T> guess_center(const T* x, int64_t n) {
+  using V = Lanes<acc_t<T>>;
+  constexpr int W = lane_count<acc_t<T>>;
+  return n < W ? mean_of_eight(x, n, 1) : lane_sum(load_as(x, V{}) * (acc_t<T>(1) / W));
 }
 
 // Whether the mean lies `offset` from the centre of these sums, which is too far: most of `square` comes from it.
@@ -52,7 +60,7 @@ template <class T> inline void run_moments(const T* x, int64_t n, double* mean, 
     const T* p = x + begin;
     const int64_t m = n - begin < kBlock ? n - begin : kBlock;
     const double share = 1.0 / static_cast<double>(m);
-    A center = begin == 0 ? guess_center(p, m, 1) : static_cast<A>(*mean);
+    A center = begin == 0 ? guess_center(p, m) : static_cast<A>(*mean);
     const auto term = [&center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; };
     Pair<A> sums = sum_row(m, term, p);
     for (int tries = kTries; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries)
@@ -60,20 +68,6 @@ template <class T> inline void run_moments(const T* x, int64_t n, double* mean, 
     const double offset = sums.first * share;
     merge(*mean, *m2, begin, center + offset, sums.second - offset * sums.first, m);
   }
-}
-
-// Rough means of short runs: of their first and their last lanes, which with a power of two is as exact.
-template <class T> inline void guess_centers(const T* x, int64_t n, int rows, acc_t<T>* center) {
-  using A = acc_t<T>;
-  constexpr int W = lane_count<A>;
-  if (n < W) {
-    for (int j = 0; j < rows; ++j) center[j] = guess_center(x + j * n, n, 1);
-    return;
-  }
-  const RowSums<A> sums = sum_rows<A>(rows, [=](int j) {
-    return Pair<Lanes<A>>{load_as(x + j * n, Lanes<A>{}), load_as(x + (j + 1) * n - W, Lanes<A>{})};
-  });
-  for (int j = 0; j < kRowsAtOnce<A>; ++j) center[j] = A(0.5) / W * sums.first[j] + A(0.5) / W * sums.second[j];
 }
 
 // Of short runs, several at once.
@@ -84,16 +78,14 @@ template <class T> void short_run_moments(const T* x, const Runs& runs, double* 
   const double share = 1.0 / static_cast<double>(n);
   for (int64_t i = 0; i < runs.count; i += R) {
     const int rows = static_cast<int>(runs.count - i < R ? runs.count - i : R);
-    A center[R] = {};
-    const auto sums_of = [&](int j) {
-      const A c = center[j];
+    A center[R];
+    const auto sums_about = [&](int j, A c) {
       return partial_sums(n, [c](auto v) { v -= c; return Pair<decltype(v)>{v, v * v}; }, x + (i + j) * n);
     };
-    guess_centers(x + i * n, n, rows, center);
-    RowSums<A> sums = sum_rows<A>(rows, sums_of);
+    RowSums<A> sums = sum_rows<A>(rows, [&](int j) { return sums_about(j, center[j] = guess_center(x + (i + j) * n, n)); });
     for (int j = 0; j < rows; ++j) {
       for (int tries = kTries; tries > 0 && move_poor_center(center[j], sums.first[j], sums.second[j], share); --tries) {
-        const auto again = sum_rows<A>(1, [&](int) { return sums_of(j); });
+        const auto again = sum_rows<A>(1, [&](int) { return sums_about(j, center[j]); });
         sums.first[j] = again.first[0], sums.second[j] = again.second[0];
       }
       const double offset = sums.first[j] * share;

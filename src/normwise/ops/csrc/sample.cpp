@@ -8,7 +8,7 @@ namespace normwise {
 namespace {
 
 // A fused task's share of x, so that its second pass finds the first one's data in the second-level cache.
-constexpr int64_t kRowTaskBytes = 16 * 1024;  // of contiguous cells, where groups are short: the first-level cache
+constexpr int64_t kRowTaskBytes = 4 * 1024;  // of contiguous cells, where groups are short: the first-level cache
 // In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
 // Up to half of the second-level cache, where that is known.
 int64_t column_task_bytes() {
