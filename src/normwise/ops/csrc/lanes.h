@@ -21,6 +21,7 @@ template <int bytes> struct VectorOf<int32_t, bytes> { typedef int32_t type __at
 template <int bytes> struct VectorOf<int64_t, bytes> { typedef int64_t type __attribute__((vector_size(bytes))); };
 
 template <class A> using Lanes = typename VectorOf<A>::type;
+template <class A> using HalfLanes = typename VectorOf<A, NORMWISE_VECTOR_BYTES / 2>::type;
 template <class A> constexpr int lane_count = NORMWISE_VECTOR_BYTES / sizeof(A);
 
 // Loads as many elements as the second argument, which only names the type, has lanes.
@@ -31,7 +32,7 @@ inline Lanes<uint32_t> widen(const void* p) {
 #if NORMWISE_VECTOR_BYTES == 64  // one instruction, where the compiler would take three
   return (Lanes<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p)));
 #else
-  return __builtin_convertvector(load_memory<VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type>(p), Lanes<uint32_t>);
+  return __builtin_convertvector(load_memory<HalfLanes<uint16_t>>(p), Lanes<uint32_t>);
 #endif
 }
 
@@ -61,7 +62,7 @@ inline void narrow(void* to, Lanes<uint32_t> v) {
 #if NORMWISE_VECTOR_BYTES == 64
   _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v));
 #else
-  const auto low = __builtin_convertvector(v, VectorOf<uint16_t, NORMWISE_VECTOR_BYTES / 2>::type);
+  const auto low = __builtin_convertvector(v, HalfLanes<uint16_t>);
   std::memcpy(to, &low, sizeof(low));
 #endif
 }
@@ -138,6 +139,16 @@ inline void map_row(int64_t n, F f, T* __restrict to, const From* __restrict... 
 #endif
   }
   // One at a time: a load that runs ahead of stores waits where the two are a multiple of 4096 bytes apart.
+#if NORMWISE_VECTOR_BYTES == 64
+  // Half a register at a time: two loads from a line of memory, not one, make some processors fetch ahead a sixth faster.
+  if constexpr (std::is_same_v<T, acc_t<T>>)
+    if (n >= 8 * W) {
+      for (; i + W / 2 <= n; i += W / 2) {
+        const HalfLanes<T> half = f(load_memory<HalfLanes<T>>(from + i)...);
+        std::memcpy(to + i, &half, sizeof(half));
+      }
+    }
+#endif
   for (; i + W <= n; i += W) store_as(to + i, f(load_as(from + i, V{})...));
   if (i < n) store_first(to + i, n - i, f(load_first(from + i, n - i, V{})...));
 }
