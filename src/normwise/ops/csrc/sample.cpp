@@ -7,8 +7,10 @@
 namespace normwise {
 namespace {
 
-// A fused task's share of x, so that its second pass finds the first one's data in the second-level cache.
-constexpr int64_t kRowTaskBytes = 4 * 1024;  // of contiguous cells, where groups are short: the first-level cache
+// A fused task's share of x, so that its second pass finds the first one's data in a cache. Of contiguous cells, where groups
+// are short, so little that a processor still sums one task while it writes the one before; backward, where three streams
+// would start anew with every task, as much as the second-level cache takes.
+constexpr int64_t kForwardTaskBytes = 4 * 1024, kBackwardTaskBytes = 256 * 1024;
 // In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
 // Up to half of the second-level cache, where that is known.
 int64_t column_task_bytes() {
@@ -54,16 +56,16 @@ template <class T> struct Groups {
     return {width / channels, channels, parts, static_cast<double>(std::max<int64_t>(1, channels * x.M)), eps};
   }
 
-  // Channels of a task: whole groups, as many as the cache takes.
-  int64_t task_width() const {
+  // Channels of a task: whole groups of at most so many bytes.
+  int64_t task_width(int64_t most) const {
     const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)});
-    return x.columns ? x.C : std::clamp<int64_t>(kRowTaskBytes / bytes / channels, 1, G) * channels;
+    return x.columns ? x.C : std::clamp<int64_t>(most / bytes / channels, 1, G) * channels;
   }
 
   // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle or profit
   // from no cache.
-  template <class F> bool run(F task) const {
-    const int64_t width = task_width(), tasks = (x.C + width - 1) / width;
+  template <class F> bool run(int64_t most, F task) const {
+    const int64_t width = task_width(most), tasks = (x.C + width - 1) / width;
     const bool idle = x.N * tasks < static_cast<int64_t>(torch::stable::get_num_threads()) && x.numel() > 2 * kGrain;
     if (idle || (x.columns && x.M * x.C * int64_t{sizeof(T)} > column_task_bytes())) return false;
     parallel(x.N * tasks, width * x.M, [&](int64_t begin, int64_t end) {
@@ -117,7 +119,7 @@ template <class T> struct Forward : Groups<T> {
   }
 
   void operator()(const Tensor& y) const {
-    if (this->run([&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(y, n, c, width, scratch); })) return;
+    if (this->run(kForwardTaskBytes, [&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(y, n, c, width, scratch); })) return;
     const int64_t cells = x.N * x.C;
     Scratch<A> scratch(cells);
     double *mu = scratch.sums.data(), *m2 = mu + cells;
@@ -192,7 +194,7 @@ template <class T> struct Backward : Groups<T> {
   }
 
   void operator()(const Tensor& g, const Tensor& dx) const {
-    if (this->run([&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(g, dx, n, c, width, scratch); })) return;
+    if (this->run(x.M < kShortRow ? kBackwardTaskBytes : kForwardTaskBytes, [&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(g, dx, n, c, width, scratch); })) return;
     Scratch<A> scratch(x.N * x.C);
     const Arrays a(scratch.affine.data(), x.N * x.C);
     auto row = [&](int64_t n) {
