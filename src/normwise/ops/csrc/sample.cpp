@@ -23,8 +23,8 @@ int64_t column_task_bytes() {
 }
 
 // A group in one piece is summed as one row where its cells have fewer elements than this, which would not be worth the
-// overhead of their own means; in the columns layout, where only a whole sample is in one piece, while the sample is no larger.
-constexpr int64_t kShortRow = 1024, kShortSample = 128 * 1024;
+// overhead of their own means; in the columns layout, where only a whole sample is in one piece, in rows no longer than this.
+constexpr int64_t kShortRow = 1024, kLongRow = 128 * 1024;
 
 template <class A> struct Scratch {
   Buffer<double> sums;
@@ -82,18 +82,22 @@ template <class T> struct Forward : Groups<T> {
   using typename Groups<T>::A;
   using Groups<T>::Groups, Groups<T>::x, Groups<T>::channels;
   A *mean, *var;  // (N, G)
+  // How many parts of equal size a group's moments are pooled from: its cells, or rows of what is in one piece.
+  const int64_t parts = count_parts();
 
-  // How many parts of equal size a group's moments are pooled from: its cells, or only itself.
-  int64_t parts() const {
-    const bool as_row = x.columns ? this->G == 1 && x.M * x.C <= kShortSample : x.M < kShortRow;
-    return as_row ? 1 : channels;
+  int64_t count_parts() const {
+    if (!x.columns) return x.M < kShortRow ? 1 : channels;
+    const int64_t size = x.M * x.C, fewest = size / kLongRow + 1;
+    for (int64_t count = fewest; this->G == 1 && count <= 2 * fewest; ++count)
+      if (size % count == 0) return count;
+    return channels;
   }
 
   // What normalizes `width` channels from the moments of their groups' parts.
   void pool(int64_t n, int64_t c, int64_t width, const double* mu, const double* m2, const ChannelAffine<A>& to) const {
     const int64_t group = n * this->G + c / channels;
     const Learned<A> given{this->parameters.weights(n) + c, this->parameters.biases(n) + c};
-    kernels<T>().pool_groups(this->pools(width, parts()), mu, m2, given, mean + group, var + group, to);
+    kernels<T>().pool_groups(this->pools(width, parts), mu, m2, given, mean + group, var + group, to);
   }
 
   void fused(const Tensor& y, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
@@ -104,8 +108,8 @@ template <class T> struct Forward : Groups<T> {
     double *mu = scratch.sums.data(), *m2 = mu + width;
     A *center = scratch.affine.data(), *scale = center + width, *shift = scale + width;
     const Affine<A> affine{center, scale, shift};
-    const int64_t count = width / channels * parts();
-    if (x.columns && count > 1) {
+    const int64_t count = width / channels * parts;
+    if (x.columns && count == width) {
       for (int64_t i = 0; i < width; i += kTileWidth)
         k.column_moments(from + i, tile(x, std::min(kTileWidth, width - i)), mu + i, m2 + i);
     } else {
@@ -124,13 +128,13 @@ template <class T> struct Forward : Groups<T> {
     Scratch<A> scratch(cells);
     double *mu = scratch.sums.data(), *m2 = mu + cells;
     A *center = scratch.affine.data(), *scale = center + cells, *shift = scale + cells;
-    const int64_t each = this->G * parts();
+    const int64_t each = this->G * parts;
     if (each == x.C) {
       all_moments<T>(x, mu, m2);
     } else {
       const auto& k = kernels<T>();
       const T* from = const_data<T>(x.tensor);
-      const int64_t size = channels * x.M;
+      const int64_t size = channels * x.M / parts;
       parallel(x.N * each, size, [&](int64_t begin, int64_t end) {
         k.row_moments(from + begin * size, {end - begin, size}, mu + begin, m2 + begin);
       });
