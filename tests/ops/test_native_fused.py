@@ -48,7 +48,7 @@ def test_sample_norm(shape, dtype, layout, pooling, affine):
     actual = native.sample_norm_backward(g, x, mean, var, groups, weight, bias, activation=activation)
     close(actual[0], gradients[0], dtype, slack=4)
     for ours, theirs in zip(actual[1:], gradients[1:], strict=False):
-        close(ours, theirs, mean.dtype, slack=20)
+        close(ours, theirs, ours.dtype, slack=20)
 
 
 def oracle_mix(x: Tensor, groups: list[int], parameters: list[Tensor], activation: str | None) -> Tensor:
@@ -154,3 +154,22 @@ def test_sample_norm_errs_no_more_than_torch(mean, std, layout, groups):
     ours = (native.sample_norm(x, groups)[0] - expected).abs().max().item()
     theirs = (F.group_norm(x, groups) - expected).abs().max().item()
     assert ours <= max(theirs, 1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("groups", [[1], [4], [16], [0], [16, 1, 0]], ids=str)
+def test_gradients_lose_nothing_by_a_mean_far_from_zero(mean, layout, groups):
+    x, g, *_ = problem((4, 16, 28, 28), torch.float32, layout, mean, 1.0)
+    # So that float32 holds every value to the same share of the deviation, whatever the mean.
+    x = torch.round((x - mean) * 8) / 8 + mean
+    weight, bias = torch.rand(16) + 0.5, torch.randn(16)
+    logits = torch.randn(len(groups)) if len(groups) > 1 else torch.zeros(1)
+    given = [weight, bias] if len(groups) == 1 else [weight, bias, logits, logits]
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias, logits, logits)]
+    oracle_mix(leaves[0], groups, leaves[1:], "relu").backward(g.double())
+    _, *moments = native.mix_norm(x, groups, *given, activation="relu")
+    actual = native.mix_norm_backward(g, x, *moments, groups, *given, activation="relu")
+    for ours, leaf in zip(actual[: 1 + len(given)], leaves, strict=False):
+        size = leaf.grad.abs().max().item()
+        assert (ours.double() - leaf.grad).abs().max().item() <= 3e-6 * size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, empty_like
+from torch import Tensor, empty_like, float64
 
 from normwise.ops.reference import accumulation_dtype
 
@@ -51,7 +51,7 @@ def _fake_grad_input(g: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 
 def _fake_sample_norm(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    group = x.new_empty((x.shape[0], groups), dtype=accumulation_dtype(x.dtype))
+    group = x.new_empty((x.shape[0], groups), dtype=float64)
     return _fake_like(x), group, empty_like(group)
 
 
@@ -85,7 +85,7 @@ def _fake_mix_norm(
             shape = [0]
         elif not per_sample:
             shape[0] = min(1, shape[0])
-    moments = x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
+    moments = x.new_empty(shape, dtype=float64)
     return _fake_like(x), moments, empty_like(moments)
 
 

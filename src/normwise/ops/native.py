@@ -283,7 +283,7 @@ def sample_norm(
         slope: the negative slope of ``"leaky_relu"``.
 
     Returns:
-        ``(y, mean, var)``: the output, and the groups' moments (N, groups).
+        ``(y, mean, var)``: the output, and the groups' moments (N, groups), float64.
 
     Example:
         >>> x = torch.tensor([[[1.0, 3.0]]])
@@ -324,7 +324,7 @@ def sample_norm_backward(
         parameter they are what a (C,) one would get.
 
     Example:
-        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1, dtype=torch.float64)
         >>> sample_norm_backward(x, x, 2 * one, one, 1, eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
@@ -370,7 +370,7 @@ def mix_norm(
         slope: the negative slope of ``"leaky_relu"``.
 
     Returns:
-        ``(y, mean, var)``: the output, and the moments that :func:`mix_norm_backward` wants back.
+        ``(y, mean, var)``: the output, and the moments, float64, that :func:`mix_norm_backward` wants back.
 
     Example:
         >>> x = torch.tensor([[[1.0, 3.0]]])
@@ -426,7 +426,7 @@ def mix_norm_backward(
         type; where a parameter is absent they have no meaning, or are ``None``.
 
     Example:
-        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1, dtype=torch.float64)
         >>> mix_norm_backward(x, x, 2 * one, one, [0], eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """

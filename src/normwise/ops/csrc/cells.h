@@ -83,6 +83,14 @@ template <class F> void for_each_run(const Cells& x, F f) {
   });
 }
 
+// The moments that a forward pass saves are float64: rounded to float32 a mean far from 0 would be off by a good part of the
+// deviation, and the gradient with it.
+inline void check_moments(const Tensor& mean, const Tensor& var, int64_t count) {
+  for (const Tensor* t : {&mean, &var})
+    STD_TORCH_CHECK(t->is_contiguous() && t->numel() == count && t->scalar_type() == ScalarType::Double,
+                    "normwise: expected mean and var as the forward pass returned them");
+}
+
 // Two sums a piece: those of the cells themselves where these are in one piece.
 struct Sums {
   Buffer<double> memory;

@@ -66,9 +66,10 @@ template <class T> struct Kernels {
   void (*column_grad_sums)(const T* g, const T* x, const Tile&, const A* mean, const Affine<A>&, const Activation&, double* s1, double* s2);
   void (*column_grad_input)(const T* g, const T* x, T* dx, const Tile&, const Affine<A>&, const Slant<A>&, const Activation&);
   // Between them, on values of channels: see pools.h.
-  void (*pool_groups)(const Pools&, const double* mu, const double* m2, const Learned<A>&, A* mean, A* var, const ChannelAffine<A>&);
-  void (*repeat_groups)(const Pools&, const A* mean, const A* var, const A* weight, A* to_mean, A* scale);
-  void (*solve_groups)(const Pools&, const A* var, const A* weight, const double* s1, double* s2, A* slope, A* offset);
+  void (*pool_groups)(const Pools&, const double* mu, const double* m2, const Learned<A>&, double* mean, double* var, const ChannelAffine<A>&);
+  void (*repeat_groups)(const Pools&, const double* mean, const double* var, const Learned<A>&, const ChannelAffine<A>&);
+  void (*solve_groups)(const Pools&, const double* mean, const double* var, const A* center, const A* weight, const double* s1, double* s2,
+                       A* slope, A* offset);
   void (*channel_affine)(int64_t count, const double* mean, const double* var, double eps, const Learned<A>&, const ChannelAffine<A>&);
 };
 

@@ -79,16 +79,15 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
                                             const MaybeTensor& tracked, double momentum, int64_t code, double slope) {
   Cells x(input);
   join_samples(x, groups, weight, bias);
-  const ScalarType dtype = acc_type(input.scalar_type());
   const bool reads = reads_cells(groups, population_mean);
   const Activation act{static_cast<Act>(code), slope};
   const int64_t cells = reads ? x.N * x.C : 0;
-  Tensor y = x.empty_like();
+  const std::vector<int64_t> shape = reads ? std::vector<int64_t>{x.N, x.C} : std::vector<int64_t>{0};
+  Tensor y = x.empty_like(), saved_mean = empty(shape, ScalarType::Double), saved_var = empty(shape, ScalarType::Double);
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const Buffer<double> moments(2 * cells);
-    double *mean = moments.data(), *var = mean + cells;
+    double *mean = data<double>(saved_mean), *var = data<double>(saved_var);
     if (reads) {
       all_moments<T>(x, mean, var);
       const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
@@ -109,8 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
     all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
     if (running_mean && running_var && members.over_samples())
       update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, tracked, momentum);
-    const std::vector<int64_t> shape = reads ? std::vector<int64_t>{x.N, x.C} : std::vector<int64_t>{0};
-    return std::tuple<Tensor, Tensor, Tensor>{y, as_tensor<A>(mean, shape, dtype), as_tensor<A>(var, shape, dtype)};
+    return std::tuple<Tensor, Tensor, Tensor>{y, saved_mean, saved_var};
   });
 }
 
@@ -126,22 +124,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
   join_samples(x, groups, weight, bias);
   const bool reads = reads_cells(groups, population_mean);
   const Activation act{static_cast<Act>(code), slope};
-  STD_TORCH_CHECK(saved_mean.numel() == (reads ? x.N * x.C : 0) && saved_var.numel() == saved_mean.numel() &&
-                      saved_mean.is_contiguous() && saved_mean.scalar_type() == dtype,
-                  "normwise: expected mean and var as mix_norm returned them");
+  check_moments(saved_mean, saved_var, reads ? x.N * x.C : 0);
   Tensor dx = x.empty_like();
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
     const int64_t C = x.C, cells = x.N * C;
-    const std::vector<double> mean = values(saved_mean), var = values(saved_var);
+    const double *mean = const_data<double>(saved_mean), *var = const_data<double>(saved_var);
     const auto given_mean = maybe_values(population_mean), given_var = maybe_values(population_var);
     const auto mean_shares = shares(mean_weight, logits, groups.size()), var_shares = shares(var_weight, logits, groups.size());
-    Members members(x, groups, mean.data(), var.data(), maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
+    Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
     const Parameters<A> parameters(x, weight, bias);
     const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
-    // Sums about the cells' means lose the least; where these are not known, about the centre.
-    const A* about = reads ? const_data<A>(saved_mean) : rows.center;
+    // Sums about the cells' means, rounded, lose the least; where these are not known, about the centre.
+    const Buffer<A> means(reads ? cells : 0);
+    if (reads) std::copy_n(mean, cells, means.data());
+    const A* about = reads ? means.data() : rows.center;
     const int64_t about_stride = reads ? C : rows.stride;
     const Buffer<double> center(cells), rstd(cells);
     parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
@@ -175,10 +173,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
       const Buffer<double> of_mean(C), of_var(C);
       for (int64_t n = begin; n < end; ++n) {
-        members.cell_gradients(n, mean.data() + (reads ? n * C : 0), of_mean.data(), of_var.data());
+        const double* mu = mean + (reads ? n * C : 0);
+        members.cell_gradients(n, mu, of_mean.data(), of_var.data());
         for (int64_t i = 0; i < C; ++i) {
-          slopes[n * C + i] = static_cast<A>(2 * of_var[i] * share);
-          offsets[n * C + i] = static_cast<A>(of_mean[i] * share);
+          const double tilt = 2 * of_var[i] * share, lost = reads ? about[n * C + i] - mu[i] : 0;
+          slopes[n * C + i] = static_cast<A>(tilt);
+          offsets[n * C + i] = static_cast<A>(of_mean[i] * share + tilt * lost);
         }
       }
     });

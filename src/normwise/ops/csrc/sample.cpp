@@ -81,7 +81,7 @@ template <class T> struct Groups {
 template <class T> struct Forward : Groups<T> {
   using typename Groups<T>::A;
   using Groups<T>::Groups, Groups<T>::x, Groups<T>::channels;
-  A *mean, *var;  // (N, G)
+  double *mean, *var;  // (N, G)
   // How many parts of equal size a group's moments are pooled from: its cells, or rows of what is in one piece.
   const int64_t parts = count_parts();
 
@@ -150,27 +150,28 @@ template <class T> struct Forward : Groups<T> {
 template <class T> struct Backward : Groups<T> {
   using typename Groups<T>::A;
   using Groups<T>::Groups, Groups<T>::x, Groups<T>::channels;
-  const A *mean, *var;      // (N, G)
-  double *s1, *s2;          // (N, C): sums of g' and of g' * (x - mean) / std
+  const double *mean, *var;  // (N, G)
+  double *s1, *s2;           // (N, C): sums of g' and of g' * (x - mean) / std
 
   struct Arrays {
-    A *mean, *scale, *shift, *slope, *offset;
+    A *center, *scale, *shift, *slope, *offset;
     Arrays(A* memory, int64_t cells)
-        : mean(memory), scale(mean + cells), shift(scale + cells), slope(shift + cells), offset(slope + cells) {}
-    Affine<A> affine() const { return {mean, scale, shift}; }
-    Slant<A> slant() const { return {mean, slope, offset}; }
+        : center(memory), scale(center + cells), shift(scale + cells), slope(shift + cells), offset(slope + cells) {}
+    Affine<A> affine() const { return {center, scale, shift}; }
+    Slant<A> slant() const { return {center, slope, offset}; }
   };
 
   void repeat(int64_t n, int64_t c, int64_t width, Arrays a) const {
     const int64_t group = n * this->G + c / channels;
-    kernels<T>().repeat_groups(this->pools(width, 1), mean + group, var + group, this->parameters.weights(n) + c, a.mean, a.scale);
-    std::copy_n(this->parameters.biases(n) + c, width, a.shift);
+    const Learned<A> given{this->parameters.weights(n) + c, this->parameters.biases(n) + c};
+    kernels<T>().repeat_groups(this->pools(width, 1), mean + group, var + group, given, {a.center, a.scale, a.shift});
   }
 
   void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
+    const int64_t group = n * this->G + c / channels;
     const A* weight = this->parameters.weights(n) + c;
     double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
-    kernels<T>().solve_groups(this->pools(width, 1), var + n * this->G + c / channels, weight, one, two, a.slope, a.offset);
+    kernels<T>().solve_groups(this->pools(width, 1), mean + group, var + group, a.center, weight, one, two, a.slope, a.offset);
   }
 
   void fused(const Tensor& g, const Tensor& dx, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
@@ -183,12 +184,12 @@ template <class T> struct Backward : Groups<T> {
     repeat(n, c, width, a);
     if (x.columns) {
       for (int64_t i = 0; i < width; i += kTileWidth)
-        k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.mean + i, a.affine() + i, this->act,
+        k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.center + i, a.affine() + i, this->act,
                            one + i, two + i);
       solve(n, c, width, a);
       k.column_grad_input(gp, xp, to, tile(x, width), a.affine(), a.slant(), this->act);
     } else {
-      k.row_grad_sums(gp, xp, runs(x, width), a.mean, a.affine(), this->act, one, two);
+      k.row_grad_sums(gp, xp, runs(x, width), a.center, a.affine(), this->act, one, two);
       solve(n, c, width, a);
       from_the_end(x, width, [&](int64_t i, int64_t count) {
         const int64_t at = i * x.M;
@@ -203,11 +204,11 @@ template <class T> struct Backward : Groups<T> {
     const Arrays a(scratch.affine.data(), x.N * x.C);
     auto row = [&](int64_t n) {
       Arrays r = a;
-      for (A** p : {&r.mean, &r.scale, &r.shift, &r.slope, &r.offset}) *p += n * x.C;
+      for (A** p : {&r.center, &r.scale, &r.shift, &r.slope, &r.offset}) *p += n * x.C;
       return r;
     };
     for (int64_t n = 0; n < x.N; ++n) repeat(n, 0, x.C, row(n));
-    all_grad_sums<T>(g, x, [&](int64_t n) { return row(n).mean; }, [&](int64_t n) { return row(n).affine(); }, this->act, s1, s2);
+    all_grad_sums<T>(g, x, [&](int64_t n) { return row(n).center; }, [&](int64_t n) { return row(n).affine(); }, this->act, s1, s2);
     for (int64_t n = 0; n < x.N; ++n) solve(n, 0, x.C, row(n));
     all_grad_input<T>(g, x, dx, [&](int64_t n) { return row(n).affine(); }, [&](int64_t n) { return row(n).slant(); }, this->act);
   }
@@ -218,13 +219,12 @@ template <class T> struct Backward : Groups<T> {
 std::tuple<Tensor, Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, const std::optional<Tensor>& weight,
                                                const std::optional<Tensor>& bias, double eps, int64_t code, double slope) {
   const Cells x(input);
-  const ScalarType dtype = acc_type(input.scalar_type());
-  Tensor y = x.empty_like(), mean = empty({x.N, groups}, dtype), var = empty({x.N, groups}, dtype);
+  Tensor y = x.empty_like(), mean = empty({x.N, groups}, ScalarType::Double), var = empty({x.N, groups}, ScalarType::Double);
   with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Forward<T> forward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
-    forward.mean = data<acc_t<T>>(mean);
-    forward.var = data<acc_t<T>>(var);
+    forward.mean = data<double>(mean);
+    forward.var = data<double>(var);
     forward(y);
   });
   return {y, mean, var};
@@ -240,12 +240,10 @@ std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, cons
   Tensor dx = x.empty_like();
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using A = acc_t<T>;
     Backward<T> backward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
-    STD_TORCH_CHECK(mean.is_contiguous() && var.is_contiguous() && mean.numel() == x.N * groups && var.numel() == x.N * groups,
-                    "normwise: expected mean and var as sample_norm returned them");
-    backward.mean = const_data<A>(mean);
-    backward.var = const_data<A>(var);
+    check_moments(mean, var, x.N * groups);
+    backward.mean = const_data<double>(mean);
+    backward.var = const_data<double>(var);
     const Buffer<double> sums(2 * x.N * x.C);
     backward.s1 = sums.data();
     backward.s2 = backward.s1 + x.N * x.C;
