@@ -173,3 +173,15 @@ def test_gradients_lose_nothing_by_a_mean_far_from_zero(mean, layout, groups):
     for ours, leaf in zip(actual[: 1 + len(given)], leaves, strict=False):
         size = leaf.grad.abs().max().item()
         assert (ours.double() - leaf.grad).abs().max().item() <= 3e-6 * size
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 600, 600), (1, 2, 360, 400), (3, 64, 64, 67), (2, 3, 211, 223)])
+def test_layer_norm_of_long_channels_last_samples(shape):
+    """Cut into equal rows where their length and number allow it, and else into channels."""
+    x, g, *_ = problem(shape, torch.float32, "channels_last", 3.0, 2.0)
+    leaf = x.double().requires_grad_()
+    expected = oracle_group(leaf, 1, None, None, None)
+    y, mean, var = native.sample_norm(x, 1)
+    close(y, expected.detach(), x.dtype)
+    dx = native.sample_norm_backward(g, x, mean, var, 1)[0]
+    close(dx, torch.autograd.grad(expected, leaf, g.double())[0], x.dtype, slack=4)

@@ -56,10 +56,11 @@ template <class T> struct Groups {
     return {width / channels, channels, parts, static_cast<double>(std::max<int64_t>(1, channels * x.M)), eps};
   }
 
-  // Channels of a task: whole groups of at most so many bytes.
+  // Channels of a task: whole groups of at most so many bytes, and so few that every thread gets several tasks.
   int64_t task_width(int64_t most) const {
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads()), all = x.numel() * int64_t{sizeof(T)};
     const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)});
-    return x.columns ? x.C : std::clamp<int64_t>(most / bytes / channels, 1, G) * channels;
+    return x.columns ? x.C : std::clamp<int64_t>(std::min(most, all / (4 * threads)) / bytes / channels, 1, G) * channels;
   }
 
   // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle or profit
@@ -87,8 +88,8 @@ template <class T> struct Forward : Groups<T> {
 
   int64_t count_parts() const {
     if (!x.columns) return x.M < kShortRow ? 1 : channels;
-    const int64_t size = x.M * x.C, fewest = size / kLongRow + 1;
-    for (int64_t count = fewest; this->G == 1 && count <= 2 * fewest; ++count)
+    const int64_t size = x.M * x.C, fewest = size / kLongRow + 1, most = std::min(2 * fewest, channels);
+    for (int64_t count = fewest; this->G == 1 && count <= most; ++count)
       if (size % count == 0) return count;
     return channels;
   }
