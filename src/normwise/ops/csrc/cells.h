@@ -11,7 +11,7 @@ namespace normwise {
 // How columns are cut into tiles for sums: narrow enough to give every thread as many, never below a cache line. No narrower,
 // as whole rows are read faster than parts of them.
 inline int64_t tile_width(const Cells& x) {
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t threads = thread_count();
   int64_t width = std::min<int64_t>(kTileWidth, std::max<int64_t>(x.C, 1));
   const auto uneven = [&] {
     const int64_t tiles = x.N * x.pieces * ((x.C + width - 1) / width);

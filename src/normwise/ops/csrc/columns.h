@@ -14,18 +14,17 @@ namespace normwise {
 namespace {
 
 constexpr int64_t kRows = 128;
-constexpr int64_t kSpan = 2048;  // widest part of a row that is written at a time: what belongs to its channels stays in cache
 // Arrays of as many values, one after the other, take this: a multiple of 4096 bytes apart they would compete for the same
 // places in the cache, and loads from one would wait for stores to another.
-constexpr int64_t kRoom = 2048 + 80;
-static_assert(kRoom > kTileWidth && kRoom > kSpan);
+constexpr int64_t kRoom = kTileWidth + 80;
 
-// Calls f(integral_constant<count>, row, apart) for `count` rows that lie `apart` from each other, and then for single ones.
-// Neighbours where the stride of rows, in bytes, is small: then distant ones would only compete for the same places in cache.
-template <int count, class F> inline void by_rows(int64_t rows, int64_t stride, F f) {
-  const int64_t groups = rows / count, apart = stride < 1024 ? 1 : groups, next = stride < 1024 ? count : 1;
-  for (int64_t i = 0; i < groups; ++i) f(std::integral_constant<int, count>{}, i * next, apart);
-  for (int64_t r = count * groups; r < rows; ++r) f(std::integral_constant<int, 1>{}, r, apart);
+// Calls f(integral_constant<count>, row, step) for `count` rows that lie `step` elements from each other, and then for single
+// ones. Neighbours where rows are short: then distant ones would only compete for the same places in the cache.
+template <class T, int count, class F> inline void by_rows(int64_t rows, int64_t stride, F f) {
+  const bool shorts = stride * int64_t{sizeof(T)} < 1024;
+  const int64_t groups = rows / count, step = shorts ? stride : groups * stride, next = shorts ? count : 1;
+  for (int64_t i = 0; i < groups; ++i) f(std::integral_constant<int, count>{}, i * next, step);
+  for (int64_t r = count * groups; r < rows; ++r) f(std::integral_constant<int, 1>{}, r, step);
 }
 
 // Calls f(k, part) along a row, where part names the type of what to take from there: pairs of registers in the order of
@@ -78,7 +77,7 @@ template <class F, class V, class... More> inline void update(F f, Two<V>& part,
 }
 template <class F, class V, class... More> inline void update(F f, V& part, More&... more) { f(part, more...); }
 
-// How much memory in_order needs for as many channels.
+// How much memory in_order needs, at most.
 template <class T> constexpr int64_t kOrderedRoom = std::is_same_v<T, BFloat16> ? kRoom : 1;
 
 // One value a channel in the order in which load_two takes elements: in `memory`, unless they are in that order already.
@@ -114,9 +113,8 @@ template <class T> inline void add_deviations(const T* block, int64_t rows, cons
   A memory[kOrderedRoom<T>];
   const A* about = in_order<T>(center, tile.width, memory);
   for (int64_t k = 0; k < tile.width; ++k) sum[k] = square[k] = 0;
-  by_rows<8>(rows, tile.stride * int64_t{sizeof(T)}, [=](auto count, int64_t r, int64_t apart) {
+  by_rows<T, 8>(rows, tile.stride, [=](auto count, int64_t r, int64_t step) {
     const T* from = block + r * tile.stride;
-    const int64_t step = apart * tile.stride;
     by_parts<T>(tile.width, [=](int64_t k, auto part) {
       auto c = values(about + k, part);
       decltype(c) s{}, q{};
@@ -195,8 +193,8 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
         }
     } else {
       A memory[sizeof...(J)][kOrderedRoom<T>];
-      for (int64_t begin = 0; begin < tile.width; begin += kSpan) {
-        const int64_t width = tile.width - begin < kSpan ? tile.width - begin : kSpan;
+      for (int64_t begin = 0; begin < tile.width; begin += kTileWidth) {
+        const int64_t width = tile.width - begin < kTileWidth ? tile.width - begin : kTileWidth;
         const A* const ordered[] = {in_order<T>(of[J] + begin, width, memory[J])...};
         for (int64_t r = 0; r < tile.rows; ++r) {
           const int64_t at = r * tile.stride + begin;
@@ -243,8 +241,8 @@ void column_grad_sums(const T* g, const T* x, const Tile& tile, const acc_t<T>* 
     for (int64_t begin = 0; begin < tile.rows; begin += kRows) {
       for (int64_t k = 0; k < width; ++k) first[k] = second[k] = 0;
       const int64_t rows = tile.rows - begin < kRows ? tile.rows - begin : kRows;
-      by_rows<4>(rows, stride * int64_t{sizeof(T)}, [&](auto count, int64_t r, int64_t apart) {
-        const int64_t at = (begin + r) * stride, step = apart * stride;
+      by_rows<T, 4>(rows, stride, [&](auto count, int64_t r, int64_t step) {
+        const int64_t at = (begin + r) * stride;
         by_parts<T>(width, [=, &first, &second](int64_t k, auto part) {
           auto center = values(centers + k, part), scale = values(scales + k, part), shift = values(shifts + k, part);
           auto mu = values(means + k, part);

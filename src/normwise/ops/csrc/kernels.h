@@ -49,7 +49,7 @@ struct Tile {
   int64_t rows, width, stride;
 };
 
-constexpr int64_t kTileWidth = 2048;  // widest tile that the summing column kernels take
+constexpr int64_t kTileWidth = 2048;  // widest part of a row that column kernels take at a time; those that sum get no wider tile
 
 // By reference: a copy is read in other pieces than it was written, and that waits until all stores before are done.
 template <class T> struct Kernels {

@@ -20,19 +20,16 @@ template <class F> inline double total(int64_t n, F term) {
 
 // What normalizes by a mean, with `s` the weight over the deviation, about a center: y = (x - center) * scale + shift. What
 // rounding takes from center and scale goes into the shift.
-template <class A> inline void about(A of, double mean, double s, A bias, A& center, A& scale, A& shift) {
-  center = of;
+template <class A> inline void normalizing_about(double about, double mean, double s, A bias, A& center, A& scale, A& shift) {
+  center = static_cast<A>(about);
   scale = static_cast<A>(s);
   shift = static_cast<A>(bias + (static_cast<double>(center) - mean) * static_cast<double>(scale));
-}
-template <class A> inline void about_mean(double mean, double s, A bias, A& center, A& scale, A& shift) {
-  about(static_cast<A>(mean), mean, s, bias, center, scale, shift);
 }
 
 // About 0 where the mean is within a deviation of it, which rounds once less. Equal values, which have no variance, come out
 // as the bias to the last bit.
 template <class A> inline void normalizing(double mean, double var, double s, A bias, A& center, A& scale, A& shift) {
-  about(mean * mean < var ? A(0) : static_cast<A>(mean), mean, s, bias, center, scale, shift);
+  normalizing_about(mean * mean < var ? 0.0 : mean, mean, s, bias, center, scale, shift);
 }
 
 }  // namespace

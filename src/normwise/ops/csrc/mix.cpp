@@ -81,7 +81,6 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
   join_samples(x, groups, weight, bias);
   const bool reads = reads_cells(groups, population_mean);
   const Activation act{static_cast<Act>(code), slope};
-  const int64_t cells = reads ? x.N * x.C : 0;
   const std::vector<int64_t> shape = reads ? std::vector<int64_t>{x.N, x.C} : std::vector<int64_t>{0};
   Tensor y = x.empty_like(), saved_mean = empty(shape, ScalarType::Double), saved_var = empty(shape, ScalarType::Double);
   return with_dtype(input.scalar_type(), [&](auto* type) {
@@ -91,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTens
     if (reads) {
       all_moments<T>(x, mean, var);
       const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
-      for (int64_t i = 0; i < cells; ++i) var[i] *= share;
+      for (int64_t i = 0; i < x.N * x.C; ++i) var[i] *= share;
     }
     const auto given_mean = maybe_values(population_mean), given_var = maybe_values(population_var);
     const Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var),

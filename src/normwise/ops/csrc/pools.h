@@ -52,14 +52,14 @@ void repeat_groups(const Pools& p, const double* mean, const double* var, const 
     const A *weight = given.weight, *bias = given.bias;
     A *__restrict center = to.center, *__restrict scale = to.scale, *__restrict shift = to.shift;
     for (int64_t i = 0; i < p.count; ++i)
-      about_mean(mean[i], weight[i] / std::sqrt(var[i] + eps), bias[i], center[i], scale[i], shift[i]);
+      normalizing_about(mean[i], mean[i], weight[i] / std::sqrt(var[i] + eps), bias[i], center[i], scale[i], shift[i]);
     return;
   }
   for (int64_t group = 0, first = 0; group < p.count; ++group, first += p.channels) {
     const double mu = mean[group], rstd = 1 / std::sqrt(var[group] + eps);
     const A *weight = given.weight + first, *bias = given.bias + first;
     A *__restrict center = to.center + first, *__restrict scale = to.scale + first, *__restrict shift = to.shift + first;
-    for (int64_t i = 0; i < p.channels; ++i) about_mean(mu, rstd * weight[i], bias[i], center[i], scale[i], shift[i]);
+    for (int64_t i = 0; i < p.channels; ++i) normalizing_about(mu, mu, rstd * weight[i], bias[i], center[i], scale[i], shift[i]);
   }
 }
 

@@ -8,9 +8,9 @@ namespace normwise {
 namespace {
 
 // A fused task's share of x, so that its second pass finds the first one's data in a cache. Of contiguous cells, where groups
-// are short, so little that a processor still sums one task while it writes the one before; backward, where three streams
-// would start anew with every task, as much as the second-level cache takes.
-constexpr int64_t kForwardTaskBytes = 4 * 1024, kBackwardTaskBytes = 256 * 1024;
+// are short, so little that a processor still sums one task while it writes the one before; of short cells backward, where
+// three streams would start anew with every task, as much as the second-level cache takes.
+constexpr int64_t kTaskBytes = 4 * 1024, kLongTaskBytes = 256 * 1024;
 // In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
 // Up to half of the second-level cache, where that is known.
 int64_t column_task_bytes() {
@@ -58,16 +58,16 @@ template <class T> struct Groups {
 
   // Channels of a task: whole groups of at most so many bytes, and so few that every thread gets several tasks.
   int64_t task_width(int64_t most) const {
-    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads()), all = x.numel() * int64_t{sizeof(T)};
-    const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)});
-    return x.columns ? x.C : std::clamp<int64_t>(std::min(most, all / (4 * threads)) / bytes / channels, 1, G) * channels;
+    if (x.columns) return x.C;
+    const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)}), share = x.N * x.C * bytes / (4 * thread_count());
+    return std::clamp<int64_t>(std::min(most, share) / bytes / channels, 1, G) * channels;
   }
 
   // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle or profit
   // from no cache.
   template <class F> bool run(int64_t most, F task) const {
     const int64_t width = task_width(most), tasks = (x.C + width - 1) / width;
-    const bool idle = x.N * tasks < static_cast<int64_t>(torch::stable::get_num_threads()) && x.numel() > 2 * kGrain;
+    const bool idle = x.N * tasks < thread_count() && x.numel() > 2 * kGrain;
     if (idle || (x.columns && x.M * x.C * int64_t{sizeof(T)} > column_task_bytes())) return false;
     parallel(x.N * tasks, width * x.M, [&](int64_t begin, int64_t end) {
       Scratch<A> scratch(width);
@@ -110,7 +110,7 @@ template <class T> struct Forward : Groups<T> {
     A *center = scratch.affine.data(), *scale = center + width, *shift = scale + width;
     const Affine<A> affine{center, scale, shift};
     const int64_t count = width / channels * parts;
-    if (x.columns && count == width) {
+    if (x.columns && parts == channels) {
       for (int64_t i = 0; i < width; i += kTileWidth)
         k.column_moments(from + i, tile(x, std::min(kTileWidth, width - i)), mu + i, m2 + i);
     } else {
@@ -124,13 +124,14 @@ template <class T> struct Forward : Groups<T> {
   }
 
   void operator()(const Tensor& y) const {
-    if (this->run(kForwardTaskBytes, [&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(y, n, c, width, scratch); })) return;
+    const auto task = [&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(y, n, c, width, scratch); };
+    if (this->run(kTaskBytes, task)) return;
     const int64_t cells = x.N * x.C;
     Scratch<A> scratch(cells);
     double *mu = scratch.sums.data(), *m2 = mu + cells;
     A *center = scratch.affine.data(), *scale = center + cells, *shift = scale + cells;
     const int64_t each = this->G * parts;
-    if (each == x.C) {
+    if (parts == channels) {
       all_moments<T>(x, mu, m2);
     } else {
       const auto& k = kernels<T>();
@@ -200,7 +201,8 @@ template <class T> struct Backward : Groups<T> {
   }
 
   void operator()(const Tensor& g, const Tensor& dx) const {
-    if (this->run(x.M < kShortRow ? kBackwardTaskBytes : kForwardTaskBytes, [&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(g, dx, n, c, width, scratch); })) return;
+    const auto task = [&](int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) { fused(g, dx, n, c, width, scratch); };
+    if (this->run(x.M < kShortRow ? kLongTaskBytes : kTaskBytes, task)) return;
     Scratch<A> scratch(x.N * x.C);
     const Arrays a(scratch.affine.data(), x.N * x.C);
     auto row = [&](int64_t n) {

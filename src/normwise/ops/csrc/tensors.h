@@ -18,6 +18,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
+
 // How many elements are worth a thread.
 constexpr int64_t kGrain = 32768;
 
