@@ -14,11 +14,10 @@ namespace {
 // Everything below takes an element or lanes of them; constants are made lanes by adding them to V{}.
 
 inline double exp_of(double x) { return std::exp(x); }
-template <class V> inline V double_exp(V x) {
-  for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = std::exp(x[i]);
+inline Lanes<double> exp_of(Lanes<double> x) {
+  for (int i = 0; i < lane_count<double>; ++i) x[i] = std::exp(x[i]);
   return x;
 }
-inline Lanes<double> exp_of(Lanes<double> x) { return double_exp(x); }
 
 // e^x to about 1 ulp in plain arithmetic, because a call into libm would keep the loop around it scalar. U: V's bits.
 template <class U, class V> inline V float_exp(V x) {
@@ -38,10 +37,6 @@ template <class U, class V> inline V float_exp(V x) {
 }
 inline float exp_of(float x) { return float_exp<uint32_t>(x); }
 inline Lanes<float> exp_of(Lanes<float> x) { return float_exp<Lanes<uint32_t>>(x); }
-#if NORMWISE_VECTOR_BYTES == 64
-inline HalfLanes<double> exp_of(HalfLanes<double> x) { return double_exp(x); }
-inline HalfLanes<float> exp_of(HalfLanes<float> x) { return float_exp<HalfLanes<uint32_t>>(x); }
-#endif
 
 template <Act kind, class V, class A> inline V activate(V z, A slope) {
   if constexpr (kind == Act::relu) return z < V{} ? V{} : z;

@@ -24,9 +24,21 @@ template <class A> using Lanes = typename VectorOf<A>::type;
 template <class A> using HalfLanes = typename VectorOf<A, NORMWISE_VECTOR_BYTES / 2>::type;
 template <class A> constexpr int lane_count = NORMWISE_VECTOR_BYTES / sizeof(A);
 
+// A register from a long run of memory, which need not begin where a line of it does. In two loads where a register is a whole
+// line: one that takes parts of two lines makes some processors read at half the speed, and rows of 49 or 196 elements are
+// full of them. The second goes into the upper half as it is loaded, with no shuffle.
+template <class V> inline V load_run(const void* p) {
+#if NORMWISE_VECTOR_BYTES == 64
+  const auto* half = static_cast<const __m256i*>(p);
+  return (V)_mm512_mask_broadcast_i32x8(_mm512_castsi256_si512(_mm256_loadu_si256(half)), 0xff00, _mm256_loadu_si256(half + 1));
+#else
+  return load_memory<V>(p);
+#endif
+}
+
 // Loads as many elements as the second argument, which only names the type, has lanes.
-inline Lanes<float> load_as(const float* p, Lanes<float>) { return load_memory<Lanes<float>>(p); }
-inline Lanes<double> load_as(const double* p, Lanes<double>) { return load_memory<Lanes<double>>(p); }
+inline Lanes<float> load_as(const float* p, Lanes<float>) { return load_run<Lanes<float>>(p); }
+inline Lanes<double> load_as(const double* p, Lanes<double>) { return load_run<Lanes<double>>(p); }
 
 inline Lanes<uint32_t> widen(const void* p) {
 #if NORMWISE_VECTOR_BYTES == 64  // one instruction, where the compiler would take three
@@ -122,31 +134,20 @@ template <class T, class V> inline void store_first(T* to, int64_t count, V v) {
 }
 #endif
 
-// to[i] = f(from[i]...) for i < n; f takes lanes, and `to` is other memory.
+// How many elements are written at a time: two registers of bfloat16, a register of others.
+template <class T> constexpr int64_t step_size = (std::is_same_v<T, BFloat16> ? 2 : 1) * lane_count<acc_t<T>>;
+
+// to[i] = f(from[i]...) for i < n < step_size; f takes lanes, and `to` is other memory.
 template <class T, class F, class... From>
-inline void map_row(int64_t n, F f, T* __restrict to, const From* __restrict... from) {
+inline void map_short(int64_t n, F f, T* __restrict to, const From* __restrict... from) {
   using V = Lanes<acc_t<T>>;
   constexpr int64_t W = lane_count<acc_t<T>>;
   int64_t i = 0;
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    auto both = [f](T* at, auto... two) { store_two(at, f(two.first...), f(two.second...)); };
-    for (; i + 2 * W <= n; i += 2 * W) both(to + i, load_two(from + i)...);
 #if NORMWISE_VECTOR_BYTES == 64
-    if (n - i > W) {
-      auto rest = [=](auto... two) { store_two_first(to + i, n - i, f(two.first...), f(two.second...)); };
-      return rest(load_two_first(from + i, n - i)...);
-    }
-#endif
-  }
-  // One at a time: a load that runs ahead of stores waits where the two are a multiple of 4096 bytes apart.
-#if NORMWISE_VECTOR_BYTES == 64
-  // Half a register at a time: two loads from a line of memory, not one, make some processors fetch ahead a sixth faster.
-  if constexpr (std::is_same_v<T, acc_t<T>>)
-    if (n >= 8 * W) {
-      for (; i + W / 2 <= n; i += W / 2) {
-        const HalfLanes<T> half = f(load_memory<HalfLanes<T>>(from + i)...);
-        std::memcpy(to + i, &half, sizeof(half));
-      }
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (n > W) {
+      auto both = [=](auto... two) { store_two_first(to, n, f(two.first...), f(two.second...)); };
+      return both(load_two_first(from, n)...);
     }
 #endif
   for (; i + W <= n; i += W) store_as(to + i, f(load_as(from + i, V{})...));
@@ -181,19 +182,6 @@ template <class A> inline Two<Lanes<A>> even_odd(Lanes<A> a, Lanes<A> b) {
   return even_odd(a, b, std::make_index_sequence<lane_count<A>>{});
 }
 
-// The sums over the lanes of as many vectors as these have lanes, in a vector; about what two of them would cost one by one.
-template <class A> inline Lanes<A> lane_sums(Lanes<A> (&v)[lane_count<A>]) {
-  constexpr int W = lane_count<A>;
-#pragma GCC unroll 16
-  for (int left = W / 2; left > 0; left /= 2)
-#pragma GCC unroll 16
-    for (int i = 0; i < left; ++i) {
-      const auto two = even_odd<A>(v[2 * i], v[2 * i + 1]);
-      v[i] = two.first + two.second;
-    }
-  return v[0];
-}
-
 // 0 for the first `count` lanes, all bits for the others.
 template <class A> inline auto lane_mask(int count) {
   using Integer = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
@@ -208,6 +196,11 @@ template <class A> inline Lanes<A> without_first(Lanes<A> v, int count) {
 template <class A> inline Lanes<A> only_first(Lanes<A> v, int count) {
   const auto mask = lane_mask<A>(count);
   return bit_cast<Lanes<A>>(bit_cast<std::remove_const_t<decltype(mask)>>(v) & ~mask);
+}
+
+// `one` in the first `count` lanes, `other` in those that follow.
+template <class A> inline Lanes<A> seam(Lanes<A> one, Lanes<A> other, int64_t count) {
+  return lane_mask<A>(static_cast<int>(count)) ? other : one;
 }
 
 template <class V> struct Pair { V first, second; };
@@ -261,22 +254,6 @@ inline Pair<Lanes<acc_t<T>>> partial_sums(int64_t n, F f, const T* lead, const F
 template <class T, class F, class... From> inline Pair<acc_t<T>> sum_row(int64_t n, F f, const T* lead, const From*... from) {
   const auto sums = partial_sums(n, f, lead, from...);
   return {lane_sum(sums.first), lane_sum(sums.second)};
-}
-
-// The same of `rows` rows at once, at most kRowsAtOnce: sums_of(j) gives the partial sums of row j. Rows do not depend on
-// what they are summed with.
-template <class A> constexpr int kRowsAtOnce = lane_count<A> / 2;
-template <class A> struct RowSums { A first[kRowsAtOnce<A>], second[kRowsAtOnce<A>]; };
-template <class A, class F> inline RowSums<A> sum_rows(int rows, F sums_of) {
-  constexpr int R = kRowsAtOnce<A>;
-  Lanes<A> v[2 * R] = {};
-#pragma GCC unroll 8
-  for (int j = 0; j < R; ++j) {
-    if (j == rows) break;
-    const auto sums = sums_of(j);
-    v[j] = sums.first, v[R + j] = sums.second;
-  }
-  return bit_cast<RowSums<A>>(lane_sums<A>(v));
 }
 
 }  // namespace

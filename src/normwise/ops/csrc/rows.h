@@ -1,12 +1,18 @@
 // Kernels for contiguous cells.
 //
-// Sums run over blocks short enough for float32 and for the first-level cache; blocks are merged in float64.
+// Sums run over blocks short enough for float32 and for the first-level cache; blocks are merged in float64. Rows are summed one
+// after the other by the same few instructions: some processors tell streams apart by the instruction that reads, and with a
+// copy of the loop for each of several rows they fetched ahead half as fast.
 #pragma once
 
 #include "activation.h"
 
 namespace normwise {
 namespace {
+
+// A kernel is compiled as one function: what a compiler leaves as a call, and that changes with every line, takes registers
+// through memory.
+#define NORMWISE_KERNEL __attribute__((flatten))
 
 constexpr int64_t kBlock = 1024;
 constexpr int kTries = 3;  // to improve a centre; one has always been enough
@@ -53,106 +59,124 @@ template <class A> inline bool move_poor_center(A& center, A sum, A square, doub
   return poor;
 }
 
-template <class T> inline void run_moments(const T* x, int64_t n, double* mean, double* m2) {
+template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
   using A = acc_t<T>;
-  *mean = *m2 = 0;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const T* p = x + begin;
-    const int64_t m = n - begin < kBlock ? n - begin : kBlock;
-    const double share = 1.0 / static_cast<double>(m);
-    A center = begin == 0 ? guess_center(p, m) : static_cast<A>(*mean);
-    const auto term = [&center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; };
-    Pair<A> sums = sum_row(m, term, p);
-    for (int tries = kTries; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries)
-      sums = sum_row(m, term, p);
-    const double offset = sums.first * share;
-    merge(*mean, *m2, begin, center + offset, sums.second - offset * sums.first, m);
-  }
-}
-
-// Of short runs, several at once.
-template <class T> void short_run_moments(const T* x, const Runs& runs, double* mean, double* m2) {
-  using A = acc_t<T>;
-  constexpr int R = kRowsAtOnce<A>;
-  const int64_t n = runs.length;
-  const double share = 1.0 / static_cast<double>(n);
-  for (int64_t i = 0; i < runs.count; i += R) {
-    const int rows = static_cast<int>(runs.count - i < R ? runs.count - i : R);
-    A center[R];
-    const auto sums_about = [&](int j, A c) {
-      return partial_sums(n, [c](auto v) { v -= c; return Pair<decltype(v)>{v, v * v}; }, x + (i + j) * n);
-    };
-    RowSums<A> sums = sum_rows<A>(rows, [&](int j) { return sums_about(j, center[j] = guess_center(x + (i + j) * n, n)); });
-    for (int j = 0; j < rows; ++j) {
-      for (int tries = kTries; tries > 0 && move_poor_center(center[j], sums.first[j], sums.second[j], share); --tries) {
-        const auto again = sum_rows<A>(1, [&](int) { return sums_about(j, center[j]); });
-        sums.first[j] = again.first[0], sums.second[j] = again.second[0];
-      }
-      const double offset = sums.first[j] * share;
-      mean[i + j] = center[j] + offset;
-      m2[i + j] = sums.second[j] - offset * sums.first[j];
+  const int64_t n = runs.length, first = n < kBlock ? n : kBlock;
+  const double first_share = 1.0 / static_cast<double>(first);
+  A guess = n > 0 && runs.count > 0 ? guess_center(x, first) : A(0);
+  for (int64_t i = 0; i < runs.count; ++i) {
+    mean[i] = m2[i] = 0;
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const T* p = x + i * n + begin;
+      const int64_t m = n - begin < kBlock ? n - begin : kBlock;
+      const double share = m == first ? first_share : 1.0 / static_cast<double>(m);
+      A center = begin == 0 ? guess : static_cast<A>(mean[i]);
+      const auto sums_about = [=](A center) {
+        return sum_row(m, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, p);
+      };
+      Pair<A> sums = sums_about(center);
+      // Here, where it is next to be read, and before it is wanted: a guess takes long.
+      if (begin + m == n && i + 1 < runs.count) guess = guess_center(p + m, first);
+      for (int tries = kTries; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries)
+        sums = sums_about(center);
+      const double offset = sums.first * share;
+      merge(mean[i], m2[i], begin, center + offset, sums.second - offset * sums.first, m);
     }
   }
 }
 
-template <class T> void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
-  if (0 < runs.length && runs.length <= kBlock) return short_run_moments(x, runs, mean, m2);
-  for (int64_t i = 0; i < runs.count; ++i) run_moments(x + i * runs.length, runs.length, mean + i, m2 + i);
+// to[r, i] = f(from[r, i]..., of[r]...), where f takes registers. Over all rows as one run of memory: whatever a row's length, a
+// register is stored where a line of memory begins, and rows have no ends to write apart, but for the first and the last. Where
+// a register has elements of two rows, it has the values of both.
+template <class T, class F, size_t... J, class... From>
+inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof...(J)], std::index_sequence<J...>, T* to,
+                     const From*... from) {
+  using A = acc_t<T>;
+  constexpr int64_t step = step_size<T>;
+  struct Row { Lanes<A> of[sizeof...(J)]; };
+  const int64_t n = runs.length;
+  const auto row = [&](int64_t r) { return Row{{(Lanes<A>{} + of[J][r])...}}; };
+  const auto write_short = [=](const Row& row, int64_t i, int64_t count) {
+    map_short(count, [&](auto... v) { return f(v..., row.of[J]...); }, to + i, (from + i)...);
+  };
+  if (n < step) {
+    for (int64_t r = 0; r < runs.count; ++r) write_short(row(r), r * n, n);
+    return;
+  }
+  // The second row is for the second half of load_two.
+  const auto write = [=](int64_t i, const Row& first, const Row& second) {
+    if constexpr (step > lane_count<A>) {
+      const auto both = [&](auto... two) { store_two(to + i, f(two.first..., first.of[J]...), f(two.second..., second.of[J]...)); };
+      both(load_two(from + i)...);
+    } else {
+      store_as(to + i, f(load_as(from + i, Lanes<A>{})..., first.of[J]...));
+    }
+  };
+  int64_t i = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) / sizeof(T) % step);
+  write_short(row(0), 0, i);
+  for (int64_t r = 0, end = n;; end += n) {
+    const Row now = row(r);
+    for (; i + step <= end; i += step) write(i, now, now);
+    if (++r == runs.count) return write_short(now, i, end - i);
+    if (const int64_t left = end - i; left > 0) {
+      constexpr int64_t halves = step / lane_count<A>;
+      const Row next = row(r);
+      const Row first{{seam<A>(now.of[J], next.of[J], (left + halves - 1) / halves)...}};
+      const Row second{{seam<A>(now.of[J], next.of[J], left / halves)...}};
+      write(i, first, second);
+      i += step;
+    }
+  }
+}
+template <class T, class F, size_t n, class... From>
+inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[n], T* to, const From*... from) {
+  map_runs<T>(runs, f, of, std::make_index_sequence<n>{}, to, from...);
 }
 
-template <class T> void row_apply(const T* x, T* y, const Runs& runs, const Affine<acc_t<T>>& affine, const Activation& activation) {
+template <class T> NORMWISE_KERNEL void row_apply(const T* x, T* y, const Runs& runs, const Affine<acc_t<T>>& affine, const Activation& activation) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
-      const A center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
-      map_row(runs.length, [=](auto v) { return activate<kind.value>((v - center) * scale + shift, slope); }, y + at, x + at);
-    }
+    const auto value = [=](auto v, auto center, auto scale, auto shift) {
+      return activate<kind.value>((v - center) * scale + shift, slope);
+    };
+    map_runs<T>(runs, value, {affine.center, affine.scale, affine.shift}, y, x);
   });
 }
 
 template <class T>
-void row_grad_sums(const T* g, const T* x, const Runs& runs, const acc_t<T>* mean, const Affine<acc_t<T>>& affine,
+NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, const acc_t<T>* mean, const Affine<acc_t<T>>& affine,
                    const Activation& activation, double* s1, double* s2) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    constexpr int R = kRowsAtOnce<A>;
     const int64_t n = runs.length;
-    for (int64_t i = 0; i < runs.count; i += R) {
-      const int rows = static_cast<int>(runs.count - i < R ? runs.count - i : R);
-      for (int j = 0; j < rows; ++j) s1[i + j] = s2[i + j] = 0;
+    for (int64_t i = 0; i < runs.count; ++i) {
+      const A mu = mean[i], center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
+      const auto term = [=](auto d, auto v) {
+        d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
+        return Pair<decltype(v)>{d, d * (v - mu)};
+      };
+      s1[i] = s2[i] = 0;
       for (int64_t begin = 0; begin < n; begin += kBlock) {
-        const RowSums<A> sums = sum_rows<A>(rows, [&](int j) {
-          const A mu = mean[i + j], center = affine.center[i + j], scale = affine.scale[i + j], shift = affine.shift[i + j];
-          const auto term = [=](auto d, auto v) {
-            d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
-            return Pair<decltype(v)>{d, d * (v - mu)};
-          };
-          const int64_t at = (i + j) * n + begin;
-          return partial_sums(n - begin < kBlock ? n - begin : kBlock, term, g + at, x + at);
-        });
-        for (int j = 0; j < rows; ++j) s1[i + j] += sums.first[j], s2[i + j] += sums.second[j];
+        const int64_t at = i * n + begin;
+        const Pair<A> sums = sum_row(n - begin < kBlock ? n - begin : kBlock, term, g + at, x + at);
+        s1[i] += sums.first, s2[i] += sums.second;
       }
     }
   });
 }
 
 template <class T>
-void row_grad_input(const T* g, const T* x, T* dx, const Runs& runs, const Affine<acc_t<T>>& affine, const Slant<acc_t<T>>& slant,
+NORMWISE_KERNEL void row_grad_input(const T* g, const T* x, T* dx, const Runs& runs, const Affine<acc_t<T>>& affine, const Slant<acc_t<T>>& slant,
                     const Activation& activation) {
   using A = acc_t<T>;
   const A leak = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    for (int64_t i = 0, at = 0; i < runs.count; ++i, at += runs.length) {
-      const A center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
-      const A mean = slant.mean[i], slope = slant.slope[i], offset = slant.offset[i];
-      const auto value = [=](auto d, auto v) {
-        d = activate_grad<kind.value>(d, (v - center) * scale + shift, leak);
-        return scale * d + (slope * (v - mean) + offset);
-      };
-      map_row(runs.length, value, dx + at, g + at, x + at);
-    }
+    const auto value = [=](auto d, auto v, auto center, auto scale, auto shift, auto mean, auto slope, auto offset) {
+      return scale * activate_grad<kind.value>(d, (v - center) * scale + shift, leak) + (slope * (v - mean) + offset);
+    };
+    map_runs<T>(runs, value, {affine.center, affine.scale, affine.shift, slant.mean, slant.slope, slant.offset}, dx, g, x);
   });
 }
 
