@@ -165,9 +165,9 @@ def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
     given = {name: t.requires_grad_() for name, t in inputs_of(("layer",)).items()}
     x, weight, bias = given.values()
     with torch.no_grad():
-        _, mean, var = native.sample_norm(x, 1, weight, bias)
-        expected = native.sample_norm_backward(x, x, mean, var, 1, weight, bias)
-    actual = native.sample_norm_backward(x, x, mean, var, 1, weight, bias)
+        _, moments = native.sample_norm(x, 1, weight, bias)
+        expected = native.sample_norm_backward(x, x, moments, 1, weight, bias)
+    actual = native.sample_norm_backward(x, x, moments, 1, weight, bias)
     torch.testing.assert_close(actual, expected)
     assert all(g.requires_grad for g in actual)
     assert mixes._LIBRARY is not None

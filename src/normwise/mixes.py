@@ -67,7 +67,7 @@ def normalize_at_once(
     eps: float,
     activation: str | None,
     slope: float,
-    running: Running | None = None,
+    running: Sequence[Any] | None = None,
     population: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
     """Normalize by a pool or a mix of pools, checking no more than that needs.
@@ -86,7 +86,7 @@ def normalize_at_once(
         eps: added to the variance.
         activation: applied to the result.
         slope: of ``"leaky_relu"``.
-        running: averages to move towards the pool over samples.
+        running: averages to move towards the pool over samples: what a :class:`Running` holds.
         population: mean and variance (C,) in the place of the pool over samples, for a call without gradients.
 
     Returns:
@@ -106,7 +106,7 @@ def normalize_at_once(
     shape = x.shape
     N, C = shape[0], shape[1]
     pools = _pools(over, C, num_groups)
-    if pools is None or not _per_channel(x, C, weight, bias):
+    if pools is None:
         return None
     if mean_weight is not None or var_weight is not None:
         K = (len(over),)
@@ -114,17 +114,19 @@ def normalize_at_once(
             return None
     if population is not None:
         learns = torch.is_grad_enabled() and _any_requires_grad(x, weight, bias, mean_weight, var_weight)
-        if learns or 0 not in pools or not _per_channel(x, C, *population):
+        if learns or 0 not in pools:
             return None
-    if running is not None and not (0 in pools and _per_channel(x, C, *running[:2]) and movable(running, x)):
+    if running is not None and 0 not in pools:
         return None
     # Two values behind each statistic of x; a population's are not.
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):
         return None
-    return normalize_by_mix(
-        x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
-    )
+    mix = (mean_weight, var_weight, logits)
+    try:
+        return normalize_by_mix(x, pools, weight, bias, *mix, eps, population, running, activation, slope)
+    except RuntimeError:  # a type or shape that the kernels refuse: the checks find it, and the words for it
+        return None
 
 
 def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tuple[int, ...] | None:
@@ -221,18 +223,6 @@ def normalize_by_mix(
     return _Mix.apply(x, weight, bias, mean_weight, var_weight, pools, mix[5:])
 
 
-def _per_channel(x: Tensor, channels: int, *tensors: Tensor | None) -> bool:
-    """Whether these are (C,), of the type of ``x`` or of the one that it is summed in."""
-    dtype = x.dtype
-    for t in tensors:
-        if t is not None:
-            if t.dim() != 1 or t.numel() != channels:
-                return False
-            if t.dtype != dtype and t.dtype != ops.accumulation_dtype(dtype):
-                return False
-    return True
-
-
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
     for t in tensors:  # noqa: SIM110 - a generator would take longer than the loop
         if t is not None and t.requires_grad:
@@ -246,20 +236,20 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         weight, bias, mean_weight, var_weight, pools, options = args
-        y, mean, var = native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
-        ctx.save_for_backward(x, mean, var, weight, bias, mean_weight, var_weight)
+        y, moments = native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
+        ctx.save_for_backward(x, moments, weight, bias, mean_weight, var_weight)
         logits, eps, population, _, *activation = options
         ctx.call = pools, (logits, eps, population, *activation)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, *parameters = ctx.saved_tensors
+        x, moments, *parameters = ctx.saved_tensors
         pools, options = ctx.call
         if torch.is_grad_enabled():
             found = _differentiable_backward(grad, x, pools, *parameters, *options)
         else:
-            found = [*native.mix_norm_backward(grad, x, mean, var, pools, *parameters, *options)]
+            found = [*native.mix_norm_backward(grad, x, moments, pools, *parameters, *options)]
         # Autograd ignores what nobody wants, but not a gradient of None.
         return *(None if t is None else g for g, t in zip(found, [x, *parameters], strict=True)), None, None
 
@@ -307,13 +297,17 @@ def _differentiable_backward(
 
 
 def _sample_graph(
-    g: Tensor, x: Tensor, mean: Tensor, var: Tensor, groups: int, weight: Any, bias: Any, eps: float, *activation: Any
+    g: Tensor, x: Tensor, moments: Tensor, groups: int, weight: Any, bias: Any, eps: float, *activation: Any
 ) -> list[Tensor | None]:
     options = (None, None, True, eps, None, *_named(*activation))
     return _differentiable_backward(g, x, (groups,), weight, bias, *options)[:3]
 
 
-def _mix_graph(g: Tensor, x: Tensor, mean: Tensor, var: Tensor, *args: Any) -> list[Tensor | None]:
+def _batch_graph(g: Tensor, x: Tensor, moments: Tensor, *args: Any) -> list[Tensor | None]:
+    return _sample_graph(g, x, moments, 0, *args)
+
+
+def _mix_graph(g: Tensor, x: Tensor, moments: Tensor, *args: Any) -> list[Tensor | None]:
     weight, bias, mean_weight, var_weight, logits, pools, eps, population_mean, population_var, *activation = args
     population = None if population_mean is None else (population_mean, population_var)
     options = (mean_weight, var_weight, logits, eps, population, *_named(*activation))
@@ -339,5 +333,6 @@ def _autograd_kernel(operator: Callable[..., Any], graph: Callable[..., list[Ten
 
 if native.differentiates():
     _LIBRARY = torch.library.Library("normwise", "IMPL")
-    for _name, _graph in (("sample_norm_backward", _sample_graph), ("mix_norm_backward", _mix_graph)):
+    for _name, _graph in (("sample_norm", _sample_graph), ("batch_norm", _batch_graph), ("mix_norm", _mix_graph)):
+        _name += "_backward"
         _LIBRARY.impl(_name, _autograd_kernel(getattr(torch.ops.normwise, _name).default, _graph), "Autograd")

@@ -158,16 +158,19 @@ def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
     x, g, center, scale, shift, gmean, gvar = problem((2, 96, 41, 43), torch.float32, layout)
 
     def everything() -> list[Tensor]:
-        y, mean, var = native.sample_norm(x, 1, scale[0], shift[0])
+        y, moments = native.sample_norm(x, 1, scale[0], shift[0])
+        batch = native.mix_norm(x, [0], scale[0], shift[0])
         mixed = native.mix_norm(x, [96, 4, 1, 0], scale[0], shift[0])
         return [
             *native.moments(x),
             *native.grad_sums(g, x, center, center, scale, shift),
             native.grad_input(g, x, center, center, scale, shift, gmean, gvar),
             y,
-            *native.sample_norm_backward(g, x, mean, var, 1, scale[0], shift[0]),
+            *native.sample_norm_backward(g, x, moments, 1, scale[0], shift[0]),
+            *batch,
+            *native.mix_norm_backward(g, x, batch[1], [0], scale[0], shift[0])[:3],
             *mixed,
-            *native.mix_norm_backward(g, x, *mixed[1:], [96, 4, 1, 0], scale[0], shift[0]),
+            *native.mix_norm_backward(g, x, mixed[1], [96, 4, 1, 0], scale[0], shift[0]),
         ]
 
     before, results = torch.get_num_threads(), []
@@ -194,8 +197,7 @@ def test_lesser_instruction_sets_agree(isa):
 
 def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     x, g, center, scale, shift, gmean, gvar = problem((3, 4, 5, 6), dtype, layout)
-    _, mean, var = native.sample_norm(x, 2)
-    cells = native.sample_norm(x, 4)[1:]
+    moments = {groups: native.mix_norm(x, [groups])[1] for groups in (0, 2, 4)}
     logits, running = center[0, :3], [torch.zeros(4), torch.ones(4), *torch.zeros(2, dtype=torch.int64)]
     return {
         "moments": (x,),
@@ -203,10 +205,12 @@ def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
         "grad_sums": (g, x, center, center, scale, shift, 2, 0.1),
         "grad_input": (g, x, center, center, scale, shift, gmean, gvar, 0, 0.1),
         "sample_norm": (x, 2, scale[0], None, 1e-5, 3, 0.0),
-        "sample_norm_backward": (g, x, mean, var, 2, scale, None, 1e-5, 3, 0.0),
+        "sample_norm_backward": (g, x, moments[2], 2, scale, None, 1e-5, 3, 0.0),
+        "batch_norm": (x, scale[0], shift[0], 1e-5, *running, 0.1, 2, 0.1),
+        "batch_norm_backward": (g, x, moments[0], scale[0], None, 1e-5, 2, 0.1),
         "mix_norm": (x, scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, *running, 0.1, 1, 0.0),
         "mix_norm_backward": (
-            *(g, x, *cells, scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, 1, 0.0),
+            *(g, x, moments[4], scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, 1, 0.0),
         ),
     }
 
@@ -221,7 +225,7 @@ def test_opcheck(name, layout):
 
 @pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["sample_norm", "mix_norm"])
+@pytest.mark.parametrize("name", ["sample_norm", "batch_norm", "mix_norm"])
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing
 def test_opcheck_with_gradients(name, layout):
     args = samples(torch.float32, layout)[name]
@@ -236,6 +240,15 @@ def test_wrong_arguments_are_refused():
         native.apply(x, cell, cell, torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="cannot be divided into 3 groups"):
         native.sample_norm(x, 3)
+    for running in ((cell[0], cell[0, :3]), (cell[0].double(), cell[0])):
+        with pytest.raises(RuntimeError, match=r"one a channel|of the type that the input is summed in"):
+            native.mix_norm(x, [0], running=(*running, 0.1, None, None))
+    with pytest.raises(RuntimeError, match="4 values, one a channel"):
+        native.mix_norm(x, [0], population=(cell[0], cell[0, :3]))
+    with pytest.raises(RuntimeError, match="4 values, one a channel"):
+        native.sample_norm(x, 2, weight=cell[:, :1])
+    with pytest.raises(RuntimeError, match="does not go with the input's"):
+        native.mix_norm(x, [0], bias=cell[0].double())
     with pytest.raises(RuntimeError, match="differ in shape"):
         native.grad_sums(x[..., :2], x, cell, cell, cell, cell)
     with pytest.raises(RuntimeError, match="expected float32"):

@@ -41,11 +41,11 @@ def test_sample_norm(shape, dtype, layout, pooling, affine):
     leaf = x.double().requires_grad_()
     parameters = [] if weight is None else [weight.double().requires_grad_(), bias.double().requires_grad_()]
     expected = oracle_group(leaf, groups, *(parameters or (None, None)), activation)
-    y, mean, var = native.sample_norm(x, groups, weight, bias, activation=activation)
+    y, moments = native.sample_norm(x, groups, weight, bias, activation=activation)
     close(y, expected.detach(), dtype)
     same_format(y, x, layout)
     gradients = torch.autograd.grad(expected, [leaf, *parameters], g.double())
-    actual = native.sample_norm_backward(g, x, mean, var, groups, weight, bias, activation=activation)
+    actual = native.sample_norm_backward(g, x, moments, groups, weight, bias, activation=activation)
     close(actual[0], gradients[0], dtype, slack=4)
     for ours, theirs in zip(actual[1:], gradients[1:], strict=False):
         close(ours, theirs, ours.dtype, slack=20)
@@ -84,11 +84,11 @@ def test_mix_norm(shape, dtype, layout, members):
     leaves = [x.double().requires_grad_(), *(t.double().requires_grad_() for t in parameters)]
     expected = oracle_mix(leaves[0], groups, leaves[1:], "leaky_relu")
     options = {"activation": "leaky_relu", "slope": SLOPE}
-    y, mean, var = native.mix_norm(x, groups, *parameters, **options)
+    y, moments = native.mix_norm(x, groups, *parameters, **options)
     close(y, expected.detach(), dtype, slack=2)
     same_format(y, x, layout)
     gradients = torch.autograd.grad(expected, leaves, g.double())
-    actual = native.mix_norm_backward(g, x, mean, var, groups, *parameters, **options)
+    actual = native.mix_norm_backward(g, x, moments, groups, *parameters, **options)
     close(actual[0], gradients[0], dtype, slack=4)
     for ours, theirs in zip(actual[1:], gradients[1:], strict=True):
         close(ours, theirs, acc, slack=200)  # sums over all of x
@@ -102,10 +102,10 @@ def test_a_batch_norm_joins_its_samples(shape, layout):
     weight, bias = torch.randn(2, shape[1])
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
     expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True)
-    y, mean, var = native.mix_norm(x, [0], weight, bias)
-    assert mean.shape == var.shape == (1, shape[1])
+    y, moments = native.mix_norm(x, [0], weight, bias)
+    assert moments.shape == (2, 1, shape[1])
     close(y, expected.detach(), x.dtype)
-    actual = native.mix_norm_backward(g, x, mean, var, [0], weight, bias)
+    actual = native.mix_norm_backward(g, x, moments, [0], weight, bias)
     for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g.double()), strict=False):
         close(ours, theirs, x.dtype, slack=10)
 
@@ -137,9 +137,9 @@ def test_mix_norm_with_a_population(layout):
     population, weight = (center[0], center[1].square() + 0.5), center[2]
     leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
     expected = F.batch_norm(leaves[0], *population, leaves[1])
-    y, mean, var = native.mix_norm(x, [0], weight, population=population)
+    y, moments = native.mix_norm(x, [0], weight, population=population)
     close(y, expected.detach().double(), x.dtype)
-    actual = native.mix_norm_backward(g, x, mean, var, [0], weight, population=population)
+    actual = native.mix_norm_backward(g, x, moments, [0], weight, population=population)
     for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g), strict=False):
         close(ours, theirs.double(), x.dtype, slack=20)
 
@@ -168,8 +168,8 @@ def test_gradients_lose_nothing_by_a_mean_far_from_zero(mean, layout, groups):
     given = [weight, bias] if len(groups) == 1 else [weight, bias, logits, logits]
     leaves = [t.double().requires_grad_() for t in (x, weight, bias, logits, logits)]
     oracle_mix(leaves[0], groups, leaves[1:], "relu").backward(g.double())
-    _, *moments = native.mix_norm(x, groups, *given, activation="relu")
-    actual = native.mix_norm_backward(g, x, *moments, groups, *given, activation="relu")
+    _, moments = native.mix_norm(x, groups, *given, activation="relu")
+    actual = native.mix_norm_backward(g, x, moments, groups, *given, activation="relu")
     for ours, leaf in zip(actual[: 1 + len(given)], leaves, strict=False):
         size = leaf.grad.abs().max().item()
         assert (ours.double() - leaf.grad).abs().max().item() <= 3e-6 * size
@@ -181,7 +181,7 @@ def test_layer_norm_of_long_channels_last_samples(shape):
     x, g, *_ = problem(shape, torch.float32, "channels_last", 3.0, 2.0)
     leaf = x.double().requires_grad_()
     expected = oracle_group(leaf, 1, None, None, None)
-    y, mean, var = native.sample_norm(x, 1)
+    y, moments = native.sample_norm(x, 1)
     close(y, expected.detach(), x.dtype)
-    dx = native.sample_norm_backward(g, x, mean, var, 1)[0]
+    dx = native.sample_norm_backward(g, x, moments, 1)[0]
     close(dx, torch.autograd.grad(expected, leaf, g.double())[0], x.dtype, slack=4)

@@ -22,7 +22,7 @@ from normwise import ops
 from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize, transforming
-from normwise.mixes import Running, normalize_at_once
+from normwise.mixes import normalize_at_once
 from normwise.moments import readable
 
 # The name in this module, which is what the layers look up here.
@@ -172,10 +172,10 @@ class TrackingNorm(_NormBase):
                 if self.momentum is None:
                     return None
                 skipped, tracked = buffers["num_batches_skipped"], buffers["num_batches_tracked"] if counts else None
-                running = Running(mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
+                running = (mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
         mix = (members, mean_weight, var_weight, True, num_groups)
         y = normalize_at_once(x, *mix, *affine, self.eps, self.activation, 0.01, running, population)
-        if y is not None and skipped is not None and readable(skipped):
+        if y is not None and skipped is not None and not self._warned and readable(skipped):
             self._warn_of_skipped()
         return y
 

@@ -50,20 +50,36 @@ def _fake_grad_input(g: Tensor, x: Tensor, *_: Any) -> Tensor:
     return _fake_like(x)
 
 
-def _fake_sample_norm(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    group = x.new_empty((x.shape[0], groups), dtype=float64)
-    return _fake_like(x), group, empty_like(group)
+def _fake_sample_norm(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_like(x), x.new_empty((2, x.shape[0], groups), dtype=float64)
 
 
 def _fake_sample_norm_backward(
-    g: Tensor, x: Tensor, mean: Tensor, var: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *_: Any
+    g: Tensor, x: Tensor, moments: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(x, weight, bias)
+
+
+def _fake_gradients(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     cells = _fake_cells(x)
 
     def parameter(t: Tensor | None) -> Tensor:
         return empty_like(cells if t is not None and t.ndim == 2 and t.shape[0] == x.shape[0] else cells[0])
 
     return _fake_like(x), parameter(weight), parameter(bias)
+
+
+def _fake_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    samples, channels = x.shape[:2]
+    if not any(t is not None and t.ndim == 2 for t in (weight, bias)):
+        samples = min(1, samples)  # all are normalized alike
+    return _fake_like(x), x.new_empty((2, samples, channels), dtype=float64)
+
+
+def _fake_batch_norm_backward(
+    g: Tensor, x: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(x, weight, bias)
 
 
 def _fake_mix_norm(
@@ -77,23 +93,18 @@ def _fake_mix_norm(
     eps: float,
     population_mean: Tensor | None,
     *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = list(x.shape[:2])
-    if list(groups) == [0]:
-        per_sample = any(t is not None and t.ndim == 2 for t in (weight, bias))
-        if population_mean is not None:
-            shape = [0]
-        elif not per_sample:
-            shape[0] = min(1, shape[0])
-    moments = x.new_empty(shape, dtype=float64)
-    return _fake_like(x), moments, empty_like(moments)
+) -> tuple[Tensor, Tensor]:
+    if list(groups) != [0]:
+        return _fake_like(x), x.new_empty((2, *x.shape[:2]), dtype=float64)
+    if population_mean is not None:
+        return _fake_like(x), x.new_empty(0, dtype=float64)
+    return _fake_batch_norm(x, weight, bias)
 
 
 def _fake_mix_norm_backward(
     g: Tensor,
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    moments: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     mean_weight: Tensor | None,
@@ -103,8 +114,7 @@ def _fake_mix_norm_backward(
     *_: Any,
 ) -> tuple[Tensor, ...]:
     shares = x.new_empty(len(groups), dtype=accumulation_dtype(x.dtype))
-    parameters = _fake_sample_norm_backward(g, x, mean, var, 1, weight, bias)
-    return *parameters, shares, empty_like(shares)
+    return *_fake_gradients(x, weight, bias), shares, empty_like(shares)
 
 
 FAKES: dict[str, Callable[..., Any]] = {
@@ -114,6 +124,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "grad_input": _fake_grad_input,
     "sample_norm": _fake_sample_norm,
     "sample_norm_backward": _fake_sample_norm_backward,
+    "batch_norm": _fake_batch_norm,
+    "batch_norm_backward": _fake_batch_norm_backward,
     "mix_norm": _fake_mix_norm,
     "mix_norm_backward": _fake_mix_norm_backward,
 }

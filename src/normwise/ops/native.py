@@ -270,7 +270,7 @@ def sample_norm(
     eps: float = 1e-5,
     activation: str | None = None,
     slope: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip.
 
     Args:
@@ -283,7 +283,7 @@ def sample_norm(
         slope: the negative slope of ``"leaky_relu"``.
 
     Returns:
-        ``(y, mean, var)``: the output, and the groups' moments (N, groups), float64.
+        ``(y, moments)``: the output, and the groups' means and variances (2, N, groups), float64.
 
     Example:
         >>> x = torch.tensor([[[1.0, 3.0]]])
@@ -296,8 +296,7 @@ def sample_norm(
 def sample_norm_backward(
     g: Tensor,
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    moments: Tensor,
     groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -310,8 +309,7 @@ def sample_norm_backward(
     Args:
         g: the gradient of the output, shaped like ``x``.
         x: as given to :func:`sample_norm`.
-        mean: as returned by :func:`sample_norm`.
-        var: as returned by :func:`sample_norm`.
+        moments: as returned by :func:`sample_norm`.
         groups: as given to :func:`sample_norm`.
         weight: as given to :func:`sample_norm`.
         bias: as given to :func:`sample_norm`.
@@ -324,16 +322,16 @@ def sample_norm_backward(
         parameter they are what a (C,) one would get.
 
     Example:
-        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1, dtype=torch.float64)
-        >>> sample_norm_backward(x, x, 2 * one, one, 1, eps=0.0)[2].tolist() if available() else [4.0]
+        >>> x, moments = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0]], [[1.0]]], dtype=torch.float64)
+        >>> sample_norm_backward(x, x, moments, 1, eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
-    return _sample_norm_backward(g, x, mean, var, groups, weight, bias, eps, _CODES[activation], slope)
+    return _sample_norm_backward(g, x, moments, groups, weight, bias, eps, _CODES[activation], slope)
 
 
-def _within_sample(groups: Sequence[int], mean_weight: Tensor | None, var_weight: Tensor | None) -> bool:
-    """Whether the mix is one pool within a sample, with no weight of its own: for that there are faster kernels."""
-    return len(groups) == 1 and groups[0] > 0 and mean_weight is var_weight is None
+def _is_one_pool(groups: Sequence[int], mean_weight: Tensor | None, var_weight: Tensor | None) -> bool:
+    """Whether the mix is one pool, with no weight of its own: for that there are operators that take less time."""
+    return len(groups) == 1 and mean_weight is var_weight is None
 
 
 def mix_norm(
@@ -349,7 +347,7 @@ def mix_norm(
     running: Sequence[Any] | None = None,
     activation: str | None = None,
     slope: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Normalize by a mix of pooled moments, ``act((x − Σ wₖμₖ) / √(Σ w′ₖσ²ₖ + eps) · weight + bias)``, in one call.
 
     Args:
@@ -370,28 +368,28 @@ def mix_norm(
         slope: the negative slope of ``"leaky_relu"``.
 
     Returns:
-        ``(y, mean, var)``: the output, and the moments, float64, that :func:`mix_norm_backward` wants back.
+        ``(y, moments)``: the output, and the means and variances, float64, that :func:`mix_norm_backward` wants back.
 
     Example:
         >>> x = torch.tensor([[[1.0, 3.0]]])
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    if _within_sample(groups, mean_weight, var_weight):
+    one = _is_one_pool(groups, mean_weight, var_weight)
+    if one and groups[0]:
         return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
-    population_mean, population_var = (None, None) if population is None else population[:2]
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
-    return _mix_norm(
-        x, weight, bias, mean_weight, var_weight, logits, groups, eps, population_mean, population_var,
-        running_mean, running_var, skipped, tracked, float(momentum), _CODES[activation], slope,
-    )  # fmt: skip
+    rest = (running_mean, running_var, skipped, tracked, float(momentum), _CODES[activation], slope)
+    if one and population is None:
+        return _batch_norm(x, weight, bias, eps, *rest)
+    known = (None, None) if population is None else population[:2]
+    return _mix_norm(x, weight, bias, mean_weight, var_weight, logits, groups, eps, *known, *rest)
 
 
 def mix_norm_backward(
     g: Tensor,
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    moments: Tensor,
     groups: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -408,8 +406,7 @@ def mix_norm_backward(
     Args:
         g: the gradient of the output, shaped like ``x``.
         x: as given to :func:`mix_norm`.
-        mean: as returned by :func:`mix_norm`.
-        var: as returned by :func:`mix_norm`.
+        moments: as returned by :func:`mix_norm`.
         groups: as given to :func:`mix_norm`, as is everything that follows.
         weight: as given.
         bias: as given.
@@ -426,25 +423,30 @@ def mix_norm_backward(
         type; where a parameter is absent they have no meaning, or are ``None``.
 
     Example:
-        >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1, dtype=torch.float64)
-        >>> mix_norm_backward(x, x, 2 * one, one, [0], eps=0.0)[2].tolist() if available() else [4.0]
+        >>> x, moments = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0]], [[1.0]]], dtype=torch.float64)
+        >>> mix_norm_backward(x, x, moments, [0], eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
-    if _within_sample(groups, mean_weight, var_weight):
-        code = _CODES[activation]
-        return *_sample_norm_backward(g, x, mean, var, groups[0], weight, bias, eps, code, slope), None, None
-    population_mean, population_var = (None, None) if population is None else population[:2]
-    return _mix_norm_backward(
-        g, x, mean, var, weight, bias, mean_weight, var_weight, logits, groups, eps,
-        population_mean, population_var, _CODES[activation], slope,
-    )  # fmt: skip
+    act = (_CODES[activation], slope)
+    one = _is_one_pool(groups, mean_weight, var_weight)
+    if one and groups[0]:
+        return *_sample_norm_backward(g, x, moments, groups[0], weight, bias, eps, *act), None, None
+    if one and population is None:
+        return *_batch_norm_backward(g, x, moments, weight, bias, eps, *act), None, None
+    known = (None, None) if population is None else population[:2]
+    mix = (weight, bias, mean_weight, var_weight, logits, groups)
+    return _mix_norm_backward(g, x, moments, *mix, eps, *known, *act)
 
 
 if available():
-    # Looked up once: an attribute of torch.ops costs as much as a small tensor's arithmetic.
-    _sample_norm = torch.ops.normwise.sample_norm.default
-    _sample_norm_backward = torch.ops.normwise.sample_norm_backward.default
-    _mix_norm = torch.ops.normwise.mix_norm.default
-    _mix_norm_backward = torch.ops.normwise.mix_norm_backward.default
+
+    def _operator(name: str) -> Any:
+        # Looked up once, and what it calls: either costs as much as a small tensor's arithmetic.
+        operator = getattr(torch.ops.normwise, name).default
+        return getattr(operator, "_op", operator)
+
+    _sample_norm, _sample_norm_backward = _operator("sample_norm"), _operator("sample_norm_backward")
+    _batch_norm, _batch_norm_backward = _operator("batch_norm"), _operator("batch_norm_backward")
+    _mix_norm, _mix_norm_backward = _operator("mix_norm"), _operator("mix_norm_backward")
     for _name, _fake in FAKES.items():
         torch.library.register_fake(f"normwise::{_name}", _fake)

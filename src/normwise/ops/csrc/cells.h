@@ -83,12 +83,12 @@ template <class F> void for_each_run(const Cells& x, F f) {
   });
 }
 
-// The moments that a forward pass saves are float64: rounded to float32 a mean far from 0 would be off by a good part of the
-// deviation, and the gradient with it.
-inline void check_moments(const Tensor& mean, const Tensor& var, int64_t count) {
-  for (const Tensor* t : {&mean, &var})
-    STD_TORCH_CHECK(t->is_contiguous() && t->numel() == count && t->scalar_type() == ScalarType::Double,
-                    "normwise: expected mean and var as the forward pass returned them");
+// The means that a forward pass saved, which as many variances follow. In float64: rounded to float32 a mean far from 0 would
+// be off by a good part of the deviation, and the gradient with it.
+inline const double* saved_moments(const Tensor& t, int64_t count) {
+  STD_TORCH_CHECK(t.is_contiguous() && t.numel() == 2 * count && t.scalar_type() == ScalarType::Double,
+                  "normwise: expected the moments as the forward pass returned them");
+  return const_data<double>(t);
 }
 
 // Two sums a piece: those of the cells themselves where these are in one piece.

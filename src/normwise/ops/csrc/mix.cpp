@@ -60,77 +60,48 @@ void update_running(const Cells& x, const Member& batch, const Tensor& running_m
   }
 }
 
-std::vector<double> maybe_values(const MaybeTensor& t) { return t ? values(*t) : std::vector<double>(); }
+void check_running(const Cells& x, const MaybeTensor& running) {
+  check_channels(x, running);
+  STD_TORCH_CHECK(!running || (running->is_contiguous() && running->scalar_type() == acc_type(x.tensor.scalar_type())),
+                  "normwise: expected running averages of the type that the input is summed in");
+}
+
+// Of what has one value a channel.
+std::vector<double> maybe_values(const Cells& x, const MaybeTensor& t) {
+  check_channels(x, t);
+  return t ? values(*t) : std::vector<double>();
+}
 const double* maybe_data(const std::vector<double>& v) { return v.empty() ? nullptr : v.data(); }
 
-template <class A> Tensor as_tensor(const double* from, std::vector<int64_t> sizes, ScalarType dtype) {
-  Tensor result = empty(sizes, dtype);
-  std::copy_n(from, result.numel(), data<A>(result));
+Tensor as_tensor(const std::vector<double>& from, ScalarType dtype) {
+  Tensor result = empty({static_cast<int64_t>(from.size())}, dtype);
+  if (dtype == ScalarType::Double) std::copy(from.begin(), from.end(), data<double>(result));
+  else std::copy(from.begin(), from.end(), data<float>(result));
   return result;
 }
 
-}  // namespace
+struct MixGradients {
+  Tensor x, weight, bias;
+  std::vector<double> mean_weight, var_weight;
+};
 
-std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
-                                            const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
-                                            std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
-                                            const MaybeTensor& population_var, const MaybeTensor& running_mean,
-                                            const MaybeTensor& running_var, const MaybeTensor& skipped,
-                                            const MaybeTensor& tracked, double momentum, int64_t code, double slope) {
-  Cells x(input);
-  join_samples(x, groups, weight, bias);
-  const bool reads = reads_cells(groups, population_mean);
-  const Activation act{static_cast<Act>(code), slope};
-  const std::vector<int64_t> shape = reads ? std::vector<int64_t>{x.N, x.C} : std::vector<int64_t>{0};
-  Tensor y = x.empty_like(), saved_mean = empty(shape, ScalarType::Double), saved_var = empty(shape, ScalarType::Double);
-  return with_dtype(input.scalar_type(), [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    using A = acc_t<T>;
-    double *mean = data<double>(saved_mean), *var = data<double>(saved_var);
-    if (reads) {
-      all_moments<T>(x, mean, var);
-      const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
-      for (int64_t i = 0; i < x.N * x.C; ++i) var[i] *= share;
-    }
-    const auto given_mean = maybe_values(population_mean), given_var = maybe_values(population_var);
-    const Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var),
-                          shares(mean_weight, logits, groups.size()), shares(var_weight, logits, groups.size()));
-    const Parameters<A> parameters(x, weight, bias);
-    const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
-    parallel(rows.count, kLightWork * x.C, [&](int64_t begin, int64_t end) {
-      const Buffer<double> mixed(2 * x.C);
-      for (int64_t n = begin; n < end; ++n) {
-        members.mix(n, mixed.data(), mixed.data() + x.C);
-        fill_row<T>(rows, parameters, n, mixed.data(), mixed.data() + x.C, eps);
-      }
-    });
-    all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
-    if (running_mean && running_var && members.over_samples())
-      update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, tracked, momentum);
-    return std::tuple<Tensor, Tensor, Tensor>{y, saved_mean, saved_var};
-  });
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
-    const Tensor& grad, const Tensor& input, const Tensor& saved_mean, const Tensor& saved_var, const MaybeTensor& weight,
-    const MaybeTensor& bias, const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
-    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean, const MaybeTensor& population_var,
-    int64_t code, double slope) {
-  const ScalarType dtype = acc_type(input.scalar_type());
-  const int64_t K = static_cast<int64_t>(groups.size());
+MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight,
+                       const MaybeTensor& bias, const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                       const std::vector<int64_t>& groups, double eps, const MaybeTensor& population_mean,
+                       const MaybeTensor& population_var, int64_t code, double slope) {
   Cells x(input);
   const Tensor g = x.match(grad);
   join_samples(x, groups, weight, bias);
   const bool reads = reads_cells(groups, population_mean);
   const Activation act{static_cast<Act>(code), slope};
-  check_moments(saved_mean, saved_var, reads ? x.N * x.C : 0);
+  const int64_t known = reads ? x.N * x.C : 0;
+  const double *mean = saved_moments(moments, known), *var = mean + known;
   Tensor dx = x.empty_like();
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
     const int64_t C = x.C, cells = x.N * C;
-    const double *mean = const_data<double>(saved_mean), *var = const_data<double>(saved_var);
-    const auto given_mean = maybe_values(population_mean), given_var = maybe_values(population_var);
+    const auto given_mean = maybe_values(x, population_mean), given_var = maybe_values(x, population_var);
     const auto mean_shares = shares(mean_weight, logits, groups.size()), var_shares = shares(var_weight, logits, groups.size());
     Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
     const Parameters<A> parameters(x, weight, bias);
@@ -187,10 +158,78 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
     shares_vjp(mean_shares, logits, grad_means);
     shares_vjp(var_shares, logits, grad_vars);
-    return std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>{
-        dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1),
-        as_tensor<A>(grad_means.data(), {K}, dtype), as_tensor<A>(grad_vars.data(), {K}, dtype)};
+    return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1),
+                        std::move(grad_means), std::move(grad_vars)};
   });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                    const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                                    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
+                                    const MaybeTensor& population_var, const MaybeTensor& running_mean,
+                                    const MaybeTensor& running_var, const MaybeTensor& skipped, const MaybeTensor& tracked,
+                                    double momentum, int64_t code, double slope) {
+  Cells x(input);
+  check_running(x, running_mean);
+  check_running(x, running_var);
+  join_samples(x, groups, weight, bias);
+  const bool reads = reads_cells(groups, population_mean);
+  const Activation act{static_cast<Act>(code), slope};
+  const int64_t cells = reads ? x.N * x.C : 0;
+  Tensor y = x.empty_like(), moments = empty(reads ? std::vector<int64_t>{2, x.N, x.C} : std::vector<int64_t>{0}, ScalarType::Double);
+  return with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    double *mean = data<double>(moments), *var = mean + cells;
+    if (reads) {
+      all_moments<T>(x, mean, var);
+      const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
+      for (int64_t i = 0; i < cells; ++i) var[i] *= share;
+    }
+    const auto given_mean = maybe_values(x, population_mean), given_var = maybe_values(x, population_var);
+    const Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var),
+                          shares(mean_weight, logits, groups.size()), shares(var_weight, logits, groups.size()));
+    const Parameters<A> parameters(x, weight, bias);
+    const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
+    parallel(rows.count, kLightWork * x.C, [&](int64_t begin, int64_t end) {
+      const Buffer<double> mixed(2 * x.C);
+      for (int64_t n = begin; n < end; ++n) {
+        members.mix(n, mixed.data(), mixed.data() + x.C);
+        fill_row<T>(rows, parameters, n, mixed.data(), mixed.data() + x.C, eps);
+      }
+    });
+    all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
+    if (running_mean && running_var && members.over_samples())
+      update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, tracked, momentum);
+    return std::tuple<Tensor, Tensor>{y, moments};
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight, const MaybeTensor& bias,
+    const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits, std::vector<int64_t> groups, double eps,
+    const MaybeTensor& population_mean, const MaybeTensor& population_var, int64_t code, double slope) {
+  const MixGradients of = gradients(grad, input, moments, weight, bias, mean_weight, var_weight, logits, groups, eps,
+                                    population_mean, population_var, code, slope);
+  const ScalarType dtype = acc_type(input.scalar_type());
+  return {of.x, of.weight, of.bias, as_tensor(of.mean_weight, dtype), as_tensor(of.var_weight, dtype)};
+}
+
+std::tuple<Tensor, Tensor> batch_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                      const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                                      const MaybeTensor& skipped, const MaybeTensor& tracked, double momentum, int64_t code,
+                                      double slope) {
+  return mix_norm(input, weight, bias, {}, {}, false, {0}, eps, {}, {}, running_mean, running_var, skipped, tracked, momentum,
+                  code, slope);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& moments,
+                                                       const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                                       int64_t code, double slope) {
+  const MixGradients of = gradients(grad, input, moments, weight, bias, {}, {}, false, {0}, eps, {}, {}, code, slope);
+  return {of.x, of.weight, of.bias};
 }
 
 }  // namespace normwise

@@ -8,17 +8,26 @@
 
 namespace normwise {
 
-std::tuple<Tensor, Tensor, Tensor> mix_norm(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
-                                            const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
-                                            std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
-                                            const MaybeTensor& population_var, const MaybeTensor& running_mean,
-                                            const MaybeTensor& running_var, const MaybeTensor& skipped,
-                                            const MaybeTensor& tracked, double momentum, int64_t activation, double slope);
+std::tuple<Tensor, Tensor> mix_norm(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
+                                    const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                                    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
+                                    const MaybeTensor& population_var, const MaybeTensor& running_mean,
+                                    const MaybeTensor& running_var, const MaybeTensor& skipped, const MaybeTensor& tracked,
+                                    double momentum, int64_t activation, double slope);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
-    const Tensor& g, const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& weight,
-    const MaybeTensor& bias, const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
-    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean, const MaybeTensor& population_var,
-    int64_t activation, double slope);
+    const Tensor& g, const Tensor& x, const Tensor& moments, const MaybeTensor& weight, const MaybeTensor& bias,
+    const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits, std::vector<int64_t> groups, double eps,
+    const MaybeTensor& population_mean, const MaybeTensor& population_var, int64_t activation, double slope);
+
+// The pool over samples alone, by that batch's moments: with small tensors what an operator takes and gives is most of its time.
+std::tuple<Tensor, Tensor> batch_norm(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                      const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                                      const MaybeTensor& skipped, const MaybeTensor& tracked, double momentum,
+                                      int64_t activation, double slope);
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& g, const Tensor& x, const Tensor& moments,
+                                                       const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                                       int64_t activation, double slope);
 
 }  // namespace normwise

@@ -103,21 +103,25 @@ STABLE_TORCH_LIBRARY(normwise, m) {
   m.def(
       "grad_input(Tensor g, Tensor x, Tensor mean, Tensor center, Tensor scale, Tensor shift, Tensor grad_mean, "
       "Tensor grad_var, int activation, float slope) -> Tensor");
+  m.def("sample_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, int activation, float slope) -> (Tensor, Tensor)");
   m.def(
-      "sample_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, int activation, float slope) "
-      "-> (Tensor, Tensor, Tensor)");
+      "sample_norm_backward(Tensor g, Tensor x, Tensor moments, int groups, Tensor? weight, Tensor? bias, float eps, "
+      "int activation, float slope) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "sample_norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, int groups, Tensor? weight, Tensor? bias, "
-      "float eps, int activation, float slope) -> (Tensor, Tensor, Tensor)");
+      "batch_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, float slope) -> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_backward(Tensor g, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, float eps, int activation, "
+      "float slope) -> (Tensor, Tensor, Tensor)");
   m.def(
       "mix_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean_weight, Tensor? var_weight, bool logits, "
       "int[] groups, float eps, Tensor? population_mean, Tensor? population_var, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, float slope) "
-      "-> (Tensor, Tensor, Tensor)");
+      "-> (Tensor, Tensor)");
   m.def(
-      "mix_norm_backward(Tensor g, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, "
-      "Tensor? mean_weight, Tensor? var_weight, bool logits, int[] groups, float eps, Tensor? population_mean, "
-      "Tensor? population_var, int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "mix_norm_backward(Tensor g, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, Tensor? mean_weight, "
+      "Tensor? var_weight, bool logits, int[] groups, float eps, Tensor? population_mean, Tensor? population_var, "
+      "int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(normwise, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
@@ -129,6 +133,8 @@ STABLE_TORCH_LIBRARY_IMPL(normwise, CPU, m) {
   m.impl("grad_input", TORCH_BOX(&grad_input));
   m.impl("sample_norm", TORCH_BOX(&sample_norm));
   m.impl("sample_norm_backward", TORCH_BOX(&sample_norm_backward));
+  m.impl("batch_norm", TORCH_BOX(&batch_norm));
+  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
   m.impl("mix_norm", TORCH_BOX(&mix_norm));
   m.impl("mix_norm_backward", TORCH_BOX(&mix_norm_backward));
 }

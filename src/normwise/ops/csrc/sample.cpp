@@ -219,34 +219,31 @@ template <class T> struct Backward : Groups<T> {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, const std::optional<Tensor>& weight,
-                                               const std::optional<Tensor>& bias, double eps, int64_t code, double slope) {
+std::tuple<Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
+                                       double eps, int64_t code, double slope) {
   const Cells x(input);
-  Tensor y = x.empty_like(), mean = empty({x.N, groups}, ScalarType::Double), var = empty({x.N, groups}, ScalarType::Double);
+  Tensor y = x.empty_like(), moments = empty({2, x.N, groups}, ScalarType::Double);
   with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Forward<T> forward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
-    forward.mean = data<double>(mean);
-    forward.var = data<double>(var);
+    forward.mean = data<double>(moments);
+    forward.var = forward.mean + x.N * groups;
     forward(y);
   });
-  return {y, mean, var};
+  return {y, moments};
 }
 
-std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                                        const Tensor& var, int64_t groups,
-                                                        const std::optional<Tensor>& weight,
-                                                        const std::optional<Tensor>& bias, double eps, int64_t code,
-                                                        double slope) {
+std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& moments,
+                                                        int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
+                                                        double eps, int64_t code, double slope) {
   const Cells x(input);
   const Tensor g = x.match(grad);
   Tensor dx = x.empty_like();
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Backward<T> backward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
-    check_moments(mean, var, x.N * groups);
-    backward.mean = const_data<double>(mean);
-    backward.var = const_data<double>(var);
+    backward.mean = saved_moments(moments, x.N * groups);
+    backward.var = backward.mean + x.N * groups;
     const Buffer<double> sums(2 * x.N * x.C);
     backward.s1 = sums.data();
     backward.s2 = backward.s1 + x.N * x.C;

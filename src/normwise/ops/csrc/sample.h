@@ -5,13 +5,11 @@
 
 namespace normwise {
 
-std::tuple<Tensor, Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, const std::optional<Tensor>& weight,
-                                               const std::optional<Tensor>& bias, double eps, int64_t code, double slope);
+std::tuple<Tensor, Tensor> sample_norm(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
+                                       double eps, int64_t activation, double slope);
 
-std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                                        const Tensor& var, int64_t groups,
-                                                        const std::optional<Tensor>& weight,
-                                                        const std::optional<Tensor>& bias, double eps, int64_t code,
-                                                        double slope);
+std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& g, const Tensor& x, const Tensor& moments, int64_t groups,
+                                                        const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                                                        int64_t activation, double slope);
 
 }  // namespace normwise

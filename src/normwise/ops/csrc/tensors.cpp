@@ -123,6 +123,19 @@ template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor
   stride = samples == 1 ? 0 : tensor.stride(0);
 }
 
+void check_channels(const Cells& x, const MaybeTensor& t) {
+  STD_TORCH_CHECK(!t || (t->numel() == x.C && t->dim() > 0 && t->size(t->dim() - 1) == x.C), "normwise: expected ", x.C,
+                  " values, one a channel");
+}
+
+void check_parameter(const Cells& x, const MaybeTensor& t) {
+  if (!t) return;
+  const ScalarType dtype = t->scalar_type(), of_x = x.tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == of_x || dtype == acc_type(of_x), "normwise: the parameters are of a type that does not go with the input's");
+  if (t->dim() == 2 && t->size(0) == x.N && t->size(1) == x.C) return;
+  check_channels(x, t);
+}
+
 template struct PerCell<float>;
 template struct PerCell<double>;
 

@@ -79,12 +79,18 @@ template <class A> class Buffer {
   A& operator[](int64_t i) const { return memory[i]; }
 };
 
+// That a tensor, if there is one, has a value a channel; or, of a parameter, one a cell, in x's type or the one it is summed in.
+void check_channels(const Cells& x, const MaybeTensor& t);
+void check_parameter(const Cells& x, const MaybeTensor& t);
+
 // The learned affine around a normalization; 1 and 0 where there is none.
 template <class A> struct Parameters {
   std::optional<PerCell<A>> weight, bias;
   std::vector<A> ones, zeros;
 
   Parameters(const Cells& x, const MaybeTensor& w, const MaybeTensor& b) {
+    check_parameter(x, w);
+    check_parameter(x, b);
     if (w) weight.emplace(*w, x);
     else ones.assign(x.C, A(1));
     if (b) bias.emplace(*b, x);

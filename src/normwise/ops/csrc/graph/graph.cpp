@@ -1,5 +1,5 @@
-// Autograd in C++ for the operators that normalize in one call: `f(x, ...) -> (y, mean, var)`, whose gradients
-// `f_backward(g, x, mean, var, ...)` takes the arguments of f by their names and gives those of f's first tensors.
+// Autograd in C++ for the operators that normalize in one call: `f(x, ...) -> (y, moments)`, whose gradients
+// `f_backward(g, x, moments, ...)` takes the arguments of f by their names and gives those of f's first tensors.
 //
 // A library of its own: autograd's C++ interface is no part of torch's stable ABI, so this one serves the torch that it was
 // built with and no other. Without it mixes.py puts the same two calls into an autograd function in Python.
@@ -19,7 +19,7 @@ struct Pair {
   c10::OperatorHandle forward, backward;
   size_t gradients;                                    // how many the latter gives
   std::vector<size_t> tensors, values;                 // where the former's arguments stand that the latter takes
-  std::vector<std::pair<bool, size_t>> arguments;      // the latter's from the fifth on: a tensor or not, and which of these
+  std::vector<std::pair<bool, size_t>> arguments;      // the latter's from the fourth on: a tensor or not, and which of these
 
   explicit Pair(const std::string& name)
       : forward(c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "")),
@@ -36,7 +36,7 @@ struct Pair {
     }
   }
 
-  static constexpr size_t kGiven = 4;  // g, x, mean, var
+  static constexpr size_t kGiven = 3;  // g, x, moments
 };
 
 void call_below_autograd(const c10::OperatorHandle& op, Stack* stack) {
@@ -47,17 +47,16 @@ void call_below_autograd(const c10::OperatorHandle& op, Stack* stack) {
 at::Tensor tensor_of(const c10::IValue& value) { return value.isTensor() ? value.toTensor() : at::Tensor(); }
 
 template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
-  // Leaves mean and var on the stack: they are for the backward pass and carry no gradient.
+  // Leaves the moments on the stack: they are for the backward pass and carry no gradient.
   static variable_list forward(AutogradContext* ctx, at::TensorList, Stack* stack) {
     const Pair& op = Op::pair();
-    variable_list saved{stack->front().toTensor(), {}, {}};
+    variable_list saved{stack->front().toTensor(), {}};
     saved.reserve(saved.size() + op.tensors.size());
     ctx->saved_data.reserve(2 * op.values.size());
     for (size_t i : op.tensors) saved.push_back(tensor_of((*stack)[i]));
     for (size_t i : op.values) ctx->saved_data[op.forward.schema().arguments()[i].name()] = (*stack)[i];
     call_below_autograd(op.forward, stack);
     saved[1] = (*stack)[1].toTensor();
-    saved[2] = (*stack)[2].toTensor();
     ctx->save_for_backward(std::move(saved));
     return {stack->front().toTensor()};
   }
@@ -65,11 +64,11 @@ template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Pair& op = Op::pair();
     const variable_list saved = ctx->get_saved_variables();
-    Stack stack{std::move(grads[0]), saved[0], saved[1], saved[2]};
+    Stack stack{std::move(grads[0]), saved[0], saved[1]};
     stack.reserve(stack.size() + op.arguments.size());
     for (auto [tensor, i] : op.arguments) {
       if (!tensor) stack.push_back(ctx->saved_data[op.forward.schema().arguments()[op.values[i]].name()]);
-      else if (const at::Tensor& t = saved[i + 3]; t.defined()) stack.emplace_back(t);
+      else if (const at::Tensor& t = saved[i + 2]; t.defined()) stack.emplace_back(t);
       else stack.emplace_back();
     }
     // With create_graph=True the gradients have a graph, which Python makes.
@@ -77,7 +76,7 @@ template <class Op> struct Graph : torch::autograd::Function<Graph<Op>> {
     else call_below_autograd(op.backward, &stack);
     variable_list found{stack[0].toTensor()};
     for (size_t i = 1; i < op.gradients; ++i)
-      if (saved[i + 2].defined()) found.push_back(tensor_of(stack[i]));
+      if (saved[i + 1].defined()) found.push_back(tensor_of(stack[i]));
     found.emplace_back();  // of the stack, the other argument of forward
     return found;
   }
@@ -102,6 +101,13 @@ struct SampleNorm {
   }
 };
 
+struct BatchNorm {
+  static const Pair& pair() {
+    static const Pair op("normwise::batch_norm");
+    return op;
+  }
+};
+
 struct MixNorm {
   static const Pair& pair() {
     static const Pair op("normwise::mix_norm");
@@ -114,5 +120,6 @@ struct MixNorm {
 
 TORCH_LIBRARY_IMPL(normwise, Autograd, m) {
   m.impl("sample_norm", torch::CppFunction::makeFromBoxedFunction<&normwise::differentiable<normwise::SampleNorm>>());
+  m.impl("batch_norm", torch::CppFunction::makeFromBoxedFunction<&normwise::differentiable<normwise::BatchNorm>>());
   m.impl("mix_norm", torch::CppFunction::makeFromBoxedFunction<&normwise::differentiable<normwise::MixNorm>>());
 }
