@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from itertools import takewhile
 
 import torch
 
@@ -31,10 +32,10 @@ def describe_environment() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """Name the processor's model.
+    """Name the processor's model, with the numbers that tell apart what is sold under one name.
 
     Returns:
-        The name, or the architecture where the system does not tell.
+        Such as ``"AMD EPYC (family 26, model 2)"``, or the architecture where the system does not tell.
 
     Example:
         >>> len(processor_name()) > 0
@@ -42,6 +43,9 @@ def processor_name() -> str:
     """
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+            # Of the first processor, whose lines end with an empty one.
+            pairs = (line.partition(":") for line in takewhile(str.strip, lines))
+            told = {title.strip(): value.strip() for title, _, value in pairs}
+        return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
