@@ -154,25 +154,31 @@ inline void map_short(int64_t n, F f, T* __restrict to, const From* __restrict..
   if (i < n) store_first(to + i, n - i, f(load_first(from + i, n - i, V{})...));
 }
 
-inline float lane_sum(VectorOf<float, 16>::type v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-inline double lane_sum(VectorOf<double, 16>::type v) { return v[0] + v[1]; }
-#if NORMWISE_VECTOR_BYTES >= 32
-inline float lane_sum(VectorOf<float, 32>::type v) {
-  return lane_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+// Lanes added up until 16 bytes of them are left.
+template <class V, size_t... I> inline auto half_sum(V v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (sizeof...(I) + I)...);
 }
-inline double lane_sum(VectorOf<double, 32>::type v) {
-  return lane_sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+template <class A, int bytes = NORMWISE_VECTOR_BYTES> inline auto folded(typename VectorOf<A, bytes>::type v) {
+  if constexpr (bytes == 16) return v;
+  else return folded<A, bytes / 2>(half_sum(v, std::make_index_sequence<bytes / 2 / sizeof(A)>{}));
 }
-#endif
-#if NORMWISE_VECTOR_BYTES >= 64
-inline float lane_sum(VectorOf<float, 64>::type v) {
-  return lane_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+
+// The sum over lanes; the last additions, which would round away the most of a float32 sum, in float64.
+inline double lane_sum(Lanes<float> v) {
+  const auto wide = __builtin_convertvector(folded<float>(v), VectorOf<double, 32>::type);
+  return (wide[0] + wide[2]) + (wide[1] + wide[3]);
 }
-inline double lane_sum(VectorOf<double, 64>::type v) {
-  return lane_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+inline double lane_sum(Lanes<double> v) {
+  const auto two = folded<double>(v);
+  return two[0] + two[1];
 }
-#endif
+
+// The same where rounding does not matter but time does.
+inline float rough_lane_sum(Lanes<float> v) {
+  const auto four = folded<float>(v);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+inline double rough_lane_sum(Lanes<double> v) { return lane_sum(v); }
 
 // The even and the odd elements of a and b, one after the other.
 template <class V, size_t... I> inline Two<V> even_odd(V a, V b, std::index_sequence<I...>) {
@@ -251,7 +257,7 @@ inline Pair<Lanes<acc_t<T>>> partial_sums(int64_t n, F f, const T* lead, const F
   return {(a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3)};
 }
 
-template <class T, class F, class... From> inline Pair<acc_t<T>> sum_row(int64_t n, F f, const T* lead, const From*... from) {
+template <class T, class F, class... From> inline Pair<double> sum_row(int64_t n, F f, const T* lead, const From*... from) {
   const auto sums = partial_sums(n, f, lead, from...);
   return {lane_sum(sums.first), lane_sum(sums.second)};
 }

@@ -43,7 +43,7 @@ template <class T> inline acc_t<T> mean_of_eight(const T* x, int64_t n, int64_t 
 template <class T> inline acc_t<T> guess_center(const T* x, int64_t n) {
   using V = Lanes<acc_t<T>>;
   constexpr int W = lane_count<acc_t<T>>;
-  return n < W ? mean_of_eight(x, n, 1) : lane_sum(load_as(x, V{}) * (acc_t<T>(1) / W));
+  return n < W ? mean_of_eight(x, n, 1) : rough_lane_sum(load_as(x, V{}) * (acc_t<T>(1) / W));
 }
 
 // Whether the mean lies `offset` from the centre of these sums, which is too far: most of `square` comes from it.
@@ -51,7 +51,7 @@ inline bool is_poor_center(double offset, double square, double share) { return 
 
 // Sums about a centre lose precision if it is off by much more than the deviation; it is then moved, to the mean that it
 // led to, and the block summed again.
-template <class A> inline bool move_poor_center(A& center, A sum, A square, double share) {
+template <class A> inline bool move_poor_center(A& center, double sum, double square, double share) {
   const double offset = sum * share;
   const A better = static_cast<A>(center + offset);
   const bool poor = is_poor_center(offset, square, share) && better != center;
@@ -74,7 +74,7 @@ template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs
       const auto sums_about = [=](A center) {
         return sum_row(m, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, p);
       };
-      Pair<A> sums = sums_about(center);
+      Pair<double> sums = sums_about(center);
       // Here, where it is next to be read, and before it is wanted: a guess takes long.
       if (begin + m == n && i + 1 < runs.count) guess = guess_center(p + m, first);
       for (int tries = kTries; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries)
@@ -160,7 +160,7 @@ NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, con
       s1[i] = s2[i] = 0;
       for (int64_t begin = 0; begin < n; begin += kBlock) {
         const int64_t at = i * n + begin;
-        const Pair<A> sums = sum_row(n - begin < kBlock ? n - begin : kBlock, term, g + at, x + at);
+        const Pair<double> sums = sum_row(n - begin < kBlock ? n - begin : kBlock, term, g + at, x + at);
         s1[i] += sums.first, s2[i] += sums.second;
       }
     }
