@@ -99,7 +99,7 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof..
   const auto write_short = [=](const Row& row, int64_t i, int64_t count) {
     map_short(count, [&](auto... v) { return f(v..., row.of[J]...); }, to + i, (from + i)...);
   };
-  if (n < step) {
+  if (n < step || runs.count == 0) {
     for (int64_t r = 0; r < runs.count; ++r) write_short(row(r), r * n, n);
     return;
   }
@@ -133,7 +133,8 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[n], T* t
   map_runs<T>(runs, f, of, std::make_index_sequence<n>{}, to, from...);
 }
 
-template <class T> NORMWISE_KERNEL void row_apply(const T* x, T* y, const Runs& runs, const Affine<acc_t<T>>& affine, const Activation& activation) {
+template <class T>
+NORMWISE_KERNEL void row_apply(const T* x, T* y, const Runs& runs, const Affine<acc_t<T>>& affine, const Activation& activation) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
@@ -146,7 +147,7 @@ template <class T> NORMWISE_KERNEL void row_apply(const T* x, T* y, const Runs& 
 
 template <class T>
 NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, const acc_t<T>* mean, const Affine<acc_t<T>>& affine,
-                   const Activation& activation, double* s1, double* s2) {
+                                   const Activation& activation, double* s1, double* s2) {
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
@@ -168,8 +169,8 @@ NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, con
 }
 
 template <class T>
-NORMWISE_KERNEL void row_grad_input(const T* g, const T* x, T* dx, const Runs& runs, const Affine<acc_t<T>>& affine, const Slant<acc_t<T>>& slant,
-                    const Activation& activation) {
+NORMWISE_KERNEL void row_grad_input(const T* g, const T* x, T* dx, const Runs& runs, const Affine<acc_t<T>>& affine,
+                                    const Slant<acc_t<T>>& slant, const Activation& activation) {
   using A = acc_t<T>;
   const A leak = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
