@@ -184,15 +184,28 @@ def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def passes_under(choice: dict[str, str]) -> None:
+    """Run a part of this file with other kernels."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command += [
+        "-k",
+        "(test_moments or test_gradients or test_apply or rounded or survives or same_bits) and not lesser",
+    ]
+    done = subprocess.run(command, env={**os.environ, **choice}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets_agree(isa):
-    """Run a part of this file on the kernels for lesser processors."""
     if native.instruction_set() in ("baseline", isa):
         pytest.skip(f"this processor's best is {native.instruction_set()}: there is no lesser {isa} to ask for")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "(test_moments or test_gradients or test_apply or rounded or survives) and not lesser"]
-    done = subprocess.run(command, env={**os.environ, "NORMWISE_ISA": isa}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    passes_under({"NORMWISE_ISA": isa})
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_what_no_cache_holds_is_written_past_it(isa):
+    """As everything would be with a cache of no size."""
+    passes_under({"NORMWISE_ISA": isa, "NORMWISE_CACHE_BYTES": "0"})
 
 
 def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:

@@ -52,8 +52,14 @@ template <class F> inline void by_sample_from_the_end(int64_t begin, int64_t end
 // Elements of a piece, the place of one, and the blocks of `width` channels that start there.
 inline int64_t length(const Cells& x) { return x.M / x.pieces; }
 inline int64_t offset(const Cells& x, int64_t piece, int64_t c) { return (piece * x.C + (x.columns ? 0 : c)) * length(x) + (x.columns ? c : 0); }
-inline Tile tile(const Cells& x, int64_t width) { return {length(x), width, x.C}; }
-inline Runs runs(const Cells& x, int64_t width) { return {width, length(x)}; }
+inline Tile tile(const Cells& x, int64_t width, bool streams = false) { return {length(x), width, x.C, streams}; }
+inline Runs runs(const Cells& x, int64_t width, bool streams = false) { return {width, length(x), streams}; }
+
+// Whether a pass over so many tensors of x's size leaves nothing in the last cache of what it wrote first, where the next to read
+// it begins. Then what is written may as well go past the caches.
+template <class T> bool streams(const Cells& x, int64_t tensors) {
+  return tensors * x.numel() * int64_t{sizeof(T)} > last_cache_bytes();
+}
 
 // Calls f(piece, c, width), in parallel, for tiles of the columns layout or runs of cells of the rows layout.
 template <class F> void for_each_sum(const Cells& x, F f) {
@@ -122,9 +128,10 @@ void all_apply(const Cells& x, const Tensor& y, const AffineOf& affine, Activati
   const auto& k = kernels<T>();
   const T* from = const_data<T>(x.tensor);
   T* to = data<T>(y);
+  const bool past = streams<T>(x, 2);
   for_each_run(x, [&](int64_t n, int64_t c, int64_t first, int64_t count) {
-    if (x.columns) k.column_apply(from + first, to + first, {count, x.C, x.C}, affine(n), act);
-    else k.row_apply(from + first, to + first, runs(x, count), affine(n) + c, act);
+    if (x.columns) k.column_apply(from + first, to + first, {count, x.C, x.C, past}, affine(n), act);
+    else k.row_apply(from + first, to + first, runs(x, count, past), affine(n) + c, act);
   });
 }
 
@@ -153,11 +160,12 @@ void all_grad_input(const Tensor& g, const Cells& x, const Tensor& dx, const Aff
   const auto& k = kernels<T>();
   const T *gp = const_data<T>(g), *xp = const_data<T>(x.tensor);
   T* to = data<T>(dx);
+  const bool past = streams<T>(x, 3);
   for_each_run(x, [&](int64_t n, int64_t c, int64_t first, int64_t count) {
     const auto a = affine(n) + c;
     const auto s = slant(n) + c;
-    if (x.columns) k.column_grad_input(gp + first, xp + first, to + first, {count, x.C, x.C}, a, s, act);
-    else k.row_grad_input(gp + first, xp + first, to + first, runs(x, count), a, s, act);
+    if (x.columns) k.column_grad_input(gp + first, xp + first, to + first, {count, x.C, x.C, past}, a, s, act);
+    else k.row_grad_input(gp + first, xp + first, to + first, runs(x, count, past), a, s, act);
   });
 }
 

@@ -44,10 +44,10 @@ template <class T, class V> inline V elements(const T* p, As<V>) {
   if constexpr (std::is_arithmetic_v<V>) return load(*p);
   else return load_as(p, V{});
 }
-template <class T, class V> inline void put(T* to, Two<V> part) { store_two(to, part.first, part.second); }
-template <class T, class V> inline void put(T* to, V part) {
+template <class T, class V> inline void put(T* to, Two<V> part, bool streams) { store_two(to, part.first, part.second, streams); }
+template <class T, class V> inline void put(T* to, V part, bool streams) {
   if constexpr (std::is_arithmetic_v<V>) store(to, part);
-  else store_as(to, part);
+  else store_as(to, part, streams);
 }
 
 // Of what has one value a channel and is in_order. Register by register: a pair that is copied as a whole goes through memory.
@@ -180,6 +180,8 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
   using A = acc_t<T>;
   using Pair = Two<Lanes<A>>;
   constexpr int64_t W = lane_count<A>;
+  const auto row_bytes = static_cast<uintptr_t>(tile.stride) * sizeof(T);
+  const bool streams = tile.streams && (reinterpret_cast<uintptr_t>(to) | row_bytes) % NORMWISE_VECTOR_BYTES == 0;
   with_pairs<A>(tile.width, [&](auto pairs) {
     if constexpr (constexpr int P = pairs.value; P > 0) {
       A memory[kOrderedRoom<T>];
@@ -189,7 +191,7 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
           const int64_t at = r * tile.stride + 2 * p * W;
-          put(to + at, combine(f, elements(from[I] + at, As<Pair>{})..., channels[J].of[p]...));
+          put(to + at, combine(f, elements(from[I] + at, As<Pair>{})..., channels[J].of[p]...), streams);
         }
     } else {
       A memory[sizeof...(J)][kOrderedRoom<T>];
@@ -199,7 +201,7 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
         for (int64_t r = 0; r < tile.rows; ++r) {
           const int64_t at = r * tile.stride + begin;
           by_parts<T>(width, [&](int64_t k, auto part) {
-            put(to + at + k, combine(f, elements(from[I] + at + k, part)..., values(ordered[J] + k, part)...));
+            put(to + at + k, combine(f, elements(from[I] + at + k, part)..., values(ordered[J] + k, part)...), streams);
           });
         }
       }
@@ -209,6 +211,7 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
 template <class T, class F, size_t n, size_t m>
 inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[n], const acc_t<T>* const (&of)[m]) {
   map_tile(tile, to, f, from, of, std::make_index_sequence<n>{}, std::make_index_sequence<m>{});
+  finish_streaming(tile.streams);
 }
 
 template <class T> void column_apply(const T* x, T* y, const Tile& tile, const Affine<acc_t<T>>& affine, const Activation& activation) {

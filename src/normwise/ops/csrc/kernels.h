@@ -42,11 +42,13 @@ struct Pools {
 // A block of memory in the rows layout: `count` cells of `length` values, one after the other.
 struct Runs {
   int64_t count, length;
+  bool streams = false;  // whether what is written goes past the caches
 };
 
 // A block of memory in the columns layout: `rows` rows of `width` channels, `stride` elements from row to row.
 struct Tile {
   int64_t rows, width, stride;
+  bool streams = false;
 };
 
 constexpr int64_t kTileWidth = 2048;  // widest part of a row that column kernels take at a time; those that sum get no wider tile

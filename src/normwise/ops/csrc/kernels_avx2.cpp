@@ -7,6 +7,8 @@
 #include "kernels.h"
 
 #ifdef NORMWISE_X86_DISPATCH
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else

@@ -1,6 +1,10 @@
 // The kernels for any processor of the architecture; also where the choice between instruction sets is made.
 #include <cstdlib>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #define NORMWISE_ISA baseline
 #define NORMWISE_VECTOR_BYTES 16
 #include "table.h"

@@ -68,8 +68,29 @@ inline Two<Lanes<float>> halves(Lanes<uint32_t> words) {  // even elements, odd 
 }
 inline Two<Lanes<float>> load_two(const BFloat16* p) { return halves(load_memory<Lanes<uint32_t>>(p)); }
 
-inline void store_as(float* to, Lanes<float> v) { std::memcpy(to, &v, sizeof(v)); }
-inline void store_as(double* to, Lanes<double> v) { std::memcpy(to, &v, sizeof(v)); }
+// Stores a register; past the caches if asked, and then `to` is a multiple of its size. That saves reading a line of memory before
+// it is overwritten, and ends with finish_streaming.
+template <class V> inline void put_memory(void* to, V v, bool streams) {
+  if (!streams) return void(std::memcpy(to, &v, sizeof(v)));
+#if NORMWISE_VECTOR_BYTES == 64
+  _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)v);
+#elif NORMWISE_VECTOR_BYTES == 32
+  _mm256_stream_si256(static_cast<__m256i*>(to), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)v);
+#else
+  std::memcpy(to, &v, sizeof(v));
+#endif
+}
+// What went past the caches is in no order with other stores until then.
+inline void finish_streaming(bool streams) {
+#ifdef __SSE2__
+  if (streams) _mm_sfence();
+#endif
+}
+
+inline void store_as(float* to, Lanes<float> v, bool streams = false) { put_memory(to, v, streams); }
+inline void store_as(double* to, Lanes<double> v, bool streams = false) { put_memory(to, v, streams); }
 inline void narrow(void* to, Lanes<uint32_t> v) {
 #if NORMWISE_VECTOR_BYTES == 64
   _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v));
@@ -78,18 +99,17 @@ inline void narrow(void* to, Lanes<uint32_t> v) {
   std::memcpy(to, &low, sizeof(low));
 #endif
 }
-inline void store_as(BFloat16* to, Lanes<float> v) { narrow(to, bfloat16_bits<Lanes<uint32_t>>(v) >> 16); }
-inline void store_as(Half* to, Lanes<float> v) { narrow(to, half_bits<Lanes<uint32_t>>(v)); }
+inline void store_as(BFloat16* to, Lanes<float> v, bool = false) { narrow(to, bfloat16_bits<Lanes<uint32_t>>(v) >> 16); }
+inline void store_as(Half* to, Lanes<float> v, bool = false) { narrow(to, half_bits<Lanes<uint32_t>>(v)); }
 
 // In the order of load_two.
-template <class T> inline void store_two(T* to, Lanes<acc_t<T>> first, Lanes<acc_t<T>> second) {
-  store_as(to, first);
-  store_as(to + lane_count<acc_t<T>>, second);
+template <class T> inline void store_two(T* to, Lanes<acc_t<T>> first, Lanes<acc_t<T>> second, bool streams = false) {
+  store_as(to, first, streams);
+  store_as(to + lane_count<acc_t<T>>, second, streams);
 }
-inline void store_two(BFloat16* to, Lanes<float> even, Lanes<float> odd) {
+inline void store_two(BFloat16* to, Lanes<float> even, Lanes<float> odd, bool streams = false) {
   using U = Lanes<uint32_t>;
-  const U words = bfloat16_bits<U>(even) >> 16 | (bfloat16_bits<U>(odd) & 0xffff0000u);
-  std::memcpy(to, &words, sizeof(words));
+  put_memory(to, bfloat16_bits<U>(even) >> 16 | (bfloat16_bits<U>(odd) & 0xffff0000u), streams);
 }
 
 // The first `count` lanes, 0 < count < all, of which only those are read or written: a second store to the same place, or

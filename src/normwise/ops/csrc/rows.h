@@ -95,6 +95,7 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof..
   constexpr int64_t step = step_size<T>;
   struct Row { Lanes<A> of[sizeof...(J)]; };
   const int64_t n = runs.length;
+  const bool streams = runs.streams;
   const auto row = [&](int64_t r) { return Row{{(Lanes<A>{} + of[J][r])...}}; };
   const auto write_short = [=](const Row& row, int64_t i, int64_t count) {
     map_short(count, [&](auto... v) { return f(v..., row.of[J]...); }, to + i, (from + i)...);
@@ -106,10 +107,10 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof..
   // The second row is for the second half of load_two.
   const auto write = [=](int64_t i, const Row& first, const Row& second) {
     if constexpr (step > lane_count<A>) {
-      const auto both = [&](auto... two) { store_two(to + i, f(two.first..., first.of[J]...), f(two.second..., second.of[J]...)); };
+      const auto both = [&](auto... two) { store_two(to + i, f(two.first..., first.of[J]...), f(two.second..., second.of[J]...), streams); };
       both(load_two(from + i)...);
     } else {
-      store_as(to + i, f(load_as(from + i, Lanes<A>{})..., first.of[J]...));
+      store_as(to + i, f(load_as(from + i, Lanes<A>{})..., first.of[J]...), streams);
     }
   };
   int64_t i = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) / sizeof(T) % step);
@@ -131,6 +132,7 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof..
 template <class T, class F, size_t n, class... From>
 inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[n], T* to, const From*... from) {
   map_runs<T>(runs, f, of, std::make_index_sequence<n>{}, to, from...);
+  finish_streaming(runs.streams);
 }
 
 template <class T>

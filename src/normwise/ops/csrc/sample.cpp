@@ -117,9 +117,10 @@ template <class T> struct Forward : Groups<T> {
       k.row_moments(from, {count, width * x.M / count}, mu, m2);
     }
     pool(n, c, width, mu, m2, {center, scale, shift});
-    if (x.columns) return k.column_apply(from, to, tile(x, width), affine, this->act);
+    const bool past = streams<T>(x, 2);
+    if (x.columns) return k.column_apply(from, to, tile(x, width, past), affine, this->act);
     from_the_end(x, width, [&](int64_t i, int64_t count) {
-      k.row_apply(from + i * x.M, to + i * x.M, runs(x, count), affine + i, this->act);
+      k.row_apply(from + i * x.M, to + i * x.M, runs(x, count, past), affine + i, this->act);
     });
   }
 
@@ -183,19 +184,20 @@ template <class T> struct Backward : Groups<T> {
     T* to = data<T>(dx) + at;
     double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
     const Arrays a(scratch.affine.data(), width);
+    const bool past = streams<T>(x, 3);
     repeat(n, c, width, a);
     if (x.columns) {
       for (int64_t i = 0; i < width; i += kTileWidth)
         k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.center + i, a.affine() + i, this->act,
                            one + i, two + i);
       solve(n, c, width, a);
-      k.column_grad_input(gp, xp, to, tile(x, width), a.affine(), a.slant(), this->act);
+      k.column_grad_input(gp, xp, to, tile(x, width, past), a.affine(), a.slant(), this->act);
     } else {
       k.row_grad_sums(gp, xp, runs(x, width), a.center, a.affine(), this->act, one, two);
       solve(n, c, width, a);
       from_the_end(x, width, [&](int64_t i, int64_t count) {
         const int64_t at = i * x.M;
-        k.row_grad_input(gp + at, xp + at, to + at, runs(x, count), a.affine() + i, a.slant() + i, this->act);
+        k.row_grad_input(gp + at, xp + at, to + at, runs(x, count, past), a.affine() + i, a.slant() + i, this->act);
       });
     }
   }
