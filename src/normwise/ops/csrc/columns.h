@@ -174,14 +174,12 @@ template <class A, class F> inline void with_pairs(int64_t width, const F& f) {
 }
 
 // to[r, k] = f(from[r, k]..., of[k]...), where f takes registers or single values.
-template <class T, class F, size_t... I, size_t... J>
+template <bool streams, class T, class F, size_t... I, size_t... J>
 inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof...(I)], const acc_t<T>* const (&of)[sizeof...(J)],
                      std::index_sequence<I...>, std::index_sequence<J...>) {
   using A = acc_t<T>;
   using Pair = Two<Lanes<A>>;
   constexpr int64_t W = lane_count<A>;
-  const auto row_bytes = static_cast<uintptr_t>(tile.stride) * sizeof(T);
-  const bool streams = tile.streams && (reinterpret_cast<uintptr_t>(to) | row_bytes) % NORMWISE_VECTOR_BYTES == 0;
   with_pairs<A>(tile.width, [&](auto pairs) {
     if constexpr (constexpr int P = pairs.value; P > 0) {
       A memory[kOrderedRoom<T>];
@@ -210,8 +208,15 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
 }
 template <class T, class F, size_t n, size_t m>
 inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[n], const acc_t<T>* const (&of)[m]) {
-  map_tile(tile, to, f, from, of, std::make_index_sequence<n>{}, std::make_index_sequence<m>{});
-  finish_streaming(tile.streams);
+  constexpr std::make_index_sequence<n> inputs{};
+  constexpr std::make_index_sequence<m> values{};
+  const uintptr_t row_bytes = static_cast<uintptr_t>(tile.stride) * sizeof(T);
+  if (tile.streams && (reinterpret_cast<uintptr_t>(to) | row_bytes) % NORMWISE_VECTOR_BYTES == 0) {
+    map_tile<true>(tile, to, f, from, of, inputs, values);
+    finish_streaming();
+  } else {
+    map_tile<false>(tile, to, f, from, of, inputs, values);
+  }
 }
 
 template <class T> void column_apply(const T* x, T* y, const Tile& tile, const Affine<acc_t<T>>& affine, const Activation& activation) {

@@ -83,9 +83,9 @@ template <class V> inline void put_memory(void* to, V v, bool streams) {
 #endif
 }
 // What went past the caches is in no order with other stores until then.
-inline void finish_streaming(bool streams) {
+inline void finish_streaming() {
 #ifdef __SSE2__
-  if (streams) _mm_sfence();
+  _mm_sfence();
 #endif
 }
 

@@ -88,14 +88,13 @@ template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs
 // to[r, i] = f(from[r, i]..., of[r]...), where f takes registers. Over all rows as one run of memory: whatever a row's length, a
 // register is stored where a line of memory begins, and rows have no ends to write apart, but for the first and the last. Where
 // a register has elements of two rows, it has the values of both.
-template <class T, class F, size_t... J, class... From>
+template <bool streams, class T, class F, size_t... J, class... From>
 inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof...(J)], std::index_sequence<J...>, T* to,
                      const From*... from) {
   using A = acc_t<T>;
   constexpr int64_t step = step_size<T>;
   struct Row { Lanes<A> of[sizeof...(J)]; };
   const int64_t n = runs.length;
-  const bool streams = runs.streams;
   const auto row = [&](int64_t r) { return Row{{(Lanes<A>{} + of[J][r])...}}; };
   const auto write_short = [=](const Row& row, int64_t i, int64_t count) {
     map_short(count, [&](auto... v) { return f(v..., row.of[J]...); }, to + i, (from + i)...);
@@ -131,8 +130,13 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof..
 }
 template <class T, class F, size_t n, class... From>
 inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[n], T* to, const From*... from) {
-  map_runs<T>(runs, f, of, std::make_index_sequence<n>{}, to, from...);
-  finish_streaming(runs.streams);
+  constexpr std::make_index_sequence<n> values{};
+  if (runs.streams) {
+    map_runs<true, T>(runs, f, of, values, to, from...);
+    finish_streaming();
+  } else {
+    map_runs<false, T>(runs, f, of, values, to, from...);
+  }
 }
 
 template <class T>
