@@ -4,6 +4,7 @@
 // number of threads.
 #pragma once
 
+#include "caches.h"
 #include "members.h"
 
 namespace normwise {

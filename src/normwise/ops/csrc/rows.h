@@ -62,14 +62,13 @@ template <class A> inline bool move_poor_center(A& center, double sum, double sq
 template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
   using A = acc_t<T>;
   const int64_t n = runs.length, first = n < kBlock ? n : kBlock;
-  const double first_share = 1.0 / static_cast<double>(first);
   A guess = n > 0 && runs.count > 0 ? guess_center(x, first) : A(0);
   for (int64_t i = 0; i < runs.count; ++i) {
     mean[i] = m2[i] = 0;
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       const T* p = x + i * n + begin;
       const int64_t m = n - begin < kBlock ? n - begin : kBlock;
-      const double share = m == first ? first_share : 1.0 / static_cast<double>(m);
+      const double share = 1.0 / static_cast<double>(m);
       A center = begin == 0 ? guess : static_cast<A>(mean[i]);
       const auto sums_about = [=](A center) {
         return sum_row(m, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, p);

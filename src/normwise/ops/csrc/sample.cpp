@@ -1,7 +1,6 @@
 #include "sample.h"
 
-#include <unistd.h>
-
+#include "caches.h"
 #include "cells.h"
 
 namespace normwise {
@@ -13,14 +12,7 @@ namespace {
 constexpr int64_t kTaskBytes = 4 * 1024, kLongTaskBytes = 256 * 1024;
 // In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
 // Up to half of the second-level cache, where that is known.
-int64_t column_task_bytes() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  static const int64_t bytes = std::max<int64_t>(512 * 1024, sysconf(_SC_LEVEL2_CACHE_SIZE) / 2);
-  return bytes;
-#else
-  return 512 * 1024;
-#endif
-}
+int64_t column_task_bytes() { return std::max<int64_t>(512 * 1024, second_cache_bytes() / 2); }
 
 // A group in one piece is summed as one row where its cells have fewer elements than this, which would not be worth the
 // overhead of their own means; in the columns layout, where only a whole sample is in one piece, in rows no longer than this.

@@ -52,9 +52,6 @@ struct Cells {
 
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype);
 
-// The size of the last cache before memory; the environment variable NORMWISE_CACHE_BYTES may say another.
-int64_t last_cache_bytes();
-
 inline ScalarType acc_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
 // The elements of any tensor, in order.
