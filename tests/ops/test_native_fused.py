@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,38 @@ def test_sample_norm_errs_no_more_than_torch(mean, std, layout, groups):
     ours = (native.sample_norm(x, groups)[0] - expected).abs().max().item()
     theirs = (F.group_norm(x, groups) - expected).abs().max().item()
     assert ours <= max(theirs, 1e-6)
+
+
+@pytest.mark.skipif(native.available() and native.instruction_set() == "baseline", reason="there is no fused multiply-add")
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 0])
+def test_float32_is_rounded_once(mean, layout, groups):
+    """But for the shift, which is of the size of mean over deviation."""
+    x = problem((8, 64, 28, 28), torch.float32, layout, mean, 1.0)[0]
+    weight = torch.rand(64) + 0.5
+    y = native.mix_norm(x, [groups], weight)[0]
+    parameters = [weight.double(), torch.zeros(64).double(), torch.zeros(1).double(), torch.zeros(1).double()]
+    expected = oracle_mix(x.double(), [groups], parameters, None)
+    half_a_digit = torch.from_numpy(np.spacing(y.abs().numpy())).double() / 2
+    assert ((y - expected).abs() - half_a_digit).max().item() <= 6e-8 + 1e-7 * mean
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_channels_far_from_zero_leave_the_others_alone(dtype, layout):
+    """Whether a channel has a centre to subtract is its own matter."""
+    x, g, *_ = problem((4, 64, 9, 9), dtype, layout, 0.0, 1.0)
+    far = x.clone()
+    far[:, 1] += 100
+    others = [c for c in range(64) if c != 1]
+    results = []
+    for given in (x, far):
+        y, moments = native.mix_norm(given, [0], activation="silu")
+        dx = native.mix_norm_backward(g, given, moments, [0], activation="silu")[0]
+        results.append((y[:, others], dx[:, others]))
+    for near, beside in zip(*results, strict=True):
+        torch.testing.assert_close(near, beside, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])

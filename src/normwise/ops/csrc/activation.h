@@ -1,6 +1,7 @@
 // The activations that can be fused, as values and as factors of the incoming gradient.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <type_traits>
 
@@ -54,6 +55,32 @@ template <Act kind, class V, class A> inline V activate_grad(V g, V z, A slope) 
     return g * s * (A(1) + z * (A(1) - s));
   }
   return g;
+}
+
+// Calls f with the centres, or with nothing where all are 0: what need not be subtracted need not be read. An element loses
+// those that there are by (v - ... - center).
+template <class A, class F> inline void with_center(const A* center, int64_t channels, const F& f) {
+  int away = 0;
+#pragma omp simd reduction(| : away)
+  for (int64_t c = 0; c < channels; ++c) away |= center[c] != 0;
+  if (away) f(center);
+  else f();
+}
+
+// Calls f with what normalizes an element, and the arrays that this takes besides it.
+template <class T, class F> inline void with_affine(const Affine<acc_t<T>>& of, int64_t channels, const F& f) {
+  with_center(of.center, channels, [&](auto... centers) {
+    if constexpr (std::is_same_v<T, float>) {
+      const auto normalized = [](auto v, auto scale, auto rest, auto shift, auto... center) {
+        v = (v - ... - center);
+        return v * scale + (v * rest + shift);
+      };
+      f(normalized, std::array{of.scale, of.rest, of.shift, centers...});
+    } else {
+      const auto normalized = [](auto v, auto scale, auto shift, auto... center) { return (v - ... - center) * scale + shift; };
+      f(normalized, std::array{of.scale, of.shift, centers...});
+    }
+  });
 }
 
 // Calls f with the activation as a compile-time constant.

@@ -175,7 +175,7 @@ template <class A, class F> inline void with_pairs(int64_t width, const F& f) {
 
 // to[r, k] = f(from[r, k]..., of[k]...), where f takes registers or single values.
 template <bool streams, class T, class F, size_t... I, size_t... J>
-inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof...(I)], const acc_t<T>* const (&of)[sizeof...(J)],
+inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof...(I)], const std::array<const acc_t<T>*, sizeof...(J)>& of,
                      std::index_sequence<I...>, std::index_sequence<J...>) {
   using A = acc_t<T>;
   using Pair = Two<Lanes<A>>;
@@ -207,7 +207,7 @@ inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[sizeof
   });
 }
 template <class T, class F, size_t n, size_t m>
-inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[n], const acc_t<T>* const (&of)[m]) {
+inline void map_tile(const Tile& tile, T* to, F f, const T* const (&from)[n], const std::array<const acc_t<T>*, m>& of) {
   constexpr std::make_index_sequence<n> inputs{};
   constexpr std::make_index_sequence<m> values{};
   const uintptr_t row_bytes = static_cast<uintptr_t>(tile.stride) * sizeof(T);
@@ -223,10 +223,9 @@ template <class T> void column_apply(const T* x, T* y, const Tile& tile, const A
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    const auto value = [=](auto v, auto center, auto scale, auto shift) {
-      return activate<kind.value>((v - center) * scale + shift, slope);
-    };
-    map_tile<T>(tile, y, value, {x}, {affine.center, affine.scale, affine.shift});
+    with_affine<T>(affine, tile.width, [&](auto normalized, const auto& of) {
+      map_tile<T>(tile, y, [=](auto... v) { return activate<kind.value>(normalized(v...), slope); }, {x}, of);
+    });
   });
 }
 
@@ -276,10 +275,13 @@ void column_grad_input(const T* g, const T* x, T* dx, const Tile& tile, const Af
   using A = acc_t<T>;
   const A leak = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    const auto value = [=](auto d, auto v, auto center, auto scale, auto shift, auto mean, auto slope, auto offset) {
-      return scale * activate_grad<kind.value>(d, (v - center) * scale + shift, leak) + (slope * (v - mean) + offset);
+    const auto value = [=](auto d, auto v, auto scale, auto shift, auto slope, auto offset, auto... center) {
+      v = (v - ... - center);
+      return scale * activate_grad<kind.value>(d, v * scale + shift, leak) + (slope * v + offset);
     };
-    map_tile<T>(tile, dx, value, {g, x}, {affine.center, affine.scale, affine.shift, slant.mean, slant.slope, slant.offset});
+    with_center(affine.center, tile.width, [&](auto... center) {
+      map_tile<T>(tile, dx, value, {g, x}, std::array{affine.scale, affine.shift, slant.slope, slant.offset, center...});
+    });
   });
 }
 

@@ -16,21 +16,32 @@ struct Activation {
   double slope;  // of leaky_relu
 };
 
-// y = act((x - center) * scale + shift); pointers to one value a channel.
+// y = act((x - center) * (scale + rest) + shift); pointers to one value a channel. `rest` is what rounding took from scale; only
+// what writes float32 output reads it, as nowhere else would it show.
 template <class A> struct Affine {
-  const A *center, *scale, *shift;
-  Affine operator+(int64_t c) const { return {center + c, scale + c, shift + c}; }
+  const A *center, *scale, *shift, *rest;
+  Affine operator+(int64_t c) const { return {center + c, scale + c, shift + c, rest + c}; }
 };
 
-// dx = scale * g' + slope * (x - mean) + offset; pointers to one value a channel.
+// dx = scale * g' + slope * (x - center) + offset; pointers to one value a channel.
 template <class A> struct Slant {
-  const A *mean, *slope, *offset;
-  Slant operator+(int64_t c) const { return {mean + c, slope + c, offset + c}; }
+  const A *slope, *offset;
+  Slant operator+(int64_t c) const { return {slope + c, offset + c}; }
 };
 
 // What is learned, and what normalizes, channel by channel.
 template <class A> struct Learned { const A *weight, *bias; };
-template <class A> struct ChannelAffine { A *center, *scale, *shift; };
+template <class A> struct ChannelAffine {
+  A *center, *scale, *shift, *rest;
+  static constexpr int64_t kArrays = 4;  // in memory for so many times `count` values, one after the other
+  ChannelAffine(A* memory, int64_t count) : center(memory), scale(center + count), shift(scale + count), rest(shift + count) {}
+  ChannelAffine operator+(int64_t c) const {
+    ChannelAffine moved = *this;
+    for (A** p : {&moved.center, &moved.scale, &moved.shift, &moved.rest}) *p += c;
+    return moved;
+  }
+  operator Affine<A>() const { return {center, scale, shift, rest}; }
+};
 
 // Neighbouring groups of a sample: how many, the channels of each and its elements, and the equal parts of it whose moments
 // are known.
@@ -69,7 +80,7 @@ template <class T> struct Kernels {
   void (*column_grad_input)(const T* g, const T* x, T* dx, const Tile&, const Affine<A>&, const Slant<A>&, const Activation&);
   // Between them, on values of channels: see pools.h.
   void (*pool_groups)(const Pools&, const double* mu, const double* m2, const Learned<A>&, double* mean, double* var, const ChannelAffine<A>&);
-  void (*repeat_groups)(const Pools&, const double* mean, const double* var, const Learned<A>&, const ChannelAffine<A>&);
+  void (*repeat_groups)(const Pools&, const double* mean, const double* var, const Learned<A>&, const ChannelAffine<A>&, A* about);
   void (*solve_groups)(const Pools&, const double* mean, const double* var, const A* center, const A* weight, const double* s1, double* s2,
                        A* slope, A* offset);
   void (*channel_affine)(int64_t count, const double* mean, const double* var, double eps, const Learned<A>&, const ChannelAffine<A>&);

@@ -3,7 +3,7 @@
 // In an unnamed namespace, as the instruction-set specific sources must each keep their own copy.
 #pragma once
 
-#include <cstdint>
+#include "kernels.h"
 
 namespace normwise {
 namespace {
@@ -18,18 +18,15 @@ template <class F> inline double total(int64_t n, F term) {
   return ((chains[0] + chains[1]) + (chains[2] + chains[3])) + ((chains[4] + chains[5]) + (chains[6] + chains[7]));
 }
 
-// What normalizes by a mean, with `s` the weight over the deviation, about a center: y = (x - center) * scale + shift. What
-// rounding takes from center and scale goes into the shift.
-template <class A> inline void normalizing_about(double about, double mean, double s, A bias, A& center, A& scale, A& shift) {
-  center = static_cast<A>(about);
-  scale = static_cast<A>(s);
-  shift = static_cast<A>(bias + (static_cast<double>(center) - mean) * static_cast<double>(scale));
-}
-
-// About 0 where the mean is within a deviation of it, which rounds once less. Equal values, which have no variance, come out
-// as the bias to the last bit.
-template <class A> inline void normalizing(double mean, double var, double s, A bias, A& center, A& scale, A& shift) {
-  normalizing_about(mean * mean < var ? 0.0 : mean, mean, s, bias, center, scale, shift);
+// Writes what normalizes channel i by its mean, with `s` the weight over the deviation. About 0 where the mean is within four
+// deviations of it: then there is nothing to subtract, and nothing to round. Equal values, which have no variance, come out as
+// the bias to the last bit. What rounding takes from the center goes into the shift.
+template <class A> inline void normalize(double mean, double var, double s, A bias, const ChannelAffine<A>& to, int64_t i) {
+  const A center = static_cast<A>(mean * mean < 16 * var ? 0.0 : mean), scale = static_cast<A>(s);
+  to.center[i] = center;
+  to.scale[i] = scale;
+  to.rest[i] = static_cast<A>(s - static_cast<double>(scale));
+  to.shift[i] = static_cast<A>(bias + (static_cast<double>(center) - mean) * s);
 }
 
 }  // namespace

@@ -23,20 +23,18 @@ void join_samples(Cells& x, const std::vector<int64_t>& groups, const MaybeTenso
 template <class A> struct Rows {
   int64_t C, count, stride;
   Buffer<A> memory;
-  A *center, *scale, *shift;
+  ChannelAffine<A> all;
 
   Rows(const Cells& x, bool uniform)
-      : C(x.C), count(uniform ? std::min<int64_t>(1, x.N) : x.N), stride(uniform ? 0 : x.C), memory(3 * count * x.C) {
-    center = memory.data(), scale = center + count * C, shift = scale + count * C;
-  }
-  Affine<A> affine(int64_t n) const { return Affine<A>{center, scale, shift} + n * stride; }
+      : C(x.C), count(uniform ? std::min<int64_t>(1, x.N) : x.N), stride(uniform ? 0 : x.C), 
+        memory(ChannelAffine<A>::kArrays * count * x.C), all(memory.data(), count * x.C) {}
+  ChannelAffine<A> of(int64_t n) const { return all + n * stride; }
 };
 
 // What normalizes sample n by its channels' mixed moments.
 template <class T, class A>
 void fill_row(const Rows<A>& rows, const Parameters<A>& p, int64_t n, const double* mean, const double* var, double eps) {
-  const int64_t at = n * rows.stride;
-  kernels<T>().channel_affine(rows.C, mean, var, eps, {p.weights(n), p.biases(n)}, {rows.center + at, rows.scale + at, rows.shift + at});
+  kernels<T>().channel_affine(rows.C, mean, var, eps, {p.weights(n), p.biases(n)}, rows.of(n));
 }
 
 void count(const MaybeTensor& counter) {
@@ -109,7 +107,7 @@ MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& mo
     // Sums about the cells' means, rounded, lose the least; where these are not known, about the centre.
     const Buffer<A> means(reads ? cells : 0);
     if (reads) std::copy_n(mean, cells, means.data());
-    const A* about = reads ? means.data() : rows.center;
+    const A* about = reads ? means.data() : rows.all.center;
     const int64_t about_stride = reads ? C : rows.stride;
     const Buffer<double> center(cells), rstd(cells);
     parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
@@ -123,7 +121,7 @@ MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& mo
     const Buffer<double> sums(2 * cells), grads(2 * cells);
     double *s1 = sums.data(), *s2 = s1 + cells, *grad_mean = grads.data(), *grad_var = grad_mean + cells;
     all_grad_sums<T>(
-        g, x, [&](int64_t n) { return about + n * about_stride; }, [&](int64_t n) { return rows.affine(n); }, act, s1, s2);
+        g, x, [&](int64_t n) { return about + n * about_stride; }, [&](int64_t n) { return rows.of(n); }, act, s1, s2);
     parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const A *weight = parameters.weights(n), *mu = about + n * about_stride;
@@ -144,17 +142,18 @@ MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& mo
       const Buffer<double> of_mean(C), of_var(C);
       for (int64_t n = begin; n < end; ++n) {
         const double* mu = mean + (reads ? n * C : 0);
+        const A* center = rows.of(n).center;
         members.cell_gradients(n, mu, of_mean.data(), of_var.data());
         for (int64_t i = 0; i < C; ++i) {
-          const double tilt = 2 * of_var[i] * share, lost = reads ? about[n * C + i] - mu[i] : 0;
+          const double tilt = 2 * of_var[i] * share, way = reads ? center[i] - mu[i] : 0;
           slopes[n * C + i] = static_cast<A>(tilt);
-          offsets[n * C + i] = static_cast<A>(of_mean[i] * share + tilt * lost);
+          offsets[n * C + i] = static_cast<A>(of_mean[i] * share + tilt * way);
         }
       }
     });
     all_grad_input<T>(
-        g, x, dx, [&](int64_t n) { return rows.affine(n); },
-        [&](int64_t n) { return Slant<A>{about + n * about_stride, slopes.data() + n * C, offsets.data() + n * C}; }, act);
+        g, x, dx, [&](int64_t n) { return rows.of(n); },
+        [&](int64_t n) { return Slant<A>{slopes.data() + n * C, offsets.data() + n * C}; }, act);
     auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
     shares_vjp(mean_shares, logits, grad_means);
     shares_vjp(var_shares, logits, grad_vars);
@@ -200,7 +199,7 @@ std::tuple<Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weig
         fill_row<T>(rows, parameters, n, mixed.data(), mixed.data() + x.C, eps);
       }
     });
-    all_apply<T>(x, y, [&](int64_t n) { return rows.affine(n); }, act);
+    all_apply<T>(x, y, [&](int64_t n) { return rows.of(n); }, act);
     if (running_mean && running_var && members.over_samples())
       update_running<A>(x, *members.over_samples(), *running_mean, *running_var, skipped, tracked, momentum);
     return std::tuple<Tensor, Tensor>{y, moments};

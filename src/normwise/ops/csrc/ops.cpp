@@ -6,6 +6,15 @@
 namespace normwise {
 namespace {
 
+// An affine as the caller computed it, which tells nothing of what rounding took.
+template <class A> struct GivenAffine {
+  PerCell<A> center, scale, shift;
+  std::vector<A> rest;
+  GivenAffine(const Cells& x, const Tensor& center, const Tensor& scale, const Tensor& shift)
+      : center(center, x), scale(scale, x), shift(shift, x), rest(x.C) {}
+  Affine<A> operator()(int64_t n) const { return {center.sample(n), scale.sample(n), shift.sample(n), rest.data()}; }
+};
+
 Activation activation(int64_t code, double slope) { return {static_cast<Act>(code), slope}; }
 
 std::tuple<Tensor, Tensor> moments(const Tensor& input) {
@@ -35,8 +44,8 @@ Tensor apply(const Tensor& input, const Tensor& center, const Tensor& scale, con
   with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const PerCell<A> a(center, x), b(scale, x), c(shift, x);
-    all_apply<T>(x, y, [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; }, activation(code, slope));
+    const GivenAffine<A> affine(x, center, scale, shift);
+    all_apply<T>(x, y, affine, activation(code, slope));
   });
   return y;
 }
@@ -50,13 +59,12 @@ std::tuple<Tensor, Tensor> grad_sums(const Tensor& grad, const Tensor& input, co
   with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const PerCell<A> mu(mean, x), a(center, x), b(scale, x), c(shift, x);
+    const PerCell<A> mu(mean, x);
+    const GivenAffine<A> affine(x, center, scale, shift);
     const int64_t cells = x.N * x.C;
     const Buffer<double> sums(2 * cells);
     all_grad_sums<T>(
-        g, x, [&](int64_t n) { return mu.sample(n); },
-        [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; }, activation(code, slope), sums.data(),
-        sums.data() + cells);
+        g, x, [&](int64_t n) { return mu.sample(n); }, affine, activation(code, slope), sums.data(), sums.data() + cells);
     std::copy_n(sums.data(), cells, data<A>(s1));
     std::copy_n(sums.data() + cells, cells, data<A>(s2));
   });
@@ -71,19 +79,19 @@ Tensor grad_input(const Tensor& grad, const Tensor& input, const Tensor& mean, c
   with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const PerCell<A> mu(mean, x), a(center, x), b(scale, x), c(shift, x), gm(grad_mean, x), gv(grad_var, x);
-    // Divided by M once, in rows of their own; one row if all samples share their gradients.
-    const int64_t rows = gm.stride == 0 && gv.stride == 0 ? std::min<int64_t>(1, x.N) : x.N, stride = rows > 1 ? x.C : 0;
-    const A share = A(1.0 / static_cast<double>(std::max<int64_t>(1, x.M)));
-    const Buffer<A> slopes(rows * x.C), offsets(rows * x.C);
-    for (int64_t n = 0; n < rows; ++n)
+    const PerCell<A> mu(mean, x), gm(grad_mean, x), gv(grad_var, x);
+    const GivenAffine<A> affine(x, center, scale, shift);
+    // About the centre, where they were given about the mean.
+    const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
+    const Buffer<A> slopes(x.N * x.C), offsets(x.N * x.C);
+    for (int64_t n = 0; n < x.N; ++n)
       for (int64_t i = 0; i < x.C; ++i) {
-        slopes[n * x.C + i] = 2 * gv.sample(n)[i] * share;
-        offsets[n * x.C + i] = gm.sample(n)[i] * share;
+        const double tilt = 2 * share * gv.sample(n)[i], way = affine(n).center[i] - static_cast<double>(mu.sample(n)[i]);
+        slopes[n * x.C + i] = static_cast<A>(tilt);
+        offsets[n * x.C + i] = static_cast<A>(share * gm.sample(n)[i] + tilt * way);
       }
     all_grad_input<T>(
-        g, x, dx, [&](int64_t n) { return Affine<A>{a.sample(n), b.sample(n), c.sample(n)}; },
-        [&](int64_t n) { return Slant<A>{mu.sample(n), slopes.data() + n * stride, offsets.data() + n * stride}; },
+        g, x, dx, affine, [&](int64_t n) { return Slant<A>{slopes.data() + n * x.C, offsets.data() + n * x.C}; },
         activation(code, slope));
   });
   return dx;

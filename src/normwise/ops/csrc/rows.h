@@ -88,7 +88,7 @@ template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs
 // register is stored where a line of memory begins, and rows have no ends to write apart, but for the first and the last. Where
 // a register has elements of two rows, it has the values of both.
 template <bool streams, class T, class F, size_t... J, class... From>
-inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof...(J)], std::index_sequence<J...>, T* to,
+inline void map_runs(const Runs& runs, F f, const std::array<const acc_t<T>*, sizeof...(J)>& of, std::index_sequence<J...>, T* to,
                      const From*... from) {
   using A = acc_t<T>;
   constexpr int64_t step = step_size<T>;
@@ -128,7 +128,7 @@ inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[sizeof..
   }
 }
 template <class T, class F, size_t n, class... From>
-inline void map_runs(const Runs& runs, F f, const acc_t<T>* const (&of)[n], T* to, const From*... from) {
+inline void map_runs(const Runs& runs, F f, const std::array<const acc_t<T>*, n>& of, T* to, const From*... from) {
   constexpr std::make_index_sequence<n> values{};
   if (runs.streams) {
     map_runs<true, T>(runs, f, of, values, to, from...);
@@ -143,10 +143,9 @@ NORMWISE_KERNEL void row_apply(const T* x, T* y, const Runs& runs, const Affine<
   using A = acc_t<T>;
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    const auto value = [=](auto v, auto center, auto scale, auto shift) {
-      return activate<kind.value>((v - center) * scale + shift, slope);
-    };
-    map_runs<T>(runs, value, {affine.center, affine.scale, affine.shift}, y, x);
+    with_affine<T>(affine, runs.count, [&](auto normalized, const auto& of) {
+      map_runs<T>(runs, [=](auto... v) { return activate<kind.value>(normalized(v...), slope); }, of, y, x);
+    });
   });
 }
 
@@ -179,10 +178,13 @@ NORMWISE_KERNEL void row_grad_input(const T* g, const T* x, T* dx, const Runs& r
   using A = acc_t<T>;
   const A leak = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
-    const auto value = [=](auto d, auto v, auto center, auto scale, auto shift, auto mean, auto slope, auto offset) {
-      return scale * activate_grad<kind.value>(d, (v - center) * scale + shift, leak) + (slope * (v - mean) + offset);
+    const auto value = [=](auto d, auto v, auto scale, auto shift, auto slope, auto offset, auto... center) {
+      v = (v - ... - center);
+      return scale * activate_grad<kind.value>(d, v * scale + shift, leak) + (slope * v + offset);
     };
-    map_runs<T>(runs, value, {affine.center, affine.scale, affine.shift, slant.mean, slant.slope, slant.offset}, dx, g, x);
+    with_center(affine.center, runs.count, [&](auto... center) {
+      map_runs<T>(runs, value, std::array{affine.scale, affine.shift, slant.slope, slant.offset, center...}, dx, g, x);
+    });
   });
 }
 

@@ -21,7 +21,7 @@ constexpr int64_t kShortRow = 1024, kLongRow = 128 * 1024;
 template <class A> struct Scratch {
   Buffer<double> sums;
   Buffer<A> affine;
-  explicit Scratch(int64_t cells) : sums(2 * cells), affine(5 * cells) {}
+  explicit Scratch(int64_t cells) : sums(2 * cells), affine((3 + ChannelAffine<A>::kArrays) * cells) {}
 };
 
 // Calls f(first, count) for parts of `width` cells of a sample, as for_each_run: a group may be larger than the cache.
@@ -99,8 +99,8 @@ template <class T> struct Forward : Groups<T> {
     const T* from = const_data<T>(x.tensor) + at;
     T* to = data<T>(y) + at;
     double *mu = scratch.sums.data(), *m2 = mu + width;
-    A *center = scratch.affine.data(), *scale = center + width, *shift = scale + width;
-    const Affine<A> affine{center, scale, shift};
+    const ChannelAffine<A> channel(scratch.affine.data(), width);
+    const Affine<A> affine = channel;
     const int64_t count = width / channels * parts;
     if (x.columns && parts == channels) {
       for (int64_t i = 0; i < width; i += kTileWidth)
@@ -108,7 +108,7 @@ template <class T> struct Forward : Groups<T> {
     } else {
       k.row_moments(from, {count, width * x.M / count}, mu, m2);
     }
-    pool(n, c, width, mu, m2, {center, scale, shift});
+    pool(n, c, width, mu, m2, channel);
     const bool past = streams<T>(x, 2);
     if (x.columns) return k.column_apply(from, to, tile(x, width, past), affine, this->act);
     from_the_end(x, width, [&](int64_t i, int64_t count) {
@@ -122,7 +122,7 @@ template <class T> struct Forward : Groups<T> {
     const int64_t cells = x.N * x.C;
     Scratch<A> scratch(cells);
     double *mu = scratch.sums.data(), *m2 = mu + cells;
-    A *center = scratch.affine.data(), *scale = center + cells, *shift = scale + cells;
+    const ChannelAffine<A> affine(scratch.affine.data(), cells);
     const int64_t each = this->G * parts;
     if (parts == channels) {
       all_moments<T>(x, mu, m2);
@@ -136,9 +136,9 @@ template <class T> struct Forward : Groups<T> {
     }
     for (int64_t n = 0; n < x.N; ++n) {
       const int64_t i = n * x.C;
-      pool(n, 0, x.C, mu + n * each, m2 + n * each, {center + i, scale + i, shift + i});
+      pool(n, 0, x.C, mu + n * each, m2 + n * each, affine + i);
     }
-    all_apply<T>(x, y, [&](int64_t n) { return Affine<A>{center, scale, shift} + n * x.C; }, this->act);
+    all_apply<T>(x, y, [&](int64_t n) { return affine + n * x.C; }, this->act);
   }
 };
 
@@ -149,24 +149,28 @@ template <class T> struct Backward : Groups<T> {
   double *s1, *s2;           // (N, C): sums of g' and of g' * (x - mean) / std
 
   struct Arrays {
-    A *center, *scale, *shift, *slope, *offset;
-    Arrays(A* memory, int64_t cells)
-        : center(memory), scale(center + cells), shift(scale + cells), slope(shift + cells), offset(slope + cells) {}
-    Affine<A> affine() const { return {center, scale, shift}; }
-    Slant<A> slant() const { return {center, slope, offset}; }
+    ChannelAffine<A> affine;
+    A *mean, *slope, *offset;
+    Arrays(A* memory, int64_t cells) : affine(memory, cells), mean(affine.rest + cells), slope(mean + cells), offset(slope + cells) {}
+    Slant<A> slant() const { return {slope, offset}; }
+    Arrays operator+(int64_t c) const {
+      Arrays moved = *this;
+      moved.affine = affine + c, moved.mean += c, moved.slope += c, moved.offset += c;
+      return moved;
+    }
   };
 
   void repeat(int64_t n, int64_t c, int64_t width, Arrays a) const {
     const int64_t group = n * this->G + c / channels;
     const Learned<A> given{this->parameters.weights(n) + c, this->parameters.biases(n) + c};
-    kernels<T>().repeat_groups(this->pools(width, 1), mean + group, var + group, given, {a.center, a.scale, a.shift});
+    kernels<T>().repeat_groups(this->pools(width, 1), mean + group, var + group, given, a.affine, a.mean);
   }
 
   void solve(int64_t n, int64_t c, int64_t width, Arrays a) const {
     const int64_t group = n * this->G + c / channels;
     const A* weight = this->parameters.weights(n) + c;
     double *one = s1 + n * x.C + c, *two = s2 + n * x.C + c;
-    kernels<T>().solve_groups(this->pools(width, 1), mean + group, var + group, a.center, weight, one, two, a.slope, a.offset);
+    kernels<T>().solve_groups(this->pools(width, 1), mean + group, var + group, a.affine.center, weight, one, two, a.slope, a.offset);
   }
 
   void fused(const Tensor& g, const Tensor& dx, int64_t n, int64_t c, int64_t width, Scratch<A>& scratch) const {
@@ -180,16 +184,16 @@ template <class T> struct Backward : Groups<T> {
     repeat(n, c, width, a);
     if (x.columns) {
       for (int64_t i = 0; i < width; i += kTileWidth)
-        k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.center + i, a.affine() + i, this->act,
+        k.column_grad_sums(gp + i, xp + i, tile(x, std::min(kTileWidth, width - i)), a.mean + i, a.affine + i, this->act,
                            one + i, two + i);
       solve(n, c, width, a);
-      k.column_grad_input(gp, xp, to, tile(x, width, past), a.affine(), a.slant(), this->act);
+      k.column_grad_input(gp, xp, to, tile(x, width, past), a.affine, a.slant(), this->act);
     } else {
-      k.row_grad_sums(gp, xp, runs(x, width), a.center, a.affine(), this->act, one, two);
+      k.row_grad_sums(gp, xp, runs(x, width), a.mean, a.affine, this->act, one, two);
       solve(n, c, width, a);
       from_the_end(x, width, [&](int64_t i, int64_t count) {
         const int64_t at = i * x.M;
-        k.row_grad_input(gp + at, xp + at, to + at, runs(x, count, past), a.affine() + i, a.slant() + i, this->act);
+        k.row_grad_input(gp + at, xp + at, to + at, runs(x, count, past), a.affine + i, a.slant() + i, this->act);
       });
     }
   }
@@ -199,15 +203,11 @@ template <class T> struct Backward : Groups<T> {
     if (this->run(x.M < kShortRow ? kLongTaskBytes : kTaskBytes, task)) return;
     Scratch<A> scratch(x.N * x.C);
     const Arrays a(scratch.affine.data(), x.N * x.C);
-    auto row = [&](int64_t n) {
-      Arrays r = a;
-      for (A** p : {&r.center, &r.scale, &r.shift, &r.slope, &r.offset}) *p += n * x.C;
-      return r;
-    };
+    const auto row = [&](int64_t n) { return a + n * x.C; };
     for (int64_t n = 0; n < x.N; ++n) repeat(n, 0, x.C, row(n));
-    all_grad_sums<T>(g, x, [&](int64_t n) { return row(n).center; }, [&](int64_t n) { return row(n).affine(); }, this->act, s1, s2);
+    all_grad_sums<T>(g, x, [&](int64_t n) { return row(n).mean; }, [&](int64_t n) { return row(n).affine; }, this->act, s1, s2);
     for (int64_t n = 0; n < x.N; ++n) solve(n, 0, x.C, row(n));
-    all_grad_input<T>(g, x, dx, [&](int64_t n) { return row(n).affine(); }, [&](int64_t n) { return row(n).slant(); }, this->act);
+    all_grad_input<T>(g, x, dx, [&](int64_t n) { return row(n).affine; }, [&](int64_t n) { return row(n).slant(); }, this->act);
   }
 };
 
