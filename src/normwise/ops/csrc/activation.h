@@ -60,11 +60,8 @@ template <Act kind, class V, class A> inline V activate_grad(V g, V z, A slope) 
 // Calls f with the centres, or with nothing where all are 0: what need not be subtracted need not be read. An element loses
 // those that there are by (v - ... - center).
 template <class A, class F> inline void with_center(const A* center, int64_t channels, const F& f) {
-  int away = 0;
-#pragma omp simd reduction(| : away)
-  for (int64_t c = 0; c < channels; ++c) away |= center[c] != 0;
-  if (away) f(center);
-  else f();
+  if (all_zero(center, channels)) f();
+  else f(center);
 }
 
 // Calls f with what normalizes an element, and the arrays that this takes besides it.

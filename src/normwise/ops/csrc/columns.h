@@ -134,7 +134,7 @@ template <class T> inline void add_deviations(const T* block, int64_t rows, cons
 template <class A> inline bool any_poor_center(const A* sum, const A* square, int64_t width, double share) {
   int poor = 0;
 #pragma omp simd reduction(| : poor)
-  for (int64_t k = 0; k < width; ++k) poor |= is_poor_center(sum[k] * share, square[k], share);
+  for (int64_t k = 0; k < width; ++k) poor |= is_poor_center<double>(sum[k] * share, square[k], share);
   return poor != 0;
 }
 

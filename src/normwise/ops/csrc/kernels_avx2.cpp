@@ -1,8 +1,11 @@
 // The kernels compiled for AVX2. Standard headers come first: they must not be compiled for it.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 

@@ -47,7 +47,7 @@ template <class T> inline acc_t<T> guess_center(const T* x, int64_t n) {
 }
 
 // Whether the mean lies `offset` from the centre of these sums, which is too far: most of `square` comes from it.
-inline bool is_poor_center(double offset, double square, double share) { return offset * offset > 0.75 * share * square; }
+template <class V> inline auto is_poor_center(V offset, V square, double share) { return offset * offset > 0.75 * share * square; }
 
 // Sums about a centre lose precision if it is off by much more than the deviation; it is then moved, to the mean that it
 // led to, and the block summed again.
@@ -59,29 +59,90 @@ template <class A> inline bool move_poor_center(A& center, double sum, double sq
   return poor;
 }
 
-template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
-  using A = acc_t<T>;
-  const int64_t n = runs.length, first = n < kBlock ? n : kBlock;
-  A guess = n > 0 && runs.count > 0 ? guess_center(x, first) : A(0);
+// A block's mean and sum of squared deviations, about a centre that is moved until it serves.
+template <class T> inline Pair<double> block_moments(const T* x, int64_t n, acc_t<T> center, int tries = kTries) {
+  const double share = 1.0 / static_cast<double>(n);
+  const auto sums_about = [=](acc_t<T> center) {
+    return sum_row(n, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, x);
+  };
+  Pair<double> sums = sums_about(center);
+  for (; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries) sums = sums_about(center);
+  const double offset = sums.first * share;
+  return {center + offset, sums.second - offset * sums.first};
+}
+
+// Rows of several blocks.
+template <class T> inline void long_row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
+  const int64_t n = runs.length;
   for (int64_t i = 0; i < runs.count; ++i) {
     mean[i] = m2[i] = 0;
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       const T* p = x + i * n + begin;
       const int64_t m = n - begin < kBlock ? n - begin : kBlock;
-      const double share = 1.0 / static_cast<double>(m);
-      A center = begin == 0 ? guess : static_cast<A>(mean[i]);
-      const auto sums_about = [=](A center) {
-        return sum_row(m, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, p);
-      };
-      Pair<double> sums = sums_about(center);
-      // Here, where it is next to be read, and before it is wanted: a guess takes long.
-      if (begin + m == n && i + 1 < runs.count) guess = guess_center(p + m, first);
-      for (int tries = kTries; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries)
-        sums = sums_about(center);
-      const double offset = sums.first * share;
-      merge(mean[i], m2[i], begin, center + offset, sums.second - offset * sums.first, m);
+      const auto block = block_moments(p, m, begin == 0 ? guess_center(p, m) : static_cast<acc_t<T>>(mean[i]));
+      merge(mean[i], m2[i], begin, block.first, block.second, m);
     }
   }
+}
+
+// Calls f(first row, count) for as many rows as go together, and at the end for fewer. What follows the sums of a short row takes
+// as long as they do, and is done for several at a time: the same for any number, so that results do not depend on it.
+template <class F> inline void together(int64_t rows, F f) {
+  for (int64_t i = 0; i < rows; i += kTogether) f(i, static_cast<int>(rows - i < kTogether ? rows - i : kTogether));
+}
+
+// The sums over lanes of what f gives for each row; 0 for rows beyond `count`.
+template <class A, class F> inline Pair<Lanes<double>> sums_together(int count, F f) {
+  Lanes<A> first[kTogether], second[kTogether];
+  for (int r = 0; r < count; ++r) {
+    const auto sums = f(r);
+    first[r] = sums.first, second[r] = sums.second;
+  }
+  for (int r = count; r < kTogether; ++r) first[r] = second[r] = Lanes<A>{};
+  return {lane_sums<A>(first), lane_sums<A>(second)};
+}
+
+inline void put_together(double* to, int count, Lanes<double> v) {
+  if (count == kTogether) store_as(to, v);
+  else store_first(to, count, v);
+}
+
+// Rows of at most a block.
+template <class T> inline void short_row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
+  using A = acc_t<T>;
+  const int64_t n = runs.length;
+  const double share = 1.0 / static_cast<double>(n);
+  A guess = guess_center(x, n);
+  together(runs.count, [&](int64_t i, int count) {
+    const T* rows = x + i * n;
+    A centers[kTogether] = {};
+    const auto sums = sums_together<A>(count, [&](int r) {
+      const A center = centers[r] = guess;
+      const T* p = rows + r * n;
+      const auto sums = partial_sums(n, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, p);
+      // Here, where it is next to be read, and before it is wanted: a guess takes long.
+      if (i + r + 1 < runs.count) guess = guess_center(p + n, n);
+      return sums;
+    });
+    Lanes<double> center;
+    for (int r = 0; r < kTogether; ++r) center[r] = centers[r];
+    const auto offset = sums.first * share, means = center + offset;
+    put_together(mean + i, count, means);
+    put_together(m2 + i, count, sums.second - offset * sums.first);
+    const auto poor = is_poor_center(offset, sums.second, share) ? Lanes<double>{} + 1 : Lanes<double>{};
+    if (lane_sum(poor) != 0)
+      for (int r = 0; r < count; ++r)
+        if (poor[r] != 0) {
+          const auto again = block_moments(rows + r * n, n, static_cast<A>(means[r]), kTries - 1);
+          mean[i + r] = again.first, m2[i + r] = again.second;
+        }
+  });
+}
+
+template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
+  if (runs.length > kBlock) long_row_moments(x, runs, mean, m2);
+  else if (runs.length > 0 && runs.count > 0) short_row_moments(x, runs, mean, m2);
+  else std::fill_n(mean, runs.count, 0.0), std::fill_n(m2, runs.count, 0.0);
 }
 
 // to[r, i] = f(from[r, i]..., of[r]...), where f takes registers. Over all rows as one run of memory: whatever a row's length, a
@@ -156,17 +217,26 @@ NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, con
   const A slope = A(activation.slope);
   with_activation(activation.kind, [&](auto kind) {
     const int64_t n = runs.length;
-    for (int64_t i = 0; i < runs.count; ++i) {
+    // The partial sums of a block of row i.
+    const auto block = [=](int64_t i, int64_t begin, int64_t size) {
       const A mu = mean[i], center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
       const auto term = [=](auto d, auto v) {
         d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
         return Pair<decltype(v)>{d, d * (v - mu)};
       };
+      return partial_sums(size, term, g + i * n + begin, x + i * n + begin);
+    };
+    if (n <= kBlock)
+      return together(runs.count, [=](int64_t i, int count) {
+        const auto sums = sums_together<A>(count, [=](int r) { return block(i + r, 0, n); });
+        put_together(s1 + i, count, sums.first);
+        put_together(s2 + i, count, sums.second);
+      });
+    for (int64_t i = 0; i < runs.count; ++i) {
       s1[i] = s2[i] = 0;
       for (int64_t begin = 0; begin < n; begin += kBlock) {
-        const int64_t at = i * n + begin;
-        const Pair<double> sums = sum_row(n - begin < kBlock ? n - begin : kBlock, term, g + at, x + at);
-        s1[i] += sums.first, s2[i] += sums.second;
+        const auto sums = block(i, begin, n - begin < kBlock ? n - begin : kBlock);
+        s1[i] += lane_sum(sums.first), s2[i] += lane_sum(sums.second);
       }
     }
   });

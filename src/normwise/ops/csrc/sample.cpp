@@ -17,6 +17,8 @@ int64_t column_task_bytes() { return std::max<int64_t>(512 * 1024, second_cache_
 // A group in one piece is summed as one row where its cells have fewer elements than this, which would not be worth the
 // overhead of their own means; in the columns layout, where only a whole sample is in one piece, in rows no longer than this.
 constexpr int64_t kShortRow = 1024, kLongRow = 128 * 1024;
+// So many short rows are summed in little more time than one of them.
+constexpr int64_t kFewestRows = 4;
 
 template <class A> struct Scratch {
   Buffer<double> sums;
@@ -52,7 +54,8 @@ template <class T> struct Groups {
   int64_t task_width(int64_t most) const {
     if (x.columns) return x.C;
     const int64_t bytes = std::max<int64_t>(1, x.M * int64_t{sizeof(T)}), share = x.N * x.C * bytes / (4 * thread_count());
-    return std::clamp<int64_t>(std::min(most, share) / bytes / channels, 1, G) * channels;
+    const int64_t groups = std::min(most, share) / bytes / channels, fewest = channels * x.M < kShortRow ? kFewestRows : 1;
+    return std::clamp<int64_t>((groups + fewest - 1) / fewest * fewest, 1, G) * channels;
   }
 
   // Runs task(n, c, width) over all of x in parallel; false, and nothing done, if that would leave threads idle or profit
