@@ -157,7 +157,9 @@ def test_sample_norm_errs_no_more_than_torch(mean, std, layout, groups):
     assert ours <= max(theirs, 1e-6)
 
 
-@pytest.mark.skipif(native.available() and native.instruction_set() == "baseline", reason="there is no fused multiply-add")
+@pytest.mark.skipif(
+    native.available() and native.instruction_set() == "baseline", reason="there is no fused multiply-add"
+)
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("groups", [1, 0])
