@@ -67,16 +67,16 @@ template <class A, class F> inline void with_center(const A* center, int64_t cha
 // Calls f with what normalizes an element, and the arrays that this takes besides it.
 template <class T, class F> inline void with_affine(const Affine<acc_t<T>>& of, int64_t channels, const F& f) {
   with_center(of.center, channels, [&](auto... centers) {
-    if constexpr (std::is_same_v<T, float>) {
-      const auto normalized = [](auto v, auto scale, auto rest, auto shift, auto... center) {
-        v = (v - ... - center);
-        return v * scale + (v * rest + shift);
-      };
-      f(normalized, std::array{of.scale, of.rest, of.shift, centers...});
-    } else {
-      const auto normalized = [](auto v, auto scale, auto shift, auto... center) { return (v - ... - center) * scale + shift; };
-      f(normalized, std::array{of.scale, of.shift, centers...});
-    }
+    if constexpr (std::is_same_v<T, float>)
+      if (of.rest) {
+        const auto normalized = [](auto v, auto scale, auto rest, auto shift, auto... center) {
+          v = (v - ... - center);
+          return v * scale + (v * rest + shift);
+        };
+        return f(normalized, std::array{of.scale, of.rest, of.shift, centers...});
+      }
+    const auto normalized = [](auto v, auto scale, auto shift, auto... center) { return (v - ... - center) * scale + shift; };
+    f(normalized, std::array{of.scale, of.shift, centers...});
   });
 }
 

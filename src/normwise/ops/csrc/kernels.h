@@ -16,11 +16,11 @@ struct Activation {
   double slope;  // of leaky_relu
 };
 
-// y = act((x - center) * (scale + rest) + shift); pointers to one value a channel. `rest` is what rounding took from scale; only
-// what writes float32 output reads it, as nowhere else would it show.
+// y = act((x - center) * (scale + rest) + shift); pointers to one value a channel. `rest` is what rounding took from scale, null
+// where nobody knows it; only what writes float32 output reads it, as nowhere else would it show.
 template <class A> struct Affine {
   const A *center, *scale, *shift, *rest;
-  Affine operator+(int64_t c) const { return {center + c, scale + c, shift + c, rest + c}; }
+  Affine operator+(int64_t c) const { return {center + c, scale + c, shift + c, rest ? rest + c : nullptr}; }
 };
 
 // dx = scale * g' + slope * (x - center) + offset; pointers to one value a channel.

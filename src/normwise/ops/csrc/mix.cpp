@@ -26,7 +26,7 @@ template <class A> struct Rows {
   ChannelAffine<A> all;
 
   Rows(const Cells& x, bool uniform)
-      : C(x.C), count(uniform ? std::min<int64_t>(1, x.N) : x.N), stride(uniform ? 0 : x.C), 
+      : C(x.C), count(uniform ? std::min<int64_t>(1, x.N) : x.N), stride(uniform ? 0 : x.C),
         memory(ChannelAffine<A>::kArrays * count * x.C), all(memory.data(), count * x.C) {}
   ChannelAffine<A> of(int64_t n) const { return all + n * stride; }
 };

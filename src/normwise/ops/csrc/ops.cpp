@@ -9,10 +9,9 @@ namespace {
 // An affine as the caller computed it, which tells nothing of what rounding took.
 template <class A> struct GivenAffine {
   PerCell<A> center, scale, shift;
-  std::vector<A> rest;
   GivenAffine(const Cells& x, const Tensor& center, const Tensor& scale, const Tensor& shift)
-      : center(center, x), scale(scale, x), shift(shift, x), rest(x.C) {}
-  Affine<A> operator()(int64_t n) const { return {center.sample(n), scale.sample(n), shift.sample(n), rest.data()}; }
+      : center(center, x), scale(scale, x), shift(shift, x) {}
+  Affine<A> operator()(int64_t n) const { return {center.sample(n), scale.sample(n), shift.sample(n), nullptr}; }
 };
 
 Activation activation(int64_t code, double slope) { return {static_cast<Act>(code), slope}; }
