@@ -218,7 +218,7 @@ NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, con
   with_activation(activation.kind, [&](auto kind) {
     const int64_t n = runs.length;
     // The partial sums of a block of row i.
-    const auto block = [=](int64_t i, int64_t begin, int64_t size) {
+    const auto block = [&](int64_t i, int64_t begin, int64_t size) {
       const A mu = mean[i], center = affine.center[i], scale = affine.scale[i], shift = affine.shift[i];
       const auto term = [=](auto d, auto v) {
         d = activate_grad<kind.value>(d, (v - center) * scale + shift, slope);
@@ -227,8 +227,8 @@ NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, con
       return partial_sums(size, term, g + i * n + begin, x + i * n + begin);
     };
     if (n <= kBlock)
-      return together(runs.count, [=](int64_t i, int count) {
-        const auto sums = sums_together<A>(count, [=](int r) { return block(i + r, 0, n); });
+      return together(runs.count, [&](int64_t i, int count) {
+        const auto sums = sums_together<A>(count, [&](int r) { return block(i + r, 0, n); });
         put_together(s1 + i, count, sums.first);
         put_together(s2 + i, count, sums.second);
       });
