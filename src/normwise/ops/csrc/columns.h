@@ -156,8 +156,8 @@ template <class T> void column_moments(const T* x, const Tile& tile, double* mea
       if (moved) add_deviations(block, rows, tile, center, sum, square);
     }
     for (int64_t k = 0; k < width; ++k) {
-      const double offset = sum[k] * share;
-      merge(mean[k], m2[k], begin, center[k] + offset, square[k] - offset * sum[k], rows);
+      const auto moments = moments_of<double>(center[k], sum[k], square[k], share);
+      merge(mean[k], m2[k], begin, moments.first, moments.second, rows);
     }
   }
 }

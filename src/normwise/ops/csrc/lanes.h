@@ -208,10 +208,9 @@ template <class A> inline Two<Lanes<A>> even_odd(Lanes<A> a, Lanes<A> b) {
   return even_odd(a, b, std::make_index_sequence<lane_count<A>>{});
 }
 
-// Half of a register's lanes as float64.
-template <size_t... I> inline Lanes<double> wide(Lanes<float> v, std::index_sequence<I...>, size_t first) {
-  return first == 0 ? __builtin_convertvector(__builtin_shufflevector(v, v, I...), Lanes<double>)
-                    : __builtin_convertvector(__builtin_shufflevector(v, v, (sizeof...(I) + I)...), Lanes<double>);
+// Half of a register's lanes, from `first` on, as float64.
+template <size_t first, size_t... I> inline Lanes<double> wide(Lanes<float> v, std::index_sequence<I...>) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, (first + I)...), Lanes<double>);
 }
 
 // The sums over the lanes of as many registers as one has doubles, in their order; the last additions in float64. Together they
@@ -229,7 +228,8 @@ template <class A> inline Lanes<double> lane_sums(const Lanes<A> (&rows)[kTogeth
   if constexpr (narrow) {
     constexpr std::make_index_sequence<kTogether> half{};
     const auto two = even_odd<float>(v[0], v[1]);
-    const auto last = even_odd<double>(wide(two.first, half, 0) + wide(two.second, half, 0), wide(two.first, half, 1) + wide(two.second, half, 1));
+    const auto last = even_odd<double>(wide<0>(two.first, half) + wide<0>(two.second, half),
+                                       wide<kTogether>(two.first, half) + wide<kTogether>(two.second, half));
     return last.first + last.second;
   } else {
     return v[0];
@@ -319,10 +319,7 @@ inline Pair<Lanes<acc_t<T>>> partial_sums(int64_t n, F f, const T* lead, const F
   return {(a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3)};
 }
 
-template <class T, class F, class... From> inline Pair<double> sum_row(int64_t n, F f, const T* lead, const From*... from) {
-  const auto sums = partial_sums(n, f, lead, from...);
-  return {lane_sum(sums.first), lane_sum(sums.second)};
-}
+template <class V> inline Pair<double> lane_sum(const Pair<V>& sums) { return {lane_sum(sums.first), lane_sum(sums.second)}; }
 
 }  // namespace
 }  // namespace normwise

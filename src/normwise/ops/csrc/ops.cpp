@@ -80,17 +80,19 @@ Tensor grad_input(const Tensor& grad, const Tensor& input, const Tensor& mean, c
     using A = acc_t<T>;
     const PerCell<A> mu(mean, x), gm(grad_mean, x), gv(grad_var, x);
     const GivenAffine<A> affine(x, center, scale, shift);
-    // About the centre, where they were given about the mean.
+    // About the centre, where they were given about the mean; in one row if that is the same for all samples.
+    const bool shared = gm.stride == 0 && gv.stride == 0 && mu.stride == 0 && affine.center.stride == 0;
+    const int64_t rows = shared ? std::min<int64_t>(1, x.N) : x.N, stride = shared ? 0 : x.C;
     const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
-    const Buffer<A> slopes(x.N * x.C), offsets(x.N * x.C);
-    for (int64_t n = 0; n < x.N; ++n)
+    const Buffer<A> slopes(rows * x.C), offsets(rows * x.C);
+    for (int64_t n = 0; n < rows; ++n)
       for (int64_t i = 0; i < x.C; ++i) {
         const double tilt = 2 * share * gv.sample(n)[i], way = affine(n).center[i] - static_cast<double>(mu.sample(n)[i]);
         slopes[n * x.C + i] = static_cast<A>(tilt);
         offsets[n * x.C + i] = static_cast<A>(share * gm.sample(n)[i] + tilt * way);
       }
     all_grad_input<T>(
-        g, x, dx, affine, [&](int64_t n) { return Slant<A>{slopes.data() + n * x.C, offsets.data() + n * x.C}; },
+        g, x, dx, affine, [&](int64_t n) { return Slant<A>{slopes.data() + n * stride, offsets.data() + n * stride}; },
         activation(code, slope));
   });
   return dx;

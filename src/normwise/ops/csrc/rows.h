@@ -59,19 +59,26 @@ template <class A> inline bool move_poor_center(A& center, double sum, double sq
   return poor;
 }
 
+// The mean and the sum of squared deviations from it, of sums about a centre.
+template <class V> inline Pair<V> moments_of(V center, V sum, V square, double share) {
+  const V offset = sum * share;
+  return {center + offset, square - offset * sum};
+}
+
+// Of a run: vectors whose lanes add up to the sums about a centre.
+template <class T> inline auto sums_about(acc_t<T> center, const T* x, int64_t n) {
+  return partial_sums(n, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, x);
+}
+
 // A block's mean and sum of squared deviations, about a centre that is moved until it serves.
 template <class T> inline Pair<double> block_moments(const T* x, int64_t n, acc_t<T> center, int tries = kTries) {
   const double share = 1.0 / static_cast<double>(n);
-  const auto sums_about = [=](acc_t<T> center) {
-    return sum_row(n, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, x);
-  };
-  Pair<double> sums = sums_about(center);
-  for (; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries) sums = sums_about(center);
-  const double offset = sums.first * share;
-  return {center + offset, sums.second - offset * sums.first};
+  auto sums = lane_sum(sums_about(center, x, n));
+  for (; tries > 0 && move_poor_center(center, sums.first, sums.second, share); --tries) sums = lane_sum(sums_about(center, x, n));
+  return moments_of<double>(center, sums.first, sums.second, share);
 }
 
-// Rows of several blocks.
+// Rows of several blocks, or of none.
 template <class T> inline void long_row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
   const int64_t n = runs.length;
   for (int64_t i = 0; i < runs.count; ++i) {
@@ -117,32 +124,30 @@ template <class T> inline void short_row_moments(const T* x, const Runs& runs, d
     const T* rows = x + i * n;
     A centers[kTogether] = {};
     const auto sums = sums_together<A>(count, [&](int r) {
-      const A center = centers[r] = guess;
       const T* p = rows + r * n;
-      const auto sums = partial_sums(n, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, p);
+      const auto sums = sums_about(centers[r] = guess, p, n);
       // Here, where it is next to be read, and before it is wanted: a guess takes long.
       if (i + r + 1 < runs.count) guess = guess_center(p + n, n);
       return sums;
     });
     Lanes<double> center;
     for (int r = 0; r < kTogether; ++r) center[r] = centers[r];
-    const auto offset = sums.first * share, means = center + offset;
-    put_together(mean + i, count, means);
-    put_together(m2 + i, count, sums.second - offset * sums.first);
-    const auto poor = is_poor_center(offset, sums.second, share) ? Lanes<double>{} + 1 : Lanes<double>{};
+    const auto moments = moments_of(center, sums.first, sums.second, share);
+    put_together(mean + i, count, moments.first);
+    put_together(m2 + i, count, moments.second);
+    const auto poor = is_poor_center(sums.first * share, sums.second, share) ? Lanes<double>{} + 1 : Lanes<double>{};
     if (lane_sum(poor) != 0)
       for (int r = 0; r < count; ++r)
         if (poor[r] != 0) {
-          const auto again = block_moments(rows + r * n, n, static_cast<A>(means[r]), kTries - 1);
+          const auto again = block_moments(rows + r * n, n, static_cast<A>(moments.first[r]), kTries - 1);
           mean[i + r] = again.first, m2[i + r] = again.second;
         }
   });
 }
 
 template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
-  if (runs.length > kBlock) long_row_moments(x, runs, mean, m2);
-  else if (runs.length > 0 && runs.count > 0) short_row_moments(x, runs, mean, m2);
-  else std::fill_n(mean, runs.count, 0.0), std::fill_n(m2, runs.count, 0.0);
+  if (0 < runs.length && runs.length <= kBlock && runs.count > 0) short_row_moments(x, runs, mean, m2);
+  else long_row_moments(x, runs, mean, m2);
 }
 
 // to[r, i] = f(from[r, i]..., of[r]...), where f takes registers. Over all rows as one run of memory: whatever a row's length, a
@@ -235,8 +240,8 @@ NORMWISE_KERNEL void row_grad_sums(const T* g, const T* x, const Runs& runs, con
     for (int64_t i = 0; i < runs.count; ++i) {
       s1[i] = s2[i] = 0;
       for (int64_t begin = 0; begin < n; begin += kBlock) {
-        const auto sums = block(i, begin, n - begin < kBlock ? n - begin : kBlock);
-        s1[i] += lane_sum(sums.first), s2[i] += lane_sum(sums.second);
+        const auto sums = lane_sum(block(i, begin, n - begin < kBlock ? n - begin : kBlock));
+        s1[i] += sums.first, s2[i] += sums.second;
       }
     }
   });

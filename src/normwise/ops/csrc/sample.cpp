@@ -102,8 +102,7 @@ template <class T> struct Forward : Groups<T> {
     const T* from = const_data<T>(x.tensor) + at;
     T* to = data<T>(y) + at;
     double *mu = scratch.sums.data(), *m2 = mu + width;
-    const ChannelAffine<A> channel(scratch.affine.data(), width);
-    const Affine<A> affine = channel;
+    const ChannelAffine<A> affine(scratch.affine.data(), width);
     const int64_t count = width / channels * parts;
     if (x.columns && parts == channels) {
       for (int64_t i = 0; i < width; i += kTileWidth)
@@ -111,7 +110,7 @@ template <class T> struct Forward : Groups<T> {
     } else {
       k.row_moments(from, {count, width * x.M / count}, mu, m2);
     }
-    pool(n, c, width, mu, m2, channel);
+    pool(n, c, width, mu, m2, affine);
     const bool past = streams<T>(x, 2);
     if (x.columns) return k.column_apply(from, to, tile(x, width, past), affine, this->act);
     from_the_end(x, width, [&](int64_t i, int64_t count) {
