@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 
-from normwise import mixes, ops
+from normwise import composite, ops
 from normwise.composite import compose
 from normwise.methods import METHODS, Inputs
 from normwise.mixes import normalize_by_mix
@@ -170,7 +170,7 @@ def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
     actual = native.sample_norm_backward(x, x, moments, 1, weight, bias)
     torch.testing.assert_close(actual, expected)
     assert all(g.requires_grad for g in actual)
-    assert mixes._LIBRARY is not None
+    assert composite._LIBRARY is not None
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing

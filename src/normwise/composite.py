@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,3 +146,33 @@ def gradients(
         return [None] * len(inputs)
     found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=create_graph, allow_unused=True))
     return [next(found) if want else None for want in wanted]
+
+
+_LIBRARY = torch.library.Library("normwise", "IMPL") if ops.native.differentiates() else None
+
+
+def differentiate_by(operator: str, graph: Callable[..., list[Tensor | None]]) -> None:
+    """Say how the gradients of an operator of ``torch.ops.normwise`` get gradients of their own.
+
+    Autograd in C++ calls ``operator_backward``; with ``create_graph=True`` it finds there what is given here. Without
+    that library nothing happens.
+
+    Args:
+        operator: its name.
+        graph: of the arguments of ``operator_backward``, the same gradients by differentiable operators.
+
+    Example:
+        >>> differentiate_by("no_such_operator", lambda g, x: [g]) if not ops.native.differentiates() else None
+    """
+    if _LIBRARY is None:
+        return
+    backward = getattr(torch.ops.normwise, f"{operator}_backward").default
+
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            # An operator returns no None; what stands for it is not looked at.
+            return tuple([torch.empty(0) if g is None else g for g in graph(*args)])
+        with torch._C._AutoDispatchBelowAutograd():
+            return backward(*args)
+
+    _LIBRARY.impl(f"{operator}_backward", kernel, "Autograd")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.composite import compose, gradients, needs_plain_graph
+from normwise.composite import compose, differentiate_by, gradients, needs_plain_graph
 from normwise.methods import METHODS, Inputs, Method
 from normwise.moments import Moments
 from normwise.ops import native
@@ -87,7 +87,7 @@ def normalize_at_once(
         activation: applied to the result.
         slope: of ``"leaky_relu"``.
         running: averages to move towards the pool over samples: what a :class:`Running` holds.
-        population: mean and variance (C,) in the place of the pool over samples, for a call without gradients.
+        population: mean and variance (C,) in the place of the pool over samples.
 
     Returns:
         The result; ``None`` where anything is out of the ordinary, whether valid or not.
@@ -113,8 +113,11 @@ def normalize_at_once(
         if mean_weight is None or var_weight is None or not mean_weight.shape == var_weight.shape == K:
             return None
     if population is not None:
-        learns = torch.is_grad_enabled() and _any_requires_grad(x, weight, bias, mean_weight, var_weight)
-        if learns or 0 not in pools:
+        if 0 not in pools:
+            return None
+        # The kernels keep a copy where it stands alone; in a mix it may change before the backward pass.
+        learns = len(pools) > 1 and torch.is_grad_enabled()
+        if learns and _any_requires_grad(x, weight, bias, mean_weight, var_weight):
             return None
     if running is not None and 0 not in pools:
         return None
@@ -239,6 +242,7 @@ class _Mix(torch.autograd.Function):
         y, moments = native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
         ctx.save_for_backward(x, moments, weight, bias, mean_weight, var_weight)
         logits, eps, population, _, *activation = options
+        population = None if population is None else [t.clone() for t in population[:2]]  # which may change till then
         ctx.call = pools, (logits, eps, population, *activation)
         return y
 
@@ -303,8 +307,12 @@ def _sample_graph(
     return _differentiable_backward(g, x, (groups,), weight, bias, *options)[:3]
 
 
-def _batch_graph(g: Tensor, x: Tensor, moments: Tensor, *args: Any) -> list[Tensor | None]:
-    return _sample_graph(g, x, moments, 0, *args)
+def _batch_graph(
+    g: Tensor, x: Tensor, moments: Tensor, weight: Any, bias: Any, eps: float, training: bool, _: bool, *activation: Any
+) -> list[Tensor | None]:
+    population = None if training else [t.to(ops.accumulation_dtype(x.dtype)) for t in moments]
+    options = (None, None, True, eps, population, *_named(*activation))
+    return _differentiable_backward(g, x, (0,), weight, bias, *options)[:3]
 
 
 def _mix_graph(g: Tensor, x: Tensor, moments: Tensor, *args: Any) -> list[Tensor | None]:
@@ -318,21 +326,5 @@ def _named(code: int, slope: float) -> tuple[str | None, float]:
     return ops.ACTIVATIONS[code], slope
 
 
-def _autograd_kernel(operator: Callable[..., Any], graph: Callable[..., list[Tensor | None]]) -> Callable[..., Any]:
-    """Make what autograd in C++ calls: the operator, or with ``create_graph=True`` the graph of its gradients."""
-
-    def kernel(*args: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            # An operator returns no None; what stands for it is not looked at.
-            return tuple([torch.empty(0) if g is None else g for g in graph(*args)])
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
-
-    return kernel
-
-
-if native.differentiates():
-    _LIBRARY = torch.library.Library("normwise", "IMPL")
-    for _name, _graph in (("sample_norm", _sample_graph), ("batch_norm", _batch_graph), ("mix_norm", _mix_graph)):
-        _name += "_backward"
-        _LIBRARY.impl(_name, _autograd_kernel(getattr(torch.ops.normwise, _name).default, _graph), "Autograd")
+for _name, _graph in (("sample_norm", _sample_graph), ("batch_norm", _batch_graph), ("mix_norm", _mix_graph)):
+    differentiate_by(_name, _graph)

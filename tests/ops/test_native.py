@@ -219,8 +219,8 @@ def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
         "grad_input": (g, x, center, center, scale, shift, gmean, gvar, 0, 0.1),
         "sample_norm": (x, 2, scale[0], None, 1e-5, 3, 0.0),
         "sample_norm_backward": (g, x, moments[2], 2, scale, None, 1e-5, 3, 0.0),
-        "batch_norm": (x, scale[0], shift[0], 1e-5, *running, 0.1, 2, 0.1),
-        "batch_norm_backward": (g, x, moments[0], scale[0], None, 1e-5, 2, 0.1),
+        "batch_norm": (x, scale[0], shift[0], 1e-5, True, *running, 0.1, 2, 0.1),
+        "batch_norm_backward": (g, x, moments[0], scale[0], None, 1e-5, True, True, 2, 0.1),
         "mix_norm": (x, scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, *running, 0.1, 1, 0.0),
         "mix_norm_backward": (
             *(g, x, moments[4], scale[0], None, logits, logits, True, [4, 1, 0], 1e-5, None, None, 1, 0.0),

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
-from normwise.composite import needs_plain_graph
+from normwise.composite import differentiate_by, gradients, needs_plain_graph
 from normwise.errors import InputError
 from normwise.functional import real_elements
-from normwise.nn._state import boundary, exporting
+from normwise.nn._state import affine_of, boundary, exporting
+from normwise.ops import native
 
 # The name in this module, which is what the forward pass below looks up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
@@ -39,27 +40,31 @@ def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
         tensor([[-1.,  1.]])
     """
-    if torch.compiler.is_compiling() or exporting() or x.is_meta or torch.is_autocast_enabled(x.device.type):
+    plain = needs_plain_graph()
+    followed = plain and (torch.compiler.is_compiling() or exporting())
+    if followed or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return F.layer_norm(x, shape, weight, bias, eps)
-    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if memory_format is None or x.is_contiguous() or not x.is_contiguous(memory_format=memory_format):
-        return _contiguous_layer_norm(x, shape, weight, bias, eps)
+    kernel = _plain_layer_norm if plain else _contiguous_layer_norm
+    memory_format = None if x.is_contiguous() else {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if memory_format is None or not x.is_contiguous(memory_format=memory_format):
+        return kernel(x, shape, weight, bias, eps)
     if len(shape) != x.ndim - 1:
-        return _contiguous_layer_norm(x, shape, weight, bias, eps).contiguous(memory_format=memory_format)
+        return kernel(x, shape, weight, bias, eps).contiguous(memory_format=memory_format)
     # All but the batch is normalized, so the order of the axes is free: take the one in memory.
     weight, bias = (None if t is None else t.movedim(0, -1) for t in (weight, bias))
-    return _contiguous_layer_norm(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias, eps).movedim(-1, 1)
+    return kernel(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias, eps).movedim(-1, 1)
 
 
 def _contiguous_layer_norm(
     x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    if needs_plain_graph():
-        return _plain_layer_norm(x, shape, weight, bias, eps)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
-        return y
-    return F.layer_norm(x, shape, weight, bias, eps)
+    learns = x.requires_grad or any(t is not None and t.requires_grad for t in (weight, bias))
+    if not learns or not torch.is_grad_enabled():
+        return F.layer_norm(x, shape, weight, bias, eps)
+    if native.differentiates():
+        return native.layer_norm(x, shape, weight, bias, eps)[0]
+    y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
+    return y
 
 
 def _plain_layer_norm(
@@ -73,8 +78,30 @@ def _plain_layer_norm(
     return (y if bias is None else y + bias).to(x.dtype)
 
 
+def _graph(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shape: Sequence[int],
+    eps: float,
+    of_parameters: bool,
+) -> list[Tensor | None]:
+    """With ``create_graph=True``: the gradients of the plain formula, which have gradients of their own."""
+    tensors = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, weight, bias)]
+    leaf, *parameters = tensors
+    assert leaf is not None
+    y = _plain_layer_norm(leaf, tuple(shape), *parameters, eps)
+    return gradients([y], tensors, [grad], [t is not None for t in tensors], create_graph=True)
+
+
+differentiate_by("layer_norm", _graph)
+
+
 class _LayerNormFunction(torch.autograd.Function):
-    """Torch's kernels forward and backward; with ``create_graph=True`` the gradient of the plain formula."""
+    """What ``csrc/graph`` does in C++."""
 
     @staticmethod
     def forward(
@@ -82,21 +109,19 @@ class _LayerNormFunction(torch.autograd.Function):
     ) -> Tensor:
         y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
         ctx.shape, ctx.eps = shape, eps
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, mean, rstd, weight, bias = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            found = _graph(grad, *ctx.saved_tensors, ctx.shape, ctx.eps, True)
+        else:
             kernel = torch.ops.aten.native_layer_norm_backward
-            grad_x, grad_weight, grad_bias = kernel(grad, x, ctx.shape, mean, rstd, weight, bias, wanted)
-            return grad_x, None, grad_weight, grad_bias, None
-        y = _plain_layer_norm(x, ctx.shape, weight, bias, ctx.eps)
-        leaves = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
-        found = iter(torch.autograd.grad(y, leaves, grad, create_graph=True))
-        grad_x, grad_weight, grad_bias = (next(found) if want else None for want in wanted)
+            found = kernel(grad, x, ctx.shape, mean, rstd, weight, bias, wanted)
+        grad_x, grad_weight, grad_bias = (g if want else None for g, want in zip(found, wanted, strict=True))
         return grad_x, None, grad_weight, grad_bias, None
 
 
@@ -145,8 +170,12 @@ class LayerNorm(torch.nn.LayerNorm):
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` (N, ...) or ``lengths`` (N,) say which positions are real."""
         shape = self.normalized_shape
+        weight, bias = affine_of(self) or (self.weight, self.bias)
+        if mask is lengths is None:
+            y = layer_norm(input, shape, weight, bias, self.eps)
+            return y if self.activation is None else ops.activate(y, self.activation)
         keep = _real_positions(input, len(shape), mask, lengths)
-        y = layer_norm(_kept(input, keep), shape, self.weight, self.bias, self.eps)
+        y = layer_norm(_kept(input, keep), shape, weight, bias, self.eps)
         return _kept(ops.activate(y, self.activation), keep)
 
 
@@ -189,6 +218,9 @@ class RMSNorm(torch.nn.RMSNorm):
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
+        if mask is lengths is None:
+            y = super().forward(x)
+            return y if self.activation is None else ops.activate(y, self.activation)
         keep = _real_positions(x, len(self.normalized_shape), mask, lengths)
         return _kept(ops.activate(super().forward(_kept(x, keep)), self.activation), keep)
 

@@ -69,9 +69,13 @@ def _fake_gradients(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tu
     return _fake_like(x), parameter(weight), parameter(bias)
 
 
-def _fake_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, training: bool, *_: Any
+) -> tuple[Tensor, Tensor]:
     samples, channels = x.shape[:2]
-    if not any(t is not None and t.ndim == 2 for t in (weight, bias)):
+    if not training:
+        samples = 1
+    elif not any(t is not None and t.ndim == 2 for t in (weight, bias)):
         samples = min(1, samples)  # all are normalized alike
     return _fake_like(x), x.new_empty((2, samples, channels), dtype=float64)
 
@@ -91,14 +95,11 @@ def _fake_mix_norm(
     logits: bool,
     groups: Sequence[int],
     eps: float,
-    population_mean: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
     if list(groups) != [0]:
         return _fake_like(x), x.new_empty((2, *x.shape[:2]), dtype=float64)
-    if population_mean is not None:
-        return _fake_like(x), x.new_empty(0, dtype=float64)
-    return _fake_batch_norm(x, weight, bias)
+    return _fake_batch_norm(x, weight, bias, eps, True)
 
 
 def _fake_mix_norm_backward(

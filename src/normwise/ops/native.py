@@ -378,10 +378,12 @@ def mix_norm(
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
         return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
+    if one and population is not None:
+        return _batch_norm(x, weight, bias, eps, False, *population[:2], None, None, 0.0, _CODES[activation], slope)
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
     rest = (running_mean, running_var, skipped, tracked, float(momentum), _CODES[activation], slope)
-    if one and population is None:
-        return _batch_norm(x, weight, bias, eps, *rest)
+    if one:
+        return _batch_norm(x, weight, bias, eps, True, *rest)
     known = (None, None) if population is None else population[:2]
     return _mix_norm(x, weight, bias, mean_weight, var_weight, logits, groups, eps, *known, *rest)
 
@@ -431,11 +433,34 @@ def mix_norm_backward(
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
         return *_sample_norm_backward(g, x, moments, groups[0], weight, bias, eps, *act), None, None
-    if one and population is None:
-        return *_batch_norm_backward(g, x, moments, weight, bias, eps, *act), None, None
+    if one:
+        return *_batch_norm_backward(g, x, moments, weight, bias, eps, population is None, True, *act), None, None
     known = (None, None) if population is None else population[:2]
     mix = (weight, bias, mean_weight, var_weight, logits, groups)
     return _mix_norm_backward(g, x, moments, *mix, eps, *known, *act)
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Torch's ``native_layer_norm`` with autograd in C++ of its own; only where :func:`differentiates` says so.
+
+    Args:
+        x: (*, *shape).
+        shape: the last axes.
+        weight: of that shape, or ``None``.
+        bias: likewise.
+        eps: added to the variance.
+
+    Returns:
+        The output, the means, and the reciprocals of the deviations.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 3.0]])
+        >>> layer_norm(x, [2], None, None, 0.0)[0].tolist() if differentiates() else [[-1.0, 1.0]]
+        [[-1.0, 1.0]]
+    """
+    return _layer_norm(x, shape, weight, bias, eps)
 
 
 if available():
@@ -450,3 +475,5 @@ if available():
     _mix_norm, _mix_norm_backward = _operator("mix_norm"), _operator("mix_norm_backward")
     for _name, _fake in FAKES.items():
         torch.library.register_fake(f"normwise::{_name}", _fake)
+    if differentiates():
+        _layer_norm = _operator("layer_norm")

@@ -8,11 +8,6 @@
 namespace normwise {
 namespace {
 
-// Whether the input's own moments are needed: not where the one pool's are given.
-bool reads_cells(const std::vector<int64_t>& groups, const MaybeTensor& population) {
-  return !(population && groups.size() == 1 && groups[0] == 0);
-}
-
 // Where all samples are normalized alike, they may as well be one.
 void join_samples(Cells& x, const std::vector<int64_t>& groups, const MaybeTensor& weight, const MaybeTensor& bias) {
   const bool shared = (!weight || weight->dim() == 1) && (!bias || bias->dim() == 1);
@@ -78,116 +73,32 @@ Tensor as_tensor(const std::vector<double>& from, ScalarType dtype) {
   return result;
 }
 
-struct MixGradients {
-  Tensor x, weight, bias;
-  std::vector<double> mean_weight, var_weight;
-};
-
-MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight,
-                       const MaybeTensor& bias, const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
-                       const std::vector<int64_t>& groups, double eps, const MaybeTensor& population_mean,
-                       const MaybeTensor& population_var, int64_t code, double slope) {
-  Cells x(input);
-  const Tensor g = x.match(grad);
-  join_samples(x, groups, weight, bias);
-  const bool reads = reads_cells(groups, population_mean);
-  const Activation act{static_cast<Act>(code), slope};
-  const int64_t known = reads ? x.N * x.C : 0;
-  const double *mean = saved_moments(moments, known), *var = mean + known;
-  Tensor dx = x.empty_like();
-  return with_dtype(input.scalar_type(), [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    using A = acc_t<T>;
-    const int64_t C = x.C, cells = x.N * C;
-    const auto given_mean = maybe_values(x, population_mean), given_var = maybe_values(x, population_var);
-    const auto mean_shares = shares(mean_weight, logits, groups.size()), var_shares = shares(var_weight, logits, groups.size());
-    Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
-    const Parameters<A> parameters(x, weight, bias);
-    const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
-    // Sums about the cells' means, rounded, lose the least; where these are not known, about the centre.
-    const Buffer<A> means(reads ? cells : 0);
-    if (reads) std::copy_n(mean, cells, means.data());
-    const A* about = reads ? means.data() : rows.all.center;
-    const int64_t about_stride = reads ? C : rows.stride;
-    const Buffer<double> center(cells), rstd(cells);
-    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        double *c = center.data() + n * C, *r = rstd.data() + n * C;
-        members.mix(n, c, r);
-        if (n < rows.count) fill_row<T>(rows, parameters, n, c, r, eps);
-        for (int64_t i = 0; i < C; ++i) r[i] = 1 / std::sqrt(r[i] + eps);
-      }
-    });
-    const Buffer<double> sums(2 * cells), grads(2 * cells);
-    double *s1 = sums.data(), *s2 = s1 + cells, *grad_mean = grads.data(), *grad_var = grad_mean + cells;
-    all_grad_sums<T>(
-        g, x, [&](int64_t n) { return about + n * about_stride; }, [&](int64_t n) { return rows.of(n); }, act, s1, s2);
-    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const A *weight = parameters.weights(n), *mu = about + n * about_stride;
-        const double *c = center.data() + n * C, *r = rstd.data() + n * C, *one = s1 + n * C;
-        double *two = s2 + n * C, *to_mean = grad_mean + n * C, *to_var = grad_var + n * C;
-        for (int64_t i = 0; i < C; ++i) {
-          const double grad_scale = two[i] + (mu[i] - c[i]) * one[i];
-          two[i] = r[i] * grad_scale;  // the weight's gradient from here on
-          to_mean[i] = -weight[i] * r[i] * one[i];
-          to_var[i] = -0.5 * weight[i] * r[i] * r[i] * two[i];
-        }
-      }
-    });
-    members.take_gradients(grad_mean, grad_var);
-    const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
-    const Buffer<A> slopes(cells), offsets(cells);
-    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
-      const Buffer<double> of_mean(C), of_var(C);
-      for (int64_t n = begin; n < end; ++n) {
-        const double* mu = mean + (reads ? n * C : 0);
-        const A* center = rows.of(n).center;
-        members.cell_gradients(n, mu, of_mean.data(), of_var.data());
-        for (int64_t i = 0; i < C; ++i) {
-          const double tilt = 2 * of_var[i] * share, way = reads ? center[i] - mu[i] : 0;
-          slopes[n * C + i] = static_cast<A>(tilt);
-          offsets[n * C + i] = static_cast<A>(of_mean[i] * share + tilt * way);
-        }
-      }
-    });
-    all_grad_input<T>(
-        g, x, dx, [&](int64_t n) { return rows.of(n); },
-        [&](int64_t n) { return Slant<A>{slopes.data() + n * C, offsets.data() + n * C}; }, act);
-    auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
-    shares_vjp(mean_shares, logits, grad_means);
-    shares_vjp(var_shares, logits, grad_vars);
-    return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1),
-                        std::move(grad_means), std::move(grad_vars)};
-  });
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
-                                    const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
-                                    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
-                                    const MaybeTensor& population_var, const MaybeTensor& running_mean,
-                                    const MaybeTensor& running_var, const MaybeTensor& skipped, const MaybeTensor& tracked,
-                                    double momentum, int64_t code, double slope) {
+// `reads` is whether moments of x are needed, which are those of the cells; where the one pool's are given, they are these.
+std::tuple<Tensor, Tensor> normalized(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                      const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                                      const std::vector<int64_t>& groups, double eps, bool reads,
+                                      const MaybeTensor& population_mean, const MaybeTensor& population_var,
+                                      const MaybeTensor& running_mean, const MaybeTensor& running_var, const MaybeTensor& skipped,
+                                      const MaybeTensor& tracked, double momentum, const Activation& act) {
   Cells x(input);
   check_running(x, running_mean);
   check_running(x, running_var);
   join_samples(x, groups, weight, bias);
-  const bool reads = reads_cells(groups, population_mean);
-  const Activation act{static_cast<Act>(code), slope};
-  const int64_t cells = reads ? x.N * x.C : 0;
-  Tensor y = x.empty_like(), moments = empty(reads ? std::vector<int64_t>{2, x.N, x.C} : std::vector<int64_t>{0}, ScalarType::Double);
+  const int64_t samples = reads ? x.N : 1, count = samples * x.C;
+  Tensor y = x.empty_like(), moments = empty({2, samples, x.C}, ScalarType::Double);
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    double *mean = data<double>(moments), *var = mean + cells;
+    double *mean = data<double>(moments), *var = mean + count;
+    const auto given_mean = maybe_values(x, population_mean), given_var = maybe_values(x, population_var);
     if (reads) {
       all_moments<T>(x, mean, var);
       const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
-      for (int64_t i = 0; i < cells; ++i) var[i] *= share;
+      for (int64_t i = 0; i < count; ++i) var[i] *= share;
+    } else {
+      std::copy(given_mean.begin(), given_mean.end(), mean);
+      std::copy(given_var.begin(), given_var.end(), var);
     }
-    const auto given_mean = maybe_values(x, population_mean), given_var = maybe_values(x, population_var);
     const Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var),
                           shares(mean_weight, logits, groups.size()), shares(var_weight, logits, groups.size()));
     const Parameters<A> parameters(x, weight, bias);
@@ -206,28 +117,174 @@ std::tuple<Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weig
   });
 }
 
+struct MixGradients {
+  Tensor x, weight, bias;
+  std::vector<double> mean_weight, var_weight;
+};
+
+// dL/dweight of cells in float64, in the place of S2 = sum of g' * (x - about).
+template <class A>
+void weight_gradients(int64_t C, const double* s1, double* s2, const A* about, const double* mean, const double* rstd) {
+  for (int64_t i = 0; i < C; ++i) s2[i] = rstd[i] * (s2[i] + (about[i] - mean[i]) * s1[i]);
+}
+
+MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight,
+                       const MaybeTensor& bias, const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                       const std::vector<int64_t>& groups, double eps, const MaybeTensor& population_mean,
+                       const MaybeTensor& population_var, const Activation& act) {
+  Cells x(input);
+  const Tensor g = x.match(grad);
+  join_samples(x, groups, weight, bias);
+  const int64_t C = x.C, cells = x.N * C;
+  const double *mean = saved_moments(moments, cells), *var = mean + cells;
+  Tensor dx = x.empty_like();
+  return with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const auto given_mean = maybe_values(x, population_mean), given_var = maybe_values(x, population_var);
+    const auto mean_shares = shares(mean_weight, logits, groups.size()), var_shares = shares(var_weight, logits, groups.size());
+    Members members(x, groups, mean, var, maybe_data(given_mean), maybe_data(given_var), mean_shares, var_shares);
+    const Parameters<A> parameters(x, weight, bias);
+    const Rows<A> rows(x, members.uniform() && !parameters.per_sample());
+    const Buffer<A> about(cells);  // sums about the cells' means, rounded, lose the least
+    std::copy_n(mean, cells, about.data());
+    const Buffer<double> center(cells), rstd(cells);
+    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        double *c = center.data() + n * C, *r = rstd.data() + n * C;
+        members.mix(n, c, r);
+        if (n < rows.count) fill_row<T>(rows, parameters, n, c, r, eps);
+        for (int64_t i = 0; i < C; ++i) r[i] = 1 / std::sqrt(r[i] + eps);
+      }
+    });
+    const Buffer<double> sums(2 * cells), grads(2 * cells);
+    double *s1 = sums.data(), *s2 = s1 + cells, *grad_mean = grads.data(), *grad_var = grad_mean + cells;
+    all_grad_sums<T>(
+        g, x, [&](int64_t n) { return about.data() + n * C; }, [&](int64_t n) { return rows.of(n); }, act, s1, s2);
+    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t at = n * C;
+        const A* weight = parameters.weights(n);
+        const double *r = rstd.data() + at, *one = s1 + at, *two = s2 + at;
+        double *to_mean = grad_mean + at, *to_var = grad_var + at;
+        weight_gradients(C, one, s2 + at, about.data() + at, center.data() + at, r);
+        for (int64_t i = 0; i < C; ++i) {
+          to_mean[i] = -weight[i] * r[i] * one[i];
+          to_var[i] = -0.5 * weight[i] * r[i] * r[i] * two[i];
+        }
+      }
+    });
+    members.take_gradients(grad_mean, grad_var);
+    const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, x.M));
+    const Buffer<A> slopes(cells), offsets(cells);
+    parallel(x.N, kLightWork * C, [&](int64_t begin, int64_t end) {
+      const Buffer<double> of_mean(C), of_var(C);
+      for (int64_t n = begin; n < end; ++n) {
+        const double* mu = mean + n * C;
+        const A* center = rows.of(n).center;
+        members.cell_gradients(n, mu, of_mean.data(), of_var.data());
+        for (int64_t i = 0; i < C; ++i) {
+          const double tilt = 2 * of_var[i] * share;
+          slopes[n * C + i] = static_cast<A>(tilt);
+          offsets[n * C + i] = static_cast<A>(of_mean[i] * share + tilt * (center[i] - mu[i]));
+        }
+      }
+    });
+    all_grad_input<T>(
+        g, x, dx, [&](int64_t n) { return rows.of(n); },
+        [&](int64_t n) { return Slant<A>{slopes.data() + n * C, offsets.data() + n * C}; }, act);
+    auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
+    shares_vjp(mean_shares, logits, grad_means);
+    shares_vjp(var_shares, logits, grad_vars);
+    return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1),
+                        std::move(grad_means), std::move(grad_vars)};
+  });
+}
+
+// Where x is normalized by moments that were given: none of its gradient goes through them.
+MixGradients given_gradients(const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight,
+                             const MaybeTensor& bias, double eps, bool of_parameters, const Activation& act) {
+  Cells x(input);
+  const Tensor g = x.match(grad);
+  join_samples(x, {0}, weight, bias);
+  const int64_t C = x.C, cells = x.N * C;
+  const double *mean = saved_moments(moments, C), *var = mean + C;
+  Tensor dx = x.empty_like();
+  return with_dtype(input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const Parameters<A> parameters(x, weight, bias);
+    const Rows<A> rows(x, !parameters.per_sample());
+    for (int64_t n = 0; n < rows.count; ++n) fill_row<T>(rows, parameters, n, mean, var, eps);
+    const std::vector<A> zeros(C);
+    if (act.kind == Act::none) {
+      Cells of_g = x;
+      of_g.tensor = g;
+      all_apply<T>(
+          of_g, dx,
+          [&](int64_t n) {
+            const Affine<A> affine = rows.of(n);
+            return Affine<A>{zeros.data(), affine.scale, zeros.data(), affine.rest};
+          },
+          act);
+    } else {
+      all_grad_input<T>(
+          g, x, dx, [&](int64_t n) { return rows.of(n); }, [&](int64_t) { return Slant<A>{zeros.data(), zeros.data()}; }, act);
+    }
+    const Buffer<double> sums(2 * cells), rstd(C);
+    double *s1 = sums.data(), *s2 = s1 + cells;
+    if (of_parameters) {
+      for (int64_t i = 0; i < C; ++i) rstd[i] = 1 / std::sqrt(var[i] + eps);
+      const auto center = [&](int64_t n) { return rows.of(n).center; };
+      all_grad_sums<T>(g, x, center, [&](int64_t n) { return rows.of(n); }, act, s1, s2);
+      for (int64_t n = 0; n < x.N; ++n) weight_gradients<A>(C, s1 + n * C, s2 + n * C, center(n), mean, rstd.data());
+    } else {
+      std::fill_n(s1, 2 * cells, 0.0);
+    }
+    return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1), {}, {}};
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> mix_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                    const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits,
+                                    std::vector<int64_t> groups, double eps, const MaybeTensor& population_mean,
+                                    const MaybeTensor& population_var, const MaybeTensor& running_mean,
+                                    const MaybeTensor& running_var, const MaybeTensor& skipped, const MaybeTensor& tracked,
+                                    double momentum, int64_t code, double slope) {
+  return normalized(input, weight, bias, mean_weight, var_weight, logits, groups, eps, true, population_mean, population_var,
+                    running_mean, running_var, skipped, tracked, momentum, {static_cast<Act>(code), slope});
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight, const MaybeTensor& bias,
     const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits, std::vector<int64_t> groups, double eps,
     const MaybeTensor& population_mean, const MaybeTensor& population_var, int64_t code, double slope) {
   const MixGradients of = gradients(grad, input, moments, weight, bias, mean_weight, var_weight, logits, groups, eps,
-                                    population_mean, population_var, code, slope);
+                                    population_mean, population_var, {static_cast<Act>(code), slope});
   const ScalarType dtype = acc_type(input.scalar_type());
   return {of.x, of.weight, of.bias, as_tensor(of.mean_weight, dtype), as_tensor(of.var_weight, dtype)};
 }
 
 std::tuple<Tensor, Tensor> batch_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                      const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                                      bool training, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                                       const MaybeTensor& skipped, const MaybeTensor& tracked, double momentum, int64_t code,
                                       double slope) {
-  return mix_norm(input, weight, bias, {}, {}, false, {0}, eps, {}, {}, running_mean, running_var, skipped, tracked, momentum,
-                  code, slope);
+  const Activation act{static_cast<Act>(code), slope};
+  if (training)
+    return normalized(input, weight, bias, {}, {}, false, {0}, eps, true, {}, {}, running_mean, running_var, skipped, tracked,
+                      momentum, act);
+  STD_TORCH_CHECK(running_mean && running_var, "normwise: evaluation needs running averages");
+  return normalized(input, weight, bias, {}, {}, false, {0}, eps, false, running_mean, running_var, {}, {}, {}, {}, 0, act);
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& moments,
                                                        const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                                       int64_t code, double slope) {
-  const MixGradients of = gradients(grad, input, moments, weight, bias, {}, {}, false, {0}, eps, {}, {}, code, slope);
+                                                       bool training, bool of_parameters, int64_t code, double slope) {
+  const Activation act{static_cast<Act>(code), slope};
+  const MixGradients of = training ? gradients(grad, input, moments, weight, bias, {}, {}, false, {0}, eps, {}, {}, act)
+                                   : given_gradients(grad, input, moments, weight, bias, eps, of_parameters, act);
   return {of.x, of.weight, of.bias};
 }
 

@@ -20,14 +20,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
     const MaybeTensor& mean_weight, const MaybeTensor& var_weight, bool logits, std::vector<int64_t> groups, double eps,
     const MaybeTensor& population_mean, const MaybeTensor& population_var, int64_t activation, double slope);
 
-// The pool over samples alone, by that batch's moments: with small tensors what an operator takes and gives is most of its time.
+// The pool over samples alone: with small tensors what an operator takes and gives is most of its time. Its moments are the
+// batch's or, out of training, the running averages; then the gradients of the parameters are computed where they are wanted.
 std::tuple<Tensor, Tensor> batch_norm(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                      const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                                      bool training, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                                       const MaybeTensor& skipped, const MaybeTensor& tracked, double momentum,
                                       int64_t activation, double slope);
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& g, const Tensor& x, const Tensor& moments,
                                                        const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                                       int64_t activation, double slope);
+                                                       bool training, bool of_parameters, int64_t activation, double slope);
 
 }  // namespace normwise

@@ -117,11 +117,12 @@ STABLE_TORCH_LIBRARY(normwise, m) {
       "sample_norm_backward(Tensor g, Tensor x, Tensor moments, int groups, Tensor? weight, Tensor? bias, float eps, "
       "int activation, float slope) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "batch_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-      "Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, float slope) -> (Tensor, Tensor)");
+      "batch_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, bool training, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, float slope) "
+      "-> (Tensor, Tensor)");
   m.def(
-      "batch_norm_backward(Tensor g, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, float eps, int activation, "
-      "float slope) -> (Tensor, Tensor, Tensor)");
+      "batch_norm_backward(Tensor g, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, float eps, bool training, "
+      "bool of_parameters, int activation, float slope) -> (Tensor, Tensor, Tensor)");
   m.def(
       "mix_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean_weight, Tensor? var_weight, bool logits, "
       "int[] groups, float eps, Tensor? population_mean, Tensor? population_var, Tensor(a!)? running_mean, "

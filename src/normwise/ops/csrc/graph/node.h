@@ -17,24 +17,31 @@ inline void call_below_autograd(const c10::OperatorHandle& op, Stack* stack) {
   op.callBoxed(stack);
 }
 
-// An operator and the one that differentiates it.
+// An operator f(x, ...) -> (y, kept...) and f_backward(g, x, kept..., ...), which differentiates it.
 struct Pair {
+  // What f_backward takes further: of f's arguments, a tensor or another value; or whether the gradients of tensors but x are wanted.
+  enum Kind { kTensor, kValue, kOfParameters };
   struct Argument {
-    size_t place;  // among the operator's own
-    bool is_tensor;
+    Kind kind;
+    size_t place;  // among f's arguments
   };
   std::string name;
   c10::OperatorHandle forward, backward;
-  size_t gradients;                 // how many the latter gives
-  std::vector<Argument> arguments;  // what it takes after g, x and the moments; of tensors those with gradients come first
+  size_t gradients, kept;           // how many f_backward gives; how many results of f it takes
+  std::vector<Argument> arguments;  // of tensors those that have gradients come first
 
   explicit Pair(const char* of)
-      : name(of), forward(handle(name)), backward(handle(name + "_backward")), gradients(backward.schema().returns().size()) {
+      : name(of),
+        forward(handle(name)),
+        backward(handle(name + "_backward")),
+        gradients(backward.schema().returns().size()),
+        kept(forward.schema().returns().size() - 1) {
     const auto& takes = backward.schema().arguments();
-    for (size_t i = 3; i < takes.size(); ++i) {
+    for (size_t i = 2 + kept; i < takes.size(); ++i) {
       const auto place = forward.schema().argumentIndexWithName(takes[i].name());
-      TORCH_INTERNAL_ASSERT(place.has_value());
-      arguments.push_back({static_cast<size_t>(*place), takes[i].type()->isSubtypeOf(*c10::OptionalType::ofTensor())});
+      TORCH_INTERNAL_ASSERT(place.has_value() || takes[i].name() == "of_parameters");
+      const bool is_tensor = takes[i].type()->isSubtypeOf(*c10::OptionalType::ofTensor());
+      arguments.push_back({place ? is_tensor ? kTensor : kValue : kOfParameters, static_cast<size_t>(place.value_or(0))});
     }
   }
 
@@ -44,22 +51,28 @@ struct Pair {
     result.reserve(gradients);
     result.push_back(call.front().toTensor());
     for (const Argument& a : arguments)
-      if (a.is_tensor && result.size() < gradients) result.push_back(tensor_of(call[a.place]));
+      if (a.kind == kTensor && result.size() < gradients) result.push_back(tensor_of(call[a.place]));
     return result;
   }
 
-  // Their gradients, from those of the output and what was saved: x, the moments and the other tensors, and the values.
-  variable_list differentiate(const at::Tensor& g, const variable_list& tensors, const std::vector<c10::IValue>& values) const {
+  // Their gradients, from those of y and what was saved: x, what was kept and the other tensors, and the values.
+  variable_list differentiate(const at::Tensor& g, const variable_list& tensors, const std::vector<c10::IValue>& values,
+                              bool of_parameters) const {
     if (!g.defined()) return variable_list(gradients);
     Stack stack;
-    stack.reserve(3 + arguments.size());
-    stack.insert(stack.end(), {g, tensors[0], tensors[1]});
-    auto tensor = tensors.begin() + 2;
+    stack.reserve(2 + kept + arguments.size());
+    stack.emplace_back(g);
+    auto tensor = tensors.begin();
+    const auto push_tensor = [&] {
+      if (const at::Tensor& t = *tensor++; t.defined()) stack.emplace_back(t);
+      else stack.emplace_back();
+    };
+    for (size_t i = 0; i < 1 + kept; ++i) push_tensor();
     auto value = values.begin();
     for (const Argument& a : arguments) {
-      if (!a.is_tensor) stack.push_back(*value++);
-      else if (const at::Tensor& t = *tensor++; t.defined()) stack.emplace_back(t);
-      else stack.emplace_back();
+      if (a.kind == kTensor) push_tensor();
+      else if (a.kind == kValue) stack.push_back(*value++);
+      else stack.emplace_back(of_parameters);
     }
     // With create_graph=True the gradients have a graph, which Python makes.
     if (at::GradMode::is_enabled()) backward.callBoxed(&stack);
@@ -76,10 +89,11 @@ struct Pair {
   }
 };
 
-enum Which : int64_t { kSampleNorm, kBatchNorm, kMixNorm };
+enum Which : int64_t { kSampleNorm, kBatchNorm, kMixNorm, kLayerNorm };
 
 inline const Pair& pair(Which which) {
-  static const std::array<Pair, 3> pairs{Pair("normwise::sample_norm"), Pair("normwise::batch_norm"), Pair("normwise::mix_norm")};
+  static const std::array<Pair, 4> pairs{Pair("normwise::sample_norm"), Pair("normwise::batch_norm"), Pair("normwise::mix_norm"),
+                                         Pair("normwise::layer_norm")};
   return pairs[which];
 }
 
@@ -92,23 +106,27 @@ class Backward : public torch::autograd::Node {
  public:
   Backward(Which which, const variable_list& inputs, const Stack& call)
       : Node(torch::autograd::collect_next_edges(inputs)), which(which) {
-    const auto& arguments = pair(which).arguments;
-    tensors.reserve(2 + arguments.size());
+    const Pair& op = pair(which);
+    tensors.reserve(1 + op.kept + op.arguments.size());
     tensors.emplace_back(inputs[0], false);
-    tensors.emplace_back();
-    for (const auto& a : arguments) {
-      if (a.is_tensor) tensors.emplace_back(tensor_of(call[a.place]), false);
-      else values.push_back(call[a.place]);
+    for (size_t i = 0; i < op.kept; ++i) tensors.emplace_back();
+    for (const auto& a : op.arguments) {
+      if (a.kind == Pair::kTensor) tensors.emplace_back(tensor_of(call[a.place]), false);
+      else if (a.kind == Pair::kValue) values.push_back(call[a.place]);
     }
   }
 
-  void save_moments(const at::Tensor& moments) { tensors[1] = {moments, false}; }
+  void save_results(const Stack& results) {
+    for (size_t i = 1; i < results.size(); ++i) tensors[i] = {results[i].toTensor(), false};
+  }
 
   std::string name() const override { return pair(which).name + "_backward"; }
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return pair(which).differentiate(grads[0], unpacked(), values);
+    bool of_parameters = false;
+    for (size_t i = 1; i < num_outputs(); ++i) of_parameters |= task_should_compute_output(i);
+    return pair(which).differentiate(grads[0], unpacked(), values, of_parameters);
   }
 
   void release_variables() override {
@@ -152,7 +170,7 @@ class Backward : public torch::autograd::Node {
 
   static variable_list differentiate(const variable_list& grads, const std::vector<c10::IValue>& packed) {
     const Pair& op = pair(static_cast<Which>(packed[0].toInt()));
-    return op.differentiate(grads[0], packed[1].toTensorVector(), {packed.begin() + 2, packed.end()});
+    return op.differentiate(grads[0], packed[1].toTensorVector(), {packed.begin() + 2, packed.end()}, true);
   }
 };
 
