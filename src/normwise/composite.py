@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from normwise import ops
 from normwise.methods import Inputs, Method
@@ -25,9 +27,9 @@ def needs_plain_graph() -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
 
 

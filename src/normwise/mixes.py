@@ -125,9 +125,10 @@ def normalize_at_once(
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):
         return None
-    mix = (mean_weight, var_weight, logits)
     try:
-        return normalize_by_mix(x, pools, weight, bias, *mix, eps, population, running, activation, slope)
+        return normalize_by_mix(
+            x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
+        )
     except RuntimeError:  # a type or shape that the kernels refuse: the checks find it, and the words for it
         return None
 
@@ -220,10 +221,12 @@ def normalize_by_mix(
         >>> not native.available() or normalize_by_mix(x, (1,), *given).tolist() == [[[-1.0, 1.0]]]
         True
     """
-    mix = (pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope)
-    if native.differentiates() or not torch.is_grad_enabled() or not _any_requires_grad(x, *mix[1:5]):
-        return native.mix_norm(x, *mix)[0]
-    return _Mix.apply(x, weight, bias, mean_weight, var_weight, pools, mix[5:])
+    tensors = (x, weight, bias, mean_weight, var_weight)
+    if native.differentiates() or not torch.is_grad_enabled() or not _any_requires_grad(*tensors):
+        return native.mix_norm(
+            x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
+        )[0]
+    return _Mix.apply(*tensors, pools, (logits, eps, population, running, activation, slope))
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:

@@ -40,6 +40,28 @@ def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
         tensor([[-1.,  1.]])
     """
+    if needs_plain_graph() or x.is_meta or torch._C._is_any_autocast_enabled() or not x.is_contiguous():
+        return _unusual_layer_norm(x, shape, weight, bias, eps)
+    return _contiguous_layer_norm(x, shape, weight, bias, eps)
+
+
+def _contiguous_layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    ):
+        if native.differentiates():
+            return native.layer_norm(x, shape, weight, bias, eps)[0]
+        y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
+        return y
+    return torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _unusual_layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Under transforms and autocast, and in other memory formats."""
     plain = needs_plain_graph()
     followed = plain and (torch.compiler.is_compiling() or exporting())
     if followed or x.is_meta or torch.is_autocast_enabled(x.device.type):
@@ -53,18 +75,6 @@ def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
     # All but the batch is normalized, so the order of the axes is free: take the one in memory.
     weight, bias = (None if t is None else t.movedim(0, -1) for t in (weight, bias))
     return kernel(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias, eps).movedim(-1, 1)
-
-
-def _contiguous_layer_norm(
-    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    learns = x.requires_grad or any(t is not None and t.requires_grad for t in (weight, bias))
-    if not learns or not torch.is_grad_enabled():
-        return F.layer_norm(x, shape, weight, bias, eps)
-    if native.differentiates():
-        return native.layer_norm(x, shape, weight, bias, eps)[0]
-    y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
-    return y
 
 
 def _plain_layer_norm(

@@ -375,13 +375,15 @@ def mix_norm(
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
+    code = _CODES[activation]
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
-        return _sample_norm(x, groups[0], weight, bias, eps, _CODES[activation], slope)
+        return _sample_norm(x, groups[0], weight, bias, eps, code, slope)
     if one and population is not None:
-        return _batch_norm(x, weight, bias, eps, False, *population[:2], None, None, 0.0, _CODES[activation], slope)
+        mean, var = population[0], population[1]
+        return _batch_norm(x, weight, bias, eps, False, mean, var, None, None, 0.0, code, slope)
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
-    rest = (running_mean, running_var, skipped, tracked, float(momentum), _CODES[activation], slope)
+    rest = (running_mean, running_var, skipped, tracked, float(momentum), code, slope)
     if one:
         return _batch_norm(x, weight, bias, eps, True, *rest)
     known = (None, None) if population is None else population[:2]
