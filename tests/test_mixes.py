@@ -85,6 +85,49 @@ def test_a_population_stands_in_for_the_batch(autograd: str) -> None:
     torch.testing.assert_close(actual, derivatives(lambda leaves: composed(over, leaves, *rest), given, [*given]))
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_averages_that_stand_alone_are_those_of_the_forward_pass(autograd: str, activation: str | None) -> None:
+    """A training step on the same layer may move the buffers before the backward pass."""
+    given, averages = inputs_of(("batch",)), (torch.randn(1, C).double(), torch.rand(1, C).double())
+    for wanted in ([*given], ["x"], ["weight"], ["bias"]):
+        expected = derivatives(lambda leaves: composed(("batch",), leaves, averages, activation), given, wanted)
+
+        def moving(leaves: dict[str, Tensor]) -> Tensor:
+            buffers = [t[0].clone() for t in averages]
+            y = mixed(("batch",), leaves, buffers, activation)
+            for t in buffers:
+                t.add_(1)
+            return y
+
+        torch.testing.assert_close(derivatives(moving, given, wanted), expected)
+
+
+@pytest.mark.parametrize("over", [("layer",), ("batch",), ("instance", "layer", "batch")], ids="+".join)
+def test_a_result_without_a_gradient_gives_none(over: tuple[str, ...], autograd: str) -> None:
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> None:
+            return None
+
+    given = {name: t.requires_grad_() for name, t in inputs_of(over).items()}
+    Cut.apply(mixed(over, given)).sum().backward()
+    assert all(t.grad is None or not t.grad.any() for t in given.values())
+
+
+@needs_graph
+@pytest.mark.filterwarnings("ignore")  # torch's own, from its first use of forward mode
+def test_a_tangent_is_not_lost_in_silence() -> None:
+    x = inputs_of(("layer",), torch.float32)["x"].requires_grad_()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            native.sample_norm(dual, 1)
+
+
 @pytest.mark.parametrize("over", [("layer",), ("batch",), ("instance", "layer", "batch")], ids="+".join)
 def test_the_logits_of_a_lone_member_get_a_gradient_of_zero(over: tuple[str, ...], autograd: str) -> None:
     given = inputs_of(over) | {
