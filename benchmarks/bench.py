@@ -1,7 +1,4 @@
-"""The engine against torch's layers, the plain formulas and the limit: ``make bench``. What is measured: README.md.
-
-Contenders take turns in one process, so that what disturbs the machine disturbs all of them: only ratios are meant.
-"""
+"""The engine against torch's layers, the plain formulas and the limit: ``make bench``. What is measured: README.md."""
 
 from __future__ import annotations
 
@@ -10,18 +7,19 @@ import ctypes
 import itertools
 import json
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_accuracy import measure_accuracy
 from bench_contenders import DTYPES, GROUPS, LAYOUTS, METHODS, SHAPES, Row, compiled_formula, contenders, limit
+from bench_layers import measure_layers
 from bench_memory import measure_memory
 from bench_report import chart, summarize, table
+from bench_timing import microseconds, take_turns, times_ours
 
 from normwise.files import write_atomic
 from normwise.ops import describe_environment
@@ -60,13 +58,6 @@ def compiles(row: Row) -> bool:
     return row.threads == 1 and row.dtype == "float32" and row.layout == "NCHW" and row.shape in SHAPES[1:3]
 
 
-def clock(run: Callable[[], object], times: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(times):
-        run()
-    return (time.perf_counter() - begin) / times
-
-
 def measure(row: Row, seconds: float, compile_too: bool) -> dict[str, Any]:
     """Time the row's contenders in turns, for about ``seconds`` but at least three rounds."""
     torch.set_num_threads(row.threads)
@@ -79,35 +70,20 @@ def measure(row: Row, seconds: float, compile_too: bool) -> dict[str, Any]:
         except Exception as problem:  # without a compiler that inductor can use the row is measured without it
             compiled, note = None, f"torch.compile: {type(problem).__name__}"
     runs = contenders(row, compiled)
-    # Enough calls a turn to outweigh the clock; the first of them also warms up.
-    calls = {name: max(1, int(0.004 / clock(run, 1)), int(0.004 / clock(run, 2))) for name, run in runs.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    order, end = list(runs), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken["ours"]) < 3:
-        for name in order:
-            runs[name]()  # not timed: it meets whatever the one before left in the caches
-            taken[name].append(clock(runs[name], calls[name]))
-        order.reverse()
-        if len(taken["ours"]) >= 101:
-            break
-    return evaluate(row, taken, note)
+    return evaluate(row, take_turns(runs, seconds), note)
 
 
-def evaluate(row: Row, taken: dict[str, list[float]], note: str | None) -> dict[str, Any]:
+def evaluate(row: Row, rounds: list[dict[str, float]], note: str | None) -> dict[str, Any]:
     """Medians, and medians of the ratios within a round."""
-    rounds = [dict(zip(taken, times, strict=True)) for times in zip(*taken.values(), strict=True)]
     for times in rounds:
         times["limit"] = limit(row, times["clone"], times["copy"])
     others = [name for name in rounds[0] if name not in ("ours", "clone", "copy")]
-    ratios = {name: statistics.median(times[name] / times["ours"] for times in rounds) for name in others}
     result = {
         **{"method": row.method, "dtype": row.dtype, "layout": row.layout},
         **{"shape": list(row.shape), "threads": row.threads, "megabytes": round(row.megabytes, 2)},
         "rounds": len(rounds),
-        "microseconds": {
-            name: round(1e6 * statistics.median(times[name] for times in rounds), 1) for name in rounds[0]
-        },
-        "times_ours": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        "microseconds": {name: microseconds(rounds, name) for name in rounds[0]},
+        "times_ours": {name: times_ours(rounds, name) for name in others},
     }
     return result if note is None else {**result, "note": note}
 
@@ -138,13 +114,14 @@ def main() -> None:
         speed.append(measure(row, seconds, not given.quick))
         shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in speed[-1]["times_ours"].items())
         print(f"{row!s:<52} as a multiple of ours: {shown}", flush=True)
+    layers = [] if narrowed else measure_layers(min(1.0, seconds))
     memory = [] if narrowed else measure_memory(SHAPES[2] if given.quick else SHAPES[0])
     accuracy = [] if narrowed else measure_accuracy()
-    text = table(header, speed, memory, accuracy)
-    print("\n" + summarize(speed, accuracy))
+    text = table(header, speed, layers, memory, accuracy)
+    print("\n" + summarize(speed, layers, accuracy))
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-        for name, found in (("speed", speed), ("memory", memory), ("accuracy", accuracy)):
+        for name, found in (("speed", speed), ("layers", layers), ("memory", memory), ("accuracy", accuracy)):
             if found:
                 write_atomic(given.out / f"bench-{name}.json", json.dumps({**header, "rows": found}, indent=1) + "\n")
         write_atomic(given.out / "bench.md", text)

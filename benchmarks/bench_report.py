@@ -49,12 +49,20 @@ def inaccurate(accuracy: Found) -> Found:
     return [row for row in accuracy if row["y"] > 1.001 * row["torch_y"] or row["dx"] > 1.001 * row["torch_dx"]]
 
 
-def summarize(speed: Found, accuracy: Found) -> str:
+def behind(layers: Found) -> Found:
+    """Layers slower than torch's by more than 5 %, in some use; of switchable norm torch has none."""
+    return [row for row in layers if row["layer"] == row["torch"] and row["times_ours"] < 0.95]
+
+
+def summarize(speed: Found, layers: Found, accuracy: Found) -> str:
     lines = [
         f"{'met ' if met else 'MISSED'} {what}: {reached:.2f} (goal {goal:g})"
         for what, goal, reached, met in goals(speed)
     ]
     lines.append(f"{len(missing(speed))} of {len(speed)} rows slower than torch.nn by more than 5 %")
+    if layers:
+        own = [row for row in layers if row["layer"] == row["torch"]]
+        lines.append(f"{len(behind(layers))} of {len(own)} uses of a layer slower than torch.nn by more than 5 %")
     if accuracy:
         lines.append(f"{len(inaccurate(accuracy))} of {len(accuracy)} accuracy rows err more than torch.nn")
     return "\n".join(lines)
@@ -72,7 +80,7 @@ def _name(row: dict[str, Any]) -> list[str]:
     return [row["method"], row["dtype"], row["layout"], "×".join(map(str, row["shape"])), str(row["threads"])]
 
 
-def table(header: dict[str, Any], speed: Found, memory: Found, accuracy: Found) -> str:
+def table(header: dict[str, Any], speed: Found, layers: Found, memory: Found, accuracy: Found) -> str:
     """Everything, as Markdown."""
     environment = "; ".join(f"{name} {value}" for name, value in header["environment"].items())
     lines = ["# Benchmark of the engine", "", f"`{header['command']}`. {environment}.", ""]
@@ -103,6 +111,24 @@ def table(header: dict[str, Any], speed: Found, memory: Found, accuracy: Found) 
         titles,
         ([*_name(r), r["microseconds"]["ours"], *(r["times_ours"].get(name, "") for name in names)] for r in speed),
     )
+    if layers:
+        lines += [
+            "## Layer by layer, small and in evaluation",
+            "",
+            "float32, contiguous, one thread. Training and evaluation with gradients are forward and backward.",
+            "",
+        ]
+        titles = ["layer", "beside", "shape", "use", "ours, µs", "torch.nn"]
+        lines += _grid(
+            titles,
+            (
+                [
+                    *(r["layer"], r["torch"], "×".join(map(str, r["shape"])), r["use"]),
+                    *(r["microseconds"]["ours"], r["times_ours"]),
+                ]
+                for r in layers
+            ),
+        )
     if memory:
         lines += ["## Memory of a training step, in tensors of x's size", ""]
         lines += _grid(["layer", "saved for backward", "peak"], ([m["layer"], m["saved"], m["peak"]] for m in memory))
