@@ -14,10 +14,10 @@ from torch._dynamo import compiled_autograd
 from normwise import composite, ops
 from normwise.composite import compose
 from normwise.methods import METHODS, Inputs
-from normwise.mixes import normalize_by_mix
+from normwise.mixes import normalize_at_once, normalize_by_mix
 from normwise.moments import Moments
 
-native = ops.native
+fused, native = ops.fused, ops.native
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 needs_graph = pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
 
@@ -102,6 +102,22 @@ def test_averages_that_stand_alone_are_those_of_the_forward_pass(autograd: str, 
         torch.testing.assert_close(derivatives(moving, given, wanted), expected)
 
 
+def test_averages_in_a_mix_are_those_of_the_forward_pass(autograd: str) -> None:
+    over, averages = ("layer", "batch"), (torch.randn(1, C).double(), torch.rand(1, C).double())
+    given = inputs_of(over)
+    x, weight, bias, *mix = (t.requires_grad_() for t in given.values())
+    buffers = [t[0].clone() for t in averages]
+    y = normalize_at_once(x, over, *mix, True, 1, weight, bias, 1e-5, None, 0.01, population=tuple(buffers))
+    assert y is not None
+    for t in buffers:
+        t.add_(1)
+    expected = composed(over, given, averages, None)
+    leaves = [*given.values()]
+    for power in (1, 2):
+        grads = [torch.autograd.grad(out.pow(power).sum(), leaves, retain_graph=True) for out in (y, expected)]
+        torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("over", [("layer",), ("batch",), ("instance", "layer", "batch")], ids="+".join)
 def test_a_result_without_a_gradient_gives_none(over: tuple[str, ...], autograd: str) -> None:
     class Cut(torch.autograd.Function):
@@ -125,7 +141,7 @@ def test_a_tangent_is_not_lost_in_silence() -> None:
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="forward mode"):
-            native.sample_norm(dual, 1)
+            fused.sample_norm(dual, 1)
 
 
 @pytest.mark.parametrize("over", [("layer",), ("batch",), ("instance", "layer", "batch")], ids="+".join)
@@ -208,9 +224,9 @@ def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
     given = {name: t.requires_grad_() for name, t in inputs_of(("layer",)).items()}
     x, weight, bias = given.values()
     with torch.no_grad():
-        _, moments = native.sample_norm(x, 1, weight, bias)
-        expected = native.sample_norm_backward(x, x, moments, 1, weight, bias)
-    actual = native.sample_norm_backward(x, x, moments, 1, weight, bias)
+        _, moments = fused.sample_norm(x, 1, weight, bias)
+        expected = fused.sample_norm_backward(x, x, moments, 1, weight, bias)
+    actual = fused.sample_norm_backward(x, x, moments, 1, weight, bias)
     torch.testing.assert_close(actual, expected)
     assert all(g.requires_grad for g in actual)
     assert composite._LIBRARY is not None

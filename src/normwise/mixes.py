@@ -19,7 +19,7 @@ from normwise import ops
 from normwise.composite import compose, differentiate_by, gradients, needs_plain_graph
 from normwise.methods import METHODS, Inputs, Method
 from normwise.moments import Moments
-from normwise.ops import native
+from normwise.ops import fused, native
 
 
 class Running(NamedTuple):
@@ -115,10 +115,10 @@ def normalize_at_once(
     if population is not None:
         if 0 not in pools:
             return None
-        # The kernels keep a copy where it stands alone; in a mix it may change before the backward pass.
-        learns = len(pools) > 1 and torch.is_grad_enabled()
-        if learns and _any_requires_grad(x, weight, bias, mean_weight, var_weight):
-            return None
+        # It may change before a backward pass, for which the kernels keep a copy only where it stands alone.
+        if len(pools) > 1 and torch.is_grad_enabled():
+            dtype = ops.accumulation_dtype(x.dtype)
+            population = population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
     if running is not None and 0 not in pools:
         return None
     # Two values behind each statistic of x; a population's are not.
@@ -201,7 +201,7 @@ def normalize_by_mix(
     Args:
         x: (N, C, ...).
         pools: as :func:`pools_of` gives them.
-        weight: as :func:`normwise.native.mix_norm` takes it, as is all that follows.
+        weight: as :func:`normwise.ops.fused.mix_norm` takes it, as is all that follows.
         bias: likewise.
         mean_weight: likewise.
         var_weight: likewise.
@@ -223,7 +223,7 @@ def normalize_by_mix(
     """
     tensors = (x, weight, bias, mean_weight, var_weight)
     if native.differentiates() or not torch.is_grad_enabled() or not _any_requires_grad(*tensors):
-        return native.mix_norm(
+        return fused.mix_norm(
             x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
         )[0]
     return _Mix.apply(*tensors, pools, (logits, eps, population, running, activation, slope))
@@ -242,7 +242,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         weight, bias, mean_weight, var_weight, pools, options = args
-        y, moments = native.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
+        y, moments = fused.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
         ctx.save_for_backward(x, moments, weight, bias, mean_weight, var_weight)
         logits, eps, population, _, *activation = options
         population = None if population is None else [t.clone() for t in population[:2]]  # which may change till then
@@ -256,7 +256,7 @@ class _Mix(torch.autograd.Function):
         if torch.is_grad_enabled():
             found = _differentiable_backward(grad, x, pools, *parameters, *options)
         else:
-            found = [*native.mix_norm_backward(grad, x, moments, pools, *parameters, *options)]
+            found = [*fused.mix_norm_backward(grad, x, moments, pools, *parameters, *options)]
         # Autograd ignores what nobody wants, but not a gradient of None.
         return *(None if t is None else g for g, t in zip(found, [x, *parameters], strict=True)), None, None
 

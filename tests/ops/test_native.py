@@ -26,7 +26,7 @@ from problems import (
 )
 from torch import Tensor
 
-from normwise.ops import native
+from normwise.ops import fused, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 
@@ -158,19 +158,19 @@ def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
     x, g, center, scale, shift, gmean, gvar = problem((2, 96, 41, 43), torch.float32, layout)
 
     def everything() -> list[Tensor]:
-        y, moments = native.sample_norm(x, 1, scale[0], shift[0])
-        batch = native.mix_norm(x, [0], scale[0], shift[0])
-        mixed = native.mix_norm(x, [96, 4, 1, 0], scale[0], shift[0])
+        y, moments = fused.sample_norm(x, 1, scale[0], shift[0])
+        batch = fused.mix_norm(x, [0], scale[0], shift[0])
+        mixed = fused.mix_norm(x, [96, 4, 1, 0], scale[0], shift[0])
         return [
             *native.moments(x),
             *native.grad_sums(g, x, center, center, scale, shift),
             native.grad_input(g, x, center, center, scale, shift, gmean, gvar),
             y,
-            *native.sample_norm_backward(g, x, moments, 1, scale[0], shift[0]),
+            *fused.sample_norm_backward(g, x, moments, 1, scale[0], shift[0]),
             *batch,
-            *native.mix_norm_backward(g, x, batch[1], [0], scale[0], shift[0])[:3],
+            *fused.mix_norm_backward(g, x, batch[1], [0], scale[0], shift[0])[:3],
             *mixed,
-            *native.mix_norm_backward(g, x, mixed[1], [96, 4, 1, 0], scale[0], shift[0]),
+            *fused.mix_norm_backward(g, x, mixed[1], [96, 4, 1, 0], scale[0], shift[0]),
         ]
 
     before, results = torch.get_num_threads(), []
@@ -210,7 +210,7 @@ def test_what_no_cache_holds_is_written_past_it(isa):
 
 def samples(dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     x, g, center, scale, shift, gmean, gvar = problem((3, 4, 5, 6), dtype, layout)
-    moments = {groups: native.mix_norm(x, [groups])[1] for groups in (0, 2, 4)}
+    moments = {groups: fused.mix_norm(x, [groups])[1] for groups in (0, 2, 4)}
     logits, running = center[0, :3], [torch.zeros(4), torch.ones(4), *torch.zeros(2, dtype=torch.int64)]
     return {
         "moments": (x,),
@@ -267,16 +267,16 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(RuntimeError, match="one value per cell"):
         native.apply(x, cell, cell, torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="cannot be divided into 3 groups"):
-        native.sample_norm(x, 3)
+        fused.sample_norm(x, 3)
     for running in ((cell[0], cell[0, :3]), (cell[0].double(), cell[0])):
         with pytest.raises(RuntimeError, match=r"one a channel|of the type that the input is summed in"):
-            native.mix_norm(x, [0], running=(*running, 0.1, None, None))
+            fused.mix_norm(x, [0], running=(*running, 0.1, None, None))
     with pytest.raises(RuntimeError, match="4 values, one a channel"):
-        native.mix_norm(x, [0], population=(cell[0], cell[0, :3]))
+        fused.mix_norm(x, [0], population=(cell[0], cell[0, :3]))
     with pytest.raises(RuntimeError, match="4 values, one a channel"):
-        native.sample_norm(x, 2, weight=cell[:, :1])
+        fused.sample_norm(x, 2, weight=cell[:, :1])
     with pytest.raises(RuntimeError, match="does not go with the input's"):
-        native.mix_norm(x, [0], bias=cell[0].double())
+        fused.mix_norm(x, [0], bias=cell[0].double())
     with pytest.raises(RuntimeError, match="differ in shape"):
         native.grad_sums(x[..., :2], x, cell, cell, cell, cell)
     with pytest.raises(RuntimeError, match="expected float32"):

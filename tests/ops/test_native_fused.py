@@ -18,7 +18,7 @@ from problems import (
 )
 from torch import Tensor
 
-from normwise.ops import native
+from normwise.ops import fused, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 
@@ -34,7 +34,7 @@ def test_sample_norm(shape, dtype, layout, pooling, affine):
     if affine == "none":
         weight = bias = None
     if x.numel() == 0 or x.numel() == shape[0] * groups:  # nothing to normalize: the deviation is exactly 0
-        y = native.sample_norm(x, groups, weight, bias)[0]
+        y = fused.sample_norm(x, groups, weight, bias)[0]
         expected = torch.zeros_like(x) if bias is None else wide(bias.expand(shape[:2]), x).expand(shape)
         torch.testing.assert_close(y, expected.to(x.dtype), rtol=0, atol=0)
         return
@@ -42,11 +42,11 @@ def test_sample_norm(shape, dtype, layout, pooling, affine):
     leaf = x.double().requires_grad_()
     parameters = [] if weight is None else [weight.double().requires_grad_(), bias.double().requires_grad_()]
     expected = oracle_group(leaf, groups, *(parameters or (None, None)), activation)
-    y, moments = native.sample_norm(x, groups, weight, bias, activation=activation)
+    y, moments = fused.sample_norm(x, groups, weight, bias, activation=activation)
     close(y, expected.detach(), dtype)
     same_format(y, x, layout)
     gradients = torch.autograd.grad(expected, [leaf, *parameters], g.double())
-    actual = native.sample_norm_backward(g, x, moments, groups, weight, bias, activation=activation)
+    actual = fused.sample_norm_backward(g, x, moments, groups, weight, bias, activation=activation)
     close(actual[0], gradients[0], dtype, slack=4)
     for ours, theirs in zip(actual[1:], gradients[1:], strict=False):
         close(ours, theirs, ours.dtype, slack=20)
@@ -85,11 +85,11 @@ def test_mix_norm(shape, dtype, layout, members):
     leaves = [x.double().requires_grad_(), *(t.double().requires_grad_() for t in parameters)]
     expected = oracle_mix(leaves[0], groups, leaves[1:], "leaky_relu")
     options = {"activation": "leaky_relu", "slope": SLOPE}
-    y, moments = native.mix_norm(x, groups, *parameters, **options)
+    y, moments = fused.mix_norm(x, groups, *parameters, **options)
     close(y, expected.detach(), dtype, slack=2)
     same_format(y, x, layout)
     gradients = torch.autograd.grad(expected, leaves, g.double())
-    actual = native.mix_norm_backward(g, x, moments, groups, *parameters, **options)
+    actual = fused.mix_norm_backward(g, x, moments, groups, *parameters, **options)
     close(actual[0], gradients[0], dtype, slack=4)
     for ours, theirs in zip(actual[1:], gradients[1:], strict=True):
         close(ours, theirs, acc, slack=200)  # sums over all of x
@@ -103,10 +103,10 @@ def test_a_batch_norm_joins_its_samples(shape, layout):
     weight, bias = torch.randn(2, shape[1])
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
     expected = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True)
-    y, moments = native.mix_norm(x, [0], weight, bias)
+    y, moments = fused.mix_norm(x, [0], weight, bias)
     assert moments.shape == (2, 1, shape[1])
     close(y, expected.detach(), x.dtype)
-    actual = native.mix_norm_backward(g, x, moments, [0], weight, bias)
+    actual = fused.mix_norm_backward(g, x, moments, [0], weight, bias)
     for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g.double()), strict=False):
         close(ours, theirs, x.dtype, slack=10)
 
@@ -116,20 +116,20 @@ def test_mix_norm_moves_running_averages_and_counts_what_is_not_finite(dtype):
     x = torch.randn(3, 4, 5, dtype=dtype)
     mean, var = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
     skipped, tracked = torch.zeros(2, dtype=torch.int64)
-    native.mix_norm(x, [0], running=(mean, var, 0.1, skipped, tracked))
+    fused.mix_norm(x, [0], running=(mean, var, 0.1, skipped, tracked))
     torch.testing.assert_close(mean, 0.1 * x.mean((0, 2)))
     torch.testing.assert_close(var, 0.9 + 0.1 * x.var((0, 2)))
     before = mean.clone(), var.clone()
     x[1, 2, 3] = float("inf")
-    native.mix_norm(x, [0], running=(mean, var, 0.1, skipped, tracked))
+    fused.mix_norm(x, [0], running=(mean, var, 0.1, skipped, tracked))
     assert (skipped, tracked) == (1, 1)
     assert torch.equal(mean, before[0])
     assert torch.equal(var, before[1])
-    native.mix_norm(x, [0], running=(mean, var, 0.1, None, tracked))
+    fused.mix_norm(x, [0], running=(mean, var, 0.1, None, tracked))
     assert tracked == 2
     assert not var[2].isfinite()
     with pytest.raises(RuntimeError, match="counted in one int64"):
-        native.mix_norm(x, [0], running=(mean, var, 0.1, None, tracked.int()))
+        fused.mix_norm(x, [0], running=(mean, var, 0.1, None, tracked.int()))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -138,9 +138,9 @@ def test_mix_norm_with_a_population(layout):
     population, weight = (center[0], center[1].square() + 0.5), center[2]
     leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
     expected = F.batch_norm(leaves[0], *population, leaves[1])
-    y, moments = native.mix_norm(x, [0], weight, population=population)
+    y, moments = fused.mix_norm(x, [0], weight, population=population)
     close(y, expected.detach().double(), x.dtype)
-    actual = native.mix_norm_backward(g, x, moments, [0], weight, population=population)
+    actual = fused.mix_norm_backward(g, x, moments, [0], weight, population=population)
     for ours, theirs in zip(actual, torch.autograd.grad(expected, leaves, g), strict=False):
         close(ours, theirs.double(), x.dtype, slack=20)
 
@@ -152,7 +152,7 @@ def test_mix_norm_with_a_population(layout):
 def test_sample_norm_errs_no_more_than_torch(mean, std, layout, groups):
     x = problem((4, 16, 28, 28), torch.float32, layout, mean, std)[0]
     expected = oracle_group(x.double(), groups, None, None, None)
-    ours = (native.sample_norm(x, groups)[0] - expected).abs().max().item()
+    ours = (fused.sample_norm(x, groups)[0] - expected).abs().max().item()
     theirs = (F.group_norm(x, groups) - expected).abs().max().item()
     assert ours <= max(theirs, 1e-6)
 
@@ -167,7 +167,7 @@ def test_float32_is_rounded_once(mean, layout, groups):
     """But for the shift, which is of the size of mean over deviation."""
     x = problem((8, 64, 28, 28), torch.float32, layout, mean, 1.0)[0]
     weight = torch.rand(64) + 0.5
-    y = native.mix_norm(x, [groups], weight)[0]
+    y = fused.mix_norm(x, [groups], weight)[0]
     parameters = [weight.double(), torch.zeros(64).double(), torch.zeros(1).double(), torch.zeros(1).double()]
     expected = oracle_mix(x.double(), [groups], parameters, None)
     half_a_digit = torch.from_numpy(np.spacing(y.abs().numpy())).double() / 2
@@ -184,8 +184,8 @@ def test_channels_far_from_zero_leave_the_others_alone(dtype, layout):
     others = [c for c in range(64) if c != 1]
     results = []
     for given in (x, far):
-        y, moments = native.mix_norm(given, [0], activation="silu")
-        dx = native.mix_norm_backward(g, given, moments, [0], activation="silu")[0]
+        y, moments = fused.mix_norm(given, [0], activation="silu")
+        dx = fused.mix_norm_backward(g, given, moments, [0], activation="silu")[0]
         results.append((y[:, others], dx[:, others]))
     for near, beside in zip(*results, strict=True):
         torch.testing.assert_close(near, beside, rtol=0, atol=0)
@@ -203,8 +203,8 @@ def test_gradients_lose_nothing_by_a_mean_far_from_zero(mean, layout, groups):
     given = [weight, bias] if len(groups) == 1 else [weight, bias, logits, logits]
     leaves = [t.double().requires_grad_() for t in (x, weight, bias, logits, logits)]
     oracle_mix(leaves[0], groups, leaves[1:], "relu").backward(g.double())
-    _, moments = native.mix_norm(x, groups, *given, activation="relu")
-    actual = native.mix_norm_backward(g, x, moments, groups, *given, activation="relu")
+    _, moments = fused.mix_norm(x, groups, *given, activation="relu")
+    actual = fused.mix_norm_backward(g, x, moments, groups, *given, activation="relu")
     for ours, leaf in zip(actual[: 1 + len(given)], leaves, strict=False):
         size = leaf.grad.abs().max().item()
         assert (ours.double() - leaf.grad).abs().max().item() <= 3e-6 * size
@@ -216,7 +216,7 @@ def test_layer_norm_of_long_channels_last_samples(shape):
     x, g, *_ = problem(shape, torch.float32, "channels_last", 3.0, 2.0)
     leaf = x.double().requires_grad_()
     expected = oracle_group(leaf, 1, None, None, None)
-    y, moments = native.sample_norm(x, 1)
+    y, moments = fused.sample_norm(x, 1)
     close(y, expected.detach(), x.dtype)
-    dx = native.sample_norm_backward(g, x, moments, 1)[0]
+    dx = fused.sample_norm_backward(g, x, moments, 1)[0]
     close(dx, torch.autograd.grad(expected, leaf, g.double())[0], x.dtype, slack=4)

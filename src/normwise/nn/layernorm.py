@@ -14,7 +14,7 @@ from normwise.composite import differentiate_by, gradients, needs_plain_graph
 from normwise.errors import InputError
 from normwise.functional import real_elements
 from normwise.nn._state import affine_of, boundary, exporting
-from normwise.ops import native
+from normwise.ops import fused, native
 
 # The name in this module, which is what the forward pass below looks up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
@@ -52,7 +52,7 @@ def _contiguous_layer_norm(
         x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
     ):
         if native.differentiates():
-            return native.layer_norm(x, shape, weight, bias, eps)[0]
+            return fused.layer_norm(x, shape, weight, bias, eps)[0]
         y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
         return y
     return torch.layer_norm(x, shape, weight, bias, eps)
@@ -100,10 +100,10 @@ def _graph(
     of_parameters: bool,
 ) -> list[Tensor | None]:
     """With ``create_graph=True``: the gradients of the plain formula, which have gradients of their own."""
-    tensors = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, weight, bias)]
-    leaf, *parameters = tensors
+    leaf, *parameters = (t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, weight, bias))
     assert leaf is not None
-    y = _plain_layer_norm(leaf, tuple(shape), *parameters, eps)
+    y = _plain_layer_norm(leaf, tuple(shape), parameters[0], parameters[1], eps)
+    tensors = [leaf, *parameters]
     return gradients([y], tensors, [grad], [t is not None for t in tensors], create_graph=True)
 
 
@@ -127,7 +127,7 @@ class _LayerNormFunction(torch.autograd.Function):
         x, mean, rstd, weight, bias = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
         if torch.is_grad_enabled():
-            found = _graph(grad, *ctx.saved_tensors, ctx.shape, ctx.eps, True)
+            found = _graph(grad, x, mean, rstd, weight, bias, ctx.shape, ctx.eps, of_parameters=True)
         else:
             kernel = torch.ops.aten.native_layer_norm_backward
             found = kernel(grad, x, ctx.shape, mean, rstd, weight, bias, wanted)

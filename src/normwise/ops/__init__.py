@@ -1,7 +1,7 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
-Each runs natively where the library is built and takes the tensor, else in plain torch. :mod:`normwise.ops.native` also
-has whole normalizations, forward and backward, for the methods that are mixes of pooled moments.
+Each runs natively where the library is built and takes the tensor, else in plain torch. :mod:`normwise.ops.fused` has
+whole normalizations, forward and backward, for the methods that are mixes of pooled moments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from normwise.ops import native, reference
+from normwise.ops import fused, native, reference
 from normwise.ops.environment import describe_environment
 from normwise.ops.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
 
@@ -20,6 +20,7 @@ __all__ = [
     "activate",
     "apply",
     "describe_environment",
+    "fused",
     "grad_input",
     "grad_sums",
     "known_activation",
