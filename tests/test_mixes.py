@@ -233,7 +233,7 @@ def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing
-@pytest.mark.parametrize("over", [("layer",), ("batch",)], ids="+".join)
+@pytest.mark.parametrize("over", [("layer",), ("batch",), ("instance", "layer", "batch")], ids="+".join)
 def test_the_backward_pass_compiles(over: tuple[str, ...], autograd: str) -> None:
     expected = {name: t.requires_grad_() for name, t in inputs_of(over).items()}
     mixed(over, expected).pow(2).sum().backward()
