@@ -9,7 +9,10 @@ To build in place: ``python setup.py build_ext --inplace``.
 from __future__ import annotations
 
 import importlib.util
+import os
 import runpy
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,20 @@ class BuildNative(build_ext):
         except Exception as problem:  # whatever failed, the package works without the extensions
             self.extensions = []
             print(f"normwise: native kernels not built, plain torch will be used ({' '.join(str(problem).split())})")
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the sources side by side: those of the kernels take a minute each."""
+        one_by_one = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                return [*chain(*threads.map(lambda source: one_by_one([source], **options), sources))]
+
+        self.compiler.compile = compile_all
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler.compile = one_by_one
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a Python version, as it is not a Python module; autograd's by its torch."""

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SIX = {"batch", "layer", "weight", "instance", "group", "switchable"}
 
 
-def run(*command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 

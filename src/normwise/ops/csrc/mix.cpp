@@ -216,30 +216,28 @@ MixGradients given_gradients(const Tensor& grad, const Tensor& input, const Tens
     const Parameters<A> parameters(x, weight, bias);
     const Rows<A> rows(x, !parameters.per_sample());
     for (int64_t n = 0; n < rows.count; ++n) fill_row<T>(rows, parameters, n, mean, var, eps);
-    const std::vector<A> zeros(C);
-    if (act.kind == Act::none) {
-      Cells of_g = x;
-      of_g.tensor = g;
-      all_apply<T>(
-          of_g, dx,
-          [&](int64_t n) {
-            const Affine<A> affine = rows.of(n);
-            return Affine<A>{zeros.data(), affine.scale, zeros.data(), affine.rest};
-          },
-          act);
-    } else {
-      all_grad_input<T>(
-          g, x, dx, [&](int64_t n) { return rows.of(n); }, [&](int64_t) { return Slant<A>{zeros.data(), zeros.data()}; }, act);
-    }
-    const Buffer<double> sums(2 * cells), rstd(C);
+    const auto affine = [&](int64_t n) { return rows.of(n); };
+    const Buffer<double> sums(2 * cells);
     double *s1 = sums.data(), *s2 = s1 + cells;
     if (of_parameters) {
+      const Buffer<A> about(C);
+      const Buffer<double> rstd(C);
+      std::copy_n(mean, C, about.data());
       for (int64_t i = 0; i < C; ++i) rstd[i] = 1 / std::sqrt(var[i] + eps);
-      const auto center = [&](int64_t n) { return rows.of(n).center; };
-      all_grad_sums<T>(g, x, center, [&](int64_t n) { return rows.of(n); }, act, s1, s2);
-      for (int64_t n = 0; n < x.N; ++n) weight_gradients<A>(C, s1 + n * C, s2 + n * C, center(n), mean, rstd.data());
+      all_grad_sums<T>(g, x, [&](int64_t) { return about.data(); }, affine, act, s1, s2);
+      for (int64_t n = 0; n < x.N; ++n) weight_gradients(C, s1 + n * C, s2 + n * C, about.data(), mean, rstd.data());
     } else {
       std::fill_n(s1, 2 * cells, 0.0);
+    }
+    const std::vector<A> zeros(C);
+    if (act.kind == Act::none) {
+      // The scale is all there is to it, and x need not be read.
+      Cells of_g = x;
+      of_g.tensor = g;
+      const auto scale = [&](int64_t n) { return Affine<A>{zeros.data(), rows.of(n).scale, zeros.data(), rows.of(n).rest}; };
+      all_apply<T>(of_g, dx, scale, act);
+    } else {
+      all_grad_input<T>(g, x, dx, affine, [&](int64_t) { return Slant<A>{zeros.data(), zeros.data()}; }, act);
     }
     return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1), {}, {}};
   });
