@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from normwise.ops import native
+
 # torchvision, which timm imports, registers Python halves of operators whose compiled halves do not exist beside the
 # CPU build of torch: the names suffice. The library object must outlive the tests.
 _TORCHVISION = torch.library.Library("torchvision", "DEF")
@@ -34,3 +36,13 @@ def browser():
         running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield running
         running.close()
+
+
+@pytest.fixture(params=["C++", "Python"])
+def autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whence autograd reaches the native kernels."""
+    if request.param == "Python":
+        monkeypatch.setattr(native, "_graph_problem", "not wanted")
+    elif not native.differentiates():
+        pytest.skip(native.why_not_differentiable() or "")
+    return str(request.param)

@@ -61,15 +61,6 @@ def derivatives(function: Any, given: dict[str, Tensor], wanted: list[str]) -> l
     return [y, *first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), by)]
 
 
-@pytest.fixture(params=["C++", "Python"])
-def autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "Python":
-        monkeypatch.setattr(native, "_graph_problem", "not wanted")
-    elif not native.differentiates():
-        pytest.skip(native.why_not_differentiable() or "")
-    return str(request.param)
-
-
 @pytest.mark.parametrize("over", MIXES, ids="+".join)
 def test_every_order_of_derivative_is_that_of_the_composite(over: tuple[str, ...], autograd: str) -> None:
     given = inputs_of(over)

@@ -7,19 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo import compiled_autograd
+from torch.testing._internal.two_tensor import TwoTensor
 
 from normwise.nn import LayerNorm
 from normwise.nn.layernorm import layer_norm
-from normwise.ops import native
-
-
-@pytest.fixture(params=["C++", "Python"])
-def autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "Python":
-        monkeypatch.setattr(native, "_graph_problem", "not wanted")
-    elif not native.differentiates():
-        pytest.skip(native.why_not_differentiable() or "")
-    return str(request.param)
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -66,6 +57,13 @@ def test_torchs_bits_and_gradients(autograd: str, dtype: torch.dtype, given: tup
 
     expected = run(lambda x, weight, bias: F.layer_norm(x, (5,), weight, bias, 1e-5))
     assert all(torch.equal(a, b) for a, b in zip(run(ours), expected, strict=True))
+
+
+def test_other_kinds_of_tensors_meet_operators_that_they_know() -> None:
+    x, weight, bias = (t.requires_grad_() for t in inputs())
+    y = ours(TwoTensor(x, x), weight, bias)
+    assert "LayerNormFunction" in type(y.grad_fn).__name__
+    torch.testing.assert_close(y.a, ours(x, weight, bias))
 
 
 def test_in_cpp_there_is_no_python_in_the_graph(autograd: str) -> None:

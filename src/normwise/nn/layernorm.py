@@ -51,7 +51,7 @@ def _contiguous_layer_norm(
     if torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
     ):
-        if native.differentiates():
+        if native.differentiates() and type(x) is Tensor:  # others, such as DTensor, know torch's operators
             return fused.layer_norm(x, shape, weight, bias, eps)[0]
         y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
         return y
