@@ -127,8 +127,9 @@ def test_a_result_without_a_gradient_gives_none(over: tuple[str, ...], autograd:
 
 @needs_graph
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its first use of forward mode
-def test_a_tangent_is_not_lost_in_silence() -> None:
-    x = inputs_of(("layer",), torch.float32)["x"].requires_grad_()
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_tangent_is_not_lost_in_silence(learns: bool) -> None:
+    x = inputs_of(("layer",), torch.float32)["x"].requires_grad_(learns)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="forward mode"):
