@@ -150,6 +150,29 @@ def gradients(
     return [next(found) if want else None for want in wanted]
 
 
+def graph_of_gradients(
+    formula: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad: Tensor
+) -> list[Tensor | None]:
+    """Give the gradients of a formula by all its tensors, with gradients of their own.
+
+    Args:
+        formula: in differentiable operators, of ``tensors``.
+        tensors: by what; one that asks for no gradient stays apart from the graph.
+        grad: the gradient of the result.
+
+    Returns:
+        One for each tensor, ``None`` for ``None``.
+
+    Example:
+        >>> x = torch.full((2,), 3.0, requires_grad=True)
+        >>> dx, _ = graph_of_gradients(lambda x, _: x * x, [x, None], torch.ones(2))
+        >>> torch.autograd.grad(dx.sum(), x)
+        (tensor([2., 2.]),)
+    """
+    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    return gradients([formula(*leaves)], leaves, [grad], [t is not None for t in leaves], create_graph=True)
+
+
 _LIBRARY = torch.library.Library("normwise", "IMPL") if ops.native.differentiates() else None
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
-from normwise.composite import compose, differentiate_by, gradients, needs_plain_graph
+from normwise.composite import compose, differentiate_by, graph_of_gradients, needs_plain_graph
 from normwise.methods import METHODS, Inputs, Method
 from normwise.moments import Moments
 from normwise.ops import fused, native
@@ -112,14 +112,7 @@ def normalize_at_once(
         K = (len(over),)
         if mean_weight is None or var_weight is None or not mean_weight.shape == var_weight.shape == K:
             return None
-    if population is not None:
-        if 0 not in pools:
-            return None
-        # It may change before a backward pass, for which the kernels keep a copy only where it stands alone.
-        if len(pools) > 1 and torch.is_grad_enabled():
-            dtype = ops.accumulation_dtype(x.dtype)
-            population = population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
-    if running is not None and 0 not in pools:
+    if (population is not None or running is not None) and 0 not in pools:
         return None
     # Two values behind each statistic of x; a population's are not.
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
@@ -222,6 +215,10 @@ def normalize_by_mix(
         True
     """
     tensors = (x, weight, bias, mean_weight, var_weight)
+    if population is not None and torch.is_grad_enabled() and (len(pools) > 1 or not native.differentiates()):
+        # It may change before the backward pass, for which the operators keep a copy only where it stands alone.
+        dtype = ops.accumulation_dtype(x.dtype)
+        population = population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
     if native.differentiates() or not torch.is_grad_enabled() or not _any_requires_grad(*tensors):
         return fused.mix_norm(
             x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
@@ -245,7 +242,6 @@ class _Mix(torch.autograd.Function):
         y, moments = fused.mix_norm(x, pools, weight, bias, mean_weight, var_weight, *options)
         ctx.save_for_backward(x, moments, weight, bias, mean_weight, var_weight)
         logits, eps, population, _, *activation = options
-        population = None if population is None else [t.clone() for t in population[:2]]  # which may change till then
         ctx.call = pools, (logits, eps, population, *activation)
         return y
 
@@ -276,31 +272,24 @@ def _differentiable_backward(
     slope: float,
 ) -> list[Tensor | None]:
     """With ``create_graph=True``: differentiate the composite, whose gradient has gradients of its own."""
-    # By all of them, as with the gradients that the kernels give; what asks for none stays apart from the graph.
-    tensors = [
-        t if t is None or t.requires_grad else t.detach().requires_grad_()
-        for t in (x, weight, bias, mean_weight, var_weight)
-    ]
-    weight, bias, mean_weight, var_weight = tensors[1:]
     C = x.shape[1]
     names = {0: "batch", 1: "layer", C: "instance"}
     over = tuple([names.get(groups, "group") for groups in pools])
     mixes = len(over) > 1 or mean_weight is not None or var_weight is not None
     inputs = Inputs(
-        weight,
-        bias,
-        eps,
+        eps=eps,
         num_groups=next((groups for groups in pools if groups not in names), 1),
         population=None if population is None else Moments(*(t.reshape(1, C) for t in population[:2])),
         over=over,
-        mean_weight=mean_weight,
-        var_weight=var_weight,
         logits=logits,
     )
-    leaf = tensors[0]
-    assert leaf is not None
-    y, _ = compose(leaf, METHODS["switchable" if mixes else over[0]], inputs, activation, slope)
-    return gradients([y], tensors, [grad], [t is not None for t in tensors], create_graph=True)
+
+    def formula(x: Tensor, *parameters: Tensor | None) -> Tensor:
+        given: dict[str, Any] = dict(zip(("weight", "bias", "mean_weight", "var_weight"), parameters, strict=True))
+        row = METHODS["switchable" if mixes else over[0]]
+        return compose(x, row, inputs._replace(**given), activation, slope)[0]
+
+    return graph_of_gradients(formula, (x, weight, bias, mean_weight, var_weight), grad)
 
 
 def _sample_graph(

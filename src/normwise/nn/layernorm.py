@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
-from normwise.composite import differentiate_by, gradients, needs_plain_graph
+from normwise.composite import differentiate_by, graph_of_gradients, needs_plain_graph
 from normwise.errors import InputError
 from normwise.functional import real_elements
 from normwise.nn._state import affine_of, boundary, exporting
@@ -100,11 +100,9 @@ def _graph(
     of_parameters: bool,
 ) -> list[Tensor | None]:
     """With ``create_graph=True``: the gradients of the plain formula, which have gradients of their own."""
-    leaf, *parameters = (t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, weight, bias))
-    assert leaf is not None
-    y = _plain_layer_norm(leaf, tuple(shape), parameters[0], parameters[1], eps)
-    tensors = [leaf, *parameters]
-    return gradients([y], tensors, [grad], [t is not None for t in tensors], create_graph=True)
+    return graph_of_gradients(
+        lambda *t: _plain_layer_norm(t[0], tuple(shape), t[1], t[2], eps), (x, weight, bias), grad
+    )
 
 
 differentiate_by("layer_norm", _graph)
