@@ -219,14 +219,26 @@ def normalize_by_mix(
         # It may change before the backward pass, for which the operators keep a copy only where it stands alone.
         dtype = ops.accumulation_dtype(x.dtype)
         population = population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
-    if native.differentiates() or not torch.is_grad_enabled() or not _any_requires_grad(*tensors):
+    if native.differentiates() or not torch.is_grad_enabled() or not any_requires_grad(*tensors):
         return fused.mix_norm(
             x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
         )[0]
     return _Mix.apply(*tensors, pools, (logits, eps, population, running, activation, slope))
 
 
-def _any_requires_grad(*tensors: Tensor | None) -> bool:
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether one of some tensors wants a gradient.
+
+    Args:
+        tensors: those that there are.
+
+    Returns:
+        Whether one does.
+
+    Example:
+        >>> any_requires_grad(torch.zeros(2), None)
+        False
+    """
     for t in tensors:  # noqa: SIM110 - a generator would take longer than the loop
         if t is not None and t.requires_grad:
             return True

@@ -1,4 +1,4 @@
-"""Layer norm over the last axes: torch's kernel under a graph of ours, in C++ and in Python."""
+"""Layer norm and RMS norm over the last axes: by native kernels under a graph in C++ and in Python, and by torch's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch.testing._internal.two_tensor import TwoTensor
 
-from normwise.nn import LayerNorm
-from normwise.nn.layernorm import layer_norm
+from normwise.nn import LayerNorm, RMSNorm
+from normwise.nn._last_axes import layer_norm, rms_norm
+from normwise.ops import native
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -18,8 +19,8 @@ def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
     return [torch.randn(shape, dtype=dtype) for shape in ((3, 4, 5), (5,), (5,))]
 
 
-def plain(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
+def plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, centered: bool = True) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True) if centered else x
     y = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
@@ -29,8 +30,36 @@ def ours(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return layer_norm(x, (5,), weight, bias, 1e-5)
 
 
+@pytest.fixture(params=["native", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose kernels compute."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "supports", lambda x: False)
+    elif not native.available():
+        pytest.skip(native.why_not() or "")
+
+
 @pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,)], ids=str)
-def test_three_orders_of_derivatives_are_those_of_the_formula(autograd: str, wanted: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("kind", ["layer", "rms", "layer and silu"])
+@pytest.mark.usefixtures("kernels")
+def test_three_orders_of_derivatives_are_those_of_the_formula(
+    autograd: str, wanted: tuple[int, ...], kind: str
+) -> None:
+    if kind == "rms" and 2 in wanted:
+        wanted = wanted[:-1] or (0,)  # it has no bias
+
+    def rms(formula):
+        return lambda x, weight, bias: formula(x, weight)
+
+    functions = {
+        "layer": (ours, plain),
+        "rms": (
+            rms(lambda x, weight: rms_norm(x, (5,), weight, 1e-5)),
+            rms(lambda x, weight: plain(x, weight, None, centered=False)),
+        ),
+        "layer and silu": (lambda *t: layer_norm(t[0], (5,), *t[1:], 1e-5, "silu"), lambda *t: F.silu(plain(*t))),
+    }[kind]
+
     def orders(function) -> list[Tensor]:
         tensors = [t.requires_grad_(i in wanted) for i, t in enumerate(inputs())]
         leaves = [tensors[i] for i in wanted]
@@ -42,33 +71,66 @@ def test_three_orders_of_derivatives_are_those_of_the_formula(autograd: str, wan
             value = sum(g.pow(3).sum() for g in grads)
         return found
 
-    torch.testing.assert_close(orders(ours), orders(plain))
+    torch.testing.assert_close(*map(orders, functions))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, False)], ids=str)
-def test_torchs_bits_and_gradients(autograd: str, dtype: torch.dtype, given: tuple[bool, bool]) -> None:
-    def run(function) -> list[Tensor]:
-        x, *parameters = inputs(dtype)
-        x.requires_grad_()
-        parameters = [t.requires_grad_() if here else None for t, here in zip(parameters, given, strict=True)]
-        y = function(x, *parameters)
-        return [y, *torch.autograd.grad(y.pow(2).sum(), [t for t in (x, *parameters) if t is not None])]
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("centered", [True, False])
+def test_no_further_from_the_formula_than_torch(
+    dtype: torch.dtype, given: tuple[bool, bool], mean: float, centered: bool
+) -> None:
+    if (dtype == torch.bfloat16 and mean) or (not centered and given[1]):
+        pytest.skip("values far from 0 are all the same in bfloat16, and RMS norm has no bias")
+    torch.manual_seed(0)
+    drawn = [(torch.randn(200, 96) + mean).to(dtype), torch.randn(96).to(dtype), torch.randn(96).to(dtype)]
 
-    expected = run(lambda x, weight, bias: F.layer_norm(x, (5,), weight, bias, 1e-5))
-    assert all(torch.equal(a, b) for a, b in zip(run(ours), expected, strict=True))
+    def run(function, dtype: torch.dtype) -> list[Tensor]:
+        tensors = [
+            t.to(dtype).clone().requires_grad_() if here else None
+            for t, here in zip(drawn, (True, *given), strict=True)
+        ]
+        y = function(*tensors)
+        return [y, *torch.autograd.grad(y.pow(2).sum(), [t for t in tensors if t is not None])]
+
+    expected = run(lambda *t: plain(*t, centered=centered), torch.float64)
+    if centered:
+        pair = (lambda *t: layer_norm(t[0], (96,), *t[1:], 1e-5), lambda *t: F.layer_norm(t[0], (96,), *t[1:], 1e-5))
+    else:
+        pair = (lambda x, w, b: rms_norm(x, (96,), w, 1e-5), lambda x, w, b: F.rms_norm(x, (96,), w, 1e-5))
+    for mine, theirs, right in zip(run(pair[0], dtype), run(pair[1], dtype), expected, strict=True):
+        error, torchs = ((t.double() - right).square().mean().sqrt() for t in (mine, theirs))
+        # Rounding of the results apart, which both must do.
+        assert error <= 1.05 * torchs + torch.finfo(dtype).eps / 8 * right.square().mean().sqrt()
+
+
+def test_the_activation_saves_nothing_of_the_size_of_the_input() -> None:
+    if not native.available():
+        pytest.skip(native.why_not() or "")
+    for layer in (LayerNorm(64, activation="silu"), RMSNorm(64, activation="relu")):
+        x, sizes = torch.randn(8, 64, requires_grad=True), []
+
+        def keep(t: Tensor, x: Tensor = x, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(0 if t.data_ptr() == x.data_ptr() else t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            layer(x)
+        assert 0 in sizes
+        assert max(sizes) <= 64
 
 
 def test_other_kinds_of_tensors_meet_operators_that_they_know() -> None:
     x, weight, bias = (t.requires_grad_() for t in inputs())
     y = ours(TwoTensor(x, x), weight, bias)
-    assert "LayerNormFunction" in type(y.grad_fn).__name__
+    assert "_OfTorch" in type(y.grad_fn).__name__
     torch.testing.assert_close(y.a, ours(x, weight, bias))
 
 
 def test_in_cpp_there_is_no_python_in_the_graph(autograd: str) -> None:
     y = LayerNorm(5)(torch.randn(3, 5))
-    assert ("LayerNormFunction" in type(y.grad_fn).__name__) == (autograd == "Python")
+    assert ("_Native" in type(y.grad_fn).__name__) == (autograd == "Python")
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing

@@ -16,6 +16,10 @@ SHAPES = [
     (0, 3, 4, 4),
     (3, 2, 0),
     (2, 300, 3),
+    # Without spatial axes: bundles of samples, pieces of bundles, vectors of several blocks.
+    (7, 36),
+    (150, 48),
+    (3, 2500),
     (3, 5, 67, 67),
     # As wide as one or two pairs of registers, for each type and instruction set.
     *((2, channels, 3, 7) for channels in (8, 32, 64)),

@@ -253,13 +253,18 @@ def test_opcheck_with_gradients(name, layout):
     torch.library.opcheck(operator(name), tuple(args))
 
 
-@pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing
-def test_opcheck_of_layer_norm():
-    x, weight, bias = (torch.randn(shape).requires_grad_() for shape in ((3, 4, 5), (5,), (5,)))
-    torch.library.opcheck(torch.ops.normwise.layer_norm.default, (x, [5], weight, bias, 1e-5))
-    # Not in bfloat16, where torch's kernel gives moments of another type than its meta function says.
-    torch.library.opcheck(torch.ops.normwise.layer_norm.default, (x.detach().double(), [4, 5], None, None, 1e-5))
+def test_opcheck_of_layer_norm(axes, transposed):
+    x = torch.randn(3, 4, 5) if not transposed else torch.randn(3, 5, 4).mT
+    weight, bias = torch.randn(x.shape[-axes:]), torch.randn(x.shape[-axes:])
+    learned = [t.requires_grad_(native.differentiates()) for t in (x, weight, bias)]
+    torch.library.opcheck(torch.ops.normwise.layer_norm.default, (learned[0], axes, *learned[1:], 1e-5, True, 3, 0.01))
+    moments = fused.layer_norm(x.detach(), axes)[1]
+    for given in ((weight.detach(), bias.detach()), (None, None)):
+        args = (torch.randn(3, 4, 5), x.detach(), moments, axes, *given, 1e-5, False, 1, 0.01)
+        torch.library.opcheck(torch.ops.normwise.layer_norm_backward.default, args)
 
 
 def test_wrong_arguments_are_refused():
@@ -277,6 +282,10 @@ def test_wrong_arguments_are_refused():
         fused.sample_norm(x, 2, weight=cell[:, :1])
     with pytest.raises(RuntimeError, match="does not go with the input's"):
         fused.mix_norm(x, [0], bias=cell[0].double())
+    with pytest.raises(RuntimeError, match="of the shape of the last 2 axes"):
+        fused.layer_norm(x, 2, weight=cell)
+    with pytest.raises(RuntimeError, match="the last 4 of 3 axes"):
+        fused.layer_norm(x, 4)
     with pytest.raises(RuntimeError, match="differ in shape"):
         native.grad_sums(x[..., :2], x, cell, cell, cell, cell)
     with pytest.raises(RuntimeError, match="expected float32"):

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import (
+    ACTIVATIONS,
     SLOPE,
+    TOLERANCE,
     activate,
     close,
     on_every_problem,
@@ -50,6 +52,56 @@ def test_sample_norm(shape, dtype, layout, pooling, affine):
     close(actual[0], gradients[0], dtype, slack=4)
     for ours, theirs in zip(actual[1:], gradients[1:], strict=False):
         close(ours, theirs, ours.dtype, slack=20)
+
+
+LAST_AXES = [((2, 3, 20), 1), ((5, 3, 4), 2), ((3, 5), 2), ((200, 33), 1), ((2, 1, 2500), 1), ((6,), 1)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(("shape", "axes"), LAST_AXES, ids=str)
+def test_layer_norm(shape, axes, centered, dtype, activation):
+    torch.manual_seed(sum(shape))
+    x, g = ((0.5 + 2 * torch.randn(shape)).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(shape[-axes:]).to(dtype) for _ in range(2))
+    leaves = [t.double().clone().requires_grad_() for t in (x, weight, bias)]
+    last = tuple(range(-axes, 0))
+    centred = leaves[0] - leaves[0].mean(last, keepdim=True) if centered else leaves[0]
+    normalized = centred / (centred.square().mean(last, keepdim=True) + 1e-5).sqrt()
+    expected = activate(normalized * leaves[1] + leaves[2], activation)
+    options = (1e-5, centered, activation, SLOPE)
+    y, moments = fused.layer_norm(x, axes, weight, bias, *options)
+    close(y, expected.detach(), dtype)
+    assert y.dtype == dtype
+    actual = fused.layer_norm_backward(g, x, moments, axes, weight, bias, *options)
+    gradients = torch.autograd.grad(expected, leaves, g.double())
+    close(actual[0], gradients[0], dtype, slack=4)
+    for ours, theirs in zip(actual[1:], gradients[1:], strict=True):
+        close(ours, theirs, ours.dtype, slack=20)
+    absent = fused.layer_norm_backward(g, x, moments, axes, None, None, *options)[1]
+    assert absent.shape == (normalized[(0,) * (x.ndim - axes)].numel(),)
+
+
+def test_layer_norm_of_nothing_and_of_strides():
+    assert fused.layer_norm(torch.ones(0, 4), 1)[0].shape == (0, 4)
+    assert [t.shape for t in fused.layer_norm(torch.ones(3, 0), 1)] == [(3, 0), (2, 3)]
+    nothing = fused.layer_norm_backward(torch.ones(0, 2), torch.ones(0, 2), torch.ones(2, 0).double(), 1)
+    assert [t.tolist() for t in nothing] == [[], [0, 0], [0, 0]]
+    x, g = torch.randn(2, 5, 4), torch.randn(2, 4, 5)
+    y, moments = fused.layer_norm(x.mT, 1)
+    assert y.is_contiguous()
+    assert torch.equal(y, fused.layer_norm(x.mT.contiguous(), 1)[0])
+    strided = fused.layer_norm_backward(g.mT.contiguous().mT, x.mT, moments, 1)
+    contiguous = fused.layer_norm_backward(g, x.mT.contiguous(), moments, 1)
+    assert all(torch.equal(a, b) for a, b in zip(strided, contiguous, strict=True))
+
+
+def test_layer_norm_of_equal_values_is_the_bias():
+    bias = torch.randn(7)
+    for value in (0.0, 1e-3, 3.3, 1e6):
+        y, _ = fused.layer_norm(torch.full((2, 7), value), 1, torch.randn(7), bias)
+        assert torch.equal(y, bias.expand(2, 7))
 
 
 def oracle_mix(x: Tensor, groups: list[int], parameters: list[Tensor], activation: str | None) -> Tensor:

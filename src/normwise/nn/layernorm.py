@@ -1,4 +1,4 @@
-"""Normalization over the last axes with torch's names and torch's kernels."""
+"""Normalization over the last axes, layer by layer with torch's names."""
 
 from __future__ import annotations
 
@@ -6,135 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
-from normwise.composite import differentiate_by, graph_of_gradients, needs_plain_graph
 from normwise.errors import InputError
 from normwise.functional import real_elements
-from normwise.nn._state import affine_of, boundary, exporting
-from normwise.ops import fused, native
+from normwise.nn._last_axes import layer_norm, rms_norm
+from normwise.nn._state import affine_of, boundary
 
-# The name in this module, which is what the forward pass below looks up; the functions branch on their input.
+# The names in this module, which is what the forward passes look up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
-
-
-def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Layer normalization by torch's kernel, with right derivatives of any order and the memory format of ``x``.
-
-    Torch's own third derivatives and nested forward mode are wrong (pytorch#186256, #196699), and its result is always
-    contiguous. Compiled, exported and under autocast this *is* ``torch.nn.functional.layer_norm``.
-
-    Args:
-        x: (*, *shape).
-        shape: the last axes.
-        weight: of that shape.
-        bias: of that shape.
-        eps: added to the variance.
-
-    Returns:
-        A tensor like ``x``.
-
-    Example:
-        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
-        tensor([[-1.,  1.]])
-    """
-    if needs_plain_graph() or x.is_meta or torch._C._is_any_autocast_enabled() or not x.is_contiguous():
-        return _unusual_layer_norm(x, shape, weight, bias, eps)
-    return _contiguous_layer_norm(x, shape, weight, bias, eps)
-
-
-def _contiguous_layer_norm(
-    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    if torch.is_grad_enabled() and (
-        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    ):
-        if native.differentiates() and type(x) is Tensor:  # others, such as DTensor, know torch's operators
-            return fused.layer_norm(x, shape, weight, bias, eps)[0]
-        y: Tensor = _LayerNormFunction.apply(x, shape, weight, bias, eps)
-        return y
-    return torch.layer_norm(x, shape, weight, bias, eps)
-
-
-def _unusual_layer_norm(
-    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """Under transforms and autocast, and in other memory formats."""
-    plain = needs_plain_graph()
-    followed = plain and (torch.compiler.is_compiling() or exporting())
-    if followed or x.is_meta or torch.is_autocast_enabled(x.device.type):
-        return F.layer_norm(x, shape, weight, bias, eps)
-    kernel = _plain_layer_norm if plain else _contiguous_layer_norm
-    memory_format = None if x.is_contiguous() else {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if memory_format is None or not x.is_contiguous(memory_format=memory_format):
-        return kernel(x, shape, weight, bias, eps)
-    if len(shape) != x.ndim - 1:
-        return kernel(x, shape, weight, bias, eps).contiguous(memory_format=memory_format)
-    # All but the batch is normalized, so the order of the axes is free: take the one in memory.
-    weight, bias = (None if t is None else t.movedim(0, -1) for t in (weight, bias))
-    return kernel(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias, eps).movedim(-1, 1)
-
-
-def _plain_layer_norm(
-    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """The formula in differentiable operators."""
-    values = x.to(ops.accumulation_dtype(x.dtype))
-    var, mean = torch.var_mean(values, tuple(range(-len(shape), 0)), correction=0, keepdim=True)
-    y = (values - mean) * torch.rsqrt(var + eps)
-    y = y if weight is None else y * weight
-    return (y if bias is None else y + bias).to(x.dtype)
-
-
-def _graph(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    shape: Sequence[int],
-    eps: float,
-    of_parameters: bool,
-) -> list[Tensor | None]:
-    """With ``create_graph=True``: the gradients of the plain formula, which have gradients of their own."""
-    return graph_of_gradients(
-        lambda *t: _plain_layer_norm(t[0], tuple(shape), t[1], t[2], eps), (x, weight, bias), grad
-    )
-
-
-differentiate_by("layer_norm", _graph)
-
-
-class _LayerNormFunction(torch.autograd.Function):
-    """What ``csrc/graph`` does in C++."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.shape, ctx.eps = shape, eps
-        ctx.save_for_backward(x, mean, rstd, weight, bias)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, weight, bias = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-        if torch.is_grad_enabled():
-            found = _graph(grad, x, mean, rstd, weight, bias, ctx.shape, ctx.eps, of_parameters=True)
-        else:
-            kernel = torch.ops.aten.native_layer_norm_backward
-            found = kernel(grad, x, ctx.shape, mean, rstd, weight, bias, wanted)
-        grad_x, grad_weight, grad_bias = (g if want else None for g, want in zip(found, wanted, strict=True))
-        return grad_x, None, grad_weight, grad_bias, None
+torch.fx.wrap("rms_norm")
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450): torch's kernel, with an activation.
+    """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450), with an activation.
 
     Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. For a convolutional map with
     one weight per channel use ``GroupNorm(1, C)``. A position's moments touch no other position; with ``mask`` or
@@ -180,15 +66,13 @@ class LayerNorm(torch.nn.LayerNorm):
         shape = self.normalized_shape
         weight, bias = affine_of(self) or (self.weight, self.bias)
         if mask is lengths is None:
-            y = layer_norm(input, shape, weight, bias, self.eps)
-            return y if self.activation is None else ops.activate(y, self.activation)
+            return layer_norm(input, shape, weight, bias, self.eps, self.activation)
         keep = _real_positions(input, len(shape), mask, lengths)
-        y = layer_norm(_kept(input, keep), shape, weight, bias, self.eps)
-        return _kept(ops.activate(y, self.activation), keep)
+        return _kept(layer_norm(_kept(input, keep), shape, weight, bias, self.eps, self.activation), keep)
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """Root-mean-square normalization over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467): torch's kernel.
+    """Root-mean-square normalization over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467).
 
     Formula: y = weight · x / √(mean(x²) + eps), the mean over ``normalized_shape``.
 
@@ -226,11 +110,11 @@ class RMSNorm(torch.nn.RMSNorm):
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
+        shape, weight = self.normalized_shape, self._parameters.get("weight", self.weight)
         if mask is lengths is None:
-            y = super().forward(x)
-            return y if self.activation is None else ops.activate(y, self.activation)
-        keep = _real_positions(x, len(self.normalized_shape), mask, lengths)
-        return _kept(ops.activate(super().forward(_kept(x, keep)), self.activation), keep)
+            return rms_norm(x, shape, weight, self.eps, self.activation)
+        keep = _real_positions(x, len(shape), mask, lengths)
+        return _kept(rms_norm(_kept(x, keep), shape, weight, self.eps, self.activation), keep)
 
 
 @torch.fx.wrap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, empty_like, float64
@@ -58,6 +59,25 @@ def _fake_sample_norm_backward(
     g: Tensor, x: Tensor, moments: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_gradients(x, weight, bias)
+
+
+def _fake_layer_norm(x: Tensor, axes: int, *_: Any) -> tuple[Tensor, Tensor]:
+    samples = prod(x.shape[: x.ndim - axes])
+    return _fake_contiguous(x), x.new_empty((2, samples), dtype=float64)
+
+
+def _fake_contiguous(x: Tensor) -> Tensor:
+    return x.new_empty_strided(x.shape, x.stride()) if x.is_contiguous() else x.new_empty(x.shape)
+
+
+def _fake_layer_norm_backward(
+    g: Tensor, x: Tensor, moments: Tensor, axes: int, weight: Tensor | None, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    def parameter(t: Tensor | None) -> Tensor:
+        shape = (prod(x.shape[x.ndim - axes :]),) if t is None else t.shape
+        return x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
+
+    return _fake_contiguous(x), parameter(weight), parameter(bias)
 
 
 def _fake_gradients(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,6 +145,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "grad_input": _fake_grad_input,
     "sample_norm": _fake_sample_norm,
     "sample_norm_backward": _fake_sample_norm_backward,
+    "layer_norm": _fake_layer_norm,
+    "layer_norm_backward": _fake_layer_norm_backward,
     "batch_norm": _fake_batch_norm,
     "batch_norm_backward": _fake_batch_norm_backward,
     "mix_norm": _fake_mix_norm,

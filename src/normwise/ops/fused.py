@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.ops.native import CODES, available, differentiates
+from normwise.ops.native import CODES, available
 
 # A mix that moves no running averages.
 _NOT_RUNNING = (None, None, 0.0, None, None)
@@ -199,26 +199,74 @@ def mix_norm_backward(
 
 
 def layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Torch's ``native_layer_norm`` with autograd in C++ of its own; only where :func:`differentiates` says so.
+    x: Tensor,
+    axes: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    centered: bool = True,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """Normalize the last axes of every position: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip.
 
     Args:
-        x: (*, *shape).
-        shape: the last axes.
-        weight: of that shape, or ``None``.
-        bias: likewise.
+        x: of at least ``axes`` axes.
+        axes: how many of the last axes are normalized together.
+        weight: of their shape; ``None`` is 1.
+        bias: like ``weight``; ``None`` is 0.
         eps: added to the variance.
+        centered: ``False`` takes 0 in the place of the mean, as RMS norm does: σ² is then the mean square.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        slope: the negative slope of ``"leaky_relu"``.
 
     Returns:
-        The output, the means, and the reciprocals of the deviations.
+        ``(y, moments)``: the output, contiguous, and the positions' means and variances (2, positions), float64.
 
     Example:
         >>> x = torch.tensor([[1.0, 3.0]])
-        >>> layer_norm(x, [2], None, None, 0.0)[0].tolist() if differentiates() else [[-1.0, 1.0]]
+        >>> layer_norm(x, 1, eps=0.0)[0].tolist() if available() else [[-1.0, 1.0]]
         [[-1.0, 1.0]]
     """
-    return _layer_norm(x, shape, weight, bias, eps)
+    return _layer_norm(x, axes, weight, bias, eps, centered, CODES[activation], slope)
+
+
+def layer_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    axes: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    centered: bool = True,
+    activation: str | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of :func:`layer_norm`, in one trip through ``g`` and ``x``.
+
+    Args:
+        g: the gradient of the output, shaped like ``x``.
+        x: as given to :func:`layer_norm`.
+        moments: as returned by :func:`layer_norm`.
+        axes: as given to :func:`layer_norm`, as is everything that follows.
+        weight: as given.
+        bias: as given.
+        eps: as given.
+        centered: as given.
+        activation: as given.
+        slope: as given.
+
+    Returns:
+        ``(dx, dweight, dbias)``. The last two have the accumulation type and the parameter's shape; of an absent
+        parameter they are what one of a single axis would get.
+
+    Example:
+        >>> x, moments = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+        >>> layer_norm_backward(x, x, moments, 1, eps=0.0)[2].tolist() if available() else [1.0, 3.0]
+        [1.0, 3.0]
+    """
+    return _layer_norm_backward(g, x, moments, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
 def _operator(name: str) -> Any:
@@ -231,5 +279,4 @@ if available():
     _sample_norm, _sample_norm_backward = _operator("sample_norm"), _operator("sample_norm_backward")
     _batch_norm, _batch_norm_backward = _operator("batch_norm"), _operator("batch_norm_backward")
     _mix_norm, _mix_norm_backward = _operator("mix_norm"), _operator("mix_norm_backward")
-if differentiates():
-    _layer_norm = _operator("layer_norm")
+    _layer_norm, _layer_norm_backward = _operator("layer_norm"), _operator("layer_norm_backward")

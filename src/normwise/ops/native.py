@@ -53,7 +53,8 @@ def _load_graph() -> str | None:
         torch.ops.load_library(str(_GRAPH))
     except OSError as problem:
         return f"does not load ({problem}): {_HOW}"
-    return None if hasattr(torch.ops.normwise, "layer_norm") else f"is of another version: {_HOW}"
+    known = torch._C._dispatch_has_kernel_for_dispatch_key("normwise::layer_norm", "Autograd")
+    return None if known else f"is of another version: {_HOW}"
 
 
 _problem = _load()

@@ -62,6 +62,15 @@ struct Tile {
   bool streams = false;
 };
 
+// A block of memory (samples, groups, length): each group of a sample normalized by itself, about its mean or about 0. What is
+// learned has a value for each element of a sample.
+struct Vectors {
+  int64_t samples, groups, length;
+  double eps;
+  bool centered;
+  bool streams = false;
+};
+
 constexpr int64_t kTileWidth = 2048;  // widest part of a row that column kernels take at a time; those that sum get no wider tile
 
 // By reference: a copy is read in other pieces than it was written, and that waits until all stores before are done.
@@ -78,7 +87,11 @@ template <class T> struct Kernels {
   void (*column_apply)(const T* x, T* y, const Tile&, const Affine<A>&, const Activation&);
   void (*column_grad_sums)(const T* g, const T* x, const Tile&, const A* mean, const Affine<A>&, const Activation&, double* s1, double* s2);
   void (*column_grad_input)(const T* g, const T* x, T* dx, const Tile&, const Affine<A>&, const Slant<A>&, const Activation&);
-  // Between them, on values of channels: see pools.h.
+  // Whole vectors: mean and var are of (samples, groups); the gradients of what is learned are added to.
+  void (*vector_norm)(const T* x, T* y, const Vectors&, const Learned<A>&, const Activation&, double* mean, double* var);
+  void (*vector_norm_grad)(const T* g, const T* x, T* dx, const Vectors&, const Learned<A>&, const Activation&, const double* mean,
+                           const double* var, A* grad_weight, A* grad_bias);
+  // Between the others, on values of channels: see pools.h.
   void (*pool_groups)(const Pools&, const double* mu, const double* m2, const Learned<A>&, double* mean, double* var, const ChannelAffine<A>&);
   void (*repeat_groups)(const Pools&, const double* mean, const double* var, const Learned<A>&, const ChannelAffine<A>&, A* about);
   void (*solve_groups)(const Pools&, const double* mean, const double* var, const A* center, const A* weight, const double* s1, double* s2,

@@ -5,14 +5,6 @@
 
 namespace normwise {
 
-void add_rows(const double* from, int64_t rows, int64_t C, double* to) {
-  parallel(C, kLightWork * rows, [=](int64_t begin, int64_t end) {
-    std::fill(to + begin, to + end, 0.0);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = begin; c < end; ++c) to[c] += from[r * C + c];
-  });
-}
-
 void pool_rows(const double* mean, const double* m2, int64_t rows, int64_t C, double size, double* to_mean, double* to_m2) {
   parallel(C, kLightWork * rows, [=](int64_t begin, int64_t end) {
     std::fill(to_mean + begin, to_mean + end, 0.0);

@@ -10,7 +10,13 @@ namespace normwise {
 constexpr int64_t kLightWork = 4;
 
 // to[c] = sum over rows of from[r][c].
-void add_rows(const double* from, int64_t rows, int64_t C, double* to);
+template <class A> void add_rows(const A* from, int64_t rows, int64_t C, double* to) {
+  parallel(C, kLightWork * rows, [=](int64_t begin, int64_t end) {
+    std::fill(to + begin, to + end, 0.0);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = begin; c < end; ++c) to[c] += from[r * C + c];
+  });
+}
 
 // Merges rows of cells of equal size by the law of total variance: their means, and sums of squared deviations. Taken about
 // the first row, so that equal means pool to exactly themselves.

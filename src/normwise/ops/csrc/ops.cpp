@@ -1,5 +1,6 @@
 // The operators `torch.ops.normwise.*`: the four kernels, and the fused ones of sample.cpp. native.py documents them.
 #include "cells.h"
+#include "layer.h"
 #include "mix.h"
 #include "sample.h"
 
@@ -117,6 +118,12 @@ STABLE_TORCH_LIBRARY(normwise, m) {
       "sample_norm_backward(Tensor g, Tensor x, Tensor moments, int groups, Tensor? weight, Tensor? bias, float eps, "
       "int activation, float slope) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "layer_norm(Tensor x, int axes, Tensor? weight, Tensor? bias, float eps, bool centered, int activation, float slope) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "layer_norm_backward(Tensor g, Tensor x, Tensor moments, int axes, Tensor? weight, Tensor? bias, float eps, bool centered, "
+      "int activation, float slope) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "batch_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, bool training, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, float slope) "
       "-> (Tensor, Tensor)");
@@ -143,6 +150,8 @@ STABLE_TORCH_LIBRARY_IMPL(normwise, CPU, m) {
   m.impl("grad_input", TORCH_BOX(&grad_input));
   m.impl("sample_norm", TORCH_BOX(&sample_norm));
   m.impl("sample_norm_backward", TORCH_BOX(&sample_norm_backward));
+  m.impl("layer_norm", TORCH_BOX(&layer_norm));
+  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
   m.impl("batch_norm", TORCH_BOX(&batch_norm));
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
   m.impl("mix_norm", TORCH_BOX(&mix_norm));

@@ -2,6 +2,7 @@
 
 #include "caches.h"
 #include "cells.h"
+#include "layer.h"
 
 namespace normwise {
 namespace {
@@ -49,6 +50,10 @@ template <class T> struct Groups {
   Pools pools(int64_t width, int64_t parts) const {
     return {width / channels, channels, parts, static_cast<double>(std::max<int64_t>(1, channels * x.M)), eps};
   }
+
+  // Whether there are no spatial axes, and a parameter's values serve all samples: then a group is a vector.
+  bool of_vectors() const { return x.M == 1 && channels > 1 && !parameters.per_sample(); }
+  Vectors vectors() const { return {x.N, G, channels, eps, true}; }
 
   // Channels of a task: whole groups of at most so many bytes, and so few that every thread gets several tasks.
   int64_t task_width(int64_t most) const {
@@ -224,7 +229,8 @@ std::tuple<Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, cons
     Forward<T> forward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
     forward.mean = data<double>(moments);
     forward.var = forward.mean + x.N * groups;
-    forward(y);
+    if (forward.of_vectors()) normalize_vectors<T>(x, y, forward.vectors(), weight, bias, forward.act, forward.mean, forward.var);
+    else forward(y);
   });
   return {y, moments};
 }
@@ -234,12 +240,14 @@ std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, cons
                                                         double eps, int64_t code, double slope) {
   const Cells x(input);
   const Tensor g = x.match(grad);
-  Tensor dx = x.empty_like();
   return with_dtype(input.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Backward<T> backward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
     backward.mean = saved_moments(moments, x.N * groups);
     backward.var = backward.mean + x.N * groups;
+    if (backward.of_vectors())
+      return vector_gradients<T>(g, x, backward.vectors(), weight, bias, backward.act, backward.mean, backward.var);
+    Tensor dx = x.empty_like();
     const Buffer<double> sums(2 * x.N * x.C);
     backward.s1 = sums.data();
     backward.s2 = backward.s1 + x.N * x.C;

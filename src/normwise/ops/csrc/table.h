@@ -4,6 +4,7 @@
 #include "columns.h"
 #include "pools.h"
 #include "rows.h"
+#include "vectors.h"
 
 namespace normwise {
 namespace NORMWISE_ISA {
@@ -12,6 +13,7 @@ template <class T> const Kernels<T>& table() {
   static const Kernels<T> kernels{
       row_moments<T>,    row_apply<T>,    row_grad_sums<T>,    row_grad_input<T>,
       column_moments<T>, column_apply<T>, column_grad_sums<T>, column_grad_input<T>,
+      vector_norm<T>,    vector_norm_grad<T>,
       pool_groups<T>,    repeat_groups<T>, solve_groups<T>,    channel_affine<T>,
   };
   return kernels;

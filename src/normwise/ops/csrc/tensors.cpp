@@ -84,6 +84,14 @@ Cells::Cells(const Tensor& x) : tensor(x), M(1) {
     tensor = copied(x, sizes, dense_strides(sizes, columns), x.scalar_type());
 }
 
+Cells::Cells(const Tensor& x, int64_t axes) : tensor(x), N(1), C(1), M(1), columns(false) {
+  const Sizes sizes = copy_of(x.sizes());
+  const int64_t dims = static_cast<int64_t>(sizes.size());
+  STD_TORCH_CHECK(0 < axes && axes <= dims, "normwise: cannot normalize over the last ", axes, " of ", dims, " axes");
+  for (int64_t axis = 0; axis < dims; ++axis) (axis < dims - axes ? N : C) *= sizes[axis];
+  if (!x.is_contiguous()) tensor = copied(x, sizes, dense_strides(sizes, false), x.scalar_type());
+}
+
 void Cells::join_samples() {
   // Samples of channels-last memory follow each other without a seam, so a piece may span some: as many as give every
   // thread a few pieces, and none so short that its sums cost more than its elements.

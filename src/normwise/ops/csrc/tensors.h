@@ -42,6 +42,8 @@ struct Cells {
   int64_t pieces = 1;  // of equal size, that each cell lies in: (N, pieces, C, M / pieces) or (N, pieces, M / pieces, C)
 
   explicit Cells(const Tensor& x);
+  // With the elements of the last axes as channels, and no spatial axes.
+  Cells(const Tensor& x, int64_t axes);
   // Makes all samples one, whose cells hold the elements of theirs.
   void join_samples();
   // g in x's layout and type.

@@ -1,0 +1,240 @@
+"""Layer norm and RMS norm as functions: by the native kernels where these serve, elsewhere by torch's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normwise import ops
+from normwise.composite import differentiate_by, graph_of_gradients, needs_plain_graph
+from normwise.mixes import any_requires_grad
+from normwise.nn._state import exporting
+from normwise.ops import fused, native
+
+
+def layer_norm(
+    x: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+) -> Tensor:
+    """Layer normalization with right derivatives of any order and the memory format of ``x``.
+
+    Torch's own third derivatives and nested forward mode are wrong (pytorch#186256, #196699), and its result is always
+    contiguous. Compiled, exported and under autocast this *is* ``torch.nn.functional.layer_norm``.
+
+    Args:
+        x: (*, *shape).
+        shape: the last axes.
+        weight: of that shape.
+        bias: of that shape.
+        eps: added to the variance.
+        activation: applied to the result.
+
+    Returns:
+        A tensor like ``x``.
+
+    Example:
+        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
+        tensor([[-1.,  1.]])
+    """
+    y = _natively(x, shape, weight, bias, eps, True, activation) if x.is_contiguous() else None
+    return ops.activate(_layer_norm(x, shape, weight, bias, eps), activation) if y is None else y
+
+
+def rms_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, activation: str | None = None
+) -> Tensor:
+    """Root-mean-square normalization; where no native kernel serves this *is* ``torch.nn.functional.rms_norm``.
+
+    Args:
+        x: (*, *shape).
+        shape: the last axes.
+        weight: of that shape.
+        eps: added to the mean square; ``None`` is the machine epsilon of the type that it is computed in.
+        activation: applied to the result.
+
+    Returns:
+        A tensor like ``x``.
+
+    Example:
+        >>> rms_norm(torch.tensor([[3.0, 4.0]]), (2,), torch.full((2,), 12.5**0.5), 0.0)
+        tensor([[3., 4.]])
+    """
+    given = torch.finfo(ops.accumulation_dtype(x.dtype)).eps if eps is None and x.is_floating_point() else eps
+
+    def kernel(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: None) -> Tensor:
+        y = None if given is None else _natively(x, shape, weight, bias, given, False, activation)
+        return ops.activate(F.rms_norm(x, shape, weight, eps), activation) if y is None else y
+
+    usual = x.is_contiguous() or needs_plain_graph() or x.is_meta
+    return kernel(x, shape, weight, None) if usual else _in_its_format(kernel, x, shape, weight, None)
+
+
+def _natively(
+    x: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+    activation: str | None,
+) -> Tensor | None:
+    """``None`` where the native kernels do not serve: under transforms and autocast, elsewhere than on the CPU, ..."""
+    if needs_plain_graph() or torch._C._is_any_autocast_enabled() or type(x) is not Tensor or not native.supports(x):
+        return None
+    axes = len(shape)
+    if x.shape[-axes:] != shape or x.numel() == 0:
+        return None
+    try:
+        if native.differentiates() or not (torch.is_grad_enabled() and any_requires_grad(x, weight, bias)):
+            return fused.layer_norm(x, axes, weight, bias, eps, centered, activation)[0]
+        y: Tensor = _Native.apply(x, weight, bias, axes, eps, centered, activation)
+        return y
+    except RuntimeError:  # types or shapes that the kernels refuse: torch has the words for it
+        return None
+
+
+class _Native(torch.autograd.Function):
+    """What ``csrc/graph`` does in C++."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: int, *options: Any) -> Tensor:
+        eps, centered, activation = options
+        y, moments = fused.layer_norm(x, axes, weight, bias, *options)
+        ctx.save_for_backward(x, moments, weight, bias)
+        ctx.call = axes, eps, centered, activation
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, moments, weight, bias = ctx.saved_tensors
+        axes, eps, centered, activation = ctx.call
+        if torch.is_grad_enabled():
+            found = _differentiable_backward(grad, x, weight, bias, axes, eps, centered, activation)
+        else:
+            found = [*fused.layer_norm_backward(grad, x, moments, axes, weight, bias, eps, centered, activation)]
+        # Autograd ignores what nobody wants, but not a gradient of None.
+        return *(None if t is None else g for g, t in zip(found, (x, weight, bias), strict=True)), *(None,) * 4
+
+
+def _differentiable_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axes: int,
+    eps: float,
+    centered: bool,
+    activation: str | None,
+    slope: float = 0.01,
+) -> list[Tensor | None]:
+    """With ``create_graph=True``: the gradients of the plain formula, which have gradients of their own."""
+
+    def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return ops.activate(_formula(x, axes, weight, bias, eps, centered), activation, slope)
+
+    return graph_of_gradients(formula, (x, weight, bias), grad)
+
+
+def _graph(
+    g: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    axes: int,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    centered: bool,
+    code: int,
+    slope: float,
+) -> list[Tensor | None]:
+    return _differentiable_backward(g, x, weight, bias, axes, eps, centered, ops.ACTIVATIONS[code], slope)
+
+
+differentiate_by("layer_norm", _graph)
+
+
+def _formula(
+    x: Tensor, axes: int, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool = True
+) -> Tensor:
+    """In differentiable operators."""
+    values, last = x.to(ops.accumulation_dtype(x.dtype)), tuple(range(-axes, 0))
+    if centered:
+        var, mean = torch.var_mean(values, last, correction=0, keepdim=True)
+        values = values - mean
+    else:
+        var = values.square().mean(last, keepdim=True)
+    y = values * torch.rsqrt(var + eps)
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def _layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """What is out of the ordinary: transforms, autocast, other memory formats, devices and kinds of tensors."""
+    plain = needs_plain_graph()
+    followed = plain and (torch.compiler.is_compiling() or exporting())
+    if followed or x.is_meta or torch.is_autocast_enabled(x.device.type):
+        return F.layer_norm(x, shape, weight, bias, eps)
+    kernel = _by_formula if plain else _by_kernel
+    return _in_its_format(functools.partial(kernel, eps=eps), x, shape, weight, bias)
+
+
+def _in_its_format(
+    kernel: Callable[..., Tensor], x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """What a kernel whose result is contiguous gives, in the memory format of ``x``."""
+    memory_format = None if x.is_contiguous() else {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if memory_format is None or not x.is_contiguous(memory_format=memory_format):
+        return kernel(x, shape, weight, bias)
+    if len(shape) != x.ndim - 1:
+        return kernel(x, shape, weight, bias).contiguous(memory_format=memory_format)
+    # All but the batch is normalized, so the order of the axes is free: take the one in memory.
+    weight, bias = (None if t is None else t.movedim(0, -1) for t in (weight, bias))
+    return kernel(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias).movedim(-1, 1)
+
+
+def _by_formula(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return _formula(x, len(shape), weight, bias, eps)
+
+
+def _by_kernel(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    y = _natively(x, shape, weight, bias, eps, True, None)
+    if y is not None:
+        return y
+    if torch.is_grad_enabled() and any_requires_grad(x, weight, bias):
+        y = _OfTorch.apply(x, shape, weight, bias, eps)
+        return y
+    return torch.layer_norm(x, shape, weight, bias, eps)
+
+
+class _OfTorch(torch.autograd.Function):
+    """Torch's kernels, whose own graph has wrong third derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.shape, ctx.eps = shape, eps
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, weight, bias = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+        if torch.is_grad_enabled():
+            found = _differentiable_backward(grad, x, weight, bias, len(ctx.shape), ctx.eps, True, None)
+        else:
+            kernel = torch.ops.aten.native_layer_norm_backward
+            found = kernel(grad, x, ctx.shape, mean, rstd, weight, bias, wanted)
+        grad_x, grad_weight, grad_bias = (g if want else None for g, want in zip(found, wanted, strict=True))
+        return grad_x, None, grad_weight, grad_bias, None
