@@ -1,8 +1,9 @@
 """Builds the optional native kernels; without torch or a compiler the install is pure Python.
 
 The library speaks torch's stable ABI and no Python, so one build serves every Python and every later torch; hence the
-plain file name and the wheel tag ``py3-none-<platform>``. A small one beside it is for autograd, whose C++ interface
-is no part of the stable ABI: its name holds the torch that it was built with, and with another it stays unused.
+plain file name and the wheel tag ``py3-none-<platform>``. A small one beside it is for autograd and for calls from
+Python, whose C++ interfaces are no part of the stable ABI: its name holds the torch and the Python that it was built
+with, and with others it stays unused.
 To build in place: ``python setup.py build_ext --inplace``.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -81,9 +83,9 @@ class BuildNative(build_ext):
             self.compiler.compile = one_by_one
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Name the library without a Python version, as it is not a Python module; autograd's by its torch."""
-        of_torch = f"-{torch_version()}" if fullname.split(".")[-1] == "_graph" else ""
-        return fullname.replace(".", "/") + of_torch + ".so"
+        """Name the library without a Python version, as it is not a Python module; autograd's by what it serves."""
+        serves = f"-{torch_version()}-{sys.implementation.cache_tag}" if fullname.split(".")[-1] == "_graph" else ""
+        return fullname.replace(".", "/") + serves + ".so"
 
 
 class PlatformWheel(bdist_wheel):
@@ -119,7 +121,7 @@ setup(
     ext_modules=[
         library("_native", CSRC, ["torch_cpu"], define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)]),
         # Without this one autograd reaches the kernels from Python.
-        library("_graph", CSRC / "graph", ["torch_cpu", "c10"], optional=True),
+        library("_graph", CSRC / "graph", ["torch_cpu", "c10", "torch_python"], optional=True),
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

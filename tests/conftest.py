@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,6 +44,18 @@ def autograd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Whence autograd reaches the native kernels."""
     if request.param == "Python":
         monkeypatch.setattr(native, "_graph_problem", "not wanted")
+        monkeypatch.setattr(native, "CALLS", {})
     elif not native.differentiates():
         pytest.skip(native.why_not_differentiable() or "")
     return str(request.param)
+
+
+@pytest.fixture
+def leave_kernels_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called on, plain torch computes."""
+
+    def leave() -> None:
+        monkeypatch.setattr(native, "supports", lambda x: False)
+        monkeypatch.setattr(native, "CALLS", {})
+
+    return leave

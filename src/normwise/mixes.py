@@ -68,7 +68,7 @@ def normalize_at_once(
     activation: str | None,
     slope: float,
     running: Sequence[Any] | None = None,
-    population: tuple[Tensor, Tensor] | None = None,
+    population: Sequence[Any] | None = None,
 ) -> Tensor | None:
     """Normalize by a pool or a mix of pools, checking no more than that needs.
 
@@ -98,7 +98,7 @@ def normalize_at_once(
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
-    if needs_plain_graph() or activation not in ops.ACTIVATIONS or not native.supports(x):
+    if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2:
         return None
     over = (members,) if isinstance(members, str) else members
     if type(over) is not tuple:
@@ -118,10 +118,14 @@ def normalize_at_once(
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):
         return None
+    if population is not None:
+        population = _lasting(population, x, pools)
+    args = (weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope)
     try:
-        return normalize_by_mix(
-            x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
-        )
+        y = fused.mixed(x, pools, *args)
+        if y is not None or needs_plain_graph() or not native.supports(x):
+            return y
+        return normalize_by_mix(x, pools, *args)
     except RuntimeError:  # a type or shape that the kernels refuse: the checks find it, and the words for it
         return None
 
@@ -215,15 +219,21 @@ def normalize_by_mix(
         True
     """
     tensors = (x, weight, bias, mean_weight, var_weight)
-    if population is not None and torch.is_grad_enabled() and (len(pools) > 1 or not native.differentiates()):
-        # It may change before the backward pass, for which the operators keep a copy only where it stands alone.
-        dtype = ops.accumulation_dtype(x.dtype)
-        population = population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
+    if population is not None:
+        population = _lasting(population, x, pools)
     if native.differentiates() or not torch.is_grad_enabled() or not any_requires_grad(*tensors):
         return fused.mix_norm(
             x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope
         )[0]
     return _Mix.apply(*tensors, pools, (logits, eps, population, running, activation, slope))
+
+
+def _lasting(population: Sequence[Any], x: Tensor, pools: Sequence[int]) -> Sequence[Any]:
+    """It may change before the backward pass, for which the operators keep a copy only where it stands alone."""
+    if not torch.is_grad_enabled() or (len(pools) == 1 and native.differentiates()):
+        return population
+    dtype = ops.accumulation_dtype(x.dtype)
+    return population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:

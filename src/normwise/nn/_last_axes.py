@@ -88,15 +88,16 @@ def _natively(
     activation: str | None,
 ) -> Tensor | None:
     """``None`` where the native kernels do not serve: under transforms and autocast, elsewhere than on the CPU, ..."""
-    if needs_plain_graph() or torch._C._is_any_autocast_enabled() or type(x) is not Tensor or not native.supports(x):
-        return None
     axes = len(shape)
-    if x.shape[-axes:] != shape or x.numel() == 0:
+    if type(x) is not Tensor or torch.compiler.is_compiling() or x.shape[-axes:] != shape:
         return None
     try:
+        y = fused.over_last_axes(x, axes, weight, bias, eps, centered, activation)
+        if y is not None or needs_plain_graph() or torch._C._is_any_autocast_enabled() or not native.supports(x):
+            return y
         if native.differentiates() or not (torch.is_grad_enabled() and any_requires_grad(x, weight, bias)):
             return fused.layer_norm(x, axes, weight, bias, eps, centered, activation)[0]
-        y: Tensor = _Native.apply(x, weight, bias, axes, eps, centered, activation)
+        y = _Native.apply(x, weight, bias, axes, eps, centered, activation)
         return y
     except RuntimeError:  # types or shapes that the kernels refuse: torch has the words for it
         return None

@@ -1,7 +1,8 @@
 """Whole normalizations as one native call each way, for the methods that are mixes of pooled moments.
 
 What pools within a sample does both passes while a group is in the cache. Autograd in C++ differentiates the operators
-where it was built (:func:`normwise.ops.native.differentiates`).
+where it was built (:func:`normwise.ops.native.differentiates`); :func:`mixed` and :func:`over_last_axes` call it with
+the least that Python can do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise.ops import native
 from normwise.ops.native import CODES, available
 
 # A mix that moves no running averages.
@@ -46,7 +48,7 @@ def sample_norm(
         >>> sample_norm(x, 1, eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    return _sample_norm(x, groups, weight, bias, eps, CODES[activation], slope)
+    return _OPERATORS["sample_norm"](x, groups, weight, bias, eps, CODES[activation], slope)
 
 
 def sample_norm_backward(
@@ -82,7 +84,7 @@ def sample_norm_backward(
         >>> sample_norm_backward(x, x, moments, 1, eps=0.0)[2].tolist() if available() else [4.0]
         [4.0]
     """
-    return _sample_norm_backward(g, x, moments, groups, weight, bias, eps, CODES[activation], slope)
+    return _OPERATORS["sample_norm_backward"](g, x, moments, groups, weight, bias, eps, CODES[activation], slope)
 
 
 def _is_one_pool(groups: Sequence[int], mean_weight: Tensor | None, var_weight: Tensor | None) -> bool:
@@ -131,19 +133,78 @@ def mix_norm(
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    code = CODES[activation]
+    name, args = _mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    return _OPERATORS[name](*args, CODES[activation], slope)
+
+
+def mixed(
+    x: Tensor,
+    groups: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor | None:
+    """What :func:`mix_norm` gives, without the moments and by the shortest way, if that is open.
+
+    Args:
+        x: as :func:`mix_norm` takes it, as is all that follows; of ``groups`` a tuple.
+        groups: likewise.
+        weight: likewise.
+        bias: likewise.
+        mean_weight: likewise.
+        var_weight: likewise.
+        logits: likewise.
+        eps: likewise.
+        population: likewise.
+        running: likewise.
+        activation: likewise.
+        slope: likewise.
+
+    Returns:
+        The output, differentiable; ``None`` where that way is not open (``native.CALLS``).
+
+    Example:
+        >>> y = mixed(torch.tensor([[[1.0, 3.0]]]), (0,), None, None, None, None, True, 0.0, None, None, None, 0.01)
+        >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
+        True
+    """
+    name, args = _mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    call = native.CALLS.get(name)
+    return None if call is None else call(*args, CODES[activation], slope)
+
+
+def _mix(
+    x: Tensor,
+    groups: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+) -> tuple[str, tuple[Any, ...]]:
+    """Which operator serves a mix, and what it takes before the activation."""
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
-        return _sample_norm(x, groups[0], weight, bias, eps, code, slope)
+        return "sample_norm", (x, groups[0], weight, bias, eps)
     if one and population is not None:
         mean, var = population[0], population[1]
-        return _batch_norm(x, weight, bias, eps, False, mean, var, None, None, 0.0, code, slope)
+        return "batch_norm", (x, weight, bias, eps, False, mean, var, None, None, 0.0)
     running_mean, running_var, momentum, skipped, tracked = _NOT_RUNNING if running is None else running
-    rest = (running_mean, running_var, skipped, tracked, float(momentum), code, slope)
+    averages = (running_mean, running_var, skipped, tracked, float(momentum))
     if one:
-        return _batch_norm(x, weight, bias, eps, True, *rest)
+        return "batch_norm", (x, weight, bias, eps, True, *averages)
     known = (None, None) if population is None else population[:2]
-    return _mix_norm(x, weight, bias, mean_weight, var_weight, logits, groups, eps, *known, *rest)
+    return "mix_norm", (x, weight, bias, mean_weight, var_weight, logits, groups, eps, *known, *averages)
 
 
 def mix_norm_backward(
@@ -190,12 +251,16 @@ def mix_norm_backward(
     act = (CODES[activation], slope)
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
-        return *_sample_norm_backward(g, x, moments, groups[0], weight, bias, eps, *act), None, None
+        return *_OPERATORS["sample_norm_backward"](g, x, moments, groups[0], weight, bias, eps, *act), None, None
     if one:
-        return *_batch_norm_backward(g, x, moments, weight, bias, eps, population is None, True, *act), None, None
+        return (
+            *_OPERATORS["batch_norm_backward"](g, x, moments, weight, bias, eps, population is None, True, *act),
+            None,
+            None,
+        )
     known = (None, None) if population is None else population[:2]
     mix = (weight, bias, mean_weight, var_weight, logits, groups)
-    return _mix_norm_backward(g, x, moments, *mix, eps, *known, *act)
+    return _OPERATORS["mix_norm_backward"](g, x, moments, *mix, eps, *known, *act)
 
 
 def layer_norm(
@@ -228,7 +293,41 @@ def layer_norm(
         >>> layer_norm(x, 1, eps=0.0)[0].tolist() if available() else [[-1.0, 1.0]]
         [[-1.0, 1.0]]
     """
-    return _layer_norm(x, axes, weight, bias, eps, centered, CODES[activation], slope)
+    return _OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
+
+
+def over_last_axes(
+    x: Tensor,
+    axes: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+    activation: str | None,
+    slope: float = 0.01,
+) -> Tensor | None:
+    """What :func:`layer_norm` gives, without the moments and by the shortest way, if that is open.
+
+    Args:
+        x: as :func:`layer_norm` takes it, as is all that follows.
+        axes: likewise.
+        weight: likewise.
+        bias: likewise.
+        eps: likewise.
+        centered: likewise.
+        activation: likewise.
+        slope: likewise.
+
+    Returns:
+        The output, differentiable; ``None`` where that way is not open (``native.CALLS``).
+
+    Example:
+        >>> y = over_last_axes(torch.tensor([[1.0, 3.0]]), 1, None, None, 0.0, True, None)
+        >>> y is None or y.tolist() == [[-1.0, 1.0]]
+        True
+    """
+    call = native.CALLS.get("layer_norm")
+    return None if call is None else call(x, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
 def layer_norm_backward(
@@ -266,7 +365,7 @@ def layer_norm_backward(
         >>> layer_norm_backward(x, x, moments, 1, eps=0.0)[2].tolist() if available() else [1.0, 3.0]
         [1.0, 3.0]
     """
-    return _layer_norm_backward(g, x, moments, axes, weight, bias, eps, centered, CODES[activation], slope)
+    return _OPERATORS["layer_norm_backward"](g, x, moments, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
 def _operator(name: str) -> Any:
@@ -275,8 +374,5 @@ def _operator(name: str) -> Any:
     return getattr(operator, "_op", operator)
 
 
-if available():
-    _sample_norm, _sample_norm_backward = _operator("sample_norm"), _operator("sample_norm_backward")
-    _batch_norm, _batch_norm_backward = _operator("batch_norm"), _operator("batch_norm_backward")
-    _mix_norm, _mix_norm_backward = _operator("mix_norm"), _operator("mix_norm_backward")
-    _layer_norm, _layer_norm_backward = _operator("layer_norm"), _operator("layer_norm_backward")
+_NAMES = ("sample_norm", "batch_norm", "mix_norm", "layer_norm")
+_OPERATORS = {name: _operator(name) for known in _NAMES for name in (known, f"{known}_backward")} if available() else {}

@@ -5,11 +5,15 @@ contiguous and the channels-last layout; other strides are copied into one of th
 
 The four kernels take no part in autograd: :mod:`normwise.engine` does that for the whole of moments, method and apply.
 The operators of :mod:`normwise.ops.fused` do where a second library could be built. It speaks autograd's C++
-interface, which is no part of the stable ABI, so its name holds the one torch that it serves.
+interface and Python's, which are no part of the stable ABI, so its name holds the one torch and Python that it serves.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
@@ -24,7 +28,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
 _LIBRARY = Path(__file__).with_name("_native.so")
-_GRAPH = Path(__file__).with_name(f"_graph-{torch.__version__}.so")
+_GRAPH = Path(__file__).with_name(f"_graph-{torch.__version__}-{sys.implementation.cache_tag}.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
 
 
@@ -48,7 +52,7 @@ def _load_graph() -> str | None:
     if _problem is not None:
         return "there are no native kernels to differentiate"
     if not _GRAPH.exists():
-        return f"not built for torch {torch.__version__}: {_HOW}"
+        return f"not built for torch {torch.__version__} and {sys.implementation.cache_tag}: {_HOW}"
     try:
         torch.ops.load_library(str(_GRAPH))
     except OSError as problem:
@@ -57,8 +61,23 @@ def _load_graph() -> str | None:
     return None if known else f"is of another version: {_HOW}"
 
 
+def _load_calls() -> dict[str, Callable[..., Tensor | None]]:
+    """Load the functions of the second library; none if it was built without Python's headers."""
+    loader = ExtensionFileLoader("_graph", str(_GRAPH))
+    spec = spec_from_file_location("_graph", _GRAPH, loader=loader)
+    try:
+        return vars(module_from_spec(spec)) if _graph_problem is None and spec is not None else {}
+    except ImportError:
+        return {}
+
+
 _problem = _load()
 _graph_problem = _load_graph()
+
+# The shortest way from Python to an operator of normwise.ops.fused, where it was built. Takes what the operator takes,
+# all of it by place, and gives its first result; or None where anything but autograd has a part in the call: a
+# transform, autocast, a profiler, another device.
+CALLS = _load_calls()
 
 
 def available() -> bool:

@@ -10,16 +10,7 @@ namespace normwise {
 namespace {
 
 template <Which which> void differentiable(const c10::OperatorHandle&, Stack* stack) {
-  const Pair& op = pair(which);
-  const variable_list inputs = op.inputs(*stack);
-  for (const at::Tensor& t : inputs)
-    TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(t), op.name, " has no derivative in forward mode");
-  if (!at::GradMode::is_enabled() || !torch::autograd::any_variable_requires_grad(inputs))
-    return call_below_autograd(op.forward, stack);
-  const auto node = make_node<Backward>(which, inputs, *stack);
-  call_below_autograd(op.forward, stack);
-  static_cast<Backward&>(*node).save_results(*stack);
-  torch::autograd::set_history(stack->front().toTensor(), node);
+  run<which>(stack);
 }
 
 }  // namespace
