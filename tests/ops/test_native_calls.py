@@ -105,7 +105,7 @@ def test_what_watches_operators_goes_on_seeing_them() -> None:
     assert seen.names == ["normwise::batch_norm"]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated
 def test_traced_by_operators() -> None:
     traced = torch.jit.trace(nn.GroupNorm(2, 6), X, check_trace=False)
     x = torch.randn(2, 6, 3)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from normwise.errors import InputError
 from normwise.nn import _recurrence
+from normwise.nn._last_axes import layer_norm
 from normwise.nn._recurrence import State, walk
-from normwise.nn.layernorm import layer_norm
 
 
 class Weights(NamedTuple):
