@@ -7,12 +7,16 @@ ARGS ?=
 # Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x"
 TESTS ?= -n 2 --dist loadfile
 
+# What `make portable` compiles for, and where it runs.
+CROSS ?= aarch64-linux-gnu
+EMULATOR ?= qemu-aarch64-static
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*.* src/normwise/ops/csrc/*/*)
 
-.PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines large clean
+.PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines large portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,6 +61,12 @@ bench-engines: $(VENV)/test-$(TORCH)  ## what a study costs beyond its training;
 
 large: $(VENV)/test-$(TORCH)  ## the engine on tensors of more than 2^31 elements (14 GB of memory, some minutes)
 	$(BIN)/python benchmarks/large.py
+
+portable:  ## the kernels for another architecture against plain loops, in an emulator (g++-aarch64-linux-gnu, qemu-user-static)
+	mkdir -p build
+	$(CROSS)-g++ -static -std=c++17 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd -Wno-psabi \
+		-I src/normwise/ops/csrc tests/ops/kernels.cpp src/normwise/ops/csrc/kernels_baseline.cpp -o build/kernels
+	$(EMULATOR) build/kernels
 
 clean:  ## remove what make and the tests left behind
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
