@@ -92,7 +92,7 @@ def _natively(
     if type(x) is not Tensor or torch.compiler.is_compiling() or x.shape[-axes:] != shape:
         return None
     try:
-        y = fused.over_last_axes(x, axes, weight, bias, eps, centered, activation)
+        y = fused.over_last_axes(x, axes, weight, bias, eps, centered, activation, 0.01)
         if y is not None or needs_plain_graph() or torch._C._is_any_autocast_enabled() or not native.supports(x):
             return y
         if native.differentiates() or not (torch.is_grad_enabled() and any_requires_grad(x, weight, bias)):

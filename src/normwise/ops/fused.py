@@ -137,35 +137,12 @@ def mix_norm(
     return _OPERATORS[name](*args, CODES[activation], slope)
 
 
-def mixed(
-    x: Tensor,
-    groups: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_weight: Tensor | None,
-    var_weight: Tensor | None,
-    logits: bool,
-    eps: float,
-    population: Sequence[Any] | None,
-    running: Sequence[Any] | None,
-    activation: str | None,
-    slope: float,
-) -> Tensor | None:
+def mixed(x: Tensor, *args: Any) -> Tensor | None:
     """What :func:`mix_norm` gives, without the moments and by the shortest way, if that is open.
 
     Args:
-        x: as :func:`mix_norm` takes it, as is all that follows; of ``groups`` a tuple.
-        groups: likewise.
-        weight: likewise.
-        bias: likewise.
-        mean_weight: likewise.
-        var_weight: likewise.
-        logits: likewise.
-        eps: likewise.
-        population: likewise.
-        running: likewise.
-        activation: likewise.
-        slope: likewise.
+        x: (N, C, ...).
+        *args: all that :func:`mix_norm` takes further, by place; of ``groups`` a tuple.
 
     Returns:
         The output, differentiable; ``None`` where that way is not open (``native.CALLS``).
@@ -175,9 +152,10 @@ def mixed(
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
-    name, args = _mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    *mix, activation, slope = args
+    name, given = _mix(x, *mix)
     call = native.CALLS.get(name)
-    return None if call is None else call(*args, CODES[activation], slope)
+    return None if call is None else call(*given, CODES[activation], slope)
 
 
 def _mix(
@@ -296,38 +274,24 @@ def layer_norm(
     return _OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
-def over_last_axes(
-    x: Tensor,
-    axes: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    centered: bool,
-    activation: str | None,
-    slope: float = 0.01,
-) -> Tensor | None:
+def over_last_axes(x: Tensor, *args: Any) -> Tensor | None:
     """What :func:`layer_norm` gives, without the moments and by the shortest way, if that is open.
 
     Args:
-        x: as :func:`layer_norm` takes it, as is all that follows.
-        axes: likewise.
-        weight: likewise.
-        bias: likewise.
-        eps: likewise.
-        centered: likewise.
-        activation: likewise.
-        slope: likewise.
+        x: of at least as many axes as are normalized.
+        *args: all that :func:`layer_norm` takes further, by place.
 
     Returns:
         The output, differentiable; ``None`` where that way is not open (``native.CALLS``).
 
     Example:
-        >>> y = over_last_axes(torch.tensor([[1.0, 3.0]]), 1, None, None, 0.0, True, None)
+        >>> y = over_last_axes(torch.tensor([[1.0, 3.0]]), 1, None, None, 0.0, True, None, 0.01)
         >>> y is None or y.tolist() == [[-1.0, 1.0]]
         True
     """
+    *given, activation, slope = args
     call = native.CALLS.get("layer_norm")
-    return None if call is None else call(x, axes, weight, bias, eps, centered, CODES[activation], slope)
+    return None if call is None else call(x, *given, CODES[activation], slope)
 
 
 def layer_norm_backward(
