@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
-import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -84,7 +84,9 @@ class BuildNative(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a Python version, as it is not a Python module; autograd's by what it serves."""
-        serves = f"-{torch_version()}-{sys.implementation.cache_tag}" if fullname.split(".")[-1] == "_graph" else ""
+        serves = (
+            f"-{torch_version()}-{sysconfig.get_config_var('SOABI')}" if fullname.split(".")[-1] == "_graph" else ""
+        )
         return fullname.replace(".", "/") + serves + ".so"
 
 

@@ -92,6 +92,9 @@ def normalize_at_once(
     Returns:
         The result; ``None`` where anything is out of the ordinary, whether valid or not.
 
+    Raises:
+        RuntimeError: what a hook on saved tensors raises, or the system, as for want of memory.
+
     Example:
         >>> x, unmixed = torch.tensor([[[1.0, 3.0]]]), (None, None, True)
         >>> y = normalize_at_once(x, "layer", *unmixed, 1, None, None, 0.0, None, 0.01)
@@ -120,14 +123,18 @@ def normalize_at_once(
         return None
     if population is not None:
         population = _lasting(population, x, pools)
-    args = (weight, bias, mean_weight, var_weight, logits, eps, population, running, activation, slope)
+    mix = (weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    operator, args = fused.operator_for_mix(x, pools, *mix)
+    call = native.CALLS.get(operator)
     try:
-        y = fused.mixed(x, pools, *args)
+        y = None if call is None else call(*args, native.CODES[activation], slope)
         if y is not None or needs_plain_graph() or not native.supports(x):
             return y
-        return normalize_by_mix(x, pools, *args)
-    except RuntimeError:  # a type or shape that the kernels refuse: the checks find it, and the words for it
-        return None
+        return normalize_by_mix(x, pools, *mix, activation, slope)
+    except RuntimeError as problem:
+        if not native.refuses(problem):
+            raise
+        return None  # the checks find what is wrong, and the words for it
 
 
 def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tuple[int, ...] | None:

@@ -107,27 +107,48 @@ def test_no_further_from_the_formula_than_torch(
         assert error <= 1.05 * torchs + torch.finfo(dtype).eps / 8 * right.square().mean().sqrt()
 
 
-def test_the_activation_saves_nothing_of_the_size_of_the_input() -> None:
+@pytest.mark.parametrize("order", ["contiguous", "channels last", "transposed"])
+def test_the_activation_saves_nothing_of_the_size_of_the_input(order: str) -> None:
     if not native.available():
         pytest.skip(native.why_not() or "")
-    for layer in (LayerNorm(64, activation="silu"), RMSNorm(64, activation="relu")):
-        x, sizes = torch.randn(8, 64, requires_grad=True), []
+    for layer in (LayerNorm((3, 5, 4), activation="silu"), RMSNorm((3, 5, 4), activation="relu")):
+        x, saved = torch.randn(8, 3, 5, 4), []
+        if order == "channels last":
+            x = x.contiguous(memory_format=torch.channels_last)
+        if order == "transposed":
+            x = torch.randn(8, 3, 4, 5).mT
 
-        def keep(t: Tensor, x: Tensor = x, sizes: list[int] = sizes) -> Tensor:
-            sizes.append(0 if t.data_ptr() == x.data_ptr() else t.numel())
+        def keep(t: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(t.numel())
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            layer(x)
-        assert 0 in sizes
-        assert max(sizes) <= 64
+            layer(x.requires_grad_())
+        assert sum(size >= x.numel() for size in saved) == 1  # x itself
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_other_kinds_of_tensors_meet_operators_that_they_know() -> None:
     x, weight, bias = (t.requires_grad_() for t in inputs())
     y = ours(TwoTensor(x, x), weight, bias)
     assert "_OfTorch" in type(y.grad_fn).__name__
     torch.testing.assert_close(y.a, ours(x, weight, bias))
+    ragged = torch.nested.nested_tensor([torch.randn(2, 5), torch.randn(3, 5)])
+    with torch.no_grad():
+        for y, x in zip(LayerNorm(5)(ragged).unbind(), ragged.unbind(), strict=True):
+            torch.testing.assert_close(y, LayerNorm(5)(x))
+
+
+def test_a_parameter_is_normalized_like_any_tensor() -> None:
+    x = torch.randn(4, 5) + 1e5
+    for layer in (LayerNorm(5), RMSNorm(5)):
+        assert torch.equal(layer(torch.nn.Parameter(x)), layer(x))
+
+
+def test_vmap_of_any_order_of_axes() -> None:
+    x = torch.randn(2, 2, 3, 4, 5).permute(0, 1, 3, 4, 2)
+    for layer in (LayerNorm(3), RMSNorm(3)):
+        torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
 
 
 def test_in_cpp_there_is_no_python_in_the_graph(autograd: str) -> None:

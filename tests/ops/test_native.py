@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,8 +157,10 @@ def test_an_outlier_or_a_border_does_not_spoil_the_variance(layout):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
     x, g, center, scale, shift, gmean, gvar = problem((2, 96, 41, 43), torch.float32, layout)
+    vectors, of_vectors, weight, bias = (torch.randn(shape) for shape in ((70, 2048), (70, 2048), (2048,), (2048,)))
 
     def everything() -> list[Tensor]:
+        normalized = fused.layer_norm(vectors, 1, weight, bias), fused.sample_norm(vectors, 4, weight, bias)
         y, moments = fused.sample_norm(x, 1, scale[0], shift[0])
         batch = fused.mix_norm(x, [0], scale[0], shift[0])
         mixed = fused.mix_norm(x, [96, 4, 1, 0], scale[0], shift[0])
@@ -171,6 +174,10 @@ def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
             *fused.mix_norm_backward(g, x, batch[1], [0], scale[0], shift[0])[:3],
             *mixed,
             *fused.mix_norm_backward(g, x, mixed[1], [96, 4, 1, 0], scale[0], shift[0]),
+            *normalized[0],
+            *fused.layer_norm_backward(of_vectors, vectors, normalized[0][1], 1, weight, bias),
+            *normalized[1],
+            *fused.sample_norm_backward(of_vectors, vectors, normalized[1][1], 4, weight, bias),
         ]
 
     before, results = torch.get_num_threads(), []
@@ -185,11 +192,13 @@ def test_results_are_the_same_bits_for_every_run_and_number_of_threads(layout):
 
 
 def passes_under(choice: dict[str, str]) -> None:
-    """Run a part of this file with other kernels."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    """Run a part of this file and of the next with other kernels."""
+    files = [__file__, str(Path(__file__).with_name("test_native_fused.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     command += [
         "-k",
-        "(test_moments or test_gradients or test_apply or rounded or survives or same_bits) and not lesser",
+        "(test_moments or test_gradients or test_apply or test_layer_norm or rounded or survives or same_bits) "
+        "and not lesser",
     ]
     done = subprocess.run(command, env={**os.environ, **choice}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

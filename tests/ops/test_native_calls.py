@@ -72,6 +72,7 @@ class Functions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of forward mode
 def test_not_in_the_way_of_others() -> None:
     call, (x, *rest) = native.CALLS["layer_norm"], CALLS["layer_norm"]
     for mode in (Seen(), Functions(), torch.autocast("cpu"), torch.profiler.profile()):
@@ -79,6 +80,9 @@ def test_not_in_the_way_of_others() -> None:
             assert call(x, *rest) is None
     assert call(x, *rest) is not None
     assert call(torch.nn.Buffer(x), *rest) is not None
+    with torch.autograd.forward_ad.dual_level():
+        assert call(torch.autograd.forward_ad.make_dual(x, x), *rest) is None
+    assert call(x, rest[0], rest[1].to("meta"), *rest[2:]) is None
     for other in (x.to("meta"), x.to_sparse(), torch.randn(4, 6, 5).as_subclass(Subclass), "no tensor"):
         assert call(other, *rest) is None
     assert torch.func.vmap(lambda x: torch.zeros(()) if call(x, *rest) is None else x.sum())(x).any() == 0
@@ -110,6 +114,28 @@ def test_traced_by_operators() -> None:
     traced = torch.jit.trace(nn.GroupNorm(2, 6), X, check_trace=False)
     x = torch.randn(2, 6, 3)
     torch.testing.assert_close(traced(x), torch.nn.GroupNorm(2, 6)(x))
+
+
+def test_parameters_on_another_device_are_refused() -> None:
+    # The dispatcher would have their fake kernel give memory that nobody wrote to.
+    for layer in (nn.LayerNorm(5), nn.RMSNorm(5), nn.GroupNorm(2, 6), nn.BatchNorm1d(6), nn.SwitchableNorm1d(6)):
+        with pytest.raises(RuntimeError, match=r"on device|on one device"):
+            layer.to("meta")(X)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(6), nn.LayerNorm(5)])
+def test_an_error_of_a_hook_is_not_taken_for_a_refusal(layer: torch.nn.Module) -> None:
+    def full(t: torch.Tensor) -> torch.Tensor:
+        if t.dtype == torch.float64:  # the moments, saved when the kernel has run
+            raise RuntimeError("no room")
+        return t
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(full, lambda t: t),
+        pytest.raises(RuntimeError, match="no room"),
+    ):
+        layer(X.clone().requires_grad_())
+    assert getattr(layer, "num_batches_tracked", 1) == 1
 
 
 def test_nothing_is_kept() -> None:

@@ -104,6 +104,23 @@ def test_layer_norm_of_equal_values_is_the_bias():
         assert torch.equal(y, bias.expand(2, 7))
 
 
+@pytest.mark.parametrize("length", [3, 5, 16, 21])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layer_norm_of_large_equal_values_has_gradients(length, activation):
+    x, g = torch.full((5, length), 2e36), torch.randn(5, length)
+    y, moments = fused.layer_norm(x, 1, activation=activation)
+    assert not y.any()
+    assert all(t.isfinite().all() for t in fused.layer_norm_backward(g, x, moments, 1, activation=activation))
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (3, 6, 2)])
+def test_gradients_have_the_shapes_of_their_parameters(shape):
+    x, weight = torch.randn(shape), torch.ones(1, 6)
+    for groups in ([2], [0], [1, 0]):
+        found = fused.mix_norm_backward(x, x, fused.mix_norm(x, groups, weight)[1], groups, weight)
+        assert [t.shape for t in found[1:3]] == [(1, 6), (6,)]
+
+
 def oracle_mix(x: Tensor, groups: list[int], parameters: list[Tensor], activation: str | None) -> Tensor:
     """The formula, from pools taken directly over the elements."""
     weight, bias, mean_weight, var_weight = parameters

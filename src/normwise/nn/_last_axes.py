@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from normwise import ops
 from normwise.composite import differentiate_by, graph_of_gradients, needs_plain_graph
@@ -45,8 +45,7 @@ def layer_norm(
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
         tensor([[-1.,  1.]])
     """
-    y = _natively(x, shape, weight, bias, eps, True, activation) if x.is_contiguous() else None
-    return ops.activate(_layer_norm(x, shape, weight, bias, eps), activation) if y is None else y
+    return _normalize(x, shape, weight, bias, eps, True, activation, _torch_layer_norm)
 
 
 def rms_norm(
@@ -68,14 +67,47 @@ def rms_norm(
         >>> rms_norm(torch.tensor([[3.0, 4.0]]), (2,), torch.full((2,), 12.5**0.5), 0.0)
         tensor([[3., 4.]])
     """
-    given = torch.finfo(ops.accumulation_dtype(x.dtype)).eps if eps is None and x.is_floating_point() else eps
+    if eps is None:
+        if not x.is_floating_point():
+            return ops.activate(F.rms_norm(x, shape, weight), activation)
+        eps = torch.finfo(ops.accumulation_dtype(x.dtype)).eps
+    return _normalize(x, shape, weight, None, eps, False, activation, _torch_rms_norm)
 
-    def kernel(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: None) -> Tensor:
-        y = None if given is None else _natively(x, shape, weight, bias, given, False, activation)
-        return ops.activate(F.rms_norm(x, shape, weight, eps), activation) if y is None else y
 
-    usual = x.is_contiguous() or needs_plain_graph() or x.is_meta
-    return kernel(x, shape, weight, None) if usual else _in_its_format(kernel, x, shape, weight, None)
+def _normalize(
+    x: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+    activation: str | None,
+    elsewhere: Callable[..., Tensor],
+) -> Tensor:
+    """By the native kernels in the memory format of ``x``; where they do not serve, ``elsewhere`` does."""
+    if x.is_contiguous():
+        y = _natively(x, shape, weight, bias, eps, centered, activation)
+        return ops.activate(elsewhere(x, shape, weight, bias, eps), activation) if y is None else y
+    return _normalize_strided(x, shape, weight, bias, eps, centered, activation, elsewhere)
+
+
+def _normalize_strided(
+    x: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+    activation: str | None,
+    elsewhere: Callable[..., Tensor],
+) -> Tensor:
+    plain = needs_plain_graph() or x.is_meta
+
+    def kernel(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        y = None if plain else _natively(x, shape, weight, bias, eps, centered, activation)
+        return ops.activate(elsewhere(x, shape, weight, bias, eps), activation) if y is None else y
+
+    return kernel(x, shape, weight, bias) if plain else _in_its_format(kernel, x, shape, weight, bias)
 
 
 def _natively(
@@ -88,19 +120,31 @@ def _natively(
     activation: str | None,
 ) -> Tensor | None:
     """``None`` where the native kernels do not serve: under transforms and autocast, elsewhere than on the CPU, ..."""
-    axes = len(shape)
-    if type(x) is not Tensor or torch.compiler.is_compiling() or x.shape[-axes:] != shape:
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return None
+    axes, call = len(shape), native.CALLS.get("layer_norm")
     try:
-        y = fused.over_last_axes(x, axes, weight, bias, eps, centered, activation, 0.01)
-        if y is not None or needs_plain_graph() or torch._C._is_any_autocast_enabled() or not native.supports(x):
+        if x.shape[-axes:] != shape:
+            return None
+        code = native.CODES[activation]
+        y = None if call is None else call(x, axes, weight, bias, eps, centered, code, 0.01)
+        if y is not None or not _serve(x, weight, bias):
             return y
         if native.differentiates() or not (torch.is_grad_enabled() and any_requires_grad(x, weight, bias)):
             return fused.layer_norm(x, axes, weight, bias, eps, centered, activation)[0]
         y = _Native.apply(x, weight, bias, axes, eps, centered, activation)
         return y
-    except RuntimeError:  # types or shapes that the kernels refuse: torch has the words for it
-        return None
+    except RuntimeError as problem:
+        if x.is_nested or native.refuses(problem):
+            return None  # torch takes it, or has the words for what is wrong
+        raise
+
+
+def _serve(x: Tensor, *parameters: Tensor | None) -> bool:
+    if needs_plain_graph() or torch._C._is_any_autocast_enabled() or not native.supports(x):
+        return False
+    # Others, such as DTensor, know torch's operators.
+    return all(t is None or type(t) in (Tensor, Parameter) for t in (x, *parameters))
 
 
 class _Native(torch.autograd.Function):
@@ -178,21 +222,11 @@ def _formula(
     return (y if bias is None else y + bias).to(x.dtype)
 
 
-def _layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """What is out of the ordinary: transforms, autocast, other memory formats, devices and kinds of tensors."""
-    plain = needs_plain_graph()
-    followed = plain and (torch.compiler.is_compiling() or exporting())
-    if followed or x.is_meta or torch.is_autocast_enabled(x.device.type):
-        return F.layer_norm(x, shape, weight, bias, eps)
-    kernel = _by_formula if plain else _by_kernel
-    return _in_its_format(functools.partial(kernel, eps=eps), x, shape, weight, bias)
-
-
 def _in_its_format(
     kernel: Callable[..., Tensor], x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """What a kernel whose result is contiguous gives, in the memory format of ``x``."""
-    memory_format = None if x.is_contiguous() else {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
     if memory_format is None or not x.is_contiguous(memory_format=memory_format):
         return kernel(x, shape, weight, bias)
     if len(shape) != x.ndim - 1:
@@ -202,18 +236,24 @@ def _in_its_format(
     return kernel(x.movedim(1, -1), (*shape[1:], shape[0]), weight, bias).movedim(-1, 1)
 
 
-def _by_formula(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    return _formula(x, len(shape), weight, bias, eps)
-
-
-def _by_kernel(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    y = _natively(x, shape, weight, bias, eps, True, None)
-    if y is not None:
-        return y
+def _torch_layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """By torch's kernel, or in operators where a transform must see them."""
+    plain = needs_plain_graph()
+    followed = plain and (torch.compiler.is_compiling() or exporting())
+    if followed or x.is_meta or torch.is_autocast_enabled(x.device.type):
+        return F.layer_norm(x, shape, weight, bias, eps)
+    if plain:
+        return _formula(x, len(shape), weight, bias, eps)
     if torch.is_grad_enabled() and any_requires_grad(x, weight, bias):
-        y = _OfTorch.apply(x, shape, weight, bias, eps)
+        y: Tensor = _OfTorch.apply(x, shape, weight, bias, eps)
         return y
     return torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _torch_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: None, eps: float) -> Tensor:
+    return F.rms_norm(x, shape, weight, eps)
 
 
 class _OfTorch(torch.autograd.Function):

@@ -110,7 +110,9 @@ class RMSNorm(torch.nn.RMSNorm):
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
-        shape, weight = self.normalized_shape, self._parameters.get("weight", self.weight)
+        shape, parameters = self.normalized_shape, self._parameters
+        # As a default the attribute would be looked up whether or not, which takes a while.
+        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
         if mask is lengths is None:
             return rms_norm(x, shape, weight, self.eps, self.activation)
         keep = _real_positions(x, len(shape), mask, lengths)

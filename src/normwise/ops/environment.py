@@ -24,11 +24,18 @@ def describe_environment() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "native kernels": native.why_not() or "in use",
-        "autograd": f"in Python ({native.why_not_differentiable()})" if native.why_not_differentiable() else "in C++",
+        "autograd": _autograd(),
         "instruction set": native.instruction_set() if native.available() else "-",
         "threads": str(torch.get_num_threads()),
         "processor": processor_name(),
     }
+
+
+def _autograd() -> str:
+    problem = native.why_not_differentiable()
+    if problem:
+        return f"in Python ({problem})"
+    return "in C++" if native.CALLS else "in C++, called through torch.ops (built without Python's headers)"
 
 
 def processor_name() -> str:

@@ -84,7 +84,7 @@ def _fake_gradients(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tu
     cells = _fake_cells(x)
 
     def parameter(t: Tensor | None) -> Tensor:
-        return empty_like(cells if t is not None and t.ndim == 2 and t.shape[0] == x.shape[0] else cells[0])
+        return cells.new_empty(x.shape[1:2] if t is None else t.shape)
 
     return _fake_like(x), parameter(weight), parameter(bias)
 

@@ -1,8 +1,7 @@
 """Whole normalizations as one native call each way, for the methods that are mixes of pooled moments.
 
 What pools within a sample does both passes while a group is in the cache. Autograd in C++ differentiates the operators
-where it was built (:func:`normwise.ops.native.differentiates`); :func:`mixed` and :func:`over_last_axes` call it with
-the least that Python can do.
+where it was built (:func:`normwise.ops.native.differentiates`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.ops import native
 from normwise.ops.native import CODES, available
 
 # A mix that moves no running averages.
@@ -133,32 +131,11 @@ def mix_norm(
         >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
         [[[-1.0, 1.0]]]
     """
-    name, args = _mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    name, args = operator_for_mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
     return _OPERATORS[name](*args, CODES[activation], slope)
 
 
-def mixed(x: Tensor, *args: Any) -> Tensor | None:
-    """What :func:`mix_norm` gives, without the moments and by the shortest way, if that is open.
-
-    Args:
-        x: (N, C, ...).
-        *args: all that :func:`mix_norm` takes further, by place; of ``groups`` a tuple.
-
-    Returns:
-        The output, differentiable; ``None`` where that way is not open (``native.CALLS``).
-
-    Example:
-        >>> y = mixed(torch.tensor([[[1.0, 3.0]]]), (0,), None, None, None, None, True, 0.0, None, None, None, 0.01)
-        >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
-        True
-    """
-    *mix, activation, slope = args
-    name, given = _mix(x, *mix)
-    call = native.CALLS.get(name)
-    return None if call is None else call(*given, CODES[activation], slope)
-
-
-def _mix(
+def operator_for_mix(
     x: Tensor,
     groups: Sequence[int],
     weight: Tensor | None,
@@ -170,7 +147,27 @@ def _mix(
     population: Sequence[Any] | None,
     running: Sequence[Any] | None,
 ) -> tuple[str, tuple[Any, ...]]:
-    """Which operator serves a mix, and what it takes before the activation."""
+    """Which operator serves a mix: of one pool there are some that take less.
+
+    Args:
+        x: as :func:`mix_norm` takes it, as is all that follows.
+        groups: likewise.
+        weight: likewise.
+        bias: likewise.
+        mean_weight: likewise.
+        var_weight: likewise.
+        logits: likewise.
+        eps: likewise.
+        population: likewise.
+        running: likewise.
+
+    Returns:
+        Its name in ``torch.ops.normwise``, and what it takes before the activation's number and its slope.
+
+    Example:
+        >>> operator_for_mix(torch.zeros(2, 6, 4), [3], *[None] * 4, True, 1e-5, None, None)[0]
+        'sample_norm'
+    """
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
         return "sample_norm", (x, groups[0], weight, bias, eps)
@@ -272,26 +269,6 @@ def layer_norm(
         [[-1.0, 1.0]]
     """
     return _OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
-
-
-def over_last_axes(x: Tensor, *args: Any) -> Tensor | None:
-    """What :func:`layer_norm` gives, without the moments and by the shortest way, if that is open.
-
-    Args:
-        x: of at least as many axes as are normalized.
-        *args: all that :func:`layer_norm` takes further, by place.
-
-    Returns:
-        The output, differentiable; ``None`` where that way is not open (``native.CALLS``).
-
-    Example:
-        >>> y = over_last_axes(torch.tensor([[1.0, 3.0]]), 1, None, None, 0.0, True, None, 0.01)
-        >>> y is None or y.tolist() == [[-1.0, 1.0]]
-        True
-    """
-    *given, activation, slope = args
-    call = native.CALLS.get("layer_norm")
-    return None if call is None else call(x, *given, CODES[activation], slope)
 
 
 def layer_norm_backward(

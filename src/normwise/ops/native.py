@@ -10,7 +10,8 @@ interface and Python's, which are no part of the stable ABI, so its name holds t
 
 from __future__ import annotations
 
-import sys
+import functools
+import sysconfig
 from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -28,7 +29,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CODES = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
 _LIBRARY = Path(__file__).with_name("_native.so")
-_GRAPH = Path(__file__).with_name(f"_graph-{torch.__version__}-{sys.implementation.cache_tag}.so")
+_SERVES = f"{torch.__version__}-{sysconfig.get_config_var('SOABI')}"
+_GRAPH = Path(__file__).with_name(f"_graph-{_SERVES}.so")
 _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++ compiler are present"
 
 
@@ -52,7 +54,7 @@ def _load_graph() -> str | None:
     if _problem is not None:
         return "there are no native kernels to differentiate"
     if not _GRAPH.exists():
-        return f"not built for torch {torch.__version__} and {sys.implementation.cache_tag}: {_HOW}"
+        return f"not built for torch {_SERVES}: {_HOW}"
     try:
         torch.ops.load_library(str(_GRAPH))
     except OSError as problem:
@@ -65,10 +67,13 @@ def _load_calls() -> dict[str, Callable[..., Tensor | None]]:
     """Load the functions of the second library; none if it was built without Python's headers."""
     loader = ExtensionFileLoader("_graph", str(_GRAPH))
     spec = spec_from_file_location("_graph", _GRAPH, loader=loader)
+    if _graph_problem is not None or spec is None:
+        return {}
     try:
-        return vars(module_from_spec(spec)) if _graph_problem is None and spec is not None else {}
+        module = module_from_spec(spec)
     except ImportError:
         return {}
+    return {name: getattr(module, name) for name in ("sample_norm", "batch_norm", "mix_norm", "layer_norm")}
 
 
 _problem = _load()
@@ -163,6 +168,36 @@ def supports(x: Tensor) -> bool:
         False
     """
     return _problem is None and x.is_cpu and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
+
+
+def refuses(problem: RuntimeError) -> bool:
+    """Whether an error says that the kernels do not take what they were given.
+
+    They say so before they have changed anything: another way may be tried.
+
+    Args:
+        problem: what an operator raised.
+
+    Returns:
+        Whether it is such a one.
+
+    Example:
+        >>> refuses(RuntimeError("out of memory"))
+        False
+    """
+    return "normwise: " in str(problem)
+
+
+def _on_one_device(fake: Callable[..., object]) -> Callable[..., object]:
+    # Where one tensor is a meta tensor and another is not, the dispatcher comes here: to memory that nobody writes to.
+    @functools.wraps(fake)
+    def checked(*args: object) -> object:
+        devices = {str(a.device) for a in args if isinstance(a, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"normwise: expected tensors on one device, got {' and '.join(sorted(devices))}")
+        return fake(*args)
+
+    return checked
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,4 +316,4 @@ def grad_input(
 
 if available():
     for _name, _fake in FAKES.items():
-        torch.library.register_fake(f"normwise::{_name}", _fake)
+        torch.library.register_fake(f"normwise::{_name}", _on_one_device(_fake))

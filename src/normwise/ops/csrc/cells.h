@@ -170,19 +170,21 @@ void all_grad_input(const Tensor& g, const Cells& x, const Tensor& dx, const Aff
   });
 }
 
-// The gradient of a parameter from its cells': as it stands for one value per cell, summed over samples otherwise.
-template <class A> Tensor parameter_gradient(const Cells& x, const std::optional<PerCell<A>>& parameter, const double* cells) {
-  const ScalarType dtype = acc_type(x.tensor.scalar_type());
-  if (parameter && parameter->per_sample) {
-    Tensor result = empty({x.N, x.C}, dtype);
-    std::copy_n(cells, x.N * x.C, data<A>(result));
-    return result;
-  }
+// The gradient of a parameter from its values': shaped like it, or (count,) where there is none.
+template <class A> Tensor shaped_like(const MaybeTensor& parameter, int64_t count, const double* values) {
+  std::vector<int64_t> sizes{count};
+  if (parameter) sizes.assign(parameter->sizes().begin(), parameter->sizes().end());
+  Tensor result = empty(sizes, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  std::copy_n(values, count, data<A>(result));
+  return result;
+}
+
+// The same from its cells': as it stands for one value per cell, summed over samples otherwise.
+template <class A> Tensor parameter_gradient(const Cells& x, const MaybeTensor& parameter, const double* cells) {
+  if (is_per_sample(x, parameter)) return shaped_like<A>(parameter, x.N * x.C, cells);
   const Buffer<double> sums(x.C);
   add_rows(cells, x.N, x.C, sums.data());
-  Tensor result = empty({x.C}, dtype);
-  std::copy_n(sums.data(), x.C, data<A>(result));
-  return result;
+  return shaped_like<A>(parameter, x.C, sums.data());
 }
 
 }  // namespace normwise

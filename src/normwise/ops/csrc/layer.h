@@ -12,8 +12,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& g, const Te
                                                        const MaybeTensor& weight, const MaybeTensor& bias, double eps,
                                                        bool centered, int64_t activation, double slope);
 
-// Sums over more samples than this would lose digits in float32.
-constexpr int64_t kMostSamples = 64;
+// Sums over more samples than this would lose digits in float32; and so many threads find work where there are fewer.
+constexpr int64_t kMostSamples = 64, kPieces = 16;
 
 // Whether what is written goes past the caches, which takes vectors that begin where a line of memory does.
 template <class T> bool streams_vectors(const Cells& x, const Vectors& of, const void* to, int64_t tensors) {
@@ -22,15 +22,6 @@ template <class T> bool streams_vectors(const Cells& x, const Vectors& of, const
 }
 
 inline MaybeTensor flat(const MaybeTensor& t) { return t && t->dim() != 1 ? MaybeTensor(torch::stable::flatten(*t, 0, -1)) : t; }
-
-// The gradient of a parameter from its values'.
-template <class A> Tensor shaped_like(const MaybeTensor& parameter, int64_t count, const double* values) {
-  std::vector<int64_t> sizes{count};
-  if (parameter) sizes.assign(parameter->sizes().begin(), parameter->sizes().end());
-  Tensor result = empty(sizes, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-  std::copy_n(values, count, data<A>(result));
-  return result;
-}
 
 // Writes y, and the moments (samples, groups). Parameters have as many values as x has channels, in any shape.
 template <class T>
@@ -64,9 +55,10 @@ std::tuple<Tensor, Tensor, Tensor> vector_gradients(const Tensor& g, const Cells
   const T *gp = const_data<T>(g), *xp = const_data<T>(x.tensor);
   T* to = data<T>(dx);
   of.streams = streams_vectors<T>(x, of, to, 3);
-  // Every piece of the samples has sums of its own.
-  const int64_t N = std::max<int64_t>(1, x.N), most = (N + kMostSamples - 1) / kMostSamples;
-  const int64_t size = N / std::clamp(std::min(thread_count(), x.numel() / kGrain), most, N), pieces = (N + size - 1) / size;
+  // Every piece of the samples has sums of its own. Cut the same for any number of threads, and with no more room for sums than
+  // x takes.
+  const int64_t N = std::max<int64_t>(1, x.N), fewest = (N + kMostSamples - 1) / kMostSamples;
+  const int64_t size = N / std::max(fewest, std::min({kPieces, N / 2, x.numel() / kGrain})), pieces = (N + size - 1) / size;
   const Buffer<A> sums(pieces * 2 * x.C);
   std::fill_n(sums.data(), pieces * 2 * x.C, A(0));
   parallel(x.numel() > 0 ? pieces : 0, size * x.C, [&](int64_t begin, int64_t end) {

@@ -196,7 +196,7 @@ MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& mo
     auto grad_means = members.share_gradients(true), grad_vars = members.share_gradients(false);
     shares_vjp(mean_shares, logits, grad_means);
     shares_vjp(var_shares, logits, grad_vars);
-    return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1),
+    return MixGradients{dx, parameter_gradient<A>(x, weight, s2), parameter_gradient<A>(x, bias, s1),
                         std::move(grad_means), std::move(grad_vars)};
   });
 }
@@ -239,7 +239,7 @@ MixGradients given_gradients(const Tensor& grad, const Tensor& input, const Tens
     } else {
       all_grad_input<T>(g, x, dx, affine, [&](int64_t) { return Slant<A>{zeros.data(), zeros.data()}; }, act);
     }
-    return MixGradients{dx, parameter_gradient(x, parameters.weight, s2), parameter_gradient(x, parameters.bias, s1), {}, {}};
+    return MixGradients{dx, parameter_gradient<A>(x, weight, s2), parameter_gradient<A>(x, bias, s1), {}, {}};
   });
 }
 

@@ -252,8 +252,9 @@ std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, cons
     backward.s1 = sums.data();
     backward.s2 = backward.s1 + x.N * x.C;
     backward(g, dx);
-    return std::tuple<Tensor, Tensor, Tensor>{dx, parameter_gradient(x, backward.parameters.weight, backward.s2),
-                                              parameter_gradient(x, backward.parameters.bias, backward.s1)};
+    using A = acc_t<T>;
+    return std::tuple<Tensor, Tensor, Tensor>{dx, parameter_gradient<A>(x, weight, backward.s2),
+                                              parameter_gradient<A>(x, bias, backward.s1)};
   });
 }
 

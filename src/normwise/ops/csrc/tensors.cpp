@@ -118,7 +118,7 @@ Tensor Cells::empty_like() const {
   return empty_strided(copy_of(tensor.sizes()), copy_of(tensor.strides()), tensor.scalar_type());
 }
 
-template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor(t), per_sample(t.dim() == 2 && t.size(0) == x.N) {
+template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor(t) {
   const Sizes sizes = copy_of(t.sizes());
   const int64_t channels = sizes.empty() ? 0 : sizes.back(), samples = sizes.size() == 2 ? sizes[0] : 1;
   STD_TORCH_CHECK((sizes.size() == 1 || sizes.size() == 2) && (samples == 1 || samples == x.N) &&
@@ -140,7 +140,7 @@ void check_parameter(const Cells& x, const MaybeTensor& t) {
   if (!t) return;
   const ScalarType dtype = t->scalar_type(), of_x = x.tensor.scalar_type();
   STD_TORCH_CHECK(dtype == of_x || dtype == acc_type(of_x), "normwise: the parameters are of a type that does not go with the input's");
-  if (t->dim() == 2 && t->size(0) == x.N && t->size(1) == x.C) return;
+  if (is_per_sample(x, t) && t->size(1) == x.C) return;
   check_channels(x, t);
 }
 

@@ -65,7 +65,6 @@ template <class A> struct PerCell {
   Tensor tensor;
   const A* data;
   int64_t stride;
-  bool per_sample;  // given as (N, ...)
 
   PerCell(const Tensor& t, const Cells& x);
   const A* sample(int64_t n) const { return data + n * stride; }
@@ -84,6 +83,7 @@ template <class A> class Buffer {
 // That a tensor, if there is one, has a value a channel; or, of a parameter, one a cell, in x's type or the one it is summed in.
 void check_channels(const Cells& x, const MaybeTensor& t);
 void check_parameter(const Cells& x, const MaybeTensor& t);
+inline bool is_per_sample(const Cells& x, const MaybeTensor& t) { return t && t->dim() == 2 && t->size(0) == x.N; }
 
 // The learned affine around a normalization; 1 and 0 where there is none.
 template <class A> struct Parameters {

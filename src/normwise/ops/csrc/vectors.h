@@ -29,26 +29,34 @@ template <class T, class V> inline V standardized(V v, const Standard<acc_t<T>>&
   else return v * by.scale + by.shift;
 }
 
-// Calls f(load, store) for the registers of the elements from `begin` to `end`: load(p) gives those of p, store(p, v) writes them.
-// The last has fewer elements than lanes, with 0 in the place of the others.
+// Calls f(load, store, keep) for the registers of the elements from `begin` to `end`: load(p) gives those of p, store(p, v)
+// writes them. The last has fewer elements than lanes, with 0 in the place of the others; keep(v) has it of any v, where what was
+// computed from these 0 may be infinite.
 template <class A, class F> inline void for_lanes(int64_t begin, int64_t end, F f) {
   constexpr int64_t W = lane_count<A>;
   int64_t i = begin;
   for (; i + W <= end; i += W)
     f([=](const auto* p) { return load_as(p + i, Lanes<A>{}); },
-      [=](auto* p, Lanes<A> v, bool streams = false) { store_as(p + i, v, streams); });
+      [=](auto* p, Lanes<A> v, bool streams = false) { store_as(p + i, v, streams); }, [](Lanes<A> v) { return v; });
   if (const int64_t count = end - i; count > 0)
     f([=](const auto* p) { return load_first(p + i, count, Lanes<A>{}); },
-      [=](auto* p, Lanes<A> v, bool = false) { store_first(p + i, count, v); });
+      [=](auto* p, Lanes<A> v, bool = false) { store_first(p + i, count, v); },
+      [=](Lanes<A> v) { return only_first<A>(v, static_cast<int>(count)); });
 }
 
 // Sums of squares, for what is not centred.
 template <class T> inline void vector_squares(const T* x, const Runs& runs, double* mean, double* m2) {
+  using A = acc_t<T>;
   const int64_t n = runs.length;
+  std::fill_n(mean, runs.count, 0.0);
+  if (n <= kBlock)
+    return together(runs.count, [&](int64_t i, int count) {
+      put_together(m2 + i, count, sums_together<A>(count, [&](int r) { return sums_about(A(0), x + (i + r) * n, n); }).second);
+    });
   for (int64_t i = 0; i < runs.count; ++i) {
-    mean[i] = m2[i] = 0;
+    m2[i] = 0;
     for (int64_t begin = 0; begin < n; begin += kBlock)
-      m2[i] += lane_sum(sums_about(acc_t<T>(0), x + i * n + begin, std::min(kBlock, n - begin)).second);
+      m2[i] += lane_sum(sums_about(A(0), x + i * n + begin, std::min(kBlock, n - begin)).second);
   }
 }
 
@@ -70,7 +78,7 @@ NORMWISE_KERNEL void vector_norm(const T* x, T* y, const Vectors& of, const Lear
         const A *weight = given.weight + channel, *bias = given.bias + channel;
         const T* from = x + i * n;
         T* to = y + i * n;
-        for_lanes<A>(0, n, [=, streams = of.streams](auto load, auto store) {
+        for_lanes<A>(0, n, [=, streams = of.streams](auto load, auto store, auto) {
           store(to, activate<kind.value>(standardized<T>(load(from), by) * load(weight) + load(bias), slope), streams);
         });
       }
@@ -101,11 +109,11 @@ template <class T> struct Bundle {
     double total[count] = {}, dot[count] = {};
     for (int64_t begin = 0; begin < length; begin += kBlock) {
       Lanes<A> totals[count] = {}, dots[count] = {};
-      for_lanes<A>(begin, std::min(begin + kBlock, length), [&](auto load, auto) {
+      for_lanes<A>(begin, std::min(begin + kBlock, length), [&](auto load, auto, auto keep) {
         for (int r = 0; r < count; ++r) {
           const auto [v, d] = elements<kind>(r, load);
           const auto weighted = d * load(weight);
-          totals[r] += weighted, dots[r] += weighted * v;
+          totals[r] += keep(weighted), dots[r] += keep(weighted * v);
         }
       });
       for (int r = 0; r < count; ++r) total[r] += lane_sum(totals[r]), dot[r] += lane_sum(dots[r]);
@@ -119,7 +127,7 @@ template <class T> struct Bundle {
 
   // Writes dx, and adds to the gradients of the parameters.
   template <int count, Act kind> void write(bool streams, A* grad_weight, A* grad_bias) const {
-    for_lanes<A>(0, length, [&](auto load, auto store) {
+    for_lanes<A>(0, length, [&](auto load, auto store, auto) {
       Lanes<A> of_weight{}, of_bias{};
       for (int r = 0; r < count; ++r) {
         const auto [v, d] = elements<kind>(r, load);

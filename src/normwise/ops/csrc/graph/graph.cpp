@@ -10,6 +10,9 @@ namespace normwise {
 namespace {
 
 template <Which which> void differentiable(const c10::OperatorHandle&, Stack* stack) {
+  for (const c10::IValue& value : *stack)
+    TORCH_CHECK_NOT_IMPLEMENTED(!value.isTensor() || !torch::autograd::isFwGradDefined(value.toTensor()), pair(which).name,
+                                " has no derivative in forward mode");
   run<which>(stack);
 }
 

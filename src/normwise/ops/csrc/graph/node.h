@@ -182,17 +182,11 @@ template <class N, class P = NodePointer, class... A> P make_node(A&&... args) {
   else return P::unsafe_steal_from_new(node);
 }
 
-// Calls the operator, and where a gradient is wanted gives its result a node.
+// Calls the operator, and where a gradient is wanted gives its result a node. No argument may have a tangent.
 template <Which which> void run(Stack* stack) {
   const Pair& op = pair(which);
-  bool wanted = false;
-  for (const c10::IValue& value : *stack) {
-    if (!value.isTensor()) continue;
-    const at::Tensor& t = value.toTensor();
-    TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(t), op.name, " has no derivative in forward mode");
-    wanted |= t.requires_grad();
-  }
-  if (!wanted || !at::GradMode::is_enabled()) return call_below_autograd(op.forward, stack);
+  const auto wants = [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); };
+  if (!at::GradMode::is_enabled() || std::none_of(stack->begin(), stack->end(), wants)) return call_below_autograd(op.forward, stack);
   const auto node = make_node<Backward>(which, op.inputs(*stack), *stack);
   call_below_autograd(op.forward, stack);
   static_cast<Backward&>(*node).save_results(*stack);

@@ -13,14 +13,20 @@
 namespace normwise {
 namespace {
 
-// Whether a call of x meets autograd and nobody else on its way to the CPU's kernel: no transform, autocast, tracer or profiler,
-// no other device or kind of tensor.
-bool is_ordinary(const at::Tensor& x) {
-  const auto here = c10::impl::tls_local_dispatch_key_set();
-  const auto others = ((x.key_set() | here.included_) - here.excluded_) - c10::autograd_dispatch_keyset_with_ADInplaceOrView -
-                      c10::DispatchKeySet(c10::DispatchKey::BackendSelect);  // which chooses for calls without a tensor
-  if (here.excluded_.has(c10::DispatchKey::AutogradFunctionality) && at::GradMode::is_enabled()) return false;
-  return others.highestPriorityTypeId() == c10::DispatchKey::CPU && !at::hasCallbacks() && !at::impl::torch_function_mode_enabled();
+// Whether calls meet autograd and nobody else on their way to a kernel: no transform, tracer or profiler.
+bool is_ordinary(const c10::impl::LocalDispatchKeySet& here) {
+  const bool below_autograd = here.excluded_.has(c10::DispatchKey::AutogradFunctionality);
+  const c10::DispatchKeySet usual({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+  return (here.included_ - usual).empty() && !(below_autograd && at::GradMode::is_enabled()) && !at::hasCallbacks() &&
+         !at::impl::torch_function_mode_enabled();
+}
+
+// Whether it is the object of a plain CPU tensor, without a tangent and not under autocast.
+bool is_ordinary(PyObject* object, const c10::impl::LocalDispatchKeySet& here) {
+  if (!THPVariable_CheckExact(object)) return false;
+  const at::Tensor& t = THPVariable_Unpack(object);
+  const auto keys = t.key_set() - here.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+  return keys.highestPriorityTypeId() == c10::DispatchKey::CPU && !torch::autograd::isFwGradDefined(t);
 }
 
 // The types of an operator's arguments, those of optional ones included.
@@ -33,10 +39,18 @@ std::vector<c10::TypeKind> argument_types(const c10::FunctionSchema& schema) {
   return kinds;
 }
 
+// Python's API tells of an error by a value that may also be meant.
+template <class V> V checked(V value) {
+  if (value == static_cast<V>(-1) && PyErr_Occurred()) throw python_error();
+  return value;
+}
+
+int64_t integer(PyObject* object) { return checked(PyLong_AsLongLong(object)); }
+
 c10::List<int64_t> integers(PyObject* tuple) {
   TORCH_CHECK_TYPE(PyTuple_Check(tuple), "expected a tuple of integers");
   c10::List<int64_t> result;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) result.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) result.push_back(integer(PyTuple_GET_ITEM(tuple, i)));
   return result;
 }
 
@@ -44,9 +58,9 @@ c10::IValue value_of(PyObject* object, c10::TypeKind kind) {
   if (object == Py_None) return {};
   switch (kind) {
     case c10::TypeKind::TensorType: return THPVariable_Unpack(object);
-    case c10::TypeKind::FloatType: return PyFloat_AsDouble(object);
-    case c10::TypeKind::IntType: return static_cast<int64_t>(PyLong_AsLongLong(object));
-    case c10::TypeKind::BoolType: return PyObject_IsTrue(object) == 1;
+    case c10::TypeKind::FloatType: return checked(PyFloat_AsDouble(object));
+    case c10::TypeKind::IntType: return integer(object);
+    case c10::TypeKind::BoolType: return checked(PyObject_IsTrue(object)) == 1;
     default: return integers(object);
   }
 }
@@ -56,16 +70,15 @@ template <Which which> PyObject* normalize(PyObject*, PyObject* const* args, Py_
   HANDLE_TH_ERRORS
   static const std::vector<c10::TypeKind> kinds = argument_types(pair(which).forward.schema());
   TORCH_CHECK_TYPE(static_cast<size_t>(count) == kinds.size(), "expected ", kinds.size(), " arguments, got ", count);
+  const auto here = c10::impl::tls_local_dispatch_key_set();
+  if (!is_ordinary(here)) Py_RETURN_NONE;
   Stack stack;
   stack.reserve(kinds.size());
   for (Py_ssize_t i = 0; i < count; ++i) {
-    const bool other = kinds[i] == c10::TypeKind::TensorType && args[i] != Py_None && !THPVariable_CheckExact(args[i]);
-    if (other) Py_RETURN_NONE;
+    if (kinds[i] == c10::TypeKind::TensorType && args[i] != Py_None && !is_ordinary(args[i], here)) Py_RETURN_NONE;
     stack.push_back(value_of(args[i], kinds[i]));
   }
-  if (PyErr_Occurred()) return nullptr;
   const at::Tensor& x = stack.front().toTensor();
-  if (!is_ordinary(x)) Py_RETURN_NONE;
   {
     // Others may go on meanwhile, if it takes longer than handing over to them.
     constexpr int64_t many = 16384;
