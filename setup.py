@@ -25,7 +25,6 @@ from setuptools.command.build_ext import build_ext
 CSRC = Path("src/normwise/ops/csrc")
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 COMPILE = [
-    "-std=c++17",
     "-O3",
     "-g0",
     "-fvisibility=hidden",
@@ -106,13 +105,13 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
 
 
-def library(name: str, folder: Path, torch_libraries: list[str], **options: Any) -> Extension:
+def library(name: str, folder: Path, standard: str, torch_libraries: list[str], **options: Any) -> Extension:
     """One of the libraries, from all sources of a folder."""
     return Extension(
         f"normwise.ops.{name}",
         sources=sorted(str(path) for path in folder.glob("*.cpp")),
         depends=sorted(str(path) for path in folder.glob("*.h")),
-        extra_compile_args=[*COMPILE],
+        extra_compile_args=[f"-std={standard}", *COMPILE],
         libraries=torch_libraries,
         language="c++",
         **options,
@@ -121,9 +120,9 @@ def library(name: str, folder: Path, torch_libraries: list[str], **options: Any)
 
 setup(
     ext_modules=[
-        library("_native", CSRC, ["torch_cpu"], define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)]),
-        # Without this one autograd reaches the kernels from Python.
-        library("_graph", CSRC / "graph", ["torch_cpu", "c10", "torch_python"], optional=True),
+        library("_native", CSRC, "c++17", ["torch_cpu"], define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)]),
+        # Without this one autograd reaches the kernels from Python. The standard is what torch 2.14's headers want.
+        library("_graph", CSRC / "graph", "c++20", ["torch_cpu", "c10", "torch_python"], optional=True),
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

@@ -1,5 +1,7 @@
 #include "sample.h"
 
+#include <limits>
+
 #include "caches.h"
 #include "cells.h"
 #include "layer.h"
@@ -12,8 +14,11 @@ namespace {
 // three streams would start anew with every task, as much as the second-level cache takes.
 constexpr int64_t kTaskBytes = 4 * 1024, kLongTaskBytes = 256 * 1024;
 // In the columns layout tasks are whole samples: with parts of rows, what is saved by the cache is lost by leaping in memory.
-// Up to half of the second-level cache, where that is known.
-int64_t column_task_bytes() { return std::max<int64_t>(512 * 1024, second_cache_bytes() / 2); }
+// Up to half of the second-level cache, where that is known, or an eighth of the last, which others share.
+int64_t column_task_bytes() {
+  const int64_t last = last_cache_bytes(), known = last < std::numeric_limits<int64_t>::max() ? last / 8 : 0;
+  return std::max({int64_t{512} * 1024, second_cache_bytes() / 2, known});
+}
 
 // A group in one piece is summed as one row where its cells have fewer elements than this, which would not be worth the
 // overhead of their own means; in the columns layout, where only a whole sample is in one piece, in rows no longer than this.

@@ -1,5 +1,9 @@
 #include "tensors.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has it by another name
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace normwise {
 namespace {
 
