@@ -49,6 +49,15 @@ def affine_of(layer: torch.nn.Module) -> tuple[Tensor | None, Tensor | None] | N
     return (parameters["weight"], parameters["bias"]) if "weight" in parameters and "bias" in parameters else None
 
 
+def parameter_of(layer: torch.nn.Module, name: str) -> Tensor | None:
+    """A parameter by its name; quickly where it is a plain one."""
+    parameters = layer._parameters
+    if name in parameters:  # not as a default of get(), which would look the attribute up whether or not
+        return parameters[name]
+    value: Tensor | None = getattr(layer, name)
+    return value
+
+
 def uses_running(layer: _NormBase) -> bool:
     """Whether the layer normalizes by its running averages now."""
     return not layer.training and layer.running_mean is not None

@@ -12,7 +12,7 @@ from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import real_elements
 from normwise.nn._last_axes import layer_norm, rms_norm
-from normwise.nn._state import affine_of, boundary
+from normwise.nn._state import affine_of, boundary, parameter_of
 
 # The names in this module, which is what the forward passes look up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
@@ -110,9 +110,7 @@ class RMSNorm(torch.nn.RMSNorm):
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
-        shape, parameters = self.normalized_shape, self._parameters
-        # As a default the attribute would be looked up whether or not, which takes a while.
-        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        shape, weight = self.normalized_shape, parameter_of(self, "weight")
         if mask is lengths is None:
             return rms_norm(x, shape, weight, self.eps, self.activation)
         keep = _real_positions(x, len(shape), mask, lengths)

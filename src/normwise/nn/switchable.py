@@ -14,7 +14,7 @@ from normwise.composite import needs_plain_graph
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Inputs, defined_members, known_members, known_variance
 from normwise.moments import Moments, sparsestmax
-from normwise.nn._state import TrackingNorm, boundary, check_dim, uses_running
+from normwise.nn._state import TrackingNorm, boundary, check_dim, parameter_of, uses_running
 from normwise.nn.groupnorm import groups_for
 from normwise.records import Mixture
 
@@ -101,7 +101,8 @@ class SwitchableNorm(TrackingNorm):
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
         if mask is lengths is self.sparsity is None and self.variance == "paper":
-            y = self._ordinarily(input, self.over, True, self.mean_weight, self.var_weight, self.num_groups)
+            logits = parameter_of(self, "mean_weight"), parameter_of(self, "var_weight")
+            y = self._ordinarily(input, self.over, True, *logits, self.num_groups)
             if y is not None:
                 return y
         mix = _mix(self.over, self.mean_weight, self.var_weight, self.sparsity, self.training)
