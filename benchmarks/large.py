@@ -1,20 +1,27 @@
-"""Tensors of more than 2^31 elements, forward and backward, in both layouts: ``make large`` (14 GB of memory, minutes).
+"""Tensors of more than 2^31 elements, forward and backward, in both layouts and over the last axis: ``make large``.
 
+Takes 14 GB of memory and some minutes.
 The input repeats one small tile, so what every element must come out as is known from the tile.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from bench_contenders import our_layer
 from torch import Tensor
 
+import normwise.nn as ours
+
 METHODS = ("batch", "layer", "instance", "group", "switchable")
+LAST_AXIS = ("LayerNorm", "RMSNorm")
 SHAPE = (2, 32, 32, 1050000)  # 2.15e9 elements
+POSITIONS, FEATURES = 2_099_200, 1024  # as many
 TILE = 1000
 
 
@@ -28,6 +35,19 @@ def build(last: bool) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), tile
 
 
+def gradient(
+    layer: torch.nn.Module, x: Tensor, weights: Tensor, worst: Callable[[Tensor], float]
+) -> tuple[float, Tensor]:
+    """How far the output is off, and dx where the output times ``weights`` is its own gradient."""
+    y = layer(x)
+    error = worst(y)
+    with torch.no_grad():
+        y.mul_(weights.bfloat16())  # there is no memory to waste
+    edge, g = torch.autograd.graph.get_gradient_edge(y), y.detach()
+    del y
+    return error, torch.autograd.grad(edge, x, g)[0]
+
+
 def check(method: str, last: bool) -> float:
     """The largest error of y and dx at the first and the last elements, against the tile's own result."""
     x, tile = build(last)
@@ -35,14 +55,25 @@ def check(method: str, last: bool) -> float:
     expected = our_layer(method, SHAPE[1]).double()(small)
     weights = torch.linspace(-1, 1, SHAPE[1], dtype=torch.float64)[:, None, None]
     expected_grad = torch.autograd.grad(expected, small, (expected * weights).detach())[0]
-    y = our_layer(method, SHAPE[1])(x)
-    worst = compare(y, expected)
-    with torch.no_grad():
-        y.mul_(weights.bfloat16())  # y becomes its own gradient: there is no memory to waste
-    edge, g = torch.autograd.graph.get_gradient_edge(y), y.detach()
-    del y
-    (dx,) = torch.autograd.grad(edge, x, g)
-    return max(worst, compare(dx, expected_grad))
+    error, dx = gradient(our_layer(method, SHAPE[1]), x, weights, lambda y: compare(y, expected))
+    return max(error, compare(dx, expected_grad))
+
+
+def check_last_axis(name: str) -> float:
+    """The same over the last axis."""
+    torch.manual_seed(0)
+    tile = (3 + torch.randn(64, FEATURES)).bfloat16()
+    x = tile.repeat(POSITIONS // 64, 1).requires_grad_()
+    small = tile.double().requires_grad_()
+    expected = getattr(ours, name)(FEATURES, eps=1e-5).double()(small)
+    weights = torch.linspace(-1, 1, FEATURES, dtype=torch.float64)
+    expected_grad = torch.autograd.grad(expected, small, (expected * weights).detach())[0]
+
+    def worst(big: Tensor, right: Tensor = expected) -> float:
+        return max((end.double() - right).abs().max().item() for end in (big[:64], big[-64:]))
+
+    error, dx = gradient(getattr(ours, name)(FEATURES, eps=1e-5), x, weights, worst)
+    return max(error, worst(dx, expected_grad))
 
 
 def compare(big: Tensor, tile: Tensor) -> float:
@@ -52,21 +83,26 @@ def compare(big: Tensor, tile: Tensor) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=(*METHODS, *LAST_AXIS), choices=(*METHODS, *LAST_AXIS))
     given = parser.parse_args()
+    cases = {
+        (method, layout): functools.partial(check, method, layout == "channels-last")
+        for layout in ("NCHW", "channels-last")
+        for method in METHODS
+    } | {(name, "last axis"): functools.partial(check_last_axis, name) for name in LAST_AXIS}
     failed = 0
-    for last in (False, True):
-        for method in given.methods:
-            begin = time.perf_counter()
-            error = check(method, last)
-            bad = not error < 0.05  # bfloat16 near 4
-            failed += bad
-            layout = "channels-last" if last else "NCHW"
-            print(
-                f"{method:<10} {layout:<13} largest error {error:.4f}  {time.perf_counter() - begin:.0f} s"
-                f"{'  WRONG' if bad else ''}",
-                flush=True,
-            )
+    for (method, layout), run in cases.items():
+        if method not in given.methods:
+            continue
+        begin = time.perf_counter()
+        error = run()
+        bad = not error < 0.05  # bfloat16 near 4
+        failed += bad
+        print(
+            f"{method:<10} {layout:<13} largest error {error:.4f}  {time.perf_counter() - begin:.0f} s"
+            f"{'  WRONG' if bad else ''}",
+            flush=True,
+        )
     return failed
 
 
