@@ -83,10 +83,10 @@ class BuildNative(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a Python version, as it is not a Python module; autograd's by what it serves."""
-        serves = (
-            f"-{torch_version()}-{sysconfig.get_config_var('SOABI')}" if fullname.split(".")[-1] == "_graph" else ""
-        )
-        return fullname.replace(".", "/") + serves + ".so"
+        name = fullname.replace(".", "/")
+        if fullname.split(".")[-1] == "_graph":  # setuptools asks with and without the packages
+            name += f"-{torch_version()}-{sysconfig.get_config_var('SOABI')}"
+        return f"{name}.so"
 
 
 class PlatformWheel(bdist_wheel):

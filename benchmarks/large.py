@@ -35,28 +35,35 @@ def build(last: bool) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), tile
 
 
-def gradient(
-    layer: torch.nn.Module, x: Tensor, weights: Tensor, worst: Callable[[Tensor], float]
-) -> tuple[float, Tensor]:
-    """How far the output is off, and dx where the output times ``weights`` is its own gradient."""
-    y = layer(x)
-    error = worst(y)
+def errors(
+    make: Callable[[], torch.nn.Module],
+    x: Tensor,
+    tile: Tensor,
+    weights: Tensor,
+    off: Callable[[Tensor, Tensor], float],
+) -> float:
+    """How far y and dx are off the tile's own, where the output times ``weights`` is its own gradient."""
+    small = tile.double().requires_grad_()
+    expected = make().double()(small)
+    expected_grad = torch.autograd.grad(expected, small, (expected * weights).detach())[0]
+    y = make()(x)
+    error = off(y, expected)
     with torch.no_grad():
         y.mul_(weights.bfloat16())  # there is no memory to waste
     edge, g = torch.autograd.graph.get_gradient_edge(y), y.detach()
     del y
-    return error, torch.autograd.grad(edge, x, g)[0]
+    return max(error, off(torch.autograd.grad(edge, x, g)[0], expected_grad))
+
+
+def slopes(count: int) -> Tensor:
+    return torch.linspace(-1, 1, count, dtype=torch.float64)
 
 
 def check(method: str, last: bool) -> float:
     """The largest error of y and dx at the first and the last elements, against the tile's own result."""
     x, tile = build(last)
-    small = tile[:, :, None].double().requires_grad_()
-    expected = our_layer(method, SHAPE[1]).double()(small)
-    weights = torch.linspace(-1, 1, SHAPE[1], dtype=torch.float64)[:, None, None]
-    expected_grad = torch.autograd.grad(expected, small, (expected * weights).detach())[0]
-    error, dx = gradient(our_layer(method, SHAPE[1]), x, weights, lambda y: compare(y, expected))
-    return max(error, compare(dx, expected_grad))
+    weights = slopes(SHAPE[1])[:, None, None]
+    return errors(lambda: our_layer(method, SHAPE[1]), x, tile[:, :, None], weights, compare)
 
 
 def check_last_axis(name: str) -> float:
@@ -64,16 +71,11 @@ def check_last_axis(name: str) -> float:
     torch.manual_seed(0)
     tile = (3 + torch.randn(64, FEATURES)).bfloat16()
     x = tile.repeat(POSITIONS // 64, 1).requires_grad_()
-    small = tile.double().requires_grad_()
-    expected = getattr(ours, name)(FEATURES, eps=1e-5).double()(small)
-    weights = torch.linspace(-1, 1, FEATURES, dtype=torch.float64)
-    expected_grad = torch.autograd.grad(expected, small, (expected * weights).detach())[0]
 
-    def worst(big: Tensor, right: Tensor = expected) -> float:
+    def off(big: Tensor, right: Tensor) -> float:
         return max((end.double() - right).abs().max().item() for end in (big[:64], big[-64:]))
 
-    error, dx = gradient(getattr(ours, name)(FEATURES, eps=1e-5), x, weights, worst)
-    return max(error, worst(dx, expected_grad))
+    return errors(lambda: getattr(ours, name)(FEATURES, eps=1e-5), x, tile, slopes(FEATURES), off)
 
 
 def compare(big: Tensor, tile: Tensor) -> float:

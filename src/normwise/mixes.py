@@ -121,16 +121,16 @@ def normalize_at_once(
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):
         return None
-    if population is not None:
-        population = _lasting(population, x, pools)
-    mix = (weight, bias, mean_weight, var_weight, logits, eps, population, running)
-    operator, args = fused.operator_for_mix(x, pools, *mix)
-    call = native.CALLS.get(operator)
+    mix = (weight, bias, mean_weight, var_weight, logits, eps)
     try:
-        y = None if call is None else call(*args, native.CODES[activation], slope)
+        y = None
+        if native.CALLS:
+            lasting = None if population is None else _lasting(population, x, pools)
+            operator, args = fused.operator_for_mix(x, pools, *mix, lasting, running)
+            y = native.CALLS[operator](*args, native.CODES[activation], slope)
         if y is not None or needs_plain_graph() or not native.supports(x):
             return y
-        return normalize_by_mix(x, pools, *mix, activation, slope)
+        return normalize_by_mix(x, pools, *mix, population, running, activation, slope)
     except RuntimeError as problem:
         if not native.refuses(problem):
             raise

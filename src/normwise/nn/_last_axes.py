@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ from normwise.composite import differentiate_by, graph_of_gradients, needs_plain
 from normwise.mixes import any_requires_grad
 from normwise.nn._state import exporting
 from normwise.ops import fused, native
+
+# Eps, whether about the mean and not about 0, and the activation.
+How = tuple[float, bool, str | None]
 
 
 def layer_norm(
@@ -45,7 +49,7 @@ def layer_norm(
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
         tensor([[-1.,  1.]])
     """
-    return _normalize(x, shape, weight, bias, eps, True, activation, _torch_layer_norm)
+    return _normalize(x, shape, weight, bias, (eps, True, activation), _torch_layer_norm)
 
 
 def rms_norm(
@@ -71,7 +75,7 @@ def rms_norm(
         if not x.is_floating_point():
             return ops.activate(F.rms_norm(x, shape, weight), activation)
         eps = torch.finfo(ops.accumulation_dtype(x.dtype)).eps
-    return _normalize(x, shape, weight, None, eps, False, activation, _torch_rms_norm)
+    return _normalize(x, shape, weight, None, (eps, False, activation), _torch_rms_norm)
 
 
 def _normalize(
@@ -79,50 +83,33 @@ def _normalize(
     shape: tuple[int, ...],
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
-    centered: bool,
-    activation: str | None,
+    how: How,
     elsewhere: Callable[..., Tensor],
 ) -> Tensor:
     """By the native kernels in the memory format of ``x``; where they do not serve, ``elsewhere`` does."""
-    if x.is_contiguous():
-        y = _natively(x, shape, weight, bias, eps, centered, activation)
-        return ops.activate(elsewhere(x, shape, weight, bias, eps), activation) if y is None else y
-    return _normalize_strided(x, shape, weight, bias, eps, centered, activation, elsewhere)
+    if x.is_contiguous() or needs_plain_graph() or x.is_meta:
+        return _kernel(x, shape, weight, bias, how, elsewhere)
+    return _in_its_format(functools.partial(_kernel, how=how, elsewhere=elsewhere), x, shape, weight, bias)
 
 
-def _normalize_strided(
+def _kernel(
     x: Tensor,
     shape: tuple[int, ...],
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
-    centered: bool,
-    activation: str | None,
+    how: How,
     elsewhere: Callable[..., Tensor],
 ) -> Tensor:
-    plain = needs_plain_graph() or x.is_meta
-
-    def kernel(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        y = None if plain else _natively(x, shape, weight, bias, eps, centered, activation)
-        return ops.activate(elsewhere(x, shape, weight, bias, eps), activation) if y is None else y
-
-    return kernel(x, shape, weight, bias) if plain else _in_its_format(kernel, x, shape, weight, bias)
+    y = _natively(x, shape, weight, bias, how)
+    return ops.activate(elsewhere(x, shape, weight, bias, how[0]), how[2]) if y is None else y
 
 
-def _natively(
-    x: Tensor,
-    shape: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    centered: bool,
-    activation: str | None,
-) -> Tensor | None:
+def _natively(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, how: How) -> Tensor | None:
     """``None`` where the native kernels do not serve: under transforms and autocast, elsewhere than on the CPU, ..."""
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return None
     axes, call = len(shape), native.CALLS.get("layer_norm")
+    eps, centered, activation = how
     try:
         if x.shape[-axes:] != shape:
             return None
@@ -131,8 +118,8 @@ def _natively(
         if y is not None or not _serve(x, weight, bias):
             return y
         if native.differentiates() or not (torch.is_grad_enabled() and any_requires_grad(x, weight, bias)):
-            return fused.layer_norm(x, axes, weight, bias, eps, centered, activation)[0]
-        y = _Native.apply(x, weight, bias, axes, eps, centered, activation)
+            return fused.layer_norm(x, axes, weight, bias, *how)[0]
+        y = _Native.apply(x, weight, bias, axes, *how)
         return y
     except RuntimeError as problem:
         if x.is_nested or native.refuses(problem):

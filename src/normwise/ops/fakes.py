@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -73,20 +74,17 @@ def _fake_contiguous(x: Tensor) -> Tensor:
 def _fake_layer_norm_backward(
     g: Tensor, x: Tensor, moments: Tensor, axes: int, weight: Tensor | None, bias: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    def parameter(t: Tensor | None) -> Tensor:
-        shape = (prod(x.shape[x.ndim - axes :]),) if t is None else t.shape
-        return x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
+    count = prod(x.shape[x.ndim - axes :])
+    return _fake_contiguous(x), _fake_parameter(x, weight, count), _fake_parameter(x, bias, count)
 
-    return _fake_contiguous(x), parameter(weight), parameter(bias)
+
+def _fake_parameter(x: Tensor, t: Tensor | None, count: int) -> Tensor:
+    return x.new_empty((count,) if t is None else t.shape, dtype=accumulation_dtype(x.dtype))
 
 
 def _fake_gradients(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    cells = _fake_cells(x)
-
-    def parameter(t: Tensor | None) -> Tensor:
-        return cells.new_empty(x.shape[1:2] if t is None else t.shape)
-
-    return _fake_like(x), parameter(weight), parameter(bias)
+    channels = x.shape[1]
+    return _fake_like(x), _fake_parameter(x, weight, channels), _fake_parameter(x, bias, channels)
 
 
 def _fake_batch_norm(
@@ -138,7 +136,19 @@ def _fake_mix_norm_backward(
     return *_fake_gradients(x, weight, bias), shares, empty_like(shares)
 
 
-FAKES: dict[str, Callable[..., Any]] = {
+def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
+    # Where one tensor is a meta tensor and another is not, the dispatcher comes here: to memory that nobody writes to.
+    @functools.wraps(fake)
+    def checked(*args: Any) -> Any:
+        devices = {str(a.device) for a in args if isinstance(a, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"normwise: expected tensors on one device, got {' and '.join(sorted(devices))}")
+        return fake(*args)
+
+    return checked
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
     "moments": _fake_moments,
     "apply": _fake_apply,
     "grad_sums": _fake_grad_sums,
@@ -152,3 +162,4 @@ FAKES: dict[str, Callable[..., Any]] = {
     "mix_norm": _fake_mix_norm,
     "mix_norm_backward": _fake_mix_norm_backward,
 }
+FAKES = {name: _on_one_device(fake) for name, fake in _FAKES.items()}

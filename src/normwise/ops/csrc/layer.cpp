@@ -11,6 +11,8 @@ void check_shape(const Tensor& x, int64_t axes, const MaybeTensor& t) {
   STD_TORCH_CHECK(fits, "normwise: expected parameters of the shape of the last ", axes, " axes");
 }
 
+MaybeTensor flat(const MaybeTensor& t) { return t && t->dim() != 1 ? MaybeTensor(torch::stable::flatten(*t, 0, -1)) : t; }
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> layer_norm(const Tensor& input, int64_t axes, const MaybeTensor& weight, const MaybeTensor& bias,
@@ -22,7 +24,8 @@ std::tuple<Tensor, Tensor> layer_norm(const Tensor& input, int64_t axes, const M
     using T = std::remove_pointer_t<decltype(type)>;
     double* mean = data<double>(moments);
     const Vectors of{x.N, 1, x.C, eps, centered};
-    normalize_vectors<T>(x, y, of, weight, bias, {static_cast<Act>(code), slope}, mean, mean + x.N);
+    const Parameters<acc_t<T>> parameters(x, flat(weight), flat(bias));
+    normalize_vectors<T>(x, y, of, parameters, {static_cast<Act>(code), slope}, mean, mean + x.N);
   });
   return {y, moments};
 }
@@ -37,7 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad, const
     using T = std::remove_pointer_t<decltype(type)>;
     const double* mean = saved_moments(moments, x.N);
     const Vectors of{x.N, 1, x.C, eps, centered};
-    return vector_gradients<T>(g, x, of, weight, bias, {static_cast<Act>(code), slope}, mean, mean + x.N);
+    const Parameters<acc_t<T>> parameters(x, flat(weight), flat(bias));
+    return vector_gradients<T>(g, x, of, parameters, weight, bias, {static_cast<Act>(code), slope}, mean, mean + x.N);
   });
 }
 

@@ -21,14 +21,11 @@ template <class T> bool streams_vectors(const Cells& x, const Vectors& of, const
   return streams<T>(x, tensors) && of.length * int64_t{sizeof(T)} % line == 0 && reinterpret_cast<uintptr_t>(to) % line == 0;
 }
 
-inline MaybeTensor flat(const MaybeTensor& t) { return t && t->dim() != 1 ? MaybeTensor(torch::stable::flatten(*t, 0, -1)) : t; }
-
-// Writes y, and the moments (samples, groups). Parameters have as many values as x has channels, in any shape.
+// Writes y, and the moments (samples, groups).
 template <class T>
-void normalize_vectors(const Cells& x, const Tensor& y, Vectors of, const MaybeTensor& weight, const MaybeTensor& bias,
-                       const Activation& act, double* mean, double* var) {
+void normalize_vectors(const Cells& x, const Tensor& y, Vectors of, const Parameters<acc_t<T>>& parameters, const Activation& act,
+                       double* mean, double* var) {
   if (x.numel() == 0) return;
-  const Parameters<acc_t<T>> parameters(x, flat(weight), flat(bias));
   const Learned<acc_t<T>> given{parameters.weights(0), parameters.biases(0)};
   const auto& k = kernels<T>();
   const T* from = const_data<T>(x.tensor);
@@ -42,13 +39,13 @@ void normalize_vectors(const Cells& x, const Tensor& y, Vectors of, const MaybeT
   });
 }
 
-// The gradients of x, weight and bias; the latter shaped like what was given, or (C,).
+// The gradients of x, and of weight and bias as they were given: shaped like them, or (C,).
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> vector_gradients(const Tensor& g, const Cells& x, Vectors of, const MaybeTensor& weight,
+std::tuple<Tensor, Tensor, Tensor> vector_gradients(const Tensor& g, const Cells& x, Vectors of,
+                                                    const Parameters<acc_t<T>>& parameters, const MaybeTensor& weight,
                                                     const MaybeTensor& bias, const Activation& act, const double* mean,
                                                     const double* var) {
   using A = acc_t<T>;
-  const Parameters<A> parameters(x, flat(weight), flat(bias));
   const Learned<A> given{parameters.weights(0), parameters.biases(0)};
   const auto& k = kernels<T>();
   Tensor dx = x.empty_like();

@@ -234,7 +234,7 @@ std::tuple<Tensor, Tensor> sample_norm(const Tensor& input, int64_t groups, cons
     Forward<T> forward(x, groups, weight, bias, eps, Activation{static_cast<Act>(code), slope});
     forward.mean = data<double>(moments);
     forward.var = forward.mean + x.N * groups;
-    if (forward.of_vectors()) normalize_vectors<T>(x, y, forward.vectors(), weight, bias, forward.act, forward.mean, forward.var);
+    if (forward.of_vectors()) normalize_vectors<T>(x, y, forward.vectors(), forward.parameters, forward.act, forward.mean, forward.var);
     else forward(y);
   });
   return {y, moments};
@@ -251,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor> sample_norm_backward(const Tensor& grad, cons
     backward.mean = saved_moments(moments, x.N * groups);
     backward.var = backward.mean + x.N * groups;
     if (backward.of_vectors())
-      return vector_gradients<T>(g, x, backward.vectors(), weight, bias, backward.act, backward.mean, backward.var);
+      return vector_gradients<T>(g, x, backward.vectors(), backward.parameters, weight, bias, backward.act, backward.mean, backward.var);
     Tensor dx = x.empty_like();
     const Buffer<double> sums(2 * x.N * x.C);
     backward.s1 = sums.data();
