@@ -1,17 +1,158 @@
-"""Copies and pickles of parametrized modules: they carry a ``__reduce_ex__`` that builds the class anew.
+"""Copies and pickles of models whose weights are computed: by parametrizations, or by torch's older hooks.
 
-Torch refuses to pickle such modules, and its deep copies share one class, so that a change of one breaks the others.
+Torch's deep copies of a parametrized module share one class with it, so that removing a parametrization from one takes
+the weight's property from the other, too. What a hook computed belongs to a graph and cannot be copied at all.
+:func:`deep_copy` gives each copy a class of its own, and has its hooks compute anew.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm as _SpectralNormHook
+from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
 from normwise.errors import InputError
+
+
+def deep_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy that shares nothing with the model, classes of parametrized modules included.
+
+    Args:
+        model: any module; it is not changed.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: something in the model cannot be copied; the message names it.
+
+    Example:
+        >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 3))
+        >>> type(deep_copy(model)) is type(model)
+        False
+    """
+    computed = [(module, name, compute) for module in model.modules() for name, compute in _computed(module)]
+    memo = _prepared(model, {(id(module), name) for module, name, _ in computed})
+    try:
+        # Without a graph: scripted parts clone their tensors, whose gradients would go to the model's.
+        with torch.no_grad():
+            twin = copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the parts of a foreign model raise
+        raise InputError(_refusal(model, error)) from error
+    _check_apart(model, twin)
+    for part in {id(m): m for m in memo.values() if isinstance(m, nn.Module)}.values():
+        if id(part) not in memo:  # else it gave itself as its copy, and is the caller's
+            own_class(part)
+    for module, name, compute in computed:
+        part = memo[id(module)]
+        setattr(part, name, compute(part))
+        refresh(part)
+    return twin
+
+
+def _prepared(model: torch.nn.Module, computed: set[tuple[int, str]]) -> dict[int, Any]:
+    """Copies, for ``deepcopy``, of what it cannot copy and what is computed anew or has no values yet."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        held = [value for name, value in vars(module).items() if (id(module), name) in computed]
+        held += getattr(module, "_flat_weights", []) if isinstance(module, nn.RNNBase) else []
+        memo |= {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+        lazy = [t for t in module._buffers.values() if isinstance(t, nn.parameter.UninitializedBuffer)]
+        memo |= {id(t): nn.parameter.UninitializedBuffer(False, t.device, t.dtype) for t in lazy}
+    return memo
+
+
+def _check_apart(model: torch.nn.Module, twin: torch.nn.Module) -> None:
+    """Refuse a copy that holds memory of the model, or that tore apart what a scripted part shares with another."""
+    users: dict[int, set[bool]] = {}
+    for (name, part), other in zip(model.named_modules(), twin.modules(), strict=False):
+        own, others = (set(filter(None, map(_memory, _tensors(m)))) for m in (part, other))
+        scripted = isinstance(part, torch.jit.ScriptModule)
+        for memory in own:
+            users.setdefault(memory, set()).add(scripted)
+        reason = None
+        if part is other or own & others:
+            reason = "shares its tensors with its deep copy"
+        elif any(len(users[memory]) > 1 for memory in own):
+            reason = "shares a tensor between a scripted part and one that is not, which a deep copy would untie"
+        if reason is not None:
+            title = f"{name!r} ({_kind(part)}) in {_kind(model)}" if name else _kind(model)
+            raise InputError(f"{title} {reason}; the model was left as it is: take that part out, or work in place")
+        if scripted:
+            for ours, theirs in zip(part.parameters(recurse=False), other.parameters(recurse=False), strict=True):
+                theirs.requires_grad_(ours.requires_grad)
+
+
+def _tensors(module: torch.nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor's values are; 0 for one that has none."""
+    if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a subclass without memory of its own
+        return 0
+
+
+def _kind(module: torch.nn.Module) -> str:
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
+def own_class(module: torch.nn.Module) -> None:
+    """Give a parametrized module a class that no other module has."""
+    if parametrize.is_parametrized(module):
+        shared = type(module)
+        body = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(shared)(shared.__name__, shared.__bases__, body)
+
+
+def _computed(module: torch.nn.Module) -> Iterator[tuple[str, Callable[[torch.nn.Module], Tensor]]]:
+    """The weights that torch's hooks set before each forward pass, and how to compute each for a module."""
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, _WeightNormHook):
+            yield hook.name, hook.compute_weight
+        elif isinstance(hook, _SpectralNormHook):
+            yield hook.name, lambda m, hook=hook: hook.compute_weight(m, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod):
+            yield hook._tensor_name, hook.apply_mask
+
+
+def _refusal(model: torch.nn.Module, error: Exception) -> str:
+    """Which part of a model cannot be copied, and why."""
+    name, part = "", model
+    while True:
+        child = next(((n, c) for n, c in part.named_children() if not _copies(c)), None)
+        if child is None:
+            break
+        name, part = f"{name}.{child[0]}".lstrip("."), child[1]
+    title = f"{name!r} ({type(part).__name__}) in {type(model).__name__}" if name else type(model).__name__
+    held = {**vars(part), **part._buffers}
+    graph = [n for n, value in held.items() if isinstance(value, Tensor) and not value.is_leaf]
+    if graph:
+        return (
+            f"{title} holds {graph[0]!r}, a tensor that belongs to a graph, which cannot be copied; the model was left "
+            "as it is: detach that tensor first"
+        )
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"{title} cannot be deep-copied ({reason}); the model was left as it is: take that part out, or work on it in place"
+
+
+def _copies(module: torch.nn.Module) -> bool:
+    try:
+        deep_copy(module)
+    except InputError:
+        return False
+    return True
 
 
 def make_copyable(module: torch.nn.Module) -> None:
