@@ -225,3 +225,7 @@ class LazyNorm(_LazyNormBase):
         super().__init__(*args, **kwargs)
         self.activation = ops.known_activation(activation)
         self._guard(skip_nonfinite)
+
+    def initialize_parameters(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> None:
+        """Learn the number of channels; what is padding does not matter for that."""
+        super().initialize_parameters(input)

@@ -12,6 +12,7 @@ import torch
 from normwise.errors import InputError
 from normwise.functional import normalize
 from normwise.methods import METHODS, method_named
+from normwise.nn._checks import came
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.nn.groupnorm import GroupNorm, groups_for
 from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -135,6 +136,8 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
         >>> parse_spec("switchable(over=instance+batch, variance=official)")
         ('switchable', {'over': ('instance', 'batch'), 'variance': 'official'})
     """
+    if not isinstance(text, str):
+        raise InputError(f"expected the name of a method, one of {', '.join(METHODS)}, got {came(text)}")
     form = _SPEC.fullmatch(text)
     if form is None:
         raise InputError(f"cannot read the method {text!r}: expected a name, or name(option=value, ...)")

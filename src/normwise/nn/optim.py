@@ -8,6 +8,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from normwise.errors import InputError
+from normwise.nn._checks import model_given, number_given
 from normwise.nn._recurrent_kinds import Kind
 from normwise.nn.switchable import SwitchableNorm
 
@@ -56,6 +57,9 @@ def param_groups(
         [('mixing', 2, 0.01), ('norm', 2, 0.1), ('rest', 2, 0.1)]
         >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
     """
+    model_given(model, "param_groups")
+    for name, value in {"lr": lr, "weight_decay": weight_decay, "mixing_lr": mixing_lr}.items():
+        number_given(value, name)
     if min(lr, weight_decay, mixing_lr) < 0:
         raise InputError(
             f"lr, weight_decay and mixing_lr must not be negative, got {lr}, {weight_decay} and {mixing_lr}"

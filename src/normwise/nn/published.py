@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from normwise.errors import DataError, InputError, NormwiseWarning
+from normwise.nn._checks import model_given
 from normwise.nn.switchable import SwitchableNorm, switchable_layers
 
 _KEYS = {"weight", "bias", "mean_weight", "var_weight", "running_mean", "running_var"}
@@ -98,6 +99,7 @@ def load_published(model: torch.nn.Module, source: Source, *, momentum: float | 
     """
     if momentum is not None and not 0 <= momentum <= 1:
         raise InputError(f"momentum is the kept fraction, 0 to 1, got {momentum!r}")
+    model_given(model, "load_published")
     state, members = read_published(source)
     layers = dict(switchable_layers(model))
     missing, foreign = sorted(set(layers) - set(members)), sorted(set(members) - set(layers))

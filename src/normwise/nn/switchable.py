@@ -14,6 +14,7 @@ from normwise.composite import needs_plain_graph
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Inputs, defined_members, known_members, known_variance
 from normwise.moments import Moments, sparsestmax
+from normwise.nn._checks import model_given
 from normwise.nn._state import TrackingNorm, boundary, check_dim, parameter_of, uses_running
 from normwise.nn.groupnorm import groups_for
 from normwise.records import Mixture
@@ -205,6 +206,7 @@ def switchable_layers(model: torch.nn.Module) -> Iterator[tuple[str, SwitchableN
         >>> [name for name, _ in switchable_layers(torch.nn.Sequential(SwitchableNorm2d(3), torch.nn.ReLU()))]
         ['0']
     """
+    model_given(model, "switchable_layers")
     for name, module in model.named_modules():
         if isinstance(module, SwitchableNorm):
             yield name, module
@@ -284,6 +286,7 @@ def importance(model: torch.nn.Module) -> Importance:
         1      means         -     0.500     0.500
                vars          -     0.500     0.500
     """
+    model_given(model, "importance")
     found = Importance()
     for name, layer in switchable_layers(model):
         means, variances = (shares.tolist() for shares in layer.shares())

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from normwise.distributed import Sync
 from normwise.errors import InputError
+from normwise.nn._checks import model_given
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from normwise.nn.relatives import BatchInstanceNorm, BatchRenorm, MeanOnlyBatchNorm
 from normwise.nn.relatives_conditional import ConditionalBatchNorm
@@ -63,6 +64,7 @@ def sync(model: torch.nn.Module, process_group: dist.ProcessGroup | None = None)
         >>> model[1].sync
         Sync(process_group=None)
     """
+    model_given(model, "sync")
     if process_group is not None and not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
         raise InputError(
             f"process_group must be of torch.distributed.new_group, or None for all, got {process_group!r}"

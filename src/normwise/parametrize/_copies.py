@@ -144,7 +144,9 @@ def _refusal(model: torch.nn.Module, error: Exception) -> str:
             "as it is: detach that tensor first"
         )
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return f"{title} cannot be deep-copied ({reason}); the model was left as it is: take that part out, or work on it in place"
+    return (
+        f"{title} cannot be deep-copied ({reason}); the model was left as it is: take that part out, or work in place"
+    )
 
 
 def _copies(module: torch.nn.Module) -> bool:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from normwise.errors import InputError, NormwiseWarning
-from normwise.parametrize._weight_norm import matrices, weight_norms
+from normwise.nn._checks import model_given
+from normwise.parametrize._models import matrices, weight_norms
+from normwise.parametrize._splits import splits
 
 
 def weight_norm_init(model: torch.nn.Module, *args: Any, **kwargs: Any) -> list[str]:
@@ -43,6 +45,7 @@ def weight_norm_init(model: torch.nn.Module, *args: Any, **kwargs: Any) -> list[
         >>> torch.allclose(layer(batch).std(0, correction=0), torch.ones(3), atol=1e-3)
         True
     """
+    model_given(model, "weight_norm_init")
     layers = {
         module: name or type(module).__name__
         for name, module in model.named_modules()
@@ -99,7 +102,7 @@ def _set_from_output(
     if module in done:
         return None
     done[module] = name
-    g: Tensor = module.parametrizations.weight.original0  # type: ignore[assignment, union-attr]
+    g = next(split for split in splits(module) if split.name == "weight").g
     bias: Tensor | None = module.bias  # type: ignore[assignment]
     axis = -1 if isinstance(module, nn.Linear) else output.ndim - len(module.kernel_size) - 1  # type: ignore[arg-type]
     units = output.movedim(axis, 0).flatten(1)

@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from normwise.errors import InputError
+from normwise.nn._checks import model_given
 from normwise.parametrize._copies import held_weight, make_copyable
 
 
@@ -61,6 +62,7 @@ def weight_standardization(module: torch.nn.Module, name: str = "weight", eps: f
         >>> layer.weight.mean((1, 2, 3)).abs().max() < 1e-6
         tensor(True)
     """
+    model_given(module, "weight_standardization")
     weight = held_weight(module, name)
     # Transposed convolutions hold their outputs on the second axis.
     axis = 1 if isinstance(module, _ConvTransposeNd) else 0
@@ -105,6 +107,7 @@ def spectral_norm(
         >>> torch.linalg.matrix_norm(layer.weight, 2) < 1.01
         tensor(True)
     """
+    model_given(module, "spectral_norm")
     held_weight(module, name)
     parametrizations.spectral_norm(module, name, n_power_iterations, eps, dim)
     make_copyable(module)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import MutableMapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor
 from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
 from normwise.errors import InputError
+from normwise.nn._checks import model_given
 from normwise.parametrize._copies import held_weight, make_copyable, refresh
 
 
@@ -25,7 +26,8 @@ class WeightNorm(torch.nn.Module):
 
     def __init__(self, dim: int | None, eps: float) -> None:
         super().__init__()
-        self.dim = dim
+        # Torch's sign for the whole weight; there is no axis -1 in its weight norms.
+        self.dim = None if dim == -1 else dim
         self.eps = eps
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
@@ -68,7 +70,8 @@ def weight_norm(
     Args:
         module: holds the weight; changed in place.
         name: the parameter's name.
-        dim: the axis along which each slice has its own magnitude; ``None`` for one magnitude of the whole weight.
+        dim: the axis along which each slice has its own magnitude; ``None``, or as in torch -1, for one magnitude of
+            the whole weight.
         eps: a direction no longer than this counts as having no length.
 
     Returns:
@@ -82,15 +85,28 @@ def weight_norm(
         >>> layer.parametrizations.weight.original0.shape
         torch.Size([3, 1])
     """
-    _check(module, name, dim, eps, type(module).__name__)
-    parametrize.register_parametrization(module, name, WeightNorm(dim, eps), unsafe=True)
-    make_copyable(module)
-    module._register_load_state_dict_pre_hook(partial(_split_on_load, name), with_module=True)
-    refresh(module)
+    model_given(module, "weight_norm")
+    check(module, name, dim, eps, type(module).__name__)
+    put_on(module, name, WeightNorm(dim, eps))
     return module
 
 
-def _check(module: torch.nn.Module, name: str, dim: int | None, eps: float, title: str) -> None:
+def put_on(module: torch.nn.Module, name: str, norm: WeightNorm) -> None:
+    """Parametrize a weight, so that copies, pickles and older checkpoints work."""
+    parametrize.register_parametrization(module, name, norm, unsafe=True)
+    make_copyable(module)
+    module._register_load_state_dict_pre_hook(partial(_split_on_load, name), with_module=True)
+    refresh(module)
+
+
+def stop_splitting(module: torch.nn.Module, name: str) -> None:
+    """Take off the hook that brings plain weights to g and v as a state dict is loaded."""
+    hooks = module._load_state_dict_pre_hooks
+    for key in [k for k, hook in hooks.items() if _is_split_hook(hook, name)]:
+        del hooks[key]
+
+
+def check(module: torch.nn.Module, name: str, dim: int | None, eps: float, title: str) -> None:
     weight = held_weight(module, name, title)
     if dim is not None and not -weight.ndim <= dim < weight.ndim:
         raise InputError(f"dim={dim} is no axis of {name!r} of {title}, whose shape is {tuple(weight.shape)}")
@@ -98,134 +114,23 @@ def _check(module: torch.nn.Module, name: str, dim: int | None, eps: float, titl
         raise InputError(f"eps must not be negative, got {eps}")
     if parametrize.is_parametrized(module, name):
         raise InputError(f"{name!r} of {title} is parametrized already: remove that first")
-
-
-def weight_norms(module: torch.nn.Module) -> dict[str, WeightNorm]:
-    """Give the weight norms of one module, without those of its children.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Parameter name → its parametrization.
-
-    Example:
-        >>> weight_norms(weight_norm(torch.nn.Linear(4, 3)))
-        {'weight': WeightNorm(dim=0, eps=1e-12)}
-    """
-    if not parametrize.is_parametrized(module):
-        return {}
-    steps: Any = module.parametrizations
-    return {name: step for name, chain in steps.items() for step in chain if isinstance(step, WeightNorm)}
-
-
-def weight_normalize(
-    model: torch.nn.Module,
-    where: Callable[[str, torch.nn.Module], bool] | None = None,
-    *,
-    eps: float = 1e-12,
-) -> torch.nn.Module:
-    """Split the weights of all linear, convolutional, transposed convolutional and recurrent layers of a model.
-
-    Each output unit has its own magnitude: axis 0 of a weight, axis 1 of a transposed convolution's. Of recurrent
-    layers and cells all matrices are split. What has weight norm already is left as it is.
-
-    Args:
-        model: changed in place; may be such a layer itself.
-        where: ``where(name, module)`` says which of those layers to take; default all.
-        eps: as in :func:`weight_norm`.
-
-    Returns:
-        The model.
-
-    Raises:
-        InputError: a weight is shared between layers, which splitting would tear apart, or cannot be split; the message
-            names the layer, and nothing has been changed.
-
-    Example:
-        >>> model = weight_normalize(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LSTM(3, 2)))
-        >>> sorted(weight_norms(model[1]))
-        ['weight_hh_l0', 'weight_ih_l0']
-    """
-    chosen = [
-        (path, module, name, dim)
-        for path, module in list(model.named_modules())
-        if where is None or where(path, module)
-        for name, dim in matrices(module)
-        if name not in weight_norms(module)
-    ]
-    owners: dict[int, set[str]] = {}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), set()).add(f"{path}.{name}".lstrip("."))
-    for path, module, name, dim in chosen:
-        _check(module, name, dim, eps, f"layer {path!r} ({type(module).__name__})" if path else type(module).__name__)
-        shared = owners.get(id(module._parameters.get(name)), set())
-        if len(shared) > 1:
-            raise InputError(
-                f"{' and '.join(sorted(shared))} are one parameter, which weight norm would tear apart: leave the "
-                "layer out with where=, or untie it first"
-            )
-    for _, module, name, dim in chosen:
-        weight_norm(module, name, dim, eps)
-    return model
-
-
-def matrices(module: torch.nn.Module) -> Iterator[tuple[str, int]]:
-    """The names of a layer's weights, with the axis of their output units."""
-    if isinstance(module, _ConvTransposeNd):
-        yield "weight", 1
-    elif isinstance(module, (nn.Linear, _ConvNd)):
-        yield "weight", 0
-    elif isinstance(module, nn.RNNBase):
-        yield from ((name, 0) for name in module._flat_weights_names if name.startswith("weight"))
-    elif isinstance(module, nn.RNNCellBase):
-        yield from (("weight_ih", 0), ("weight_hh", 0))
-
-
-def remove_weight_norm(model: torch.nn.Module, name: str | None = None) -> torch.nn.Module:
-    """Join g and v into plain weights again, which become new parameters with the same values.
-
-    Args:
-        model: changed in place, all its layers included.
-        name: only weights of this name; default all.
-
-    Returns:
-        The model.
-
-    Raises:
-        InputError: there is no weight norm to remove, or another parametrization stands on the same weight.
-
-    Example:
-        >>> remove_weight_norm(weight_norm(torch.nn.Linear(4, 3)))
-        Linear(in_features=4, out_features=3, bias=True)
-    """
-    found = [(m, n) for m in model.modules() for n in weight_norms(m) if name in (None, n)]
-    if not found:
-        what = "weight norm" if name is None else f"weight norm on any {name!r}"
-        raise InputError(f"{type(model).__name__} has no {what} to remove")
-    for module, weight in found:
-        chain: Any = module.parametrizations[weight]  # type: ignore[index]
-        if len(chain) > 1:
-            kinds = ", ".join(type(step).__name__ for step in chain)
-            raise InputError(f"{weight!r} has several parametrizations ({kinds}): removing one would drop the others")
-    for module, weight in found:
-        parametrize.remove_parametrizations(module, weight)
-        hooks = module._load_state_dict_pre_hooks
-        for key in [k for k, hook in hooks.items() if _is_split_hook(hook, weight)]:
-            del hooks[key]
-        refresh(module)
-    return model
+    if any(isinstance(h, _WeightNormHook) and h.name == name for h in module._forward_pre_hooks.values()):
+        raise InputError(f"{name!r} of {title} has torch's weight norm already: remove_weight_norm first")
+    if name not in module._parameters and name not in module._buffers:
+        raise InputError(f"{name!r} of {title} is computed from other tensors, by a hook: take that off first")
 
 
 def _split_on_load(name: str, module: torch.nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
     """Bring torch's older keys, and a plain weight, to g and v before a state dict is loaded."""
+    steps: Any = module.parametrizations[name] if parametrize.is_parametrized(module, name) else [None]  # type: ignore[index]
+    if not isinstance(steps[0], WeightNorm):
+        return  # taken off by torch.nn.utils.parametrize.remove_parametrizations, which leaves this hook
     keys = [f"{prefix}parametrizations.{name}.original{k}" for k in (0, 1)]
     old = [f"{prefix}{name}_g", f"{prefix}{name}_v"]
     if old[0] in state and old[1] in state:
         state.update(zip(keys, (state.pop(key) for key in old), strict=True))
     elif f"{prefix}{name}" in state and keys[0] not in state:
-        split = weight_norms(module)[name].right_inverse(state.pop(f"{prefix}{name}"))
+        split = steps[0].right_inverse(state.pop(f"{prefix}{name}"))
         state.update(zip(keys, split, strict=True))
 
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
 from normwise.findings import Diagnosis, ModelFacts
+from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
 from normwise.probe.gaps import Loss, gains, keeping_buffers, measure_gap
 from normwise.probe.shifts import measure_shifts
 from normwise.probe.watching import training_norms, watch
+from normwise.surgery._lazy import left_alone, refuse_lazy, settled
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import find
 from normwise.surgery.running import Forward, feed, targets_of, unwrapped
@@ -54,7 +56,9 @@ def diagnose(
         The diagnosis: ``print`` it, ask ``fails("warning")``, store ``to_json()``.
 
     Raises:
-        InputError: the loader gives no batch, ``steps`` is below 1, or a batch does not fit the model.
+        InputError: the loader gives no batch, ``steps`` is below 1, a batch does not fit the model, an argument is of
+            the wrong kind, or lazy layers have seen no data and an optimizer is given (without one they are settled on
+            the first batch, in a copy).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -62,12 +66,19 @@ def diagnose(
         >>> [f.code for f in diagnose(model, batches, nn.functional.cross_entropy).findings if f.severity == "warning"]
         ['few-elements', 'never-updated']
     """
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
+    model_given(model, "diagnose")
+    batches_given(loader, "diagnose", "loader")
+    number_given(steps, "steps", least=1, whole=True)
+    optimizer_given(optimizer, "diagnose")
+    for name, function in {"loss": loss, "forward": forward, "progress": progress}.items():
+        callable_given(function, "diagnose", name)
     batches = list(itertools.islice(loader, steps))
     if not batches:
         raise InputError("nothing to diagnose with: the loader gave no batch")
-    return _Examination(unwrapped(model), batches, loss, forward or feed, optimizer).run(progress or (lambda *_: None))
+    if optimizer is not None:
+        refuse_lazy(model, "diagnose")  # a copy's parameters would not be the optimizer's
+    body = settled(unwrapped(model), lambda m: (forward or feed)(m, batches[0]))
+    return _Examination(body, batches, loss, forward or feed, optimizer).run(progress or (lambda *_: None))
 
 
 class _Examination:
@@ -90,6 +101,7 @@ class _Examination:
             stack.enter_context(keeping_random_state())
             stack.enter_context(keeping_buffers(self.model))
             facts = self._survey()
+            stack.enter_context(left_alone(self.model))
             watcher = watch(self.model, self.optimizer, every=1)
             with _training(self.model), watcher:
                 for i, batch in enumerate(self.batches):

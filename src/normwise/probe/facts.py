@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from normwise.errors import InputError
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
+from normwise.nn._checks import callable_given, model_given, number_given
 from normwise.parametrize import weight_norms
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, input_of, sizes_of
+from normwise.surgery._lazy import keeping_random_state as keeping_random_state
+from normwise.surgery._lazy import left_alone, settled
 from normwise.surgery.layers import Found, find
 from normwise.surgery.running import Forward, evaluating, feed, run_on, tensors_in, unwrapped
 
@@ -43,7 +45,8 @@ def survey(
 ) -> ModelFacts:
     """Run a model once, quietly, and say what it is.
 
-    The run is in evaluation mode without gradients: no buffer moves. Modes and the random state are as before.
+    The run is in evaluation mode without gradients: no buffer moves. Modes and the random state are as before. Lazy
+    layers learn their sizes in a copy.
 
     Args:
         model: any module; wrappers (data-parallel, compiled) are looked through.
@@ -55,7 +58,7 @@ def survey(
         The facts; ``norms`` and ``weights`` in the order in which they ran, those that did not run last.
 
     Raises:
-        InputError: ``batch_size`` is below 1.
+        InputError: an argument is of the wrong kind, or lazy layers cannot be settled on the example.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -63,14 +66,21 @@ def survey(
         >>> facts.architecture, facts.norms[0].elements, facts.norms[0].after
         ('conv', 64, '0')
     """
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    model_given(model, "survey")
+    if batch_size is not None:
+        number_given(batch_size, "batch_size", least=1, whole=True)
+    callable_given(forward, "survey", "forward")
     body = unwrapped(model)
+
+    def run(body: nn.Module) -> Any:
+        return run_on(body, example_inputs) if forward is None else forward(body, example_inputs)
+
+    body = settled(body, run)
     inputs = tensors_in(example_inputs)
     example = next((t.shape[0] for t in inputs if t.ndim), 1)
     log = Log(body)
-    with evaluating(body), keeping_random_state(), log:
-        output = run_on(body, example_inputs) if forward is None else forward(body, example_inputs)
+    with left_alone(body), evaluating(body), keeping_random_state(), log:
+        output = run(body)
     return facts_of(body, log, inputs, tensors_in(output), example, batch_size or example, padded_share(example_inputs))
 
 
@@ -90,24 +100,6 @@ def survey_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -
         5
     """
     return survey(model, batch, forward=forward or feed)
-
-
-@contextmanager
-def keeping_random_state() -> Iterator[None]:
-    """Give the random generators of the CPU and of the current accelerator back as they were.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> with keeping_random_state():
-        ...     inside = torch.rand(1)
-        >>> bool(torch.rand(1) == inside)
-        True
-    """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 @dataclass

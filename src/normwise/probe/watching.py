@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from normwise.errors import InputError, NormwiseWarning
 from normwise.findings import Diagnosis, ModelFacts, RunTrace
+from normwise.nn._checks import model_given, number_given, optimizer_given
 from normwise.probe.facts import Log, facts_of
 from normwise.probe.meters import NormMeter, WeightMeter
 from normwise.probe.optimizers import Decays
@@ -23,6 +24,7 @@ from normwise.probe.padding import padded_share
 from normwise.probe.places import input_of
 from normwise.probe.scalars import Scalars, Writer
 from normwise.probe.verdict import diagnosis_of
+from normwise.surgery._lazy import refuse_lazy
 from normwise.surgery.layers import Found
 from normwise.surgery.running import tensors_in, unwrapped
 
@@ -44,7 +46,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             value, step)``, or a folder for TensorBoard.
 
     Raises:
-        InputError: ``every`` is below 1, or the model is compiled: a compiled graph does not see hooks.
+        InputError: ``every`` is below 1, lazy layers have seen no data, an argument is of the wrong kind, or the model
+            is compiled: a compiled graph does not see hooks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -67,8 +70,10 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         run_length: int | None = None,
         writer: Writer | str | None = None,
     ) -> None:
-        if every < 1:
-            raise InputError(f"every must be at least 1, got {every}")
+        model_given(model, "watch")
+        optimizer_given(optimizer, "watch")
+        number_given(every, "every", least=1, whole=True)
+        refuse_lazy(model, "watch")
         if any(isinstance(getattr(part, "_orig_mod", None), nn.Module) for part in model.modules()):
             raise InputError(
                 "a compiled model does not see hooks: watch the model itself and compile it afterwards, or run the "

@@ -17,9 +17,11 @@ from normwise import __version__, records
 from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError
+from normwise.nn._checks import callable_given, model_given
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
+from normwise.surgery._lazy import settled
 from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
@@ -47,7 +49,7 @@ def advise(
 
     The model runs once, quietly, for its facts: architecture, the values behind each statistic, padding. Rules with
     sources (``normwise.advice.RULES``) give points to each method; what a training step takes with it is measured on
-    converted copies. The model itself is not changed.
+    converted copies. The model itself is not changed; lazy layers learn their sizes in a copy.
 
     Args:
         model: with or without normalization layers.
@@ -69,7 +71,7 @@ def advise(
         The advice: ``.best``, ``.ranking``, ``.notes``, ``.check``.
 
     Raises:
-        InputError: an argument cannot be used.
+        InputError: an argument cannot be used, or the model cannot be copied to measure or train copies of it.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
@@ -77,6 +79,16 @@ def advise(
         >>> advice.best.code
         'normwise.convert(model, "switchable")'
     """
+    model_given(model, "advise")
+    callable_given(forward, "advise", "forward")
+    if example_inputs is None:
+        raise InputError(
+            "advise runs the model once: give example_inputs, as in advise(model, torch.randn(8, 3, 32, 32))"
+        )
+    once = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
+    model = settled(model, once)
+    if measure or verify is not None:
+        deep_copy(model)  # refused here, where nothing has been run
     facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from normwise.functional import normalize
+from normwise.parametrize._copies import deep_copy
 
 if TYPE_CHECKING:
     from normwise.surgery.layers import NormLayer
@@ -61,7 +61,7 @@ def agrees(module: torch.nn.Module, layer: NormLayer) -> bool:
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
-    twin = copy.deepcopy(module).to("cpu", torch.float64)
+    twin = deep_copy(module).to("cpu", torch.float64)
     for part in twin.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             hooks.clear()

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
 from normwise.moments import Moments, pool
+from normwise.nn._checks import batches_given, callable_given, model_given, number_given
+from normwise.surgery._lazy import uninitialized, working_copy
 from normwise.surgery.behaviour import is_ours
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 from normwise.surgery.population import Population, cells_of
-from normwise.surgery.running import Forward, Left, deep_copy, evaluating, feed, unwrapped
+from normwise.surgery.running import Forward, Left, evaluating, feed, unwrapped
 from normwise.surgery.selection import Where, chosen
 
 
@@ -123,7 +125,8 @@ def calibrate(
         The model, or the copy.
 
     Raises:
-        InputError: there are no batches, no layer to calibrate, or a batch does not fit the model.
+        InputError: there are no batches, no layer to calibrate, a batch does not fit the model, an argument is of the
+            wrong kind, or the model has lazy layers that have seen no data (those of a copy are settled first).
         NormwiseError: another rank failed.
 
     Example:
@@ -131,9 +134,15 @@ def calibrate(
         >>> _ = calibrate(model, torch.randn(10, 16, 2), report=lambda record: print(record.layers[0].elements))
         160
     """
-    if batches is not None and batches < 1:
-        raise InputError(f"batches must be at least 1, got {batches}")
-    model = deep_copy(model) if copy else model
+    model_given(model, "calibrate")
+    batches_given(loader, "calibrate", "loader")
+    callable_given(forward, "calibrate", "forward")
+    callable_given(report, "calibrate", "report")
+    if batches is not None:
+        number_given(batches, "batches", least=1, whole=True)
+    if copy and uninitialized(model) and iter(loader) is loader:
+        loader = list(itertools.islice(loader, batches))  # the first is read twice
+    model = working_copy(model, copy, "calibrate", lambda m: (forward or feed)(unwrapped(m), _first(loader)))
     body = unwrapped(model)
     targets, left = _targets(body, where)
     if not targets:
@@ -152,6 +161,12 @@ def calibrate(
     if report is not None:
         report(Calibration(layers, left + more, run.seen, _world_size(), layerwise))
     return model
+
+
+def _first(loader: Iterable[Any]) -> Any:
+    for batch in loader:
+        return batch
+    raise InputError("calibrate: the loader gave no batch")
 
 
 class _Target:

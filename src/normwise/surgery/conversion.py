@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from normwise.parametrize._splits import Split
 from normwise.surgery.exchange import Exchange
 from normwise.surgery.running import Left
 from normwise.surgery.translate import restored, translated
-from normwise.surgery.weights import Split
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ import torch
 from normwise.errors import InputError
 from normwise.methods import method_named
 from normwise.nn import parse_spec
+from normwise.nn._checks import batches_given, callable_given, came, model_given, number_given, optimizer_given
+from normwise.parametrize._splits import splits
 from normwise.surgery import weights
+from normwise.surgery._lazy import working_copy
 from normwise.surgery.carry import Built, Order, build, refusal, unneeded
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
@@ -19,7 +22,7 @@ from normwise.surgery.layers import Found, find
 from normwise.surgery.layouts import CLASSES, ChannelAffine
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
-from normwise.surgery.running import Forward, Left, deep_copy, drift, evaluating, feed, run_on, unwrapped
+from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped
 from normwise.surgery.selection import Where, _matches, chosen
 from normwise.surgery.translate import folds
 
@@ -75,25 +78,39 @@ def convert(
         The conversion: ``.model``, ``.record``, ``.undo()``; printed, a table.
 
     Raises:
-        InputError: unknown method or option, nothing to convert, or a layer that cannot be (``strict``).
+        InputError: unknown method or option, an argument of the wrong kind, nothing to convert, a layer that cannot be
+            (``strict``), a model that cannot be copied (``copy``), or one with lazy layers that have seen no data;
+            those of a copy are settled on the given data.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3), torch.nn.BatchNorm2d(48), torch.nn.ReLU())
         >>> convert(model, "group").model[1]
         GroupNorm(24, 48, eps=1e-05, affine=True, bias=True)
     """
+    model_given(model, "convert")
+    if not isinstance(to, str):
+        raise InputError(
+            f"convert expected to= as the name of a method, one of {', '.join(CLASSES)}, got {came(to)}: write "
+            'convert(model, "group")'
+        )
+    optimizer_given(optimizer, "convert")
+    callable_given(forward, "convert", "forward")
+    if calibrate_with is not None:
+        batches_given(calibrate_with, "convert", "calibrate_with")
     to, given = parse_spec(to)
     options = given | options
     if method_named(to).name not in CLASSES:
         raise InputError(f"{to} has no layers to convert to")
     if copy and optimizer is not None:
         raise InputError("copy=True leaves the model to its optimizer: give optimizer= only for a conversion in place")
-    if share is not None and not 0 < share < 1:
-        raise InputError(f"share must lie between 0 and 1, got {share}")
-    model = deep_copy(model) if copy else model
-    body = unwrapped(model)
+    if share is not None:
+        number_given(share, "share")
+        if not 0 < share < 1:
+            raise InputError(f"share must lie between 0 and 1, got {share}")
     order = Order(to, options, affine=calibrate_with is not None, share=share)
     batches, run = _data(calibrate_with, example_inputs, forward or feed)
+    model = working_copy(model, copy, "convert", run)
+    body = unwrapped(model)
     found, left = _plan(body, order, where, strict, run)
     pairs, accounts = _built(body, found, order, run)
     exchange = Exchange(body, pairs)
@@ -171,7 +188,7 @@ def _nothing(body: torch.nn.Module, to: str, where: Where) -> str:
     names = [found.names[0] for found in find(body)]
     if names:
         return f"where={where!r} matches none of the {len(names)} normalization layers: {', '.join(names[:8])}, …"
-    if any(True for module in body.modules() for _ in weights.splits(module)):
+    if any(True for module in body.modules() for _ in splits(module)):
         return (
             f"{type(body).__name__} has weight norm only, and no place for {to} norm: take it off with to='none', then "
             "put layers where you want them (normwise.nn.norm_layer)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from normwise import ops
 from normwise.errors import NormwiseError, NormwiseWarning
+from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
+from normwise.surgery._lazy import working_copy
 from normwise.surgery.absorb import (
     ABSORBERS,
     absorb_after,
@@ -24,7 +27,7 @@ from normwise.surgery.absorb import (
 )
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, NormLayer, replace
-from normwise.surgery.running import Left, deep_copy, evaluating, has_hooks, run_on, tensors_in, unwrapped
+from normwise.surgery.running import Left, evaluating, has_hooks, run_on, tensors_in, unwrapped
 from normwise.surgery.selection import Where, chosen
 
 
@@ -130,7 +133,11 @@ def fold(
           (2): ReLU()
         )
     """
-    model = deep_copy(model) if copy else model
+    if tolerance is not None:
+        number_given(tolerance, "tolerance", least=0)
+    callable_given(report, "fold", "report")
+    run = None if example_inputs is None else partial(run_on, example_inputs=example_inputs)
+    model = working_copy(model, copy, "fold", run)
     surgeon = _Surgeon(unwrapped(model), where)
     before = surgeon.observe(example_inputs) if example_inputs is not None else None
     folded, left = surgeon.fold_all()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
-from normwise.surgery.running import deep_copy
+from normwise.nn._checks import model_given
+from normwise.surgery._lazy import refuse_lazy, uninitialized, working_copy
 from normwise.surgery.selection import Where, chosen
 
 # Where a frozen layer keeps what ``unfreeze`` gives back. Plain data, so that copies and pickles stay frozen.
@@ -56,14 +57,14 @@ def freeze(model: nn.Module, *, where: Where = None, affine: bool = True, copy: 
         The model, or the copy.
 
     Raises:
-        InputError: no layer matches.
+        InputError: no layer matches, or one is lazy and has seen no data; run one batch first.
 
     Example:
         >>> model = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).train()
         >>> model.training, model[1].training, model[1].weight.requires_grad
         (True, False, False)
     """
-    model = deep_copy(model) if copy else model
+    model = working_copy(model, copy, "freeze")
     chosen = [layer for _, layer in _freezable(model, where)]
     if not chosen:
         raise InputError(f"nothing to freeze: no normalization layer of {type(model).__name__} {_meant(where)}")
@@ -87,6 +88,7 @@ def unfreeze(model: nn.Module, *, where: Where = None) -> nn.Module:
         >>> unfreeze(model)[0].training
         True
     """
+    model_given(model, "unfreeze")
     for found in chosen(model, where):
         if _MARK in found.module.__dict__:
             _unfreeze_layer(found.module)
@@ -123,6 +125,7 @@ def frozen_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         >>> [name for name, _ in frozen_layers(freeze(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())))]
         ['0']
     """
+    model_given(model, "frozen_layers")
     for name, module in model.named_modules():
         if _MARK in module.__dict__:
             yield name, module
@@ -152,6 +155,7 @@ class audit_frozen:  # noqa: N801 (used as a context manager, as torch.no_grad i
     """
 
     def __init__(self, model: nn.Module, *, where: Where = None) -> None:
+        model_given(model, "audit_frozen")
         self._model = model
         watched = dict(frozen_layers(model) if where is None else _freezable(model, where))
         if not watched:
@@ -189,6 +193,8 @@ class audit_frozen:  # noqa: N801 (used as a context manager, as torch.no_grad i
 
 def _freezable(model: nn.Module, where: Where) -> Iterator[tuple[str, nn.Module]]:
     for found in chosen(model, where):
+        if uninitialized(found.module):
+            refuse_lazy(model, "freeze")
         if where is not None or (found.layer.running_mean is not None and not found.layer.frozen):
             yield found.names[0], found.module
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError
 from normwise.nn import SwitchableNorm
+from normwise.nn._checks import callable_given, number_given
+from normwise.surgery._lazy import working_copy
 from normwise.surgery.carry import Order, build
 from normwise.surgery.layers import Found, replace
-from normwise.surgery.running import Left, deep_copy, drift, evaluating, run_on, tensors_in, unwrapped
+from normwise.surgery.running import Left, drift, evaluating, run_on, tensors_in, unwrapped
 from normwise.surgery.selection import Where, chosen
 
 
@@ -118,9 +121,13 @@ def harden(
         >>> type(harden(nn.Sequential(layer))[0]).__name__
         'BatchNorm2d'
     """
+    number_given(threshold, "threshold")
+    number_given(negligible, "negligible")
+    callable_given(report, "harden", "report")
     if not (0 <= threshold <= 1 and 0 <= negligible <= 1):
         raise InputError(f"threshold and negligible are shares from 0 to 1, got {threshold!r} and {negligible!r}")
-    model = deep_copy(model) if copy else model
+    run = None if example_inputs is None else partial(run_on, example_inputs=example_inputs)
+    model = working_copy(model, copy, "harden", run)
     body = unwrapped(model)
     found = [f for f in chosen(body, where) if isinstance(f.module, SwitchableNorm)]
     if not found:

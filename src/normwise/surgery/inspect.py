@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from normwise import findings as records
+from normwise.errors import InputError
 from normwise.findings import Finding, gravest_first
+from normwise.nn._checks import came
+from normwise.parametrize._splits import splits
 from normwise.surgery.layers import Found, find
-from normwise.surgery.weights import splits
 
 # Below this share of the layer's median |weight| a channel contributes nothing.
 _DEAD = 1e-3
@@ -116,12 +118,23 @@ def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
     Returns:
         Rows and findings.
 
+    Raises:
+        InputError: it is neither.
+
     Example:
         >>> norm = torch.nn.BatchNorm1d(3)
         >>> norm.running_var[0] = float("nan")
         >>> print(inspect(norm).findings[0].message)
         1 of 3 channels of running_var are not finite: evaluation gives NaN
     """
+    if not isinstance(source, torch.nn.Module | Mapping):
+        raise InputError(
+            f"inspect expected a torch.nn.Module or a state_dict, got {came(source)}: "
+            + ("load the file first (torch.load), or `normwise inspect FILE`" if isinstance(source, str) else "")
+            + ("give an instance" if isinstance(source, type) else "" if isinstance(source, str) else "give the model")
+        )
+    if isinstance(source, Mapping) and not all(isinstance(k, str) for k in source):
+        raise InputError("inspect expected a state_dict, whose keys are names")
     facts = list(_of_model(source) if isinstance(source, torch.nn.Module) else _of_state(source))
     return Inspection([f.row for f in facts], [finding for f in facts for finding in _findings(f)])
 

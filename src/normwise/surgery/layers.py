@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from normwise import nn
 from normwise.errors import InputError
+from normwise.nn._checks import model_given
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.relatives import RelativeNorm
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
@@ -109,6 +110,7 @@ def describe(module: torch.nn.Module) -> NormLayer | None:
         >>> describe(torch.nn.ReLU()) is None
         True
     """
+    model_given(module, "describe")
     layer = _by_type(module)
     if layer is not None:
         if type(module) in _EXACT and "forward" not in vars(module):
@@ -137,9 +139,7 @@ def find(model: torch.nn.Module) -> list[Found]:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a scripted model shows no layers to change: take the model that it was scripted from")
-    if not isinstance(model, torch.nn.Module):
-        kind = f"the class {model.__name__}, not an instance of it" if isinstance(model, type) else type(model).__name__
-        raise InputError(f"expected a torch.nn.Module, got {kind}")
+    model_given(model, "find")
     seen: dict[int, Found | None] = {}
     inside: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normwise.nn._checks import model_given
 from normwise.surgery.selection import Where, chosen
 
 
@@ -33,6 +34,7 @@ def statistics_paused(model: nn.Module, *, where: Where = None) -> Iterator[None
         >>> model[0].running_mean
         tensor([0., 0.])
     """
+    model_given(model, "statistics_paused")
     found = [f.module for f in chosen(model, where) if isinstance(getattr(f.module, "running_mean", None), Tensor)]
     layers: list[Any] = [layer for layer in found if hasattr(layer, "momentum")]
     momenta = [layer.momentum for layer in layers]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import math
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
+from normwise.parametrize._copies import deep_copy as deep_copy
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -273,28 +273,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
-
-
-def deep_copy(model: nn.Module) -> nn.Module:
-    """A deep copy for operations that are asked to leave the model alone.
-
-    Args:
-        model: any module.
-
-    Returns:
-        The copy.
-
-    Raises:
-        InputError: the model cannot be copied.
-
-    Example:
-        >>> deep_copy(nn.ReLU())
-        ReLU()
-    """
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"{type(model).__name__} cannot be deep-copied ({error}): work on it in place") from error
 
 
 def has_hooks(module: nn.Module) -> bool:

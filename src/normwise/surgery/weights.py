@@ -9,92 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _WeightNorm as _WeightNormOfTorch
-from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
-from normwise.parametrize import WeightNorm, remove_weight_norm, weight_norm
+from normwise.parametrize import remove_weight_norm, weight_norm
+from normwise.parametrize._splits import Split, splits
 from normwise.surgery.optimizer import Arrival
 from normwise.surgery.running import Left
 
 _TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
 _WITH_WEIGHT = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, *_TRANSPOSED)
-
-
-class Split:
-    """A weight that is kept as length g and direction v, in one of three ways: ours, torch's, torch's older hook.
-
-    ``keys`` are those of g and v in the module's state_dict, ``norm`` joins and splits values.
-
-    Example:
-        >>> next(splits(weight_norm(torch.nn.Linear(2, 2)))).keys
-        ('parametrizations.weight.original0', 'parametrizations.weight.original1')
-    """
-
-    def __init__(self, module: Any, name: str) -> None:
-        self.module, self.name = module, name
-        parts = module.parametrizations[name]
-        self.norm: Any = parts[0]
-        self.g, self.v = parts.original0, parts.original1
-        self.keys = (f"parametrizations.{name}.original0", f"parametrizations.{name}.original1")
-
-    def join(self) -> None:
-        """Make it a plain weight, a new parameter."""
-        if isinstance(self.norm, WeightNorm):
-            remove_weight_norm(self.module, self.name)
-        else:
-            parametrize.remove_parametrizations(self.module, self.name)
-
-    def again(self) -> None:
-        """Undo :meth:`join`: the same parameters are back."""
-        if isinstance(self.norm, WeightNorm):
-            weight_norm(self.module, self.name, self.norm.dim, self.norm.eps)
-        else:
-            torch.nn.utils.parametrizations.weight_norm(self.module, self.name, self.norm.dim)
-        parts = self.module.parametrizations[self.name]
-        parts.original0, parts.original1 = self.g, self.v
-
-
-class _Hooked(Split):
-    """By ``torch.nn.utils.weight_norm``, whose hook computes the weight before each forward pass."""
-
-    def __init__(self, module: Any, hook: _WeightNormHook) -> None:
-        self.module, self.name, self._hook = module, hook.name, hook
-        self.keys = (f"{hook.name}_g", f"{hook.name}_v")
-        self.g, self.v = (module._parameters[key] for key in self.keys)
-        self.norm = WeightNorm(None if hook.dim == -1 else hook.dim, eps=0.0)
-
-    def join(self) -> None:
-        torch.nn.utils.remove_weight_norm(self.module, self.name)
-
-    def again(self) -> None:
-        del self.module._parameters[self.name]
-        for key, part in zip(self.keys, (self.g, self.v), strict=True):
-            self.module.register_parameter(key, part)
-        setattr(self.module, self.name, self._hook.compute_weight(self.module))
-        self.module.register_forward_pre_hook(self._hook)
-
-
-def splits(module: torch.nn.Module) -> Iterator[Split]:
-    """Find the weight norms of one module, whoever put them on, without those of its children.
-
-    Args:
-        module: any module.
-
-    Yields:
-        One for each weight.
-
-    Example:
-        >>> [split.name for split in splits(weight_norm(torch.nn.Linear(2, 2)))]
-        ['weight']
-    """
-    lists: Any = getattr(module, "parametrizations", {})
-    for name in list(lists):
-        if len(lists[name]) == 1 and isinstance(lists[name][0], WeightNorm | _WeightNormOfTorch):
-            yield Split(module, name)
-    for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, _WeightNormHook):
-            yield _Hooked(module, hook)
 
 
 @dataclass

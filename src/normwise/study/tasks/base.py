@@ -21,6 +21,7 @@ from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
+from normwise.surgery._lazy import settle
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 # At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
@@ -147,15 +148,21 @@ class Task:
             >>> load_task("digits").build("group(num_groups=4)")[1]
             GroupNorm(4, 16, eps=1e-05, affine=True, bias=True)
         """
-        model = self.make_model() if self.converts else self.make_model(self.norm(method))  # type: ignore[call-arg]
-        if not isinstance(model, nn.Module):
-            raise InputError(f"make_model gave a {type(model).__name__}, expected a torch.nn.Module")
+        model = self._made(method)
         if self.converts:
             model = converted(model, method, self._examples(), self.elsewhere.get(method))
         name, options = parse_spec(method)
         if not self.converts and METHODS[name].on_weights:
             weight_normalize(model, **{key: value for key, value in options.items() if key != "init"})
         return model.train()
+
+    def _made(self, method: str) -> nn.Module:
+        """What make_model builds, its lazy layers settled on two samples."""
+        model = self.make_model() if self.converts else self.make_model(self.norm(method))  # type: ignore[call-arg]
+        if not isinstance(model, nn.Module):
+            raise InputError(f"make_model gave a {type(model).__name__}, expected a torch.nn.Module")
+        settle(model, lambda m: self.loss_of(m, self.splits.train.take(slice(2)).load()))
+        return model
 
     def conversions(self, methods: Iterable[str]) -> list[str]:
         """Say which layers are converted to what, for models that are.
@@ -174,10 +181,7 @@ class Task:
         if not self.converts:
             return []
         with torch.random.fork_rng(devices=[]):
-            return [
-                conversion_note(self.make_model(), m, self._examples(), self.elsewhere.get(m))  # type: ignore[call-arg]
-                for m in methods
-            ]
+            return [conversion_note(self._made(m), m, self._examples(), self.elsewhere.get(m)) for m in methods]
 
     def _examples(self) -> Values | None:
         """Two samples to tell a layer's axes by, where the model is known to run on them."""
