@@ -220,6 +220,7 @@ def make_settings(
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
         devices=_checked_devices(devices, sizes),
+        floor=task.floor,
     )
 
 
