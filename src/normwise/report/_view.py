@@ -10,7 +10,7 @@ from normwise import records
 from normwise.records import Mixture, Standing, Study, Trial, Verdict
 from normwise.report._formats import unique
 
-UNDECIDED = dict(zip(records.UNDECIDED, ("No run came through", "Nothing was learned", "No difference"), strict=True))
+UNDECIDED = dict(zip(records.UNDECIDED, ("No run came through", "No learning shown", "No difference"), strict=True))
 
 
 @dataclass(frozen=True)

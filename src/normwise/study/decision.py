@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from normwise.records import DECIDED, Settings, Standing, Trial
 from normwise.study.choice import Choice, choose, cost, same_cost
-from normwise.study.pairs import ROUNDING
+from normwise.study.pairs import ROUNDING, above
 from normwise.study.standings import share_near_best
 
 
@@ -77,33 +77,36 @@ def decide(
     racers = [s for s in standings if not s.stopped]
     near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(racers)}
     tied = [s for s in standings if s.tied]
-    same = same_cost(_finals(trials, standings[0].batch_size, [s.method for s in tied]))
+    finals = [t for t in trials if t.cell.stage == "final" and t.cell.batch_size == standings[0].batch_size]
+    same = same_cost(_rows(finals, [s.method for s in tied], _log_seconds))
     costs = [cost(s.step_seconds, s.peak_bytes) for s in tied]
     choice = choose([near[s.method] for s in tied], [s.diverged > 0 for s in tied], costs, same)
-    return Decision(settings, standings, near, same, _outcome(settings, standings, len(tied)), choice)
+    scores = np.array(_rows(finals, [s.method for s in racers], lambda t: t.valid_score))
+    return Decision(settings, standings, near, same, _outcome(settings.floor, standings, scores), choice)
 
 
-def _outcome(settings: Settings, standings: Sequence[Standing], tied: int) -> str:
-    best = standings[0]
+def _outcome(floor: float | None, standings: Sequence[Standing], scores: np.ndarray) -> str:
+    """See :class:`Decision`; ``scores`` are those of the methods that were not stopped, the best first."""
     if all(s.diverged == s.runs for s in standings):
         return "lost"
-    if settings.floor is not None and best.valid.low <= settings.floor + ROUNDING:
+    if floor is not None and not above(scores, 0, floor):
         return "unlearned"
     if len(standings) == 1:
         return "alone"
     gaps = [s.behind for s in standings[1:] if s.behind is not None]
     if all(max(abs(gap.low), abs(gap.high)) <= ROUNDING for gap in gaps):
         return "equal"
-    return "clear" if tied == 1 else "tied"
+    return "clear" if sum(s.tied for s in standings) == 1 else "tied"
 
 
-def _finals(trials: Sequence[Trial], batch_size: int, methods: Sequence[str]) -> list[list[float]]:
-    """Each method's step times, seed by seed, on the seeds at which all of them were timed."""
-    seconds = {
-        (t.cell.method, t.cell.seed): t.step_seconds
-        for t in trials
-        if t.cell.stage == "final" and t.cell.batch_size == batch_size and t.step_seconds
-    }
-    seeds = sorted({seed for _, seed in seconds})
-    shared = [seed for seed in seeds if all((m, seed) in seconds for m in methods)]
-    return [[math.log(seconds[m, seed]) for seed in shared] for m in methods]
+def _rows(trials: Sequence[Trial], methods: Sequence[str], of: Callable[[Trial], float | None]) -> list[list[float]]:
+    """A number of each method's trials, seed by seed, on the seeds at which all of them have it."""
+    found = {(t.cell.method, t.cell.seed): of(t) for t in trials}
+    seeds = sorted({seed for _, seed in found})
+    rows = [[found.get((m, seed)) for m in methods] for seed in seeds]
+    shared = [row for row in rows if None not in row]
+    return [list(row) for row in zip(*shared, strict=True)]
+
+
+def _log_seconds(trial: Trial) -> float | None:
+    return math.log(trial.step_seconds) if trial.step_seconds else None

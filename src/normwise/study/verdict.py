@@ -94,8 +94,8 @@ def _headline(decision: Decision) -> str:
             return f"{at} no method trained: every run diverged or failed."
         case "unlearned":
             return (
-                f"{at} nothing was learned, so this decides nothing: the best score, "
-                f"{write.score(decision.best.valid.value)}, is not shown to be above "
+                f"{at} no method is shown to have learned anything, so this decides nothing: the best "
+                f"score, {write.score(decision.best.valid.value)}, is not reliably above "
                 f"{write.score(decision.settings.floor or 0.0)}, which takes no training."
             )
         case "equal":

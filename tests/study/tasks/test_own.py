@@ -310,4 +310,4 @@ def test_a_study_that_learned_nothing_says_so():
         column, (x, y), methods=["none", "layer"], batch_sizes=[20], seeds=3, lrs=[0.01], epochs=2, progress=False
     )
     assert study.verdicts[0].outcome == "unlearned"
-    assert "nothing was learned" in study.verdicts[0].headline
+    assert "decides nothing" in study.verdicts[0].headline
