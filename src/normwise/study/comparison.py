@@ -16,6 +16,7 @@ from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import check_spec
 from normwise.records import Cell, Settings
+from normwise.study.causal import without_leaks
 from normwise.study.engines import Engine, Processes, engine_of, run
 from normwise.study.machine import machine, versions
 from normwise.study.plan import default_epochs, scaled_lrs
@@ -59,6 +60,7 @@ def compare(
     study: str | None = None,
     engine: str | Engine = "processes",
     devices: int = 1,
+    allow_leak: bool = False,
     progress: bool = True,
     command: str | None = None,
 ) -> Study:
@@ -112,6 +114,8 @@ def compare(
         engine: what starts the workers: ``"processes"`` of this machine, ``"ray"``, or a
             :class:`~normwise.study.RayCluster`. With ``storage``, ``workers=0`` watches those that others start.
         devices: that train one trial together, with synced statistics: for models and batches too large for one.
+        allow_leak: compare methods with which a causal model sees what it is to predict. By default they are left out,
+            and refused where ``methods`` names them.
         progress: show it on standard error.
         command: what to record as the command that makes this study.
 
@@ -134,6 +138,8 @@ def compare(
         raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
     with ExitStack() as stack:
         _check_model(task, settings)
+        if not allow_leak:
+            settings = without_leaks(task, settings, chosen=methods is not None)
         place: str | Path | None = storage or (None if out is None else Path(out))
         if place is None and how != Processes(1):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
