@@ -1,4 +1,4 @@
-"""What is public is listed, importable and documented with an example; what is internal says in a line why it exists."""
+"""What is public is listed, importable and documented with an example; what is internal has a docstring."""
 
 from __future__ import annotations
 

@@ -172,7 +172,8 @@ class Settings:
 
     In a ``race`` a method stops once it is clearly behind. A trial that chooses a learning rate has ``tune_share`` of a
     final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples. ``floor``
-    is what no training scores: guessing, a constant prediction or the untrained model.
+    is what no training scores: guessing, a constant prediction or the untrained model. ``search`` says how many rates
+    beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end.
     """
 
     task: str
@@ -194,6 +195,7 @@ class Settings:
     devices: int = 1
     notes: list[str] = field(default_factory=list)
     floor: float | None = None
+    search: int = 0
 
 
 @dataclass(frozen=True)

@@ -157,5 +157,5 @@ def test_cautions_name_what_limits_the_verdict():
     edge = [fake_trial(t.cell, t.valid_score, test_score=0.9) for t in edge]
     _, (verdict,) = judge(make_settings(quick=True), trials[:3] + edge)
     text = " ".join(verdict.cautions)
-    for part in ("quick run", "edge of the grid for batch (0.2)", "disagree", "close to 100 %"):
+    for part in ("quick run", "edge of what was tried for batch (0.2)", "disagree", "close to 100 %"):
         assert part in text

@@ -32,6 +32,8 @@ from normwise.study.worker import Job
 DEFAULT_BATCH_SIZES = (2, 32)
 DEFAULT_SEEDS = 5
 QUICK_SEEDS = 3
+# Rates beyond either end of the default grid that the search may go on to.
+SEARCH = 3
 _TUNE_SEED = 1000
 
 
@@ -96,7 +98,8 @@ def compare(
             ``quick`` 3.
         lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32). With an optimizer of
             your own they are rates, or factors of the rates it sets, at the largest batch size compared; default a
-            quarter, once and four times your own.
+            quarter, once and four times your own. Where the best of some method lies at an end of the default rates,
+            all methods try the next one beyond it, at most three times either way; rates that you give are kept to.
         epochs: passes over the data, or batch size → passes. The default is short, about 1000 · √(2 / b) steps for
             your own model: give your usual length for an answer that holds for it.
         out: a folder to keep the study in, which makes it resumable, and to write ``study.json`` and ``report.html``
@@ -227,6 +230,7 @@ def make_settings(
         tune_share=TUNE_SHARE if race else 1.0,
         devices=_checked_devices(devices, sizes),
         floor=task.floor,
+        search=SEARCH if lrs is None and not quick else 0,
     )
 
 

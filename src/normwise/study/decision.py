@@ -20,7 +20,8 @@ class Decision:
     """The choice at one batch size and all that was asked to make it.
 
     ``near`` is each racing method's share of resamples in which it is within the tolerance of the highest; ``same`` the
-    relative difference up to which two steps count as equally long. ``outcome`` is one of
+    relative difference up to which two steps count as equally long. ``rising`` are the methods whose mean score still
+    rose by more than the tolerance in the last part of training, and by how much. ``outcome`` is one of
 
     - ``"lost"``: no run of any method completed;
     - ``"unlearned"``: the best is not shown to score above ``settings.floor``, what no training scores;
@@ -34,6 +35,7 @@ class Decision:
     same: float
     outcome: str
     choice: Choice
+    rising: dict[str, float]
 
     @property
     def decided(self) -> bool:
@@ -82,7 +84,9 @@ def decide(
     costs = [cost(s.step_seconds, s.peak_bytes) for s in tied]
     choice = choose([near[s.method] for s in tied], [s.diverged > 0 for s in tied], costs, same)
     scores = np.array(_rows(finals, [s.method for s in racers], lambda t: t.valid_score))
-    return Decision(settings, standings, near, same, _outcome(settings.floor, standings, scores), choice)
+    return Decision(
+        settings, standings, near, same, _outcome(settings.floor, standings, scores), choice, _rising(settings, finals)
+    )
 
 
 def _outcome(floor: float | None, standings: Sequence[Standing], scores: np.ndarray) -> str:
@@ -106,6 +110,17 @@ def _rows(trials: Sequence[Trial], methods: Sequence[str], of: Callable[[Trial],
     rows = [[found.get((m, seed)) for m in methods] for seed in seeds]
     shared = [row for row in rows if None not in row]
     return [list(row) for row in zip(*shared, strict=True)]
+
+
+def _rising(settings: Settings, finals: Sequence[Trial]) -> dict[str, float]:
+    """What each method still gained on average from the last but one point of its curves to the last."""
+    gains: dict[str, list[float]] = {}
+    for trial in finals:
+        ends = [point.valid_score for point in trial.curve[-2:]]
+        if len(ends) == 2 and None not in ends:
+            gains.setdefault(trial.cell.method, []).append(ends[1] - ends[0])  # type: ignore[operator]
+    means = {method: sum(of) / len(of) for method, of in gains.items()}
+    return {method: gain for method, gain in means.items() if gain > settings.tolerance}
 
 
 def _log_seconds(trial: Trial) -> float | None:

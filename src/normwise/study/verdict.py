@@ -244,7 +244,12 @@ def _cautions(decision: Decision) -> list[str]:
     edge = [s for s in standings if s.lr_at_edge]
     if edge and len(settings.lrs[str(best.batch_size)]) > 1:
         lrs = ", ".join(f"{_said(s.method)} ({s.lr:.3g})" for s in edge)
-        said.append(f"The best learning rate lay at the edge of the grid for {lrs}: a wider grid may favour them.")
+        said.append(f"The best learning rate lay at the edge of what was tried for {lrs}: others may favour them.")
+    if decision.rising:
+        gains = [f"{_said(method)} by {write.gap(gain)}" for method, gain in decision.rising.items()]
+        said.append(
+            f"Training has not settled: in its last sixth {_list(gains)} still rose. Longer runs may rank otherwise."
+        )
     if not decision.decided:
         return [*said, "Train longer, try other learning rates, and check loss and metric."]
     below, at_best = best.valid.value - use.valid.value, _said(best.method)
