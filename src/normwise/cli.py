@@ -73,6 +73,7 @@ def compare(
     augment: str | None = None,
     collate: str | None = None,
     accumulate: int = 1,
+    allow_leak: bool = False,
 ) -> None:
     """Train one model under each normalization and say which to use.
 
@@ -128,6 +129,7 @@ def compare(
         augment: A callable augment(batch, generator) that gives a training batch.
         collate: A callable that makes a batch of a list of samples.
         accumulate: Batches that make one optimizer step.
+        allow_leak: Compare methods with which a causal model sees what it is to predict, too.
 
     Raises:
         InputError: the options contradict each other.
@@ -158,6 +160,7 @@ def compare(
             storage=storage,
             study=study,
             devices=devices,
+            allow_leak=allow_leak,
             **_engine(engine, workers, address, cpus, gpus),
             title=title,
             command=_command(),

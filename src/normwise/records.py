@@ -23,6 +23,9 @@ from normwise.errors import StoreError
 R = typing.TypeVar("R")
 
 STUDY_VERSION = 1
+# The outcomes of a batch size at which a method is advised, and those at which the runs decide nothing.
+DECIDED = ("alone", "clear", "tied")
+UNDECIDED = ("lost", "unlearned", "equal")
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ class Verdict:
 
     ``best`` has the highest validation mean, ``use`` is the advice: the best where it is clear, else the cheapest of
     the ``tied``. ``confidence`` is the share of bootstrap resamples in which ``use`` is at most the settings'
-    ``tolerance`` behind the method that is highest in that resample. ``why`` holds full sentences.
+    ``tolerance`` behind the method that is highest in that resample: how little it costs to choose it;
+    ``probability_best`` the share in which it is the highest itself. ``why`` holds full sentences. ``outcome`` is one
+    of ``DECIDED``, where ``use`` is advised, or of ``UNDECIDED``, where nothing is; older studies do not have it.
     """
 
     batch_size: int
@@ -157,6 +162,8 @@ class Verdict:
     headline: str
     why: list[str]
     cautions: list[str] = field(default_factory=list)
+    outcome: str = ""
+    probability_best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,9 @@ class Settings:
     """All that fixes a study's numbers; two studies with equal settings have equal cells.
 
     In a ``race`` a method stops once it is clearly behind. A trial that chooses a learning rate has ``tune_share`` of a
-    final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples.
+    final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples. ``floor``
+    is what no training scores: guessing, a constant prediction or the untrained model. ``search`` says how many rates
+    beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end.
     """
 
     task: str
@@ -185,6 +194,8 @@ class Settings:
     tune_share: float = 1.0
     devices: int = 1
     notes: list[str] = field(default_factory=list)
+    floor: float | None = None
+    search: int = 0
 
 
 @dataclass(frozen=True)

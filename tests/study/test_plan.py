@@ -1,10 +1,24 @@
+import dataclasses
+import math
+
 import pytest
-from tiny_study import fake_trial, make_settings
+from tiny_study import fake_trial, make_settings, tiny_data, tiny_model
 
 from normwise.errors import InputError
 from normwise.records import Cell
+from normwise.study import compare, make_task
 from normwise.study.comparison import make_settings as checked_settings
-from normwise.study.plan import chosen_lr, default_epochs, due, scaled_lrs, total_cells, training_steps, tune_cells
+from normwise.study.plan import (
+    chosen_lr,
+    chosen_lrs,
+    default_epochs,
+    due,
+    scaled_lrs,
+    total_cells,
+    training_steps,
+    tune_cells,
+)
+from normwise.study.standings import standings_at
 
 
 def test_every_method_gets_the_same_search():
@@ -75,3 +89,67 @@ def test_default_epochs_make_at_least_one_step(batch_size):
 def test_bad_settings_are_refused(task, arguments, message):
     with pytest.raises(InputError, match=message):
         checked_settings(task, **arguments)
+
+
+def best_at(rates):
+    """Tuning trials whose score falls with the distance, in steps, to each method's own best rate."""
+
+    def trial(cell):
+        return fake_trial(cell, 0.9 - 0.1 * abs(math.log(cell.lr / rates[cell.method], 2)))
+
+    return trial
+
+
+def search(settings, trial):
+    """Run what is due in the search until it is over; every rate that was tried, method by method."""
+    trials = []
+    while cells := [c for c in tune_cells(settings, trials) if c.key not in {t.cell.key for t in trials}]:
+        assert not any(c.stage == "final" for c in due(settings, trials))
+        trials += map(trial, cells)
+    tried = {}
+    for t in trials:
+        tried.setdefault(t.cell.method, set()).add(t.cell.lr)
+    return tried, chosen_lrs(settings, trials), trials
+
+
+@pytest.mark.parametrize(
+    ("none", "batch", "expected"),
+    [
+        (0.1, 0.1, [0.05, 0.1, 0.2]),  # inside from the start
+        (0.1, 0.4, [0.05, 0.1, 0.2, 0.4, 0.8]),  # goes on until there is one above
+        (0.025, 0.4, [0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8]),
+        (0.1, 99.0, [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]),  # three steps beyond, and no more
+    ],
+)
+def test_the_search_goes_on_until_the_best_rate_is_inside(none, batch, expected):
+    settings = make_settings(search=3)
+    tried, chosen, trials = search(settings, best_at({"none": none, "batch": batch}))
+    assert tried["none"] == tried["batch"] == set(expected)  # the same budget for both
+    assert chosen == {("none", 2): none, ("batch", 2): min(batch, max(expected))}
+    assert len(due(settings, trials)) == total_cells(settings, trials) == 2 * len(expected) + 2 * 3
+    assert due(settings, trials) == due(settings, trials[::-1])
+
+
+def test_an_edge_is_told_by_what_was_tried():
+    settings = make_settings(search=3)
+    for rate, edge in ((0.4, False), (99.0, True)):
+        trial = best_at({"none": 0.1, "batch": rate})
+        _, _, trials = search(settings, trial)
+        trials += [trial(c) for c in due(settings, trials) if c.stage == "final"]
+        standings, _ = standings_at(settings, trials, 2)
+        assert {s.method: s.lr_at_edge for s in standings} == {"none": False, "batch": edge}
+
+
+def test_rates_that_were_given_are_kept_to(task):
+    assert checked_settings(task, lrs=[0.1, 0.2]).search == 0
+    assert checked_settings(task).search == 3
+
+
+def test_a_study_searches_beyond_its_grid(tmp_path):
+    """From the first trial to the report, and resumed."""
+    given = {"methods": ["none", "batch"], "batch_sizes": [8], "seeds": 2, "epochs": 1, "progress": False}
+    task = dataclasses.replace(make_task(tiny_model, tiny_data()), lrs=(1e-5, 2e-5), lrs_at=8)
+    study = compare(data=task, out=tmp_path, **given)
+    tried = {t.cell.lr for t in study.trials if t.cell.stage == "tune"}
+    assert {1e-5, 2e-5, 4e-5} <= tried
+    assert compare(data=task, out=tmp_path, **given).record.trials == study.record.trials

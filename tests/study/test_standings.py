@@ -123,16 +123,16 @@ def test_confidence_counts_resamples_near_the_highest():
 def test_cheapest_is_time_then_memory_then_score():
     costs = [(0.0105, 1000.0), (0.02, 10.0), (0.0100, 2000.0)]  # best first
     whole, near = [False] * 3, [0.5] * 3
-    assert choose(near, whole, costs) == 0
-    assert choose(near, whole, [(0.01, 2000.0), (0.02, 10.0), (0.0095, 1000.0)]) == 2
-    assert choose(near, whole, [(0.01, 1000.0), (0.02, 10.0), (0.0095, 1050.0)]) == 0
-    assert choose([0.5, 0.5, 0.1], whole, [(0.02, 1.0), (0.02, 1.0), (0.01, 1.0)]) == 0
+    assert choose(near, whole, costs).place == 0
+    assert choose(near, whole, [(0.01, 2000.0), (0.02, 10.0), (0.0095, 1000.0)]).place == 2
+    assert choose(near, whole, [(0.01, 1000.0), (0.02, 10.0), (0.0095, 1050.0)]).place == 0
+    assert choose([0.5, 0.5, 0.1], whole, [(0.02, 1.0), (0.02, 1.0), (0.01, 1.0)]).place == 0
 
 
 def test_one_that_lost_runs_is_chosen_only_if_all_did():
     same = [(0.01, 1.0)] * 2
-    assert choose([0.9, 0.0], [True, False], same) == 1
-    assert choose([0.9, 0.0], [True, True], same) == 0
+    assert choose([0.9, 0.0], [True, False], same).place == 1
+    assert choose([0.9, 0.0], [True, True], same).place == 0
 
 
 def test_cheap_but_far_below_is_not_advised():
@@ -142,7 +142,7 @@ def test_cheap_but_far_below_is_not_advised():
     _, (verdict,) = judge(make_settings(), trials)
     assert verdict.tied == ["batch", "none"]
     assert verdict.use == "batch"
-    assert "rarely come near it" in verdict.headline
+    assert "no normalization rarely comes near the highest" in verdict.headline
 
 
 def test_verdicts_are_the_same_every_time():
@@ -157,5 +157,5 @@ def test_cautions_name_what_limits_the_verdict():
     edge = [fake_trial(t.cell, t.valid_score, test_score=0.9) for t in edge]
     _, (verdict,) = judge(make_settings(quick=True), trials[:3] + edge)
     text = " ".join(verdict.cautions)
-    for part in ("quick run", "3 seeds", "edge of the grid for batch (0.2)", "disagree", "close to 100 %"):
+    for part in ("quick run", "edge of what was tried for batch (0.2)", "disagree", "close to 100 %"):
         assert part in text

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from normwise.records import Interval, Standing, Study
+from normwise.records import Interval, Standing, Study, Verdict
 
 MISSING = "–"
 MIB = 2**20
@@ -102,12 +102,14 @@ def share(probability: float) -> str:
     return f"{probability * 100:.0f} %"
 
 
-def sureness(confidence: float) -> str:
-    """Put a verdict's confidence in words."""
-    for floor, words in ((0.95, "Very sure"), (0.8, "Fairly sure"), (0.5, "Not very sure")):
-        if confidence >= floor:
-            return words
-    return "Little more than a guess"
+def sure_of(verdict: Verdict, study: Study) -> list[str]:
+    """Say how sure it is that choosing the advised method costs little, and how sure that it is the best."""
+    scale = scale_of(study)
+    margin = f"{study.settings.tolerance * scale.factor:g} {scale.points}".rstrip()
+    said = [f"{share(verdict.confidence)} sure that it costs at most {margin} to choose it"]
+    if verdict.probability_best is not None:
+        said.append(f"{share(verdict.probability_best)} sure that it is the best")
+    return said
 
 
 def lost(standing: Standing) -> str:

@@ -29,7 +29,7 @@ def render(study: Study) -> RenderableType:
     if not study.verdicts:
         parts.append(Text("No verdict yet."))
     shared = view.shared_cautions(study)
-    parts += [_verdict(group, shared) for group in groups if group.verdict]
+    parts += [_verdict(study, group, shared) for group in groups if group.verdict]
     if shared:
         parts.append(Padding(Group(*map(_caution, shared)), (0, 0, 1, 0)))
     for group in groups:
@@ -49,17 +49,15 @@ def _caution(words: str) -> Text:
     return Text.assemble(("Caution: ", "yellow")).append_text(_plain(words))
 
 
-def _verdict(group: view.Group, shared: list[str]) -> RenderableType:
+def _verdict(study: Study, group: view.Group, shared: list[str]) -> RenderableType:
     verdict = group.verdict
     assert verdict is not None  # the caller's filter
     head = Text.assemble((f"Batch size {group.batch_size}: ", "bold"))
-    if group.hopeless:
-        head.append("no run came through", style="bold red")
+    if group.undecided:
+        head.append(group.undecided.lower(), style="bold red")
     else:
         head.append_text(_plain(f"use {NAMES.get(verdict.use, verdict.use)}", "bold green"))
-        head.append(
-            f"  {formats.sureness(verdict.confidence).lower()}, {formats.share(verdict.confidence)}", style="dim"
-        )
+        head.append("  " + "; ".join(formats.sure_of(verdict, study)), style="dim")
     lines: list[RenderableType] = [_plain(verdict.headline, "italic")]
     lines += [_plain(reason) for reason in verdict.why]
     lines += [_caution(caution) for caution in verdict.cautions if caution not in shared]
@@ -96,7 +94,7 @@ class _Standings:
         yield table
 
     def _row(self, standing: Standing, roomy: bool) -> list[Text]:
-        advised = standing is self.group.advised and not self.group.hopeless
+        advised = standing is self.group.advised and not self.group.undecided
         style = "bold" if advised else ""
         return [
             _plain(("★ " if advised else "  ") + standing.method, style),

@@ -6,8 +6,11 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 
+from normwise import records
 from normwise.records import Mixture, Standing, Study, Trial, Verdict
 from normwise.report._formats import unique
+
+UNDECIDED = dict(zip(records.UNDECIDED, ("No run came through", "No learning shown", "No difference"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,16 @@ class Group:
         return next((s for s in self.standings if self.verdict and s.method == self.verdict.use), None)
 
     @property
-    def hopeless(self) -> bool:
-        """Whether no final run of any method completed, so that there is nothing to advise."""
-        return bool(self.standings) and all(s.runs and s.diverged == s.runs for s in self.standings)
+    def undecided(self) -> str:
+        """Why nothing can be advised, as a heading; empty where a method is."""
+        if self.verdict and self.verdict.outcome:
+            return UNDECIDED.get(self.verdict.outcome, "")
+        lost = bool(self.standings) and all(s.runs and s.diverged == s.runs for s in self.standings)
+        return UNDECIDED["lost"] if lost else ""
 
     def mark(self, standing: Standing) -> str:
         """Say how a standing relates to the best: "best", "tied", "stopped" or nothing."""
-        if self.hopeless:
+        if self.undecided:
             return ""
         if self.verdict and standing.method == self.verdict.best:
             return "best"

@@ -20,6 +20,7 @@ from normwise.errors import InputError, StoreError
 from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
 from normwise.study.address import is_url, redact
 from normwise.study.database import STORE_NAME, Database, File, Memory
+from normwise.study.plan import ladder
 from normwise.study.salvage import Salvaged
 from normwise.study.server import Server
 
@@ -292,7 +293,7 @@ def as_frozen(settings: Settings, cell: Cell, result: dict[str, Any] | None = No
         "stage": ["tune", "final"],
         "method": settings.methods,
         "batch_size": settings.batch_sizes,
-        "lr": sorted({lr for lrs in settings.lrs.values() for lr in lrs}),
+        "lr": sorted({lr for batch_size in settings.batch_sizes for lr in ladder(settings, batch_size)}),
         "seed": sorted({*settings.seeds, *settings.tune_seeds}),
     }
     given = to_dict(cell)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
 
 from normwise.records import Trial
 
-# Costs nearer than this count as equal: step times vary by about as much from run to run.
+# Costs nearer than this count as equal, and step times that differ by no more than their own noise: `same_cost`.
 SAME_COST = 0.1
 # A tied method is advised only if it comes within the tolerance of the highest in this share of resamples: with few
 # seeds a method can be tied merely because it scatters, far below the best.
@@ -15,31 +20,83 @@ PLAUSIBLE = 0.2
 Cost = tuple[float, float]
 
 
-def choose(near: Sequence[float], lost: Sequence[bool], costs: Sequence[Cost]) -> int:
+class Choice(NamedTuple):
+    """The place of the chosen method, and those that were passed over, by reason; every place is in one of them.
+
+    ``lost`` had runs that did not complete, ``far`` rarely come near the highest, ``slow`` take longer per step,
+    ``heavy`` hold more memory, ``lower`` cost as little and scored no higher.
+    """
+
+    place: int
+    lost: list[int]
+    far: list[int]
+    slow: list[int]
+    heavy: list[int]
+    lower: list[int]
+
+
+def choose(near: Sequence[float], lost: Sequence[bool], costs: Sequence[Cost], same: float = SAME_COST) -> Choice:
     """Choose among methods that cannot be told apart: the cheapest that may well be as good as the best.
 
-    Cheapest is the shortest step, then the least memory, then the highest validation mean; costs within 10 % count as
-    equal. A method that lost runs is chosen only if every one of them did, and one other than the best only if it is
-    near the highest in at least a fifth of the resamples.
+    Cheapest is the shortest step, then the least memory, then the highest validation mean. A method that lost runs is
+    chosen only if every one of them did, and one other than the best only if it is near the highest in at least a
+    fifth of the resamples.
 
     Args:
         near: for each method, best first, the share of resamples in which it is within the tolerance of the highest.
         lost: whether any of its runs diverged or failed.
         costs: the time and memory of a step, infinite where they are not known.
+        same: relative difference up to which two times count as equal; memory does not scatter, so for it 10 % do.
 
     Returns:
-        The place of the chosen one.
+        The choice and its reasons.
 
     Example:
         >>> choose([0.9, 0.6, 0.1], [False, False, False], [(0.003, 9.0), (0.002, 9.0), (0.001, 9.0)])
-        1
+        Choice(place=1, lost=[], far=[2], slow=[0], heavy=[], lower=[])
     """
-    whole = [k for k, runs_lost in enumerate(lost) if not runs_lost] or list(range(len(lost)))
-    candidates = [k for k in whole if k == whole[0] or near[k] >= PLAUSIBLE]
-    for kind in (0, 1):
-        lowest = min(costs[k][kind] for k in candidates)
-        candidates = [k for k in candidates if costs[k][kind] <= lowest * (1 + SAME_COST)]
-    return candidates[0]
+    places = list(range(len(lost)))
+    whole, broken = _parted(places, lambda k: not lost[k] or all(lost))
+    candidates, far = _parted(whole, lambda k: k == whole[0] or near[k] >= PLAUSIBLE)
+    candidates, slow = _parted(candidates, _at_most([costs[k][0] for k in candidates], same, lambda k: costs[k][0]))
+    (first, *rest), heavy = _parted(
+        candidates, _at_most([costs[k][1] for k in candidates], SAME_COST, lambda k: costs[k][1])
+    )
+    return Choice(first, broken, far, slow, heavy, rest)
+
+
+def _parted(places: Sequence[int], keep: Callable[[int], bool]) -> tuple[list[int], list[int]]:
+    return [k for k in places if keep(k)], [k for k in places if not keep(k)]
+
+
+def _at_most(values: Sequence[float], same: float, of: Callable[[int], float]) -> Callable[[int], bool]:
+    limit = min(values) * (1 + same)
+    return lambda k: of(k) <= limit
+
+
+def same_cost(log_seconds: Sequence[Sequence[float]]) -> float:
+    """The relative difference up to which the step times of several methods count as equal.
+
+    The methods take turns, seed by seed, so what a busy machine adds to one seed falls on all of them and is taken out;
+    what is left scatters. Half the 95 % interval of a difference of two methods' means is the noise.
+
+    Args:
+        log_seconds: (K, n) logarithms of the trials' median step times, one column per seed.
+
+    Returns:
+        The noise, but at least a tenth.
+
+    Example:
+        >>> same_cost([[0.0, 0.0], [1.0, 1.0]])
+        0.1
+    """
+    times = np.array(log_seconds, dtype=float)
+    if times.ndim < 2 or min(times.shape) < 2:
+        return SAME_COST
+    rest = times - times.mean(axis=0) - times.mean(axis=1, keepdims=True) + times.mean()
+    degrees = (times.shape[0] - 1) * (times.shape[1] - 1)
+    deviation = math.sqrt(float((rest**2).sum()) / degrees * 2 / times.shape[1])
+    return max(SAME_COST, math.expm1(float(scipy.stats.t.ppf(0.975, degrees)) * deviation))
 
 
 def step_seconds(runs: Sequence[Trial]) -> float | None:

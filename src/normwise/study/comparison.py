@@ -16,6 +16,7 @@ from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import check_spec
 from normwise.records import Cell, Settings
+from normwise.study.causal import without_leaks
 from normwise.study.engines import Engine, Processes, engine_of, run
 from normwise.study.machine import machine, versions
 from normwise.study.plan import default_epochs, scaled_lrs
@@ -31,6 +32,8 @@ from normwise.study.worker import Job
 DEFAULT_BATCH_SIZES = (2, 32)
 DEFAULT_SEEDS = 5
 QUICK_SEEDS = 3
+# Rates beyond either end of the default grid that the search may go on to.
+SEARCH = 3
 _TUNE_SEED = 1000
 
 
@@ -59,6 +62,7 @@ def compare(
     study: str | None = None,
     engine: str | Engine = "processes",
     devices: int = 1,
+    allow_leak: bool = False,
     progress: bool = True,
     command: str | None = None,
 ) -> Study:
@@ -94,7 +98,8 @@ def compare(
             ``quick`` 3.
         lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32). With an optimizer of
             your own they are rates, or factors of the rates it sets, at the largest batch size compared; default a
-            quarter, once and four times your own.
+            quarter, once and four times your own. Where the best of some method lies at an end of the default rates,
+            all methods try the next one beyond it, at most three times either way; rates that you give are kept to.
         epochs: passes over the data, or batch size → passes. The default is short, about 1000 · √(2 / b) steps for
             your own model: give your usual length for an answer that holds for it.
         out: a folder to keep the study in, which makes it resumable, and to write ``study.json`` and ``report.html``
@@ -112,6 +117,8 @@ def compare(
         engine: what starts the workers: ``"processes"`` of this machine, ``"ray"``, or a
             :class:`~normwise.study.RayCluster`. With ``storage``, ``workers=0`` watches those that others start.
         devices: that train one trial together, with synced statistics: for models and batches too large for one.
+        allow_leak: compare methods with which a causal model sees what it is to predict. By default they are left out,
+            and refused where ``methods`` names them.
         progress: show it on standard error.
         command: what to record as the command that makes this study.
 
@@ -134,6 +141,8 @@ def compare(
         raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
     with ExitStack() as stack:
         _check_model(task, settings)
+        if not allow_leak:
+            settings = without_leaks(task, settings, chosen=methods is not None)
         place: str | Path | None = storage or (None if out is None else Path(out))
         if place is None and how != Processes(1):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
@@ -220,6 +229,8 @@ def make_settings(
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
         devices=_checked_devices(devices, sizes),
+        floor=task.floor,
+        search=SEARCH if lrs is None and not quick else 0,
     )
 
 

@@ -106,7 +106,8 @@ def advice(
     found = []
     for best_first, is_tied, is_near in zip(order.tolist(), tied.tolist(), near.tolist(), strict=True):
         among = [k for k in best_first if is_tied[k]]
-        found.append(among[choose([is_near[k] for k in among], [lost[k] for k in among], [costs[k] for k in among])])
+        choice = choose([is_near[k] for k in among], [lost[k] for k in among], [costs[k] for k in among])
+        found.append(among[choice.place])
     return np.array(found)
 
 

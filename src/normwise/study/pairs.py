@@ -92,6 +92,29 @@ def moderated(variance: np.ndarray, n: int, common: float) -> np.ndarray:
     return (PRIOR * common + (n - 1) * variance) / (PRIOR + n - 1)
 
 
+def above(scores: np.ndarray, row: int, floor: float, level: float = LEVEL) -> bool:
+    """Whether a method's mean is above a fixed score, by a moderated t interval; see :func:`moderated`.
+
+    Args:
+        scores: (K, n) of all methods, n at least 2.
+        row: which of them.
+        floor: the fixed score.
+        level: nominal coverage.
+
+    Returns:
+        Whether the interval lies above it.
+
+    Example:
+        >>> above(np.array([[0.8, 0.9], [0.4, 0.5]]), 0, floor=0.1)
+        True
+    """
+    n = scores.shape[1]
+    each = scores.var(axis=1, ddof=1)
+    variance = moderated(each[row], n, float(np.median(each) / (scipy.stats.chi2.median(n - 1) / (n - 1))))
+    reach = scipy.stats.t.ppf((1 + level) / 2, PRIOR + n - 1) * np.sqrt(variance / n)
+    return bool(scores[row].mean() - reach > floor + ROUNDING)
+
+
 def stretch(n: int, level: float = LEVEL) -> float:
     """How much wider than the percentile bootstrap an interval for the mean of n values has to be.
 

@@ -71,11 +71,43 @@ def training_steps(epochs: float, batch_size: int, samples: int, accumulate: int
     return max(1, round(epochs * (samples // batch_size) / accumulate))
 
 
-def tune_cells(settings: Settings) -> list[Cell]:
+def ladder(settings: Settings, batch_size: int) -> list[float]:
+    """Every rate that the search may come to: the grid and, in steps like its outermost, ``settings.search`` more."""
+    grid = sorted(settings.lrs[str(batch_size)])
+    if len(grid) < 2 or not settings.search:
+        return grid
+    steps = range(1, settings.search + 1)
+    below = [grid[0] * (grid[0] / grid[1]) ** k for k in reversed(steps)]
+    above = [grid[-1] * (grid[-1] / grid[-2]) ** k for k in steps]
+    return [*(float(f"{lr:.3g}") for lr in below), *grid, *(float(f"{lr:.3g}") for lr in above)]
+
+
+def searched(settings: Settings, trials: Iterable[Trial], batch_size: int) -> tuple[list[float], bool]:
+    """The rates that the search has come to, and whether it is over."""
+    # It is over when the best rate of every method has others on both sides, or the ladder ends. Until then all methods
+    # try the next rate on that side: each gets the same budget.
+    rungs, grid = ladder(settings, batch_size), settings.lrs[str(batch_size)]
+    low = rungs.index(min(grid))
+    high = low + len(grid)
+    done = {t.cell.key: t for t in trials if t.cell.stage == "tune" and t.cell.batch_size == batch_size}
+    while True:
+        cells = [_tune_cells(settings, method, batch_size, rungs[low:high]) for method in settings.methods]
+        if not all(cell.key in done for of_one in cells for cell in of_one):
+            return rungs[low:high], False
+        best = {chosen_lr(done[cell.key] for cell in of_one) for of_one in cells} if settings.tune_seeds else set()
+        down = low > 0 and rungs[low] in best
+        up = high < len(rungs) and rungs[high - 1] in best
+        if not (down or up):
+            return rungs[low:high], True
+        low, high = low - down, high + up
+
+
+def tune_cells(settings: Settings, trials: Sequence[Trial] = ()) -> list[Cell]:
     """The cells that choose the learning rates: each method at each batch size with each rate and tuning seed.
 
     Args:
         settings: of the study.
+        trials: those finished so far, which say how far the search has come.
 
     Returns:
         The cells, batch size by batch size.
@@ -86,13 +118,24 @@ def tune_cells(settings: Settings) -> list[Cell]:
         >>> [cell.key for cell in tune_cells(settings)]
         ['tune/none/b2/lr0.1/s9', 'tune/none/b2/lr0.2/s9']
     """
+    rates = {b: _as_tried(settings, b, searched(settings, trials, b)[0]) for b in settings.batch_sizes}
     return [
         Cell("tune", method, batch_size, lr, seed)
         for batch_size in settings.batch_sizes
         for seed in settings.tune_seeds
-        for lr in settings.lrs[str(batch_size)]
+        for lr in rates[batch_size]
         for method in settings.methods
     ]
+
+
+def _as_tried(settings: Settings, batch_size: int, rates: Sequence[float]) -> list[float]:
+    """The grid first, as that is what is known from the start."""
+    grid = settings.lrs[str(batch_size)]
+    return [*grid, *(lr for lr in rates if lr not in grid)]
+
+
+def _tune_cells(settings: Settings, method: str, batch_size: int, rates: Sequence[float]) -> list[Cell]:
+    return [Cell("tune", method, batch_size, lr, seed) for seed in settings.tune_seeds for lr in rates]
 
 
 def chosen_lr(trials: Iterable[Trial]) -> float:
@@ -144,12 +187,15 @@ def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, i
     """
     if not settings.tune_seeds:
         return {(m, b): settings.lrs[str(b)][0] for m in settings.methods for b in settings.batch_sizes}
+    trials = list(trials)
     done = {trial.cell.key: trial for trial in trials}
     chosen = {}
-    for method in settings.methods:
-        for batch_size in settings.batch_sizes:
-            cells = [c for c in tune_cells(settings) if (c.method, c.batch_size) == (method, batch_size)]
-            if all(cell.key in done for cell in cells):
+    for batch_size in settings.batch_sizes:
+        rates, over = searched(settings, trials, batch_size)
+        for method in settings.methods:
+            cells = _tune_cells(settings, method, batch_size, rates)
+            # Where the search cannot go on, no method waits for the others.
+            if (over or not settings.search) and all(cell.key in done for cell in cells):
                 chosen[method, batch_size] = chosen_lr(done[cell.key] for cell in cells)
     return chosen
 
@@ -172,7 +218,7 @@ def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
     trials = list(trials)
     chosen = chosen_lrs(settings, trials)
     races = {batch_size: race(settings, trials, batch_size) for batch_size in settings.batch_sizes}
-    return tune_cells(settings) + [
+    return tune_cells(settings, trials) + [
         Cell("final", method, batch_size, chosen[method, batch_size], seed)
         for batch_size in settings.batch_sizes
         for turn, seed in enumerate(settings.seeds)
@@ -182,7 +228,7 @@ def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
 
 
 def total_cells(settings: Settings, trials: Iterable[Trial] = ()) -> int:
-    """How many trials a study has when it is finished; in a race, how many it has at the most.
+    """How many trials a study has when it is finished, as far as is known: a race stops some, a search adds some.
 
     Args:
         settings: of the study.
@@ -197,4 +243,4 @@ def total_cells(settings: Settings, trials: Iterable[Trial] = ()) -> int:
     """
     trials = list(trials)
     finals = sum(race(settings, trials, b).most(m) for b in settings.batch_sizes for m in settings.methods)
-    return len(tune_cells(settings)) + finals
+    return len(tune_cells(settings, trials)) + finals

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from normwise.records import Settings, Trial
-from normwise.study.plan import total_cells
+from normwise.study.plan import searched, total_cells
 from normwise.study.racing import race
 
 
@@ -143,7 +143,7 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
     left = 0.0
     for batch_size in settings.batch_sizes:
         state = race(settings, trials, batch_size)
-        tuning = len(settings.lrs[str(batch_size)]) * len(settings.tune_seeds)
+        tuning = len(searched(settings, trials, batch_size)[0]) * len(settings.tune_seeds)
         for method in settings.methods:
             like = [s for m, b, s in full if (m, b) == (method, batch_size)]
             like = like or [s for _, b, s in full if b == batch_size] or [overall]

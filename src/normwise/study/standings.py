@@ -132,11 +132,13 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
 def _standing(settings: Settings, runs: Sequence[Trial], tuning: Sequence[Trial], **compared: Any) -> Standing:
     """Add to what was compared what one method's own trials say."""
     cell = runs[0].cell
+    # All methods tried the same.
+    rates = [t.cell.lr for t in tuning] or settings.lrs[str(cell.batch_size)]
     return Standing(
         method=cell.method,
         batch_size=cell.batch_size,
         lr=cell.lr,
-        lr_at_edge=_at_edge(cell.lr, settings.lrs[str(cell.batch_size)]),
+        lr_at_edge=cell.lr in (min(rates), max(rates)),
         runs=len(runs),
         diverged=_incomplete(runs),
         tune_diverged=_incomplete(tuning),
@@ -220,8 +222,3 @@ def _mean_valid(runs: Sequence[Trial]) -> float:
 
 def _incomplete(runs: Sequence[Trial]) -> int:
     return sum(t.state != "complete" for t in runs)
-
-
-def _at_edge(lr: float, grid: Sequence[float]) -> bool:
-    """Whether a better rate may lie outside the grid."""
-    return lr in (min(grid), max(grid))

@@ -312,7 +312,7 @@ class Store:
         # Of an older normwise, whose settings lacked fields that have a default.
         theirs = json.loads(json.dumps(to_dict(from_dict(Settings, theirs))))
         for name in mine:
-            if name not in {"notes"} and mine[name] != theirs.get(name):
+            if name not in {"notes", "floor"} and mine[name] != theirs.get(name):
                 raise StoreError(
                     f"{self._said()} was made with {name} = {_short(theirs.get(name))}, this command says "
                     f"{_short(mine[name])}: add --fresh to start over or {self.database.other}"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from normwise.records import Settings, Standing, Study, Trial, Verdict
-from normwise.study.choice import SAME_COST, choose, cost
-from normwise.study.standings import share_near_best, standings_at
+from normwise.study.decision import Decision, decide
+from normwise.study.standings import standings_at
 
 # Above this a task cannot tell good methods apart.
 SATURATED = 0.995
@@ -52,27 +52,21 @@ def verdict_of(
 
     Returns:
         The verdict.
-
-    Example:
-        >>> callable(verdict_of)
-        True
     """
-    best, tied = standings[0], [s for s in standings if s.tied]
-    racers = [s for s in standings if not s.stopped]
-    near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(racers)}
-    costs = [cost(s.step_seconds, s.peak_bytes) for s in tied]
-    use = tied[choose([near[s.method] for s in tied], [s.diverged > 0 for s in tied], costs)]
-    lost = all(s.diverged == s.runs for s in standings)
+    decision = decide(settings, trials, standings, resampled)
+    use, decided = decision.use, decision.decided
     return Verdict(
-        batch_size=best.batch_size,
+        batch_size=use.batch_size,
         use=use.method,
-        best=best.method,
-        clear=len(tied) == 1 and len(standings) > 1 and not lost,
-        tied=[s.method for s in tied],
-        confidence=0.0 if lost else near[use.method],
-        headline=_headline(standings, tied, use, lost),
-        why=_why(settings, trials, standings, tied, use, lost),
-        cautions=_cautions(settings, trials, standings, tied, use),
+        best=decision.best.method,
+        clear=decision.outcome == "clear",
+        tied=[s.method for s in decision.tied],
+        confidence=decision.near[use.method] if decided else 0.0,
+        headline=_headline(decision),
+        why=_why(decision, trials),
+        cautions=_cautions(decision),
+        outcome=decision.outcome,
+        probability_best=use.probability_best if decided else None,
     )
 
 
@@ -92,66 +86,88 @@ def progress_line(study: Study) -> str:
     return " ".join(v.headline for v in study.verdicts) or "No method is finished yet."
 
 
-def _headline(standings: Sequence[Standing], tied: Sequence[Standing], use: Standing, lost: bool) -> str:
+def _headline(decision: Decision) -> str:
+    use, write = decision.use, _Writer(decision.settings)
     at = f"At batch size {use.batch_size}"
-    if lost:
-        return f"{at} no method trained: every run diverged or failed."
-    if len(standings) == 1:
-        return f"{at} only {use.method} was tried."
-    if len(tied) == 1:
-        return f"{at} use {use.method}: it is ahead of every other method."
-    others = "all methods" if len(tied) == len(standings) else _list([s.method for s in tied])
-    return f"{at} there is no clear winner among {others}; use {use.method}: {_because(tied, use)}."
+    match decision.outcome:
+        case "lost":
+            return f"{at} no method trained: every run diverged or failed."
+        case "unlearned":
+            return (
+                f"{at} no method is shown to have learned anything, so this decides nothing: the best "
+                f"score, {write.score(decision.best.valid.value)}, is not reliably above "
+                f"{write.score(decision.settings.floor or 0.0)}, which takes no training."
+            )
+        case "equal":
+            return f"{at} every method scored the same in every run, so this decides nothing."
+        case "alone":
+            return f"{at} only {_said(use.method)} was tried."
+        case "clear":
+            return f"{at} use {_said(use.method)}: it is ahead of every other method."
+    tied = decision.tied
+    others = "all methods" if len(tied) == len(decision.standings) else _list([_said(s.method) for s in tied])
+    return f"{at} there is no clear winner among {others}; use {_said(use.method)}: {_because(decision)}."
 
 
-def _because(tied: Sequence[Standing], use: Standing) -> str:
-    if use.diverged:
-        return "every one of them lost runs"
-    passed_over = [s for s in tied if _step(s) * (1 + SAME_COST) < _step(use)]
-    if use is tied[0] and passed_over:
-        return "it scored highest, and the cheaper ones rarely come near it or lost runs"
-    if passed_over:
-        return "it is the cheapest of those that often come near the highest and lost no run"
-    return "it scored highest and none costs less" if use is tied[0] else "it is the cheapest"
+def _because(decision: Decision) -> str:
+    """Why this one of the tied: each of the others was passed over for a reason of its own."""
+    choice, said = decision.choice, []
+    if decision.use.diverged:
+        said.append("each of them lost runs")
+    if decision.use is decision.best:
+        said.append("it scored highest")
+    if len(choice.slow) == len(decision.tied) - 1:
+        return _list([*said, "it is the cheapest"])
+    for places, one, more in (
+        (choice.lost, "lost runs", "lost runs"),
+        (choice.far, "rarely comes near the highest", "rarely come near the highest"),
+        (choice.slow, "takes longer per step", "take longer per step"),
+        (choice.heavy, "holds more memory", "hold more memory"),
+        (choice.lower, "costs as much and scored no higher", "cost as much and scored no higher"),
+    ):
+        if places:
+            names = _list([_said(name) for name in decision.names(places)])
+            said.append(f"{names} {more if len(places) > 1 else one}")
+    return _list(said)
 
 
-def _why(
-    settings: Settings,
-    trials: Sequence[Trial],
-    standings: Sequence[Standing],
-    tied: Sequence[Standing],
-    use: Standing,
-    lost: bool,
-) -> list[str]:
+def _why(decision: Decision, trials: Sequence[Trial]) -> list[str]:
+    standings, best, settings = decision.standings, decision.best, decision.settings
     write = _Writer(settings)
-    best = standings[0]
-    if lost:
+    if decision.outcome == "lost":
         return [_lost_sentence(s, trials) for s in standings]
     said = [
         f"{_name(best)} has the highest mean validation {settings.score_name} over {best.runs} seeds: "
         f"{write.score(best.valid.value)} (95 % interval {write.interval(best.valid)}); on test it reaches "
         f"{write.score(best.test.value)}."
     ]
-    rest = [(s.behind, s.method) for s in standings[1:] if s.behind is not None and not s.tied]
+    if decision.decided:
+        said += _gap_sentences(decision, write) + _race_sentences(settings, standings)
+        said += _cost_sentences(decision)
+    said += [_lost_sentence(s, trials) for s in standings if s.diverged]
+    if decision.decided:
+        said += _method_sentences(standings, write)
+    return said
+
+
+def _gap_sentences(decision: Decision, write: _Writer) -> list[str]:
+    """How far behind the others are, and which of them the seeds do not tell apart."""
+    said = []
+    rest = [(s.behind, s.method) for s in decision.standings[1:] if s.behind is not None and not s.tied]
     if rest:
         gap, nearest = min(rest, key=lambda item: item[0].value)
         size = f"{write.gap(gap.value)} ({write.gaps(gap)}, paired by seed)"
         said.append(
-            f"It leads the next, {nearest}, by {size}."
-            if len(tied) == 1
-            else f"Of the methods that are clearly behind it, {nearest} is the nearest: {size}."
+            f"It leads the next, {_said(nearest)}, by {size}."
+            if len(decision.tied) == 1
+            else f"Of the methods that are clearly behind it, {_said(nearest)} is the nearest: {size}."
         )
-    said += _race_sentences(settings, standings)
-    said += [
+    return said + [
         f"{_name(s)} is {write.gap(s.behind.value)} behind, but its 95 % interval, {write.interval(s.behind)}, "
-        "includes 0: chance may explain it."
-        for s in tied[1:]
+        f"includes 0: {s.runs} seeds do not tell the two apart."
+        for s in decision.tied[1:]
         if s.behind is not None
     ]
-    said += _cost_sentences(standings, tied, use)
-    said += [_lost_sentence(s, trials) for s in standings if s.diverged]
-    said += _method_sentences(standings, write)
-    return said
 
 
 def _race_sentences(settings: Settings, standings: Sequence[Standing]) -> list[str]:
@@ -159,7 +175,7 @@ def _race_sentences(settings: Settings, standings: Sequence[Standing]) -> list[s
     left: dict[int, list[str]] = {}
     for s in standings:
         if s.stopped:
-            left.setdefault(s.runs, []).append(s.method)
+            left.setdefault(s.runs, []).append(_said(s.method))
     said = [
         f"Clearly behind after {runs} of {len(settings.seeds)} seeds, so stopped: {_list(names)}."
         for runs, names in sorted(left.items())
@@ -170,20 +186,22 @@ def _race_sentences(settings: Settings, standings: Sequence[Standing]) -> list[s
     return said
 
 
-def _cost_sentences(standings: Sequence[Standing], tied: Sequence[Standing], use: Standing) -> list[str]:
+def _cost_sentences(decision: Decision) -> list[str]:
+    """What a step of the advised method costs, beside the tied ones, or where it is alone beside the fastest."""
+    use = decision.use
     if use.step_seconds is None:
         return []
-    text = f"A training step with {use.method} takes {use.step_seconds * 1e3:.3g} ms"
+    text = f"A training step with {_said(use.method)} takes {use.step_seconds * 1e3:.3g} ms"
     if use.peak_bytes is not None:
         text += f" and holds at most {use.peak_bytes / 2**20:.3g} MiB"
-    others = [s for s in tied if s is not use and s.step_seconds]
-    if others:
-        dearest = max(others, key=_step)
-        text += f"; the dearest of the tied, {dearest.method}, takes {_step(dearest) * 1e3:.3g} ms"
-        return [text + "."]
-    fastest = min((s for s in standings if s.step_seconds), key=_step)
-    if fastest is not use:
-        text += f", {_step(use) / _step(fastest):.2g} times the fastest ({fastest.method})"
+    among = [s for s in (decision.tied if len(decision.tied) > 1 else decision.standings) if s.step_seconds]
+    other = (max if len(decision.tied) > 1 else min)(among, key=_step)
+    ratio = _step(other) / _step(use)
+    if max(ratio, 1 / ratio) > 1 + decision.same:
+        kind = "longest" if ratio > 1 else "shortest"
+        text += f"; the {kind}, with {_said(other.method)}, takes {_step(other) * 1e3:.3g} ms"
+    elif len(among) > 1:
+        text += f"; differences of up to {decision.same * 100:.0f} % between step times count as none"
     return [text + "."]
 
 
@@ -216,31 +234,34 @@ def _method_sentences(standings: Sequence[Standing], write: _Writer) -> list[str
     return said
 
 
-def _cautions(
-    settings: Settings,
-    trials: Sequence[Trial],
-    standings: Sequence[Standing],
-    tied: Sequence[Standing],
-    use: Standing,
-) -> list[str]:
-    write, best, said = _Writer(settings), standings[0], []
+def _cautions(decision: Decision) -> list[str]:
+    settings, standings, best, use = decision.settings, decision.standings, decision.best, decision.use
+    write, said = _Writer(settings), []
     if settings.quick:
         said.append("This was a quick run: short training and few seeds. Repeat it without --quick to rely on it.")
-    if best.runs < FEW_SEEDS:
+    if decision.outcome == "tied" and best.runs < FEW_SEEDS:
         said.append(f"{best.runs} seeds give wide intervals: more of them may separate methods that are tied here.")
     edge = [s for s in standings if s.lr_at_edge]
     if edge and len(settings.lrs[str(best.batch_size)]) > 1:
-        lrs = ", ".join(f"{s.method} ({s.lr:.3g})" for s in edge)
-        said.append(f"The best learning rate lay at the edge of the grid for {lrs}: a wider grid may favour them.")
-    if use is not best and best.valid.value - use.valid.value > settings.tolerance:
+        lrs = ", ".join(f"{_said(s.method)} ({s.lr:.3g})" for s in edge)
+        said.append(f"The best learning rate lay at the edge of what was tried for {lrs}: others may favour them.")
+    if decision.rising:
+        gains = [f"{_said(method)} by {write.gap(gain)}" for method, gain in decision.rising.items()]
         said.append(
-            f"{_name(use)} is {write.gap(best.valid.value - use.valid.value)} below {best.method} in mean validation "
-            f"{settings.score_name}: it is tied because the seeds scatter, not because it was shown to be equal."
+            f"Training has not settled: in its last sixth {_list(gains)} still rose. Longer runs may rank otherwise."
+        )
+    if not decision.decided:
+        return [*said, "Train longer, try other learning rates, and check loss and metric."]
+    below, at_best = best.valid.value - use.valid.value, _said(best.method)
+    if use is not best and below > settings.tolerance:
+        said.append(
+            f"{_name(use)} is {write.gap(below)} below {at_best} in mean validation "
+            f"{settings.score_name}: that the seeds do not tell them apart does not show that they are equal."
         )
     top = max(standings, key=lambda s: s.test.value)
     if top is not best and top.test.value - best.test.value > settings.tolerance:
         said.append(
-            f"On test {top.method} is {write.gap(top.test.value - best.test.value)} ahead of {best.method}: "
+            f"On test {_said(top.method)} is {write.gap(top.test.value - best.test.value)} ahead of {at_best}: "
             "validation and test disagree about the best."
         )
     if settings.score_name == "accuracy" and best.valid.value >= SATURATED:
@@ -249,7 +270,7 @@ def _cautions(
     if lost:
         said.append(
             "During the search for a learning rate "
-            + _list([f"{s.method} lost {s.tune_diverged}" for s in lost])
+            + _list([f"{_said(s.method)} lost {s.tune_diverged}" for s in lost])
             + " trial(s) to divergence or errors."
         )
     return said
@@ -278,9 +299,15 @@ class _Writer:
         return "95 % interval " + self.interval(interval)
 
 
+def _said(method: str) -> str:
+    """A method's name within a sentence."""
+    return "no normalization" if method == "none" else method
+
+
 def _name(standing: Standing) -> str:
     """A method's name to begin a sentence with."""
-    return "No normalization" if standing.method == "none" else standing.method[:1].upper() + standing.method[1:]
+    said = _said(standing.method)
+    return said[:1].upper() + said[1:]
 
 
 def _list(names: Sequence[str]) -> str:

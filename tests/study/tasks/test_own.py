@@ -17,6 +17,7 @@ from normwise.study import compare, load_task, make_task
 from normwise.study.comparison import make_settings
 from normwise.study.data import Part, Samples
 from normwise.study.optimize import PerEpoch
+from normwise.study.tasks.scores import r_squared
 from normwise.study.trial import Trainer, build_model, training_batches
 
 HERE = Path(__file__).parent
@@ -264,3 +265,49 @@ def test_other_misuse():
         make_settings(make_task(projects.factory, projects.pairs()), ["as_is"])
     trial = Trainer(make_task(projects.factory, projects.pairs(), optimizer=lambda m: 3), {8: 2})(cell())
     assert "gave int: expected an optimizer" in trial.reason
+
+
+def column(norm):
+    return nn.Sequential(nn.Linear(3, 8), norm(8), nn.ReLU(), nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize("loss", [None, nn.L1Loss()])
+def test_a_column_of_outputs_meets_a_row_of_targets(loss):
+    """(N, 1) against (N,) would broadcast: every output against every target, and the mean of all is learned."""
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    y = x[:, 0] * 2 - x[:, 1]
+    study = compare(
+        column,
+        (x, y),
+        loss=loss,
+        methods=["none", "layer"],
+        batch_sizes=[20],
+        seeds=2,
+        lrs=[0.1],
+        epochs=30,
+        progress=False,
+    )
+    assert all(s.test.value > 0.9 for s in study.standings)
+
+
+def test_regression_refuses_shapes_that_only_broadcast():
+    x = torch.randn(60, 3)
+    with pytest.raises(
+        InputError, match=r"the model gives \(\d+, 1\) and the targets are \(\d+, 2\): make them the same"
+    ):
+        compare(column, (x, x[:, :2]), methods=["none"], batch_sizes=[20], seeds=2, progress=False)
+
+
+def test_worse_than_a_constant_is_below_zero():
+    assert r_squared(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 3.0])) == -3
+
+
+def test_a_study_that_learned_nothing_says_so():
+    """Targets that nothing in the inputs tells of."""
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(300, generator=torch.Generator().manual_seed(1))
+    study = compare(
+        column, (x, y), methods=["none", "layer"], batch_sizes=[20], seeds=3, lrs=[0.01], epochs=2, progress=False
+    )
+    assert study.verdicts[0].outcome == "unlearned"
+    assert "decides nothing" in study.verdicts[0].headline

@@ -21,7 +21,7 @@ from normwise.study.tasks.base import DEFAULT_METHODS, Task, classification, nea
 from normwise.study.tasks.convert import AS_IS, own_methods
 from normwise.study.tasks.forms import splits_of
 from normwise.study.tasks.named import DATASETS, named_task
-from normwise.study.tasks.scores import METRICS, r_squared
+from normwise.study.tasks.scores import METRICS, Criterion, r_squared, squared_error
 from normwise.study.tasks.tuning import OwnOptimizer
 from normwise.surgery.sources import called, resolved
 
@@ -168,9 +168,9 @@ def _basic(name: str, splits: Splits, make: Callable, loss: Any, metric: Any) ->
     if pair and not tensors_of(batch.targets)[0].is_floating_point():
         task = classification(name, splits, make)
     else:
-        task = Task(name, splits, make, nn.functional.mse_loss, r_squared, "R²", floor=0.0)
+        task = Task(name, splits, make, squared_error, r_squared, "R²", floor=0.0)
     if criterion is not None:
-        task = dataclasses.replace(task, loss=criterion)
+        task = dataclasses.replace(task, loss=Criterion(criterion))
     if own_loss is not None:
         task = dataclasses.replace(task, batch_loss=own_loss)
     if metric is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from normwise.errors import InputError
 
 
 def by_class(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -38,7 +42,7 @@ def class_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         >>> class_loss(torch.zeros(2, 7, 30), torch.zeros(2, 7, dtype=torch.long))
         tensor(3.4012)
     """
-    return torch.nn.functional.cross_entropy(by_class(outputs, targets), targets)
+    return nn.functional.cross_entropy(by_class(outputs, targets), targets)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -58,23 +62,87 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return (by_class(outputs, targets).argmax(1) == targets).double().mean().item()
 
 
-def r_squared(outputs: Tensor, targets: Tensor) -> float:
-    """The share of the targets' variance that is explained, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², not below 0.
+def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Give real-valued outputs the targets' shape, where they differ in axes of one element alone.
+
+    (N, 1) against (N,) would broadcast to (N, N), every output against every target.
 
     Args:
-        outputs: of the targets' shape.
+        outputs: of a regression.
+        targets: what they should be.
+
+    Returns:
+        The outputs in the targets' shape.
+
+    Raises:
+        InputError: the shapes differ in more than axes of one element.
+
+    Example:
+        >>> aligned(torch.zeros(5, 1), torch.zeros(5)).shape
+        torch.Size([5])
+    """
+    if [size for size in outputs.shape if size != 1] != [size for size in targets.shape if size != 1]:
+        raise InputError(
+            f"the model gives {tuple(outputs.shape)} and the targets are {tuple(targets.shape)}: make them the same "
+            "shape, or give a loss(model, batch) of your own"
+        )
+    return outputs.reshape(targets.shape)
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean squared error of outputs that are :func:`aligned` with their targets.
+
+    Args:
+        outputs: of a regression.
+        targets: what they should be.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> squared_error(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0]))
+        tensor(0.)
+    """
+    return nn.functional.mse_loss(aligned(outputs, targets), targets)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion of torch's whose real-valued targets are met by outputs of their shape; a broadcast would be silent.
+
+    Example:
+        >>> Criterion(torch.nn.L1Loss())(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0]))
+        tensor(0.)
+    """
+
+    criterion: nn.Module
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Give the loss."""
+        both = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+        if both and targets.is_floating_point() and type(self.criterion).__module__ == torch.nn.modules.loss.__name__:
+            outputs = aligned(outputs, targets)
+        loss: Tensor = self.criterion(outputs, targets)
+        return loss
+
+
+def r_squared(outputs: Tensor, targets: Tensor) -> float:
+    """The share of the targets' variance that is explained, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)².
+
+    Args:
+        outputs: of the targets' shape, see :func:`aligned`.
         targets: real values.
 
     Returns:
-        A number from 0 to 1.
+        At most 1; 0 is what the constant ȳ scores, and below 0 is worse than that.
 
     Example:
         >>> r_squared(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
         1.0
     """
-    outputs, targets = outputs.double(), targets.double()
+    outputs, targets = aligned(outputs, targets).double(), targets.double()
     spread = (targets - targets.mean(0)).square().sum()
-    return (1 - (targets - outputs).square().sum() / spread.clamp_min(1e-300)).clamp_min(0).item()
+    return (1 - (targets - outputs).square().sum() / spread.clamp_min(1e-300)).item()
 
 
 def mean_iou(outputs: Tensor, targets: Tensor) -> float:

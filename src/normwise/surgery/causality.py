@@ -1,0 +1,149 @@
+"""Whether a sequence model's outputs depend on positions that come later, found by changing one and running it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from normwise.surgery.pause import statistics_paused
+from normwise.surgery.running import evaluating, tensors_in
+
+Run = Callable[[nn.Module, Any], Any]
+
+# Outputs that move by less, relative to their size, moved by rounding.
+ROUNDING = 1e-4
+# Fewer positions tell no direction.
+_SHORTEST = 3
+
+
+class Sight(NamedTuple):
+    """How far outputs move, relative to their size.
+
+    ``ahead``: of earlier positions when the last one changes; ``back``: of later positions when the first one does.
+
+    Example:
+        >>> Sight(ahead=0.0, back=0.3).causal
+        True
+    """
+
+    ahead: float
+    back: float
+
+    @property
+    def causal(self) -> bool:
+        """Whether what comes later depends on what came before, and not the other way round."""
+        return self.ahead <= ROUNDING < self.back
+
+
+def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sight]:
+    """Change the first and the last position of a batch and see which outputs move.
+
+    The model runs with its random numbers fixed and its running averages paused, and is left as it was.
+
+    Args:
+        model: of sequences: token numbers (N, L), or values (N, L, C) or (N, C, L), with an output for each position.
+        run: ``(model, batch) -> output``.
+        batch: a tensor, or a tuple or mapping with tensors.
+
+    Returns:
+        For each mode, ``"training"`` and ``"evaluation"``, and each axis of the input that may be that of the
+        positions, what was seen; empty for models without an output for each position.
+
+    Example:
+        >>> class Sum(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.cumsum(1)
+        >>> seen = sights(Sum(), lambda model, x: model(x), torch.randn(2, 5, 3))
+        >>> seen["evaluation", 1].causal, seen["evaluation", 2].causal
+        (True, False)
+    """
+    sequence = _sequence(batch)
+    if sequence is None:
+        return {}
+    found = {}
+    for mode in ("training", "evaluation"):
+        with _still(model, training=mode == "training"):
+            before = _outputs(model, run, batch)
+            for axis in range(1, sequence.ndim):
+                length = sequence.shape[axis]
+                place = next((k for k in (axis, 1, before.ndim - 1) if before.shape[k : k + 1] == (length,)), None)
+                if length < _SHORTEST or place is None:
+                    continue
+                moved = [
+                    _moved(before, _outputs(model, run, _changed(batch, sequence, axis, at)), place)
+                    for at in (length - 1, 0)
+                ]
+                found[mode, axis] = Sight(float(moved[0][:-1].max()), float(moved[1][1:].max()))
+    return found
+
+
+def leaks(before: Mapping[tuple[str, int], Sight], after: Mapping[tuple[str, int], Sight]) -> dict[str, float]:
+    """In which modes a change made a causal model see what comes later, and how far its outputs move by it.
+
+    Args:
+        before: what :func:`sights` gave of the model as it was.
+        after: and as it is.
+
+    Returns:
+        Mode → movement of earlier outputs; empty where the model was not causal or still is.
+
+    Example:
+        >>> leaks({("evaluation", 1): Sight(0.0, 0.3)}, {("evaluation", 1): Sight(0.1, 0.3)})
+        {'evaluation': 0.1}
+    """
+    return {
+        mode: after[mode, axis].ahead
+        for (mode, axis), sight in before.items()
+        if sight.causal and (mode, axis) in after and after[mode, axis].ahead > ROUNDING
+    }
+
+
+def _sequence(batch: Any) -> Tensor | None:
+    """The tensor that holds the sequences: token numbers, the most varied if there are several, else values."""
+    tensors = [t for t in tensors_in(batch) if t.ndim in (2, 3) and t.numel()]
+    numbers = [t for t in tensors if t.dtype in (torch.int32, torch.int64) and t.ndim == 2]
+    values = [t for t in tensors if t.is_floating_point() and t.ndim == 3]
+    return max(numbers, key=lambda t: len(t.unique())) if numbers else values[0] if values else None
+
+
+def _changed(batch: Any, sequence: Tensor, axis: int, at: int) -> Any:
+    """The batch with other values at one position of its sequence."""
+    other = sequence.clone()
+    place = other.select(axis, at)
+    if sequence.is_floating_point():
+        # By other amounts for each element: what is added to all alike, a norm takes off again.
+        place += sequence.std() * torch.linspace(0.5, 1.5, place.numel(), device=place.device).to(place.dtype).reshape(
+            place.shape
+        )
+    else:
+        low, high = sequence.min(), sequence.max()
+        place.copy_(torch.where(place == high, low, high))
+    return copy.deepcopy(batch, {id(sequence): other})
+
+
+def _outputs(model: nn.Module, run: Run, batch: Any) -> Tensor:
+    """The first output with positions; the same random numbers at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = tensors_in(run(model, batch))
+    return next((t for t in outputs if t.is_floating_point() and t.ndim >= 2), torch.zeros(0))
+
+
+def _moved(before: Tensor, after: Tensor, place: int) -> Tensor:
+    """How far each position's outputs moved, relative to the size of all."""
+    change = (after - before).double().movedim(place, 0).flatten(1).abs().amax(1)
+    return change / before.double().square().mean().sqrt().clamp_min(1e-300)
+
+
+@contextmanager
+def _still(model: nn.Module, training: bool) -> Iterator[None]:
+    with statistics_paused(model), evaluating(model):
+        if training:
+            for module in model.modules():
+                module.training = True
+        yield
