@@ -12,7 +12,7 @@ from normwise.engine import run
 from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.mixes import Running, normalize_at_once
-from normwise.moments import Moments, update_running
+from normwise.moments import Moments, transforming, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
 
@@ -234,20 +234,6 @@ def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
         raise InputError(f"lengths must lie in 0..{size}, the size of the last axis, got {lengths.tolist()}")
     mask = torch.arange(size, device=x.device) < lengths.to(x.device).unsqueeze(1)
     return mask.reshape(N, *(1,) * (x.ndim - 2), size)
-
-
-def transforming() -> bool:
-    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and buffers must not change.
-
-    Returns:
-        Whether one is.
-
-    Example:
-        >>> transforming()
-        False
-    """
-    # By type, not `is not None`: the compiler, which must follow this, never takes the stack's top for None.
-    return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
 
 
 def _check_running(

@@ -240,6 +240,38 @@ def readable(t: Tensor) -> bool:
     )
 
 
+def transforming() -> bool:
+    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and buffers must not change.
+
+    Returns:
+        Whether one is.
+
+    Example:
+        >>> transforming()
+        False
+    """
+    # By type, not `is not None`: the compiler, which must follow this, never takes the stack's top for None.
+    return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
+
+
+def countable(t: Tensor) -> bool:
+    """Tell whether what a tensor says may be counted in another that no transform and no graph knows of.
+
+    Args:
+        t: any tensor.
+
+    Returns:
+        Whether it stands for itself and not for another: one of a ``torch.func`` transform, of an exported graph, a fake.
+
+    Example:
+        >>> countable(torch.zeros(()))
+        True
+    """
+    if transforming() or torch.compiler.is_exporting():
+        return False
+    return torch.compiler.is_compiling() or type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
 def update_running(
     running_mean: Tensor,
     running_var: Tensor,
@@ -259,7 +291,7 @@ def update_running(
         batch: the batch's moments, (1, C).
         momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
         skipped: an integer tensor (); with it, a batch whose moments are not all finite leaves the averages as they are
-            and adds 1 here, without the host waiting for a device.
+            and adds 1 here, without the host waiting for a device; where :func:`countable` allows.
         tracked: an integer tensor (), to which 1 is added for a batch that is not skipped.
 
     Example:
@@ -277,7 +309,8 @@ def update_running(
         if not readable(total):
             counts = torch.isfinite(total)
             new_mean, new_var = torch.where(counts, new_mean, running_mean), torch.where(counts, new_var, running_var)
-            skipped.add_(~counts)
+            if countable(total):
+                skipped.add_(~counts)
         elif not math.isfinite(total.item()):
             skipped.add_(1)
             return

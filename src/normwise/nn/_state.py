@@ -112,29 +112,54 @@ def _is_leaf(layer: torch.nn.Module, forward: Callable[..., Any], tracer: Any) -
 class TrackingNorm(_NormBase):
     """A layer with running averages, which a batch that is not finite leaves as they are.
 
-    Such batches are counted in ``num_batches_skipped``, a buffer outside the state_dict. Where reading it costs nothing
-    the layer warns at once; on an accelerator and in compiled code, when :meth:`train` or ``eval`` is called next.
+    Such batches are counted in :attr:`num_batches_skipped`. Where reading that costs nothing the layer warns at once;
+    on an accelerator and in compiled code, when :meth:`train` or ``eval`` is called next.
     """
 
-    num_batches_skipped: Tensor | None
     skip_nonfinite: bool
     activation: str | None = None
     # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
     sync: Sync | None = None
     _warned = False
+    # No buffer: a checkpoint has no such entry, and what walks over a model's buffers expects those of torch's layer.
+    _skipped: Tensor | None = None
 
     def _guard(self, skip_nonfinite: bool) -> None:
         """Finish construction: must follow torch's ``__init__``."""
         self.skip_nonfinite = skip_nonfinite
-        count = None if self.num_batches_tracked is None else torch.zeros_like(self.num_batches_tracked)
-        self.register_buffer("num_batches_skipped", count, persistent=False)
+        _ = self.num_batches_skipped
+
+    @property
+    def num_batches_skipped(self) -> Tensor | None:
+        """How many batches were left out, a tensor (); ``None`` without running averages.
+
+        It goes where the running averages are, but is no buffer. Under ``torch.func`` transforms, in exported graphs
+        and with fake tensors such batches are left out, too, and not counted: this is no argument of theirs to change.
+        """
+        mean = self._buffers.get("running_mean")
+        if mean is None:
+            return None
+        if self._skipped is None or self._skipped.device != mean.device:
+            self._follow(mean)
+        return self._skipped
+
+    def _follow(self, mean: Tensor) -> None:
+        # Not only to(device) puts running averages elsewhere: so does load_state_dict(assign=True).
+        count = self._skipped
+        if count is None or count.is_meta or mean.is_meta:
+            count = torch.zeros((), dtype=torch.int64, device=mean.device)
+        self._skipped = count.to(mean.device)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TrackingNorm:
+        super()._apply(fn, recurse)
+        _ = self.num_batches_skipped  # here and not in the next training step
+        return self
 
     def reset_running_stats(self) -> None:
         """Forget the running averages and the counts."""
         super().reset_running_stats()
-        skipped = self._buffers.get("num_batches_skipped")
-        if skipped is not None:
-            skipped.zero_()
+        if self._skipped is not None:
+            self._skipped.zero_()
 
     def train(self, mode: bool = True) -> TrackingNorm:
         """Set training mode, as torch does, and warn of batches that were skipped meanwhile."""
@@ -142,7 +167,7 @@ class TrackingNorm(_NormBase):
         return super().train(mode)
 
     def _warn_of_skipped(self) -> None:
-        skipped = self._buffers.get("num_batches_skipped")
+        skipped = self._skipped
         if self._warned or type(skipped) is not Tensor or skipped.is_meta or not skipped:
             return
         # The first to meet it speaks for the model: what comes after has it from there.
@@ -180,7 +205,7 @@ class TrackingNorm(_NormBase):
             elif self.track_running_stats:
                 if self.momentum is None:
                     return None
-                skipped, tracked = buffers["num_batches_skipped"], buffers["num_batches_tracked"] if counts else None
+                skipped, tracked = self.num_batches_skipped, buffers["num_batches_tracked"] if counts else None
                 running = (mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
         mix = (members, mean_weight, var_weight, True, num_groups)
         y = normalize_at_once(x, *mix, *affine, self.eps, self.activation, 0.01, running, population)
