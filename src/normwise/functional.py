@@ -12,7 +12,7 @@ from normwise.engine import run
 from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.mixes import Running, normalize_at_once
-from normwise.moments import Moments, transforming, update_running
+from normwise.moments import Moments, may_move, transforming, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
 
@@ -68,7 +68,7 @@ def normalize(
         running_var: (C,).
         use_running: normalize by the running averages instead of the batch (evaluation), where the method keeps any.
         momentum: weight of this batch in the running averages, which are then changed in place; ``None`` leaves them.
-            Under ``torch.func`` transforms they are left in any case.
+            Under ``torch.func`` transforms they move where these were given them, one for each batch: in an ensemble.
         skipped: an integer tensor (); with it, a batch whose statistics are not finite leaves the running averages as
             they are and is counted here.
         tracked: an integer tensor (), which counts the batches that moved the running averages, and empty ones.
@@ -159,12 +159,12 @@ def normalize(
         x = torch.where(keep, x, 0)
     # A rank without data still learns what the others saw.
     some = x.numel() > 0 or inputs.exchange is not None
-    moves = not use_running and not transforming()
     running = None
-    if moves and momentum is not None and running_mean is not None and running_var is not None:
-        if some:
+    if not use_running and momentum is not None and running_mean is not None and running_var is not None:
+        moves = may_move((running_mean, running_var, tracked), (x, keep))
+        if moves and some:
             running = Running(running_mean, running_var, momentum, skipped, tracked)
-        elif tracked is not None:
+        elif moves and tracked is not None:
             tracked.add_(1)  # as in torch
     y, cells = run(x, row, inputs, activation, slope, running)
     if keep is not None:

@@ -118,6 +118,8 @@ def normalize_at_once(
             return None
     if (population is not None or running is not None) and 0 not in pools:
         return None
+    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+        return None  # the kernels would read the momentum
     # Two values behind each statistic of x; a population's are not.
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):

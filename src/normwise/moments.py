@@ -237,11 +237,12 @@ def readable(t: Tensor) -> bool:
         and t.is_cpu
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.jit.is_tracing()
+        and not transforming()
     )
 
 
 def transforming() -> bool:
-    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and buffers must not change.
+    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and only arguments may change.
 
     Returns:
         Whether one is.
@@ -252,6 +253,45 @@ def transforming() -> bool:
     """
     # By type, not `is not None`: the compiler, which must follow this, never takes the stack's top for None.
     return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
+
+
+def may_move(running: Sequence[Tensor | None], batch: Sequence[Tensor | None]) -> bool:
+    """Tell whether ``torch.func`` transforms, if any are running, let a batch move running averages in place.
+
+    They have no side effects, so the averages must be arguments of every one of them; and where ``vmap`` runs over many
+    batches there must be as many averages, as in an ensemble (``torch.func.stack_module_state``).
+
+    Args:
+        running: what would change.
+        batch: what it would change by.
+
+    Returns:
+        Whether it may.
+
+    Example:
+        >>> torch.func.vmap(lambda mean, x: x.new_tensor(may_move([mean], [x])), (None, 0))(torch.zeros(3), torch.ones(2, 3))
+        tensor([0., 0.])
+    """
+    if not transforming():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    known, needed = ([_levels(t) for t in tensors if t is not None] for tensors in (running, batch))
+    return all(
+        interpreter.level() in own
+        for interpreter in torch._C._functorch.get_interpreter_stack() or ()
+        if interpreter.key() != torch._C._functorch.TransformType.Vmap or any(interpreter.level() in t for t in needed)
+        for own in known
+    )
+
+
+def _levels(t: Tensor) -> set[int]:
+    """The transforms that a tensor is wrapped for."""
+    found = set()
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        found.add(torch._C._functorch.maybe_get_level(t))
+        t = torch._C._functorch.get_unwrapped(t)
+    return found
 
 
 def countable(t: Tensor) -> bool:
@@ -317,4 +357,5 @@ def update_running(
     if tracked is not None:
         tracked.add_(counts)
     for running, new in ((running_mean, new_mean), (running_var, new_var)):
-        running.lerp_(new, momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum)
+        # Expanded: a tensor without axes would be read for its number.
+        running.lerp_(new, momentum.to(running.dtype).expand_as(new) if isinstance(momentum, Tensor) else momentum)

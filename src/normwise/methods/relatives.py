@@ -70,12 +70,12 @@ def ghost_batch(cells: Moments, p: Inputs) -> Affine:
 
 def _ghosts(cells: Moments, p: Inputs) -> list[Moments]:
     """The batch in runs of samples."""
-    # As a number also where torch.jit.trace has tensors in the place of sizes.
+    # torch.jit.trace has tensors in the place of sizes: of this one it takes the number.
     parts = max(1, int(cells.mean.shape[0]) // p.ghost_size)
     means, variances = cells.mean.tensor_split(parts), cells.var.tensor_split(parts)
     if not isinstance(cells.elements, Tensor):
         return [Moments(mean, var, cells.elements) for mean, var in zip(means, variances, strict=True)]
-    counts = cells.elements.tensor_split(parts)
+    counts = cells.elements.expand_as(cells.mean).tensor_split(parts)
     return [Moments(*run) for run in zip(means, variances, counts, strict=True)]
 
 

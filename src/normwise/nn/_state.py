@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 from normwise import ops
 from normwise.distributed import Sync
 from normwise.errors import NormwiseWarning
-from normwise.functional import normalize, transforming
+from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
 from normwise.moments import readable
 
@@ -224,7 +224,7 @@ class TrackingNorm(_NormBase):
         tracked, skipped = self.num_batches_tracked if counts else None, self.num_batches_skipped
         options |= {"skipped": skipped if self.skip_nonfinite else None, "sync": self.sync}
         y = _normalize_and_track(input, method, momentum, tracked, **options)
-        if skipped is not None and readable(skipped) and not transforming():
+        if skipped is not None and readable(skipped):
             self._warn_of_skipped()
         return y
 

@@ -11,6 +11,7 @@ from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
+from normwise.moments import transforming
 from normwise.nn._state import TrackingNorm, boundary, exporting
 
 
@@ -170,6 +171,9 @@ class BatchInstanceNorm(RelativeNorm):
             torch.nn.init.ones_(self.gate)
 
     def _inputs(self) -> dict[str, Any]:
+        if self.training and transforming():
+            # The value is clipped all the same; its gradient is as that of a gate within.
+            return {"extra": self.gate + (self.gate.clamp(0, 1) - self.gate).detach()}
         if self.training:
             # The paper clips after each step. Doing it here needs no hook on the optimizer; ``.data``, because a second
             # forward pass before the backward pass finds it clipped already and must not count as a change.
