@@ -275,7 +275,8 @@ def may_move(running: Sequence[Tensor | None], batch: Sequence[Tensor | None]) -
     if not transforming():
         return True
     if torch.compiler.is_compiling():
-        return False
+        # The compiler follows no more than this: of gradients within a compiled ensemble averages stay.
+        return all(t is None or torch._C._functorch.is_batchedtensor(t) for t in running)
     known, needed = ([_levels(t) for t in tensors if t is not None] for tensors in (running, batch))
     return all(
         interpreter.level() in own
@@ -358,4 +359,8 @@ def update_running(
         tracked.add_(counts)
     for running, new in ((running_mean, new_mean), (running_var, new_var)):
         # Expanded: a tensor without axes would be read for its number.
-        running.lerp_(new, momentum.to(running.dtype).expand_as(new) if isinstance(momentum, Tensor) else momentum)
+        weight = momentum.to(running.dtype).expand_as(new) if isinstance(momentum, Tensor) else momentum
+        if transforming():
+            running.copy_(running.lerp(new, weight))  # vmap has no rule of its own for what follows
+        else:
+            running.lerp_(new, weight)
