@@ -163,8 +163,8 @@ def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tupl
     pools = _pools(row.members(p), x.shape[1], p.num_groups)
     if pools is None:
         return None
-    if len(pools) > 1 and x.numel() == x.shape[0] * x.shape[1]:
-        return None  # with one element a cell some members have no meaning and the method drops them
+    if "mean_weight" in row.parameters and x.numel() == x.shape[0] * x.shape[1]:
+        return None  # with one element a cell some members have no meaning: the method drops them, or refuses
     if running is not None and not (0 in pools and movable(running, x)):
         return None
     return pools

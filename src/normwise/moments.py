@@ -242,7 +242,7 @@ def readable(t: Tensor) -> bool:
 
 
 def transforming() -> bool:
-    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and only arguments may change.
+    """Tell whether a ``torch.func`` transform is running: tensors have no values, and only arguments may change.
 
     Returns:
         Whether one is.
@@ -269,7 +269,8 @@ def may_move(running: Sequence[Tensor | None], batch: Sequence[Tensor | None]) -
         Whether it may.
 
     Example:
-        >>> torch.func.vmap(lambda mean, x: x.new_tensor(may_move([mean], [x])), (None, 0))(torch.zeros(3), torch.ones(2, 3))
+        >>> mean, batch = torch.zeros(3), torch.ones(2, 3)
+        >>> torch.func.vmap(lambda m, x: x.new_tensor(may_move([m], [x])), (None, 0))(mean, batch)
         tensor([0., 0.])
     """
     if not transforming():
@@ -302,7 +303,7 @@ def countable(t: Tensor) -> bool:
         t: any tensor.
 
     Returns:
-        Whether it stands for itself and not for another: one of a ``torch.func`` transform, of an exported graph, a fake.
+        Whether it stands for itself, and not for that of a ``torch.func`` transform or of an exported graph, or a fake.
 
     Example:
         >>> countable(torch.zeros(()))

@@ -20,10 +20,10 @@ from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
 from normwise import ops
 from normwise.distributed import Sync
-from normwise.errors import NormwiseWarning
+from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
-from normwise.moments import readable
+from normwise.moments import may_move, readable
 
 # The name in this module, which is what the layers look up here.
 torch.fx.wrap("normalize")
@@ -36,6 +36,13 @@ def check_dim(x: Tensor, dims: tuple[int, ...]) -> Tensor:
         expected = " or ".join(f"{d}D" for d in dims)
         raise ValueError(f"expected {expected} input (got {x.dim()}D input)")
     return x
+
+
+def checked_size(num_features: int) -> int:
+    """Refuse a number of channels that no data has; for the layers without a namesake in torch."""
+    if num_features < 1:
+        raise InputError(f"num_features counts channels, at least 1, got {num_features}")
+    return num_features
 
 
 def exporting() -> bool:
@@ -199,6 +206,8 @@ class TrackingNorm(_NormBase):
         if affine is None:
             return None
         mean, var, running, population, skipped = buffers["running_mean"], buffers["running_var"], None, None, None
+        if (mean is None or var is None) and (mean is not var or buffers["num_batches_tracked"] is not None):
+            return None  # set to None by hand
         if mean is not None and var is not None:
             if not self.training:
                 population = mean, var
@@ -218,10 +227,11 @@ class TrackingNorm(_NormBase):
         mean, training = self.running_mean, self.training
         options = {"weight": self.weight, "bias": self.bias, **options}
         options |= {"eps": self.eps, "running_mean": mean, "running_var": self.running_var}
-        if not (training and self.track_running_stats and mean is not None):
+        tracked = self.num_batches_tracked if counts else None
+        if not (training and self.track_running_stats and (mean is not None or tracked is not None)):
             sync = self.sync if training else None
             return normalize(input, method, use_running=not training and mean is not None, sync=sync, **options)
-        tracked, skipped = self.num_batches_tracked if counts else None, self.num_batches_skipped
+        skipped = self.num_batches_skipped
         options |= {"skipped": skipped if self.skip_nonfinite else None, "sync": self.sync}
         y = _normalize_and_track(input, method, momentum, tracked, **options)
         if skipped is not None and readable(skipped):
@@ -238,6 +248,8 @@ def _normalize_and_track(
     if momentum is None and tracked is not None:
         # As a tensor it neither breaks a compiled graph nor synchronizes with a device.
         weight = (tracked + 1).double().reciprocal()
+    if options["running_mean"] is None and tracked is not None and may_move((tracked,), (x,)):
+        tracked.add_(1)  # torch counts the batches of averages that were set to None, too
     return normalize(x, method, momentum=weight, tracked=tracked, **options)
 
 

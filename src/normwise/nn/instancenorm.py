@@ -36,6 +36,8 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         unbatched = self._get_no_batch_dim()
         _check_input(input, unbatched, self.num_features, self.affine)
+        if self.running_mean is self.running_var is None and self.track_running_stats and not self.training:
+            raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
         if mask is lengths is None:
             y = self._ordinarily(input, "instance", counts=False) if input.dim() > unbatched else None
             if y is not None:
