@@ -125,6 +125,7 @@ def normalize(
             if y is not None:
                 return y
     row = method_named(method) if isinstance(method, str) else method
+    refuse_nested(x)
     _check_running(row, running_mean, running_var, use_running, momentum)
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
@@ -238,6 +239,26 @@ def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
         raise InputError(f"lengths must lie in 0..{size}, the size of the last axis, got {lengths.tolist()}")
     mask = torch.arange(size, device=x.device) < lengths.to(x.device).unsqueeze(1)
     return mask.reshape(N, *(1,) * (x.ndim - 2), size)
+
+
+def refuse_nested(x: Tensor) -> None:
+    """Refuse a nested tensor, whose sizes these functions cannot read.
+
+    Args:
+        x: any tensor.
+
+    Raises:
+        InputError: it is nested.
+
+    Example:
+        >>> refuse_nested(torch.zeros(2, 3))
+    """
+    if x.is_nested:
+        raise InputError(
+            "a nested tensor cannot be normalized over samples, channels or space: pad it "
+            "(torch.nested.to_padded_tensor) to (N, C, L) and give lengths=; LayerNorm takes nested tensors, and RMSNorm "
+            "those of layout=torch.jagged"
+        )
 
 
 def _check_running(

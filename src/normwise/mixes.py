@@ -101,7 +101,7 @@ def normalize_at_once(
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
-    if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2 or not x.is_cpu:
+    if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2 or not x.is_cpu or x.is_nested:
         return None
     over = (members,) if isinstance(members, str) else members
     if type(over) is not tuple:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
+from normwise.functional import refuse_nested
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
 
 
@@ -54,6 +55,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
 @torch.fx.wrap
 def _check_input(x: Tensor, unbatched: int, num_features: int, affine: bool) -> None:
     """Refuse or, where nothing depends on them, warn of wrong sizes in torch's words."""
+    refuse_nested(x)
     if x.dim() not in (unbatched, unbatched + 1):
         raise ValueError(f"expected {unbatched}D or {unbatched + 1}D input (got {x.dim()}D input)")
     axis = x.dim() - unbatched
