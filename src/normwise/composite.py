@@ -16,7 +16,7 @@ from normwise.moments import Moments
 
 
 def needs_plain_graph() -> bool:
-    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation and export.
+    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation, export, ``make_fx``.
 
     Returns:
         ``True`` where a composite of plain operators must run in the place of fused ones.
@@ -30,7 +30,12 @@ def needs_plain_graph() -> bool:
         or torch._C._is_tracing()
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
+        or (torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) for key in _TRACERS))
     )
+
+
+# Modes under which sizes may be symbols and values may be absent.
+_TRACERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 
 
 def elements_per_cell(x: Tensor) -> int:

@@ -43,7 +43,8 @@ def run(
         running: what the caller will move by the cells' moments, unless that happens on the way.
 
     Returns:
-        The result, differentiable to any order in ``x`` and the tensors among ``inputs``, and the moments per cell,
+        The result, differentiable to any order in ``x``, the tensors among ``inputs`` and what the method's function
+        draws on besides, and the moments per cell,
         which are for bookkeeping and carry no gradient where the backward pass is fused; ``None`` where there is
         nothing left to do with them.
 
@@ -60,8 +61,16 @@ def run(
         p, learned = inputs, "mean_weight" in row.parameters
         mix = (pools, p.weight, p.bias, p.mean_weight if learned else None, p.var_weight if learned else None, p.logits)
         return normalize_by_mix(x, *mix, p.eps, p.population, running, activation, slope), None
-    y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *(getattr(inputs, name) for name in _TENSORS))
+    tensors = [getattr(inputs, name) for name in _TENSORS]
+    try:
+        y, mean, var = _Fused.apply(x, row, inputs, activation, slope, *tensors)
+    except _LearnsMore:
+        return compose(x, row, inputs, activation, slope)
     return y, Moments(mean, var, element_counts(x, inputs))
+
+
+class _LearnsMore(Exception):  # noqa: N818 - not an error
+    """The method's function draws on a tensor that wants a gradient and that only a composite can give one."""
 
 
 class _Fused(torch.autograd.Function):
@@ -72,7 +81,11 @@ class _Fused(torch.autograd.Function):
         ctx: Any, x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         cells = cells_of(x, row, inputs, ops.moments)
-        affine = row.function(cells, inputs)
+        known = [None if t is None else t.detach() for t in tensors]
+        with torch.enable_grad():  # of what is known nothing wants a gradient: what does is closed over
+            affine = row.function(cells, _with_tensors(inputs, known))
+        if any(t.requires_grad for t in affine):
+            raise _LearnsMore
         y = ops.apply(x, *affine, activation, slope)
         ctx.row, ctx.inputs, ctx.activation, ctx.slope = row, inputs, activation, slope
         # The parameters are saved as tensors, so that changing one before the backward pass is an error as elsewhere.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,10 +12,10 @@ from normwise import ops
 from normwise.composite import elements_per_cell, needs_plain_graph
 from normwise.distributed import Sync
 from normwise.engine import run
-from normwise.errors import InputError
+from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.mixes import Running, normalize_at_once
-from normwise.moments import Moments, update_running
+from normwise.moments import Moments, may_move, transforming, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
 
@@ -68,7 +71,7 @@ def normalize(
         running_var: (C,).
         use_running: normalize by the running averages instead of the batch (evaluation), where the method keeps any.
         momentum: weight of this batch in the running averages, which are then changed in place; ``None`` leaves them.
-            Under ``torch.func`` transforms they are left in any case.
+            Under ``torch.func`` transforms they move where these were given them, one for each batch: in an ensemble.
         skipped: an integer tensor (); with it, a batch whose statistics are not finite leaves the running averages as
             they are and is counted here.
         tracked: an integer tensor (), which counts the batches that moved the running averages, and empty ones.
@@ -94,6 +97,7 @@ def normalize(
     Raises:
         InputError: there is no such method or option, it has no meaning for this shape, running averages are missing
             or go with no such method, or the mask or the lengths do not fit.
+        NotImplementedError: ``x`` is not of floating-point numbers.
         RuntimeError: ``x`` has fewer than two axes, or its channels or dtype do not go with the parameters.
 
     Example:
@@ -121,6 +125,7 @@ def normalize(
             if y is not None:
                 return y
     row = method_named(method) if isinstance(method, str) else method
+    refuse_nested(x)
     _check_running(row, running_mean, running_var, use_running, momentum)
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
@@ -159,12 +164,12 @@ def normalize(
         x = torch.where(keep, x, 0)
     # A rank without data still learns what the others saw.
     some = x.numel() > 0 or inputs.exchange is not None
-    moves = not use_running and not transforming()
     running = None
-    if moves and momentum is not None and running_mean is not None and running_var is not None:
-        if some:
+    if not use_running and momentum is not None and running_mean is not None and running_var is not None:
+        moves = may_move((running_mean, running_var, tracked), (x, keep))
+        if moves and some:
             running = Running(running_mean, running_var, momentum, skipped, tracked)
-        elif tracked is not None:
+        elif moves and tracked is not None:
             tracked.add_(1)  # as in torch
     y, cells = run(x, row, inputs, activation, slope, running)
     if keep is not None:
@@ -236,18 +241,24 @@ def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
     return mask.reshape(N, *(1,) * (x.ndim - 2), size)
 
 
-def transforming() -> bool:
-    """Tell whether a ``torch.func`` transform is running: tensors have no values to read, and buffers must not change.
+def refuse_nested(x: Tensor) -> None:
+    """Refuse a nested tensor, whose sizes these functions cannot read.
 
-    Returns:
-        Whether one is.
+    Args:
+        x: any tensor.
+
+    Raises:
+        InputError: it is nested.
 
     Example:
-        >>> transforming()
-        False
+        >>> refuse_nested(torch.zeros(2, 3))
     """
-    # By type, not `is not None`: the compiler, which must follow this, never takes the stack's top for None.
-    return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
+    if x.is_nested:
+        raise InputError(
+            "a nested tensor cannot be normalized over samples, channels or space: pad it "
+            "(torch.nested.to_padded_tensor) to (N, C, L) and give lengths=; LayerNorm takes nested tensors, and RMSNorm "
+            "those of layout=torch.jagged"
+        )
 
 
 def _check_running(
@@ -259,7 +270,10 @@ def _check_running(
 ) -> None:
     if (running_mean is None) != (running_var is None):
         given, absent = ("mean", "var") if running_var is None else ("var", "mean")
-        raise InputError(f"got running_{given} without running_{absent}: give both, or none")
+        raise InputError(
+            "running_mean and running_var must either both be None or neither be None: "
+            f"got running_{given} without running_{absent}"
+        )
     if running_mean is None:
         if use_running:
             raise InputError(
@@ -288,11 +302,18 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
     if x.ndim < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.is_floating_point():
-        raise RuntimeError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
+        raise NotImplementedError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
     C, dtype = x.shape[1], x.dtype
+    if inputs.num_groups < 1:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {inputs.num_groups}")
+    if C % inputs.num_groups:
+        raise RuntimeError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{list(x.shape)} and num_groups={inputs.num_groups}"
+        )
     per_channel = torch.Size((C,))
-    tensors = (inputs.weight, inputs.bias, running_mean, running_var)
-    for name, t in zip(("weight", "bias", "running_mean", "running_var"), tensors, strict=True):
+    tensors = (running_mean, running_var, inputs.weight, inputs.bias)
+    for name, t in zip(("running_mean", "running_var", "weight", "bias"), tensors, strict=True):
         if t is None:
             continue
         if t.shape != per_channel:
@@ -302,11 +323,6 @@ def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_
                 f"{name} is {t.dtype}, which does not go with an input of {dtype}: expected {dtype}, or float32 for "
                 f"float16 and bfloat16; convert the layer, layer.to({dtype}), or the input"
             )
-    if inputs.num_groups < 1 or C % inputs.num_groups:
-        raise RuntimeError(
-            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
-            f"{tuple(x.shape)} and num_groups={inputs.num_groups}"
-        )
 
 
 def _check_per_channel(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
@@ -318,25 +334,45 @@ def _check_per_channel(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
         raise RuntimeError(f"{name} should have the shape ({C},) or ({N}, {C}), got {tuple(t.shape)}")
 
 
-# For a single element: what the method needs more of, in torch's words, and what to do.
-_UNDEFINED = {
-    "batch": ("value per channel", "Use batches of 2 or more (drop_last=True), or group or layer normalization"),
-    "instance": ("spatial element", "Use group or layer normalization where the map is 1×1"),
-    "group": ("value per group", "Use fewer groups: num_groups={fewer} would do"),
-    "layer": ("value per sample", "Normalize before the features shrink to one"),
+# For a single element: what there is too little of and the input's size, both in torch's words; whose value, and a way.
+_Words = tuple[str, Callable[[torch.Size], object], str, str]
+_UNDEFINED: dict[str, _Words] = {
+    "batch": (
+        "value per channel",
+        lambda size: size,
+        "channel",
+        "Use batches of 2 or more (drop_last=True), or group or layer normalization",
+    ),
+    "instance": (
+        "spatial element",
+        lambda size: size,
+        "channel of a sample",
+        "Use group or layer normalization where the map is 1×1",
+    ),
+    "group": ("value per channel", list, "group", "Use fewer groups: num_groups={fewer} would do"),
+    "layer": ("value per sample", list, "sample", "Normalize before the features shrink to one"),
 }
 
 
 def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
-    """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
+    """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``.
+
+    Torch's group norm does compute that for several samples: there it is a warning.
+    """
     # With two elements a cell every statistic has as many.
-    if x.numel() != x.shape[0] * x.shape[1] or not x.numel() or not row.reads_cells(inputs):
+    if x.numel() != x.shape[0] * x.shape[1] or not x.numel() or not row.reads_cells(inputs) or row.rests_on is None:
         return
-    if row.rests_on and elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] == 1:
-        # A single channel has no fewer groups.
-        scope, remedy = _UNDEFINED["layer" if row.rests_on == "group" and x.shape[1] == 1 else row.rests_on]
-        fewer = max((g for g in range(1, inputs.num_groups) if x.shape[1] % g == 0), default=1)
-        raise InputError(
-            f"Expected more than 1 {scope} when training, got input size {tuple(x.shape)}: the variance of a single "
-            f"value is 0, and {row.name} normalization would erase the data. {remedy.format(fewer=fewer)}"
-        )
+    if elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] != 1:
+        return
+    expected, sized, whose, remedy = _UNDEFINED[row.rests_on]
+    if row.rests_on == "group" and x.shape[1] == 1:
+        remedy = _UNDEFINED["layer"][-1]  # a single channel has no fewer groups
+    fewer = max((g for g in range(1, inputs.num_groups) if x.shape[1] % g == 0), default=1)
+    why = (
+        f"the variance of the single value of a {whose} is 0, and {row.name} normalization erases the data. "
+        + remedy.format(fewer=fewer)
+    )
+    if row.rests_on != "group" or x.shape[0] == 1:
+        raise InputError(f"Expected more than 1 {expected} when training, got input size {sized(x.shape)}: {why}")
+    if not torch.compiler.is_compiling():
+        warnings.warn(f"input of {tuple(x.shape)}: {why}", NormwiseWarning, stacklevel=3)

@@ -101,14 +101,15 @@ def normalize_at_once(
         >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
         True
     """
-    if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2 or not x.is_cpu:
+    if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2 or not x.is_cpu or x.is_nested:
         return None
     over = (members,) if isinstance(members, str) else members
     if type(over) is not tuple:
         return None
     shape = x.shape
     N, C = shape[0], shape[1]
-    pools = _pools(over, C, num_groups)
+    # Symbols in the place of sizes cannot be looked up.
+    pools = _pools(over, C, num_groups) if type(C) is int else None
     if pools is None:
         return None
     if mean_weight is not None or var_weight is not None:
@@ -117,6 +118,8 @@ def normalize_at_once(
             return None
     if (population is not None or running is not None) and 0 not in pools:
         return None
+    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+        return None  # the kernels would read the momentum
     # Two values behind each statistic of x; a population's are not.
     statistics = N * C if len(pools) > 1 else N * pools[0] or (C if population is None else 0)
     if x.numel() < max(1, 2 * statistics):
@@ -160,8 +163,8 @@ def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tupl
     pools = _pools(row.members(p), x.shape[1], p.num_groups)
     if pools is None:
         return None
-    if len(pools) > 1 and x.numel() == x.shape[0] * x.shape[1]:
-        return None  # with one element a cell some members have no meaning and the method drops them
+    if "mean_weight" in row.parameters and x.numel() == x.shape[0] * x.shape[1]:
+        return None  # with one element a cell some members have no meaning: the method drops them, or refuses
     if running is not None and not (0 in pools and movable(running, x)):
         return None
     return pools

@@ -237,7 +237,81 @@ def readable(t: Tensor) -> bool:
         and t.is_cpu
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.jit.is_tracing()
+        and not transforming()
     )
+
+
+def transforming() -> bool:
+    """Tell whether a ``torch.func`` transform is running: tensors have no values, and only arguments may change.
+
+    Returns:
+        Whether one is.
+
+    Example:
+        >>> transforming()
+        False
+    """
+    # By type, not `is not None`: the compiler, which must follow this, never takes the stack's top for None.
+    return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
+
+
+def may_move(running: Sequence[Tensor | None], batch: Sequence[Tensor | None]) -> bool:
+    """Tell whether ``torch.func`` transforms, if any are running, let a batch move running averages in place.
+
+    They have no side effects, so the averages must be arguments of every one of them; and where ``vmap`` runs over many
+    batches there must be as many averages, as in an ensemble (``torch.func.stack_module_state``).
+
+    Args:
+        running: what would change.
+        batch: what it would change by.
+
+    Returns:
+        Whether it may.
+
+    Example:
+        >>> mean, batch = torch.zeros(3), torch.ones(2, 3)
+        >>> torch.func.vmap(lambda m, x: x.new_tensor(may_move([m], [x])), (None, 0))(mean, batch)
+        tensor([0., 0.])
+    """
+    if not transforming():
+        return True
+    if torch.compiler.is_compiling():
+        # The compiler follows no more than this: of gradients within a compiled ensemble averages stay.
+        return all(t is None or torch._C._functorch.is_batchedtensor(t) for t in running)
+    known, needed = ([_levels(t) for t in tensors if t is not None] for tensors in (running, batch))
+    return all(
+        interpreter.level() in own
+        for interpreter in torch._C._functorch.get_interpreter_stack() or ()
+        if interpreter.key() != torch._C._functorch.TransformType.Vmap or any(interpreter.level() in t for t in needed)
+        for own in known
+    )
+
+
+def _levels(t: Tensor) -> set[int]:
+    """The transforms that a tensor is wrapped for."""
+    found = set()
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        found.add(torch._C._functorch.maybe_get_level(t))
+        t = torch._C._functorch.get_unwrapped(t)
+    return found
+
+
+def countable(t: Tensor) -> bool:
+    """Tell whether what a tensor says may be counted in another that no transform and no graph knows of.
+
+    Args:
+        t: any tensor.
+
+    Returns:
+        Whether it stands for itself, and not for that of a ``torch.func`` transform or of an exported graph, or a fake.
+
+    Example:
+        >>> countable(torch.zeros(()))
+        True
+    """
+    if transforming() or torch.compiler.is_exporting():
+        return False
+    return torch.compiler.is_compiling() or type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def update_running(
@@ -259,7 +333,7 @@ def update_running(
         batch: the batch's moments, (1, C).
         momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
         skipped: an integer tensor (); with it, a batch whose moments are not all finite leaves the averages as they are
-            and adds 1 here, without the host waiting for a device.
+            and adds 1 here, without the host waiting for a device; where :func:`countable` allows.
         tracked: an integer tensor (), to which 1 is added for a batch that is not skipped.
 
     Example:
@@ -277,11 +351,17 @@ def update_running(
         if not readable(total):
             counts = torch.isfinite(total)
             new_mean, new_var = torch.where(counts, new_mean, running_mean), torch.where(counts, new_var, running_var)
-            skipped.add_(~counts)
+            if countable(total):
+                skipped.add_(~counts)
         elif not math.isfinite(total.item()):
             skipped.add_(1)
             return
     if tracked is not None:
         tracked.add_(counts)
     for running, new in ((running_mean, new_mean), (running_var, new_var)):
-        running.lerp_(new, momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum)
+        # Expanded: a tensor without axes would be read for its number.
+        weight = momentum.to(running.dtype).expand_as(new) if isinstance(momentum, Tensor) else momentum
+        if transforming():
+            running.copy_(running.lerp(new, weight))  # vmap has no rule of its own for what follows
+        else:
+            running.lerp_(new, weight)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import warnings
 
 import pytest
 import torch
+from namesakes import NAMESAKES
 from torch import nn
 
 from normwise.errors import NormwiseWarning
@@ -132,3 +136,111 @@ def test_make_fx_of_a_training_layer() -> None:
     x = torch.randn(4, 3)
     graph = torch.fx.experimental.proxy_tensor.make_fx(traced_layer)(x)
     torch.testing.assert_close(graph(x), layer(x))
+
+
+TRACKING = {
+    nn.BatchNorm1d: {},
+    nn.BatchNorm2d: {},
+    nn.BatchNorm3d: {},
+    nn.InstanceNorm1d: {"track_running_stats": True},
+    nn.InstanceNorm2d: {"track_running_stats": True},
+    nn.InstanceNorm3d: {"track_running_stats": True},
+}
+
+
+@pytest.mark.parametrize("cls", [c for c in NAMESAKES if "Lazy" not in c.__name__], ids=lambda c: c.__name__)
+def test_buffers_are_those_of_torchs_layer(cls: type[nn.Module]) -> None:
+    args = (2, 6) if cls is nn.GroupNorm else (6,)
+    for options in ({}, TRACKING.get(cls, {})):
+        theirs, ours = cls(*args, **options), NAMESAKES[cls](*args, **options)
+        for (name, a), (own, b) in zip(theirs.named_buffers(), ours.named_buffers(), strict=True):
+            assert (name, a.shape, a.dtype) == (own, b.shape, b.dtype)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def not_finite(layer: nn.Module) -> None:
+    with pytest.warns(NormwiseWarning, match="not finite"):
+        layer.train()(batches(float("nan"))[1])
+    assert layer.num_batches_skipped == 1
+
+
+@LAYER
+def test_a_layer_made_on_meta_takes_a_checkpoint_and_goes_on(kind: str) -> None:
+    checkpoint = LAYERS[kind]().state_dict()
+    assigned, emptied = LAYERS[kind](device="meta"), LAYERS[kind](device="meta")
+    assigned.load_state_dict(checkpoint, assign=True)
+    emptied = emptied.to_empty(device="cpu")
+    emptied.load_state_dict(checkpoint)
+    with torch.device("meta"):
+        under = LAYERS[kind]()
+    under.load_state_dict(checkpoint, assign=True)
+    for layer in (assigned, emptied, under):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            layer.eval()
+            layer.train()(batches(0.0)[0])
+        assert layer.num_batches_skipped == 0
+        not_finite(layer)
+        assert layer.to("meta").num_batches_skipped.is_meta
+        assert layer.to_empty(device="cpu").num_batches_skipped == 0
+
+
+@LAYER
+def test_the_count_goes_where_the_layer_goes(kind: str) -> None:
+    layer = LAYERS[kind]()
+    not_finite(layer)
+    stored = io.BytesIO()
+    torch.save(layer, stored)
+    stored.seek(0)
+    moved = copy.deepcopy(layer).double().half().to("cpu").float().requires_grad_(False)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(stored, weights_only=False), moved]
+    for twin in copies:
+        assert twin.num_batches_skipped.dtype == torch.int64
+        assert twin.num_batches_skipped.device == twin.running_mean.device
+        twin(batches(float("nan"))[1])
+        assert (twin.num_batches_skipped, layer.num_batches_skipped) == (2, 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@LAYER
+def test_the_count_is_kept_in_compiled_code_and_out_of_exported_graphs(kind: str) -> None:
+    layer, bad = LAYERS[kind](momentum=0.2), batches(float("nan"))[1]
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for expected in (1, 2):
+        compiled(bad)
+        assert layer.num_batches_skipped == expected
+    for strict in (False, True):
+        fresh = LAYERS[kind]()
+        program = torch.export.export(fresh, (batches(0.0)[0],), strict=strict)
+        assert set(program.graph_signature.buffers) <= dict(fresh.named_buffers()).keys()
+        assert not program.constants
+        assert fresh.num_batches_skipped == 0
+
+
+@LAYER
+def test_buffers_given_for_one_call_are_the_ones_that_stay_clean(kind: str) -> None:
+    layer = LAYERS[kind]()
+    buffers = {k: v.clone() for k, v in layer.named_buffers()}
+    with pytest.warns(NormwiseWarning):
+        torch.func.functional_call(layer, buffers, (batches(float("inf"))[1],))
+    torch.testing.assert_close(buffers, dict(layer.named_buffers()))
+    assert layer.num_batches_skipped == 1
+
+
+@LAYER
+def test_averaged_models_find_the_buffers_in_pairs(kind: str) -> None:
+    model = nn.Sequential(LAYERS[kind]())
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    model(batches(0.0)[0])
+    averaged.update_parameters(model)
+    torch.testing.assert_close(dict(averaged.module.named_buffers()), dict(model.named_buffers()))
+
+
+@LAYER
+def test_statistics_set_to_none_are_not_kept(kind: str) -> None:
+    layer = LAYERS[kind]()
+    layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    assert layer.num_batches_skipped is None
+    x = batches(0.0)[0]
+    torch.testing.assert_close(layer(x), layer.eval()(x))

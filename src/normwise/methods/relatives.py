@@ -62,7 +62,7 @@ def ghost_batch(cells: Moments, p: Inputs) -> Affine:
     """
     if p.population is not None:
         return standardize(p.population, p)
-    runs = [(len(run.mean), pool(run, 0)) for run in _ghosts(cells, p)]
+    runs = [(run.mean.shape[0], pool(run, 0)) for run in _ghosts(cells, p)]
     mean = torch.cat([m.mean.expand(n, -1) for n, m in runs])
     var = torch.cat([m.var.expand(n, -1) for n, m in runs])
     return standardize(Moments(mean, var), p)
@@ -70,11 +70,12 @@ def ghost_batch(cells: Moments, p: Inputs) -> Affine:
 
 def _ghosts(cells: Moments, p: Inputs) -> list[Moments]:
     """The batch in runs of samples."""
-    parts = max(1, len(cells.mean) // p.ghost_size)
+    # torch.jit.trace has tensors in the place of sizes: of this one it takes the number.
+    parts = max(1, int(cells.mean.shape[0]) // p.ghost_size)
     means, variances = cells.mean.tensor_split(parts), cells.var.tensor_split(parts)
     if not isinstance(cells.elements, Tensor):
         return [Moments(mean, var, cells.elements) for mean, var in zip(means, variances, strict=True)]
-    counts = cells.elements.tensor_split(parts)
+    counts = cells.elements.expand_as(cells.mean).tensor_split(parts)
     return [Moments(*run) for run in zip(means, variances, counts, strict=True)]
 
 

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from normwise import ops
 from normwise.composite import differentiate_by, graph_of_gradients, needs_plain_graph
+from normwise.errors import InputError
 from normwise.mixes import any_requires_grad
 from normwise.nn._state import exporting
 from normwise.ops import fused, native
@@ -49,6 +50,8 @@ def layer_norm(
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
         tensor([[-1.,  1.]])
     """
+    if x.is_nested:
+        return ops.activate(F.layer_norm(x, shape, weight, bias, eps), activation)
     return _normalize(x, shape, weight, bias, (eps, True, activation), _torch_layer_norm)
 
 
@@ -67,13 +70,18 @@ def rms_norm(
     Returns:
         A tensor like ``x``.
 
+    Raises:
+        InputError: a strided nested tensor.
+
     Example:
         >>> rms_norm(torch.tensor([[3.0, 4.0]]), (2,), torch.full((2,), 12.5**0.5), 0.0)
         tensor([[3., 4.]])
     """
+    if x.is_nested and x.layout is torch.strided:
+        raise InputError("RMSNorm takes nested tensors of layout=torch.jagged only, as torch does: make it one of these")
+    if x.is_nested or (eps is None and not x.is_floating_point()):
+        return ops.activate(F.rms_norm(x, shape, weight, eps), activation)
     if eps is None:
-        if not x.is_floating_point():
-            return ops.activate(F.rms_norm(x, shape, weight), activation)
         eps = torch.finfo(ops.accumulation_dtype(x.dtype)).eps
     return _normalize(x, shape, weight, None, (eps, False, activation), _torch_rms_norm)
 
@@ -122,7 +130,7 @@ def _natively(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Te
         y = _Native.apply(x, weight, bias, axes, *how)
         return y
     except RuntimeError as problem:
-        if x.is_nested or native.refuses(problem):
+        if native.refuses(problem):
             return None  # torch takes it, or has the words for what is wrong
         raise
 

@@ -20,10 +20,10 @@ from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
 from normwise import ops
 from normwise.distributed import Sync
-from normwise.errors import NormwiseWarning
-from normwise.functional import normalize, transforming
+from normwise.errors import InputError, NormwiseWarning
+from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
-from normwise.moments import readable
+from normwise.moments import may_move, readable
 
 # The name in this module, which is what the layers look up here.
 torch.fx.wrap("normalize")
@@ -36,6 +36,13 @@ def check_dim(x: Tensor, dims: tuple[int, ...]) -> Tensor:
         expected = " or ".join(f"{d}D" for d in dims)
         raise ValueError(f"expected {expected} input (got {x.dim()}D input)")
     return x
+
+
+def checked_size(num_features: int) -> int:
+    """Refuse a number of channels that no data has; for the layers without a namesake in torch."""
+    if num_features < 1:
+        raise InputError(f"num_features counts channels, at least 1, got {num_features}")
+    return num_features
 
 
 def exporting() -> bool:
@@ -112,29 +119,54 @@ def _is_leaf(layer: torch.nn.Module, forward: Callable[..., Any], tracer: Any) -
 class TrackingNorm(_NormBase):
     """A layer with running averages, which a batch that is not finite leaves as they are.
 
-    Such batches are counted in ``num_batches_skipped``, a buffer outside the state_dict. Where reading it costs nothing
-    the layer warns at once; on an accelerator and in compiled code, when :meth:`train` or ``eval`` is called next.
+    Such batches are counted in :attr:`num_batches_skipped`. Where reading that costs nothing the layer warns at once;
+    on an accelerator and in compiled code, when :meth:`train` or ``eval`` is called next.
     """
 
-    num_batches_skipped: Tensor | None
     skip_nonfinite: bool
     activation: str | None = None
     # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
     sync: Sync | None = None
     _warned = False
+    # No buffer: a checkpoint has no such entry, and what walks over a model's buffers expects those of torch's layer.
+    _skipped: Tensor | None = None
 
     def _guard(self, skip_nonfinite: bool) -> None:
         """Finish construction: must follow torch's ``__init__``."""
         self.skip_nonfinite = skip_nonfinite
-        count = None if self.num_batches_tracked is None else torch.zeros_like(self.num_batches_tracked)
-        self.register_buffer("num_batches_skipped", count, persistent=False)
+        _ = self.num_batches_skipped
+
+    @property
+    def num_batches_skipped(self) -> Tensor | None:
+        """How many batches were left out, a tensor (); ``None`` without running averages.
+
+        It goes where the running averages are, but is no buffer. Under ``torch.func`` transforms, in exported graphs
+        and with fake tensors such batches are left out, too, and not counted: this is no argument of theirs to change.
+        """
+        mean = self._buffers.get("running_mean")
+        if mean is None:
+            return None
+        if self._skipped is None or self._skipped.device != mean.device:
+            self._follow(mean)
+        return self._skipped
+
+    def _follow(self, mean: Tensor) -> None:
+        # Not only to(device) puts running averages elsewhere: so does load_state_dict(assign=True).
+        count = self._skipped
+        if count is None or count.is_meta or mean.is_meta:
+            count = torch.zeros((), dtype=torch.int64, device=mean.device)
+        self._skipped = count.to(mean.device)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TrackingNorm:
+        super()._apply(fn, recurse)
+        _ = self.num_batches_skipped  # here and not in the next training step
+        return self
 
     def reset_running_stats(self) -> None:
         """Forget the running averages and the counts."""
         super().reset_running_stats()
-        skipped = self._buffers.get("num_batches_skipped")
-        if skipped is not None:
-            skipped.zero_()
+        if self._skipped is not None:
+            self._skipped.zero_()
 
     def train(self, mode: bool = True) -> TrackingNorm:
         """Set training mode, as torch does, and warn of batches that were skipped meanwhile."""
@@ -142,7 +174,7 @@ class TrackingNorm(_NormBase):
         return super().train(mode)
 
     def _warn_of_skipped(self) -> None:
-        skipped = self._buffers.get("num_batches_skipped")
+        skipped = self._skipped
         if self._warned or type(skipped) is not Tensor or skipped.is_meta or not skipped:
             return
         # The first to meet it speaks for the model: what comes after has it from there.
@@ -174,13 +206,15 @@ class TrackingNorm(_NormBase):
         if affine is None:
             return None
         mean, var, running, population, skipped = buffers["running_mean"], buffers["running_var"], None, None, None
+        if (mean is None or var is None) and (mean is not var or buffers["num_batches_tracked"] is not None):
+            return None  # set to None by hand
         if mean is not None and var is not None:
             if not self.training:
                 population = mean, var
             elif self.track_running_stats:
                 if self.momentum is None:
                     return None
-                skipped, tracked = buffers["num_batches_skipped"], buffers["num_batches_tracked"] if counts else None
+                skipped, tracked = self.num_batches_skipped, buffers["num_batches_tracked"] if counts else None
                 running = (mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
         mix = (members, mean_weight, var_weight, True, num_groups)
         y = normalize_at_once(x, *mix, *affine, self.eps, self.activation, 0.01, running, population)
@@ -193,13 +227,14 @@ class TrackingNorm(_NormBase):
         mean, training = self.running_mean, self.training
         options = {"weight": self.weight, "bias": self.bias, **options}
         options |= {"eps": self.eps, "running_mean": mean, "running_var": self.running_var}
-        if not (training and self.track_running_stats and mean is not None):
+        tracked = self.num_batches_tracked if counts else None
+        if not (training and self.track_running_stats and (mean is not None or tracked is not None)):
             sync = self.sync if training else None
             return normalize(input, method, use_running=not training and mean is not None, sync=sync, **options)
-        tracked, skipped = self.num_batches_tracked if counts else None, self.num_batches_skipped
+        skipped = self.num_batches_skipped
         options |= {"skipped": skipped if self.skip_nonfinite else None, "sync": self.sync}
         y = _normalize_and_track(input, method, momentum, tracked, **options)
-        if skipped is not None and readable(skipped) and not transforming():
+        if skipped is not None and readable(skipped):
             self._warn_of_skipped()
         return y
 
@@ -213,6 +248,8 @@ def _normalize_and_track(
     if momentum is None and tracked is not None:
         # As a tensor it neither breaks a compiled graph nor synchronizes with a device.
         weight = (tracked + 1).double().reciprocal()
+    if options["running_mean"] is None and tracked is not None and may_move((tracked,), (x,)):
+        tracked.add_(1)  # torch counts the batches of averages that were set to None, too
     return normalize(x, method, momentum=weight, tracked=tracked, **options)
 
 

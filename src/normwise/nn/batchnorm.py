@@ -76,8 +76,9 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     Formula: y = weight · (x − μ[c]) / √(σ²[c] + eps) + bias, with the moments of the batch in training and the running
     averages in evaluation. The biased variance normalizes, the unbiased one enters ``running_var``.
 
-    Under ``torch.func`` transforms (``vmap``, ``grad``, ``jacrev``) a training layer normalizes by the batch and leaves
-    its running averages and counts alone. While a model is exported the layer computes by torch's own operator.
+    Under ``torch.func`` transforms (``vmap``, ``grad``, ``jacrev``) a training layer normalizes by the batch and moves
+    only running averages that the transforms were given as arguments, one for each batch, as in an ensemble
+    (``stack_module_state``). While a model is exported the layer computes by torch's own operator.
 
     Args:
         num_features: C.

@@ -43,6 +43,14 @@ def groups_for(num_channels: int, target: int = 32) -> int:
     return min(divisors, key=lambda g: (abs(g - target), -g))
 
 
+def check_groups(name: str, channels: int, num_groups: int) -> None:
+    """Refuse a group count that does not divide the channels, and name one that does."""
+    if num_groups >= 1 and channels % num_groups == 0:
+        return
+    choice = f": {groups_for(channels, max(num_groups, 1))} would do" if channels > 0 else ""
+    raise InputError(f"{name} ({channels}) must be divisible by num_groups ({num_groups}){choice}")
+
+
 class GroupNorm(torch.nn.GroupNorm):
     """Group normalization of (N, C, ...) (Wu & He 2018, arXiv 1803.08494), a drop-in for torch's class.
 
@@ -59,8 +67,11 @@ class GroupNorm(torch.nn.GroupNorm):
         bias: whether ``bias`` is learned where ``affine`` is.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
 
+    A group of one element has variance 0 and comes out as ``bias``, whatever the data: for several samples that is a
+    warning, since torch computes it.
+
     Raises:
-        ValueError: C is not divisible, or a group holds one element, whose variance is 0.
+        ValueError: C is not divisible, or there is one sample and a group holds one element.
         RuntimeError: the input has fewer than two axes.
 
     Example:
@@ -82,11 +93,7 @@ class GroupNorm(torch.nn.GroupNorm):
         bias: bool = True,
         activation: str | None = None,
     ) -> None:
-        if num_groups < 1 or num_channels % num_groups:
-            raise InputError(
-                f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups}): "
-                f"{groups_for(num_channels, max(num_groups, 1))} would do"
-            )
+        check_groups("num_channels", num_channels, num_groups)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = ops.known_activation(activation)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from normwise import ops
+from normwise.functional import refuse_nested
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
 
 
@@ -36,6 +37,8 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         unbatched = self._get_no_batch_dim()
         _check_input(input, unbatched, self.num_features, self.affine)
+        if self.running_mean is self.running_var is None and self.track_running_stats and not self.training:
+            raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
         if mask is lengths is None:
             y = self._ordinarily(input, "instance", counts=False) if input.dim() > unbatched else None
             if y is not None:
@@ -52,6 +55,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
 @torch.fx.wrap
 def _check_input(x: Tensor, unbatched: int, num_features: int, affine: bool) -> None:
     """Refuse or, where nothing depends on them, warn of wrong sizes in torch's words."""
+    refuse_nested(x)
     if x.dim() not in (unbatched, unbatched + 1):
         raise ValueError(f"expected {unbatched}D or {unbatched + 1}D input (got {x.dim()}D input)")
     axis = x.dim() - unbatched

@@ -122,6 +122,8 @@ def _real_positions(x: Tensor, axes: int, mask: Tensor | None, lengths: Tensor |
     """The mask that broadcasts to ``x``, whose last ``axes`` are normalized and therefore count as a whole."""
     if mask is None and lengths is None:
         return None
+    if x.is_nested:
+        raise InputError("mask and lengths are for padding, and a nested tensor has none: leave them out")
     positions = x.shape[: x.ndim - axes]
     if not positions:
         raise InputError(f"mask and lengths need positions before the normalized axes, got the shape {tuple(x.shape)}")

@@ -11,7 +11,8 @@ from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
-from normwise.nn._state import TrackingNorm, boundary, exporting
+from normwise.moments import transforming
+from normwise.nn._state import TrackingNorm, boundary, checked_size, exporting
 
 
 class RelativeNorm(TrackingNorm):
@@ -51,7 +52,7 @@ class RelativeNorm(TrackingNorm):
         skip_nonfinite: bool = True,
     ) -> None:
         tracks = track_running_stats and METHODS[self.method].running
-        super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
+        super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
         self.activation = ops.known_activation(activation)
 
@@ -170,6 +171,9 @@ class BatchInstanceNorm(RelativeNorm):
             torch.nn.init.ones_(self.gate)
 
     def _inputs(self) -> dict[str, Any]:
+        if self.training and transforming():
+            # The value is clipped all the same; its gradient is as that of a gate within.
+            return {"extra": self.gate + (self.gate.clamp(0, 1) - self.gate).detach()}
         if self.training:
             # The paper clips after each step. Doing it here needs no hook on the optimizer; ``.data``, because a second
             # forward pass before the backward pass finds it clipped already and must not count as a change.
@@ -250,7 +254,7 @@ class FrozenBatchNorm(torch.nn.Module):
         self, num_features: int, eps: float = 1e-5, device: Any = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.num_features, self.eps = num_features, eps
+        self.num_features, self.eps = checked_size(num_features), eps
         for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
             self.register_buffer(name, torch.full((num_features,), float(value), device=device, dtype=dtype))
 

@@ -11,7 +11,7 @@ from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
-from normwise.nn._state import TrackingNorm, boundary
+from normwise.nn._state import TrackingNorm, boundary, checked_size
 
 
 class ConditionalNorm(TrackingNorm):
@@ -52,7 +52,7 @@ class ConditionalNorm(TrackingNorm):
         if (num_conditions is None) == (condition_features is None):
             raise InputError("give num_conditions, for integers, or condition_features, for vectors: one of them")
         tracks = options.pop("track_running_stats", True) and METHODS[self.method].running
-        super().__init__(num_features, track_running_stats=tracks, **options)
+        super().__init__(checked_size(num_features), track_running_stats=tracks, **options)
         self._guard(skip_nonfinite)
         self.activation = ops.known_activation(activation)
         like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}

@@ -15,8 +15,8 @@ from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Inputs, defined_members, known_members, known_variance
 from normwise.moments import Moments, sparsestmax
 from normwise.nn._checks import model_given
-from normwise.nn._state import TrackingNorm, boundary, check_dim, parameter_of, uses_running
-from normwise.nn.groupnorm import groups_for
+from normwise.nn._state import TrackingNorm, boundary, check_dim, checked_size, parameter_of, uses_running
+from normwise.nn.groupnorm import check_groups, groups_for
 from normwise.records import Mixture
 
 # The name in this module, which is what the forward pass below looks up.
@@ -59,14 +59,10 @@ class SwitchableNorm(TrackingNorm):
         self.over = known_members(over)
         self.variance = known_variance(variance)
         tracks = track_running_stats and "batch" in self.over
-        super().__init__(num_features, eps, momentum, affine, tracks, device, dtype, bias=bias)
+        super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups
-        if self.num_groups < 1 or num_features % self.num_groups:
-            raise InputError(
-                f"num_features ({num_features}) must be divisible by num_groups ({self.num_groups}): "
-                f"{groups_for(num_features, max(self.num_groups, 1))} would do"
-            )
+        check_groups("num_features", num_features, self.num_groups)
         self.activation = ops.known_activation(activation)
         for name in ("mean_weight", "var_weight"):
             logits = torch.ones(len(self.over), device=device, dtype=dtype)
