@@ -5,7 +5,6 @@ Pooling is by the law of total variance, Var = E[σ²] + Var[μ], never by E[x²
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -258,8 +257,9 @@ def update_running(
         running_var: (C,), changed in place.
         batch: the batch's moments, (1, C).
         momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
-        skipped: an integer tensor (); with it, a batch whose moments are not all finite leaves the averages as they are
-            and adds 1 here, without the host waiting for a device.
+        skipped: an integer tensor (); with it, a batch whose moments are not all finite, or that would take an average
+            beyond what its type holds, leaves the averages as they are and adds 1 here, without the host waiting for a
+            device.
         tracked: an integer tensor (), to which 1 is added for a batch that is not skipped.
 
     Example:
@@ -268,20 +268,26 @@ def update_running(
         >>> mean.item(), var.item()
         (0.5, 1.5)
     """
+    # In float32 at least, whatever the buffers' type: of float16 the largest number is 65504.
+    dtype = torch.promote_types(running_var.dtype, torch.float32)
     if isinstance(batch.elements, Tensor):
-        momentum = (batch.elements > 1).reshape(-1).to(running_var.dtype) * momentum
-    new_mean, new_var = (t.detach().reshape(-1).to(running_var.dtype) for t in (batch.mean, unbiased(batch)))
+        momentum = (batch.elements > 1).reshape(-1).to(dtype) * momentum
+    weight = momentum.to(dtype) if isinstance(momentum, Tensor) else momentum
+    new = [t.detach().reshape(-1).to(dtype) for t in (batch.mean, unbiased(batch))]
+    averages = [running_mean, running_var]
+    moved = [r.to(dtype).lerp(t, weight).to(r.dtype) for r, t in zip(averages, new, strict=True)]
     counts: int | Tensor = 1
     if skipped is not None:
-        total = new_var.sum()  # tells of the means too: a variance is NaN where the mean is not finite
-        if not readable(total):
-            counts = torch.isfinite(total)
-            new_mean, new_var = torch.where(counts, new_mean, running_mean), torch.where(counts, new_var, running_var)
-            skipped.add_(~counts)
-        elif not math.isfinite(total.item()):
+        # Channel by channel, as a sum could overflow. Variances tell of the means: NaN where the mean is not finite.
+        finite = (torch.isfinite(new[1]) & torch.isfinite(moved[0]) & torch.isfinite(moved[1])).all()
+        if not readable(finite):
+            counts = finite
+            moved = [torch.where(finite, t, r) for r, t in zip(averages, moved, strict=True)]
+            skipped.add_(~finite)
+        elif not finite.item():
             skipped.add_(1)
             return
     if tracked is not None:
         tracked.add_(counts)
-    for running, new in ((running_mean, new_mean), (running_var, new_var)):
-        running.lerp_(new, momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum)
+    for average, value in zip(averages, moved, strict=True):
+        average.copy_(value)
