@@ -64,9 +64,11 @@ def pool(cells: Moments, dim: int) -> Moments:
         if size == 0:
             empty = mean.sum(dim, keepdim=True)
             return Moments(empty, empty, 0)
-        # About the first cell, so that equal means pool to exactly themselves: a constant input has variance 0.
-        first = mean.narrow(dim, 0, 1)
-        pooled = first + (mean - first).mean(dim, keepdim=True)
+        # About the first cell, so that equal means pool to exactly themselves: a constant input has variance 0. Halved,
+        # and divided before they are summed, as differences and sums of large means could overflow.
+        half = mean / 2
+        first = half.narrow(dim, 0, 1)
+        pooled = 2 * (first + ((half - first) / size).sum(dim, keepdim=True))
         return Moments(pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True), count * size)
     count = count.expand_as(mean)
     total = count.sum(dim, keepdim=True)
@@ -128,11 +130,17 @@ def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -
         >>> mix([a, b], torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])).mean
         tensor([[0.7500]])
     """
-    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1.
-    first = members[0].mean
-    mean = first + sum(w * (m.mean - first) for w, m in zip(mean_weights.unbind(), members, strict=True))
-    var = sum(w * m.var for w, m in zip(var_weights.unbind(), members, strict=True))
-    return Moments(torch.as_tensor(mean), torch.as_tensor(var), 1)
+    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1. Halved,
+    # as differences of large means could overflow.
+    first = members[0].mean / 2
+    mean = 2 * (first + sum(w * (m.mean / 2 - first) for w, m in zip(mean_weights.unbind(), members, strict=True)))
+    var, overflowed = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
+    for w, m in zip(var_weights.unbind(), members, strict=True):
+        # Apart from the sum: the product with a share of 0, or a gradient of 0, would be NaN.
+        infinite = torch.isinf(m.var)
+        var = var + w * torch.where(infinite, 0, m.var)
+        overflowed = overflowed | (infinite & (w != 0))
+    return Moments(mean, torch.where(overflowed, torch.inf, var), 1)
 
 
 def sparsemax(logits: Tensor) -> Tensor:
