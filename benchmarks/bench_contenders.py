@@ -12,7 +12,8 @@ from torch import Tensor
 import normwise.nn as ours
 
 METHODS = ("batch", "layer", "instance", "group", "switchable")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of the input. The layer is float32, as under autocast; in the rows "-cast" it is cast as well, as by model.bfloat16().
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bfloat16-cast": torch.bfloat16}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 SHAPES = ((32, 64, 56, 56), (32, 512, 14, 14), (2, 256, 56, 56), (32, 2048, 7, 7), (64, 32, 8, 8))
 GROUPS = 32
@@ -32,6 +33,10 @@ class Row:
 
     def __str__(self) -> str:
         return f"{self.method} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))} {self.threads}t"
+
+    @property
+    def layer_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype] if self.dtype.endswith("-cast") else torch.float32
 
     @property
     def megabytes(self) -> float:
@@ -124,16 +129,16 @@ def contenders(row: Row, compiled: torch.nn.Module | None) -> dict[str, Callable
     """Name → something to time. ``clone`` and ``copy`` are what the limit is made of; ``traffic`` is another."""
     x, g = problem(row)
     plain, target = x.detach(), torch.empty_like(x)
-    channels = row.shape[1]
+    channels, cast = row.shape[1], row.layer_dtype
     runs = {
-        "ours": step(our_layer(row.method, channels), x, g),
-        "torch": step(torch_layer(row.method, channels), x, g),
+        "ours": step(our_layer(row.method, channels).to(cast), x, g),
+        "torch": step(torch_layer(row.method, channels).to(cast), x, g),
         "clone": plain.clone,
         "copy": lambda: target.detach().copy_(plain),
         "traffic": traffic(row, plain, g),
     }
     if row.method == "switchable":
-        runs["formula"] = step(Formula(row.method, channels), x, g)
+        runs["formula"] = step(Formula(row.method, channels).to(cast), x, g)
     if compiled is not None:
         runs["compiled"] = step(compiled, x, g)
     return runs

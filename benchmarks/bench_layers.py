@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ LAYERS: list[tuple[str, str, Callable[[tuple[int, ...]], tuple[int, ...]], tuple
     ("RMSNorm", "RMSNorm", lambda shape: (shape[-1],), ((2, 4, 32), (32, 128, 256))),
     ("SwitchableNorm2d", "BatchNorm2d", lambda shape: (shape[1],), IMAGES),
 ]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the layer and of its input
 USES = ("training", "evaluation", "evaluation with gradients")
 
 
@@ -35,21 +37,22 @@ def call(layer: torch.nn.Module, use: str, x: Tensor, g: Tensor) -> Callable[[],
 
 
 def measure_layers(seconds: float) -> list[dict[str, Any]]:
-    """float32 in torch's contiguous format, on one thread."""
+    """In torch's contiguous format, on one thread."""
     torch.set_num_threads(1)
     found = []
-    for name, theirs, arguments, shapes in LAYERS:
+    for dtype, (name, theirs, arguments, shapes) in itertools.product(DTYPES, LAYERS):
         for shape in shapes:
             torch.manual_seed(0)
-            x, g = torch.randn(shape).requires_grad_(), torch.randn(shape)
+            x, g = torch.randn(shape).to(DTYPES[dtype]).requires_grad_(), torch.randn(shape).to(DTYPES[dtype])
             for use in USES:
                 layers = {
-                    "ours": getattr(ours, name)(*arguments(shape)),
-                    "torch": getattr(torch.nn, theirs)(*arguments(shape)),
+                    "ours": getattr(ours, name)(*arguments(shape)).to(DTYPES[dtype]),
+                    "torch": getattr(torch.nn, theirs)(*arguments(shape)).to(DTYPES[dtype]),
                 }
                 rounds = take_turns({who: call(layer, use, x, g) for who, layer in layers.items()}, seconds)
                 found.append({
-                    **{"layer": name, "torch": theirs, "shape": list(shape), "use": use, "rounds": len(rounds)},
+                    **{"layer": name, "torch": theirs, "dtype": dtype, "shape": list(shape), "use": use},
+                    "rounds": len(rounds),
                     "microseconds": {who: microseconds(rounds, who) for who in layers},
                     "times_ours": times_ours(rounds, "torch"),
                 })

@@ -118,15 +118,16 @@ def table(header: dict[str, Any], speed: Found, layers: Found, memory: Found, ac
         lines += [
             "## Layer by layer, small and in evaluation",
             "",
-            "float32, contiguous, one thread. Training and evaluation with gradients are forward and backward.",
+            "Layer and input of one type, contiguous, one thread. Training and evaluation with gradients are forward "
+            "and backward.",
             "",
         ]
-        titles = ["layer", "beside", "shape", "use", "ours, µs", "torch.nn"]
+        titles = ["layer", "beside", "type", "shape", "use", "ours, µs", "torch.nn"]
         lines += _grid(
             titles,
             (
                 [
-                    *(r["layer"], r["torch"], "×".join(map(str, r["shape"])), r["use"]),
+                    *(r["layer"], r["torch"], r["dtype"], "×".join(map(str, r["shape"])), r["use"]),
                     *(r["microseconds"]["ours"], r["times_ours"]),
                 ]
                 for r in layers

@@ -184,8 +184,9 @@ def movable(running: Running, x: Tensor) -> bool:
         >>> movable(Running(torch.zeros(3), torch.ones(3), 0.1), torch.zeros(2, 3))
         True
     """
-    mean, var, dtype = running.mean, running.var, ops.accumulation_dtype(x.dtype)
-    alike = mean.dtype == var.dtype == dtype and mean.is_cpu and var.is_cpu
+    mean, var = running.mean, running.var
+    fits = mean.dtype in (x.dtype, ops.accumulation_dtype(x.dtype))
+    alike = fits and mean.dtype == var.dtype and mean.is_cpu and var.is_cpu
     return alike and mean.is_contiguous() and var.is_contiguous()
 
 

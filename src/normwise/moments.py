@@ -5,7 +5,6 @@ Pooling is by the law of total variance, Var = E[σ²] + Var[μ], never by E[x²
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,9 +64,11 @@ def pool(cells: Moments, dim: int) -> Moments:
         if size == 0:
             empty = mean.sum(dim, keepdim=True)
             return Moments(empty, empty, 0)
-        # About the first cell, so that equal means pool to exactly themselves: a constant input has variance 0.
-        first = mean.narrow(dim, 0, 1)
-        pooled = first + (mean - first).mean(dim, keepdim=True)
+        # About the first cell, so that equal means pool to exactly themselves: a constant input has variance 0. Halved,
+        # and divided before they are summed, as differences and sums of large means could overflow.
+        half = mean / 2
+        first = half.narrow(dim, 0, 1)
+        pooled = 2 * (first + ((half - first) / size).sum(dim, keepdim=True))
         return Moments(pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True), count * size)
     count = count.expand_as(mean)
     total = count.sum(dim, keepdim=True)
@@ -129,11 +130,17 @@ def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -
         >>> mix([a, b], torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])).mean
         tensor([[0.7500]])
     """
-    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1.
-    first = members[0].mean
-    mean = first + sum(w * (m.mean - first) for w, m in zip(mean_weights.unbind(), members, strict=True))
-    var = sum(w * m.var for w, m in zip(var_weights.unbind(), members, strict=True))
-    return Moments(torch.as_tensor(mean), torch.as_tensor(var), 1)
+    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1. Halved,
+    # as differences of large means could overflow.
+    first = members[0].mean / 2
+    mean = 2 * (first + sum(w * (m.mean / 2 - first) for w, m in zip(mean_weights.unbind(), members, strict=True)))
+    var, overflowed = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
+    for w, m in zip(var_weights.unbind(), members, strict=True):
+        # Apart from the sum: the product with a share of 0, or a gradient of 0, would be NaN.
+        infinite = torch.isinf(m.var)
+        var = var + w * torch.where(infinite, 0, m.var)
+        overflowed = overflowed | (infinite & (w != 0))
+    return Moments(mean, torch.where(overflowed, torch.inf, var), 1)
 
 
 def sparsemax(logits: Tensor) -> Tensor:
@@ -332,8 +339,9 @@ def update_running(
         running_var: (C,), changed in place.
         batch: the batch's moments, (1, C).
         momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
-        skipped: an integer tensor (); with it, a batch whose moments are not all finite leaves the averages as they are
-            and adds 1 here, without the host waiting for a device; where :func:`countable` allows.
+        skipped: an integer tensor (); with it, a batch whose moments are not all finite, or that would take an average
+            beyond what its type holds, leaves the averages as they are and adds 1 here, without the host waiting for a
+            device; where :func:`countable` allows.
         tracked: an integer tensor (), to which 1 is added for a batch that is not skipped.
 
     Example:
@@ -342,26 +350,28 @@ def update_running(
         >>> mean.item(), var.item()
         (0.5, 1.5)
     """
+    # In float32 at least, whatever the buffers' type: of float16 the largest number is 65504.
+    dtype = torch.promote_types(running_var.dtype, torch.float32)
     if isinstance(batch.elements, Tensor):
-        momentum = (batch.elements > 1).reshape(-1).to(running_var.dtype) * momentum
-    new_mean, new_var = (t.detach().reshape(-1).to(running_var.dtype) for t in (batch.mean, unbiased(batch)))
+        momentum = (batch.elements > 1).reshape(-1).to(dtype) * momentum
+    new = [t.detach().reshape(-1).to(dtype) for t in (batch.mean, unbiased(batch))]
+    # Expanded: a tensor without axes would be read for its number.
+    weight = momentum.to(dtype).expand_as(new[0]) if isinstance(momentum, Tensor) else momentum
+    averages = [running_mean, running_var]
+    moved = [r.to(dtype).lerp(t, weight).to(r.dtype) for r, t in zip(averages, new, strict=True)]
     counts: int | Tensor = 1
     if skipped is not None:
-        total = new_var.sum()  # tells of the means too: a variance is NaN where the mean is not finite
-        if not readable(total):
-            counts = torch.isfinite(total)
-            new_mean, new_var = torch.where(counts, new_mean, running_mean), torch.where(counts, new_var, running_var)
-            if countable(total):
-                skipped.add_(~counts)
-        elif not math.isfinite(total.item()):
+        # Channel by channel, as a sum could overflow. Variances tell of the means: NaN where the mean is not finite.
+        finite = (torch.isfinite(new[1]) & torch.isfinite(moved[0]) & torch.isfinite(moved[1])).all()
+        if not readable(finite):
+            counts = finite
+            moved = [torch.where(finite, t, r) for r, t in zip(averages, moved, strict=True)]
+            if countable(finite):
+                skipped.add_(~finite)
+        elif not finite.item():
             skipped.add_(1)
             return
     if tracked is not None:
         tracked.add_(counts)
-    for running, new in ((running_mean, new_mean), (running_var, new_var)):
-        # Expanded: a tensor without axes would be read for its number.
-        weight = momentum.to(running.dtype).expand_as(new) if isinstance(momentum, Tensor) else momentum
-        if transforming():
-            running.copy_(running.lerp(new, weight))  # vmap has no rule of its own for what follows
-        else:
-            running.lerp_(new, weight)
+    for average, value in zip(averages, moved, strict=True):
+        average.copy_(value)

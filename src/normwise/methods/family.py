@@ -54,7 +54,7 @@ def standardize(m: Moments, p: Inputs) -> Affine:
     """The affine map to mean ``bias`` and standard deviation ``weight``: scale = weight / √(σ² + eps).
 
     With ``parts="mean"`` only the mean moves, y = weight · (x − μ) + bias; with ``parts="scale"`` only the scale,
-    y = weight · x / √(σ² + μ² + eps) + bias.
+    y = weight · x / √(σ² + μ² + eps) + bias. Where the variance is beyond what its type holds the scale is 0.
 
     Args:
         m: the moments to normalize by.
@@ -68,10 +68,14 @@ def standardize(m: Moments, p: Inputs) -> Affine:
         tensor([[0.5000]])
     """
     center = torch.zeros_like(m.mean) if p.parts == "scale" else m.mean
-    spread = torch.rsqrt((m.var + m.mean.square() if p.parts == "scale" else m.var) + p.eps)
-    scale = torch.ones_like(spread) if p.parts == "mean" else spread
+    square = m.var + m.mean.square() if p.parts == "scale" else m.var
+    scale = torch.ones_like(square) if p.parts == "mean" else torch.rsqrt(square + p.eps)
     if p.weight is not None:
         scale = scale * p.weight.to(scale.dtype)
+    if p.parts != "mean":
+        # Where the variance overflowed all values come out as the bias, as in torch, with no inf · 0 on the way.
+        overflowed = torch.isinf(square)
+        center, scale = torch.where(overflowed, 0, center), torch.where(overflowed, 0, scale)
     return Affine(
         center, scale, torch.zeros_like(scale) if p.bias is None else torch.atleast_2d(p.bias.to(scale.dtype))
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from torch import Tensor, empty_like, float64
+from torch import Tensor, float64
 
 from normwise.ops.reference import accumulation_dtype
 
@@ -79,7 +79,9 @@ def _fake_layer_norm_backward(
 
 
 def _fake_parameter(x: Tensor, t: Tensor | None, count: int) -> Tensor:
-    return x.new_empty((count,) if t is None else t.shape, dtype=accumulation_dtype(x.dtype))
+    return (
+        x.new_empty((count,), dtype=accumulation_dtype(x.dtype)) if t is None else x.new_empty(t.shape, dtype=t.dtype)
+    )
 
 
 def _fake_gradients(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,8 +134,8 @@ def _fake_mix_norm_backward(
     groups: Sequence[int],
     *_: Any,
 ) -> tuple[Tensor, ...]:
-    shares = x.new_empty(len(groups), dtype=accumulation_dtype(x.dtype))
-    return *_fake_gradients(x, weight, bias), shares, empty_like(shares)
+    shares = (_fake_parameter(x, t, len(groups)) for t in (mean_weight, var_weight))
+    return *_fake_gradients(x, weight, bias), *shares
 
 
 def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:

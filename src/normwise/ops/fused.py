@@ -74,8 +74,8 @@ def sample_norm_backward(
         slope: as given to :func:`sample_norm`.
 
     Returns:
-        ``(dx, dweight, dbias)``. The last two have the accumulation type and the parameter's shape; of an absent
-        parameter they are what a (C,) one would get.
+        ``(dx, dweight, dbias)``. The last two have the parameter's type and shape; of an absent parameter they are what
+        a (C,) one of the accumulation type would get.
 
     Example:
         >>> x, moments = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0]], [[1.0]]], dtype=torch.float64)
@@ -117,9 +117,10 @@ def mix_norm(
         logits: ``False`` where these are shares that sum to 1.
         eps: added to the variance.
         population: mean and variance (C,), in the place of the pool over samples; what follows is not read.
-        running: running mean and variance (C,), of the accumulation type and moved in place towards the pool over
-            samples; the momentum; a count of batches that were not finite and left them as they are, or ``None``; a
-            count of those that moved them, or ``None``.
+        running: running mean and variance (C,), of the type of ``x`` or the accumulation type, and moved in place
+            towards the pool over samples; the momentum; a count of batches that were not finite, or would have taken
+            them beyond their type, and left them as they are, or ``None``; a count of those that moved them, or
+            ``None``.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         slope: the negative slope of ``"leaky_relu"``.
 
@@ -215,8 +216,8 @@ def mix_norm_backward(
         slope: as given.
 
     Returns:
-        The gradients of x, weight, bias, mean_weight and var_weight. Those of the parameters have the accumulation
-        type; where a parameter is absent they have no meaning, or are ``None``.
+        The gradients of x, weight, bias, mean_weight and var_weight, each of the type of what it belongs to; where a
+        parameter is absent they have no meaning, or are ``None``.
 
     Example:
         >>> x, moments = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0]], [[1.0]]], dtype=torch.float64)
@@ -298,8 +299,8 @@ def layer_norm_backward(
         slope: as given.
 
     Returns:
-        ``(dx, dweight, dbias)``. The last two have the accumulation type and the parameter's shape; of an absent
-        parameter they are what one of a single axis would get.
+        ``(dx, dweight, dbias)``. The last two have the parameter's type and shape; of an absent parameter they are what
+        one of a single axis and the accumulation type would get.
 
     Example:
         >>> x, moments = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0], [1.0]], dtype=torch.float64)

@@ -239,7 +239,8 @@ def grad_input(
         tensor([[[5., 5.]]])
     """
     g = _through_activation(g, x, center, scale, shift, activation, slope)
-    deviation = x.to(g.dtype) - _over_cells(mean, x)
+    # Where the variance overflowed its gradient is 0, and the deviation may have overflowed, too.
+    deviation = x.to(g.dtype) - _over_cells(torch.where(grad_var == 0, 0, mean), x)
     elements = max(1, x[0, 0].numel()) if x.numel() else 1
     slope_var, offset = _over_cells(2 * grad_var / elements, x), _over_cells(grad_mean / elements, x)
     return (_over_cells(scale, x) * g + slope_var * deviation + offset).to(x.dtype)

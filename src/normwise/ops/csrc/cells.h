@@ -170,13 +170,11 @@ void all_grad_input(const Tensor& g, const Cells& x, const Tensor& dx, const Aff
   });
 }
 
-// The gradient of a parameter from its values': shaped like it, or (count,) where there is none.
+// The gradient of a parameter from its values': of its shape and type, or (count,) where there is none.
 template <class A> Tensor shaped_like(const MaybeTensor& parameter, int64_t count, const double* values) {
   std::vector<int64_t> sizes{count};
   if (parameter) sizes.assign(parameter->sizes().begin(), parameter->sizes().end());
-  Tensor result = empty(sizes, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-  std::copy_n(values, count, data<A>(result));
-  return result;
+  return rounded(sizes, parameter ? parameter->scalar_type() : std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float, values);
 }
 
 // The same from its cells': as it stands for one value per cell, summed over samples otherwise.

@@ -95,8 +95,9 @@ void Members::mix(int64_t n, double* mean, double* var) const {
     for_pools(m, n, [&](auto step, int64_t first, int64_t count, int64_t pool) {
       const double *from_mean = m.mean + pool, *from_var = m.var + pool, a = m.mean_share, b = m.var_share;
       double *to_mean = mean + first, *to_var = var + first;
-      for (int64_t i = 0; i < count; ++i) to_mean[i] += a * from_mean[step * i];
-      for (int64_t i = 0; i < count; ++i) to_var[i] += b * from_var[step * i];
+      // A member without a share has none in what overflowed either.
+      for (int64_t i = 0; i < count && a != 0; ++i) to_mean[i] += a * from_mean[step * i];
+      for (int64_t i = 0; i < count && b != 0; ++i) to_var[i] += b * from_var[step * i];
     });
 }
 
@@ -142,7 +143,8 @@ std::vector<double> Members::share_gradients(bool of_means) const {
   std::vector<double> result;
   for (const Member& m : list) {
     const double *moment = of_means ? m.mean : m.var, *grad = of_means ? m.grad_mean : m.grad_var;
-    result.push_back(total(pools(m), [=](int64_t i) { return moment[i] * grad[i]; }));
+    // Of a variance that overflowed the gradient is 0.
+    result.push_back(total(pools(m), [=](int64_t i) { return grad[i] == 0 ? 0 : moment[i] * grad[i]; }));
   }
   return result;
 }

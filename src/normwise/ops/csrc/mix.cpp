@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "cells.h"
+#include "convert.h"
 #include "members.h"
 
 namespace normwise {
@@ -38,25 +39,40 @@ void count(const MaybeTensor& counter) {
   ++*data<int64_t>(*counter);
 }
 
-// running <- (1 - momentum) * running + momentum * batch, unless the batch is not finite and `skipped` counts such ones.
+// running <- (1 - momentum) * running + momentum * batch, unless `skipped` counts batches that are not finite or take an average
+// beyond what its type holds, and this is one.
 template <class A>
 void update_running(const Cells& x, const Member& batch, const Tensor& running_mean, const Tensor& running_var,
                     const MaybeTensor& skipped, const MaybeTensor& tracked, double momentum) {
-  if (skipped && !std::all_of(batch.var, batch.var + x.C, [](double v) { return std::isfinite(static_cast<A>(v)); }))
-    return count(skipped);
-  count(tracked);
-  const double count = static_cast<double>(x.N * x.M), unbiased = count / std::max(1.0, count - 1);
-  A *mean = data<A>(running_mean), *var = data<A>(running_var);
-  for (int64_t c = 0; c < x.C; ++c) {
-    mean[c] = static_cast<A>(mean[c] + momentum * (batch.mean[c] - mean[c]));
-    var[c] = static_cast<A>(var[c] + momentum * (batch.var[c] * unbiased - var[c]));
-  }
+  const double elements = static_cast<double>(x.N * x.M), unbiased = elements / std::max(1.0, elements - 1);
+  with_dtype(running_mean.scalar_type(), [&](auto* type) {
+    using R = std::remove_pointer_t<decltype(type)>;
+    R *mean = data<R>(running_mean), *var = data<R>(running_var);
+    const Buffer<R> moved(2 * x.C);
+    bool finite = true;
+    const auto move = [&](R* to, double from, double batch) {
+      store(to, static_cast<acc_t<R>>(from + momentum * (batch - from)));
+      finite &= std::isfinite(load(*to));
+    };
+    for (int64_t c = 0; c < x.C; ++c) {
+      finite &= std::isfinite(static_cast<A>(batch.var[c]));
+      move(&moved[c], load(mean[c]), batch.mean[c]);
+      move(&moved[x.C + c], load(var[c]), batch.var[c] * unbiased);
+    }
+    if (skipped && !finite) return count(skipped);
+    count(tracked);
+    std::copy_n(moved.data(), x.C, mean);
+    std::copy_n(moved.data() + x.C, x.C, var);
+  });
 }
 
-void check_running(const Cells& x, const MaybeTensor& running) {
-  check_channels(x, running);
-  STD_TORCH_CHECK(!running || (running->is_contiguous() && running->scalar_type() == acc_type(x.tensor.scalar_type())),
-                  "normwise: expected running averages of the type that the input is summed in");
+void check_running(const Cells& x, const MaybeTensor& mean, const MaybeTensor& var) {
+  for (const MaybeTensor* running : {&mean, &var}) {
+    check_channels(x, *running);
+    STD_TORCH_CHECK(!*running || ((*running)->is_contiguous() && goes_with(x, (*running)->scalar_type())),
+                    "normwise: expected contiguous running averages of the input's type, or the one that it is summed in");
+  }
+  STD_TORCH_CHECK(!mean || !var || mean->scalar_type() == var->scalar_type(), "normwise: expected running averages of one type");
 }
 
 // Of what has one value a channel.
@@ -66,11 +82,9 @@ std::vector<double> maybe_values(const Cells& x, const MaybeTensor& t) {
 }
 const double* maybe_data(const std::vector<double>& v) { return v.empty() ? nullptr : v.data(); }
 
-Tensor as_tensor(const std::vector<double>& from, ScalarType dtype) {
-  Tensor result = empty({static_cast<int64_t>(from.size())}, dtype);
-  if (dtype == ScalarType::Double) std::copy(from.begin(), from.end(), data<double>(result));
-  else std::copy(from.begin(), from.end(), data<float>(result));
-  return result;
+// The gradient of a mix's weights.
+Tensor share_gradient(const MaybeTensor& weights, const std::vector<double>& values, ScalarType dtype) {
+  return rounded({static_cast<int64_t>(values.size())}, weights ? weights->scalar_type() : dtype, values.data());
 }
 
 // `reads` is whether moments of x are needed, which are those of the cells; where the one pool's are given, they are these.
@@ -81,8 +95,7 @@ std::tuple<Tensor, Tensor> normalized(const Tensor& input, const MaybeTensor& we
                                       const MaybeTensor& running_mean, const MaybeTensor& running_var, const MaybeTensor& skipped,
                                       const MaybeTensor& tracked, double momentum, const Activation& act) {
   Cells x(input);
-  check_running(x, running_mean);
-  check_running(x, running_var);
+  check_running(x, running_mean, running_var);
   join_samples(x, groups, weight, bias);
   const int64_t samples = reads ? x.N : 1, count = samples * x.C;
   Tensor y = x.empty_like(), moments = empty({2, samples, x.C}, ScalarType::Double);
@@ -122,10 +135,11 @@ struct MixGradients {
   std::vector<double> mean_weight, var_weight;
 };
 
-// dL/dweight of cells in float64, in the place of S2 = sum of g' * (x - about).
+// dL/dweight of cells in float64, in the place of S2 = sum of g' * (x - about). Where the variance overflowed y does not depend on
+// the weight, and S2 may have overflowed too.
 template <class A>
 void weight_gradients(int64_t C, const double* s1, double* s2, const A* about, const double* mean, const double* rstd) {
-  for (int64_t i = 0; i < C; ++i) s2[i] = rstd[i] * (s2[i] + (about[i] - mean[i]) * s1[i]);
+  for (int64_t i = 0; i < C; ++i) s2[i] = rstd[i] == 0 ? 0 : rstd[i] * (s2[i] + (about[i] - mean[i]) * s1[i]);
 }
 
 MixGradients gradients(const Tensor& grad, const Tensor& input, const Tensor& moments, const MaybeTensor& weight,
@@ -262,7 +276,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_norm_backward(
   const MixGradients of = gradients(grad, input, moments, weight, bias, mean_weight, var_weight, logits, groups, eps,
                                     population_mean, population_var, {static_cast<Act>(code), slope});
   const ScalarType dtype = acc_type(input.scalar_type());
-  return {of.x, of.weight, of.bias, as_tensor(of.mean_weight, dtype), as_tensor(of.var_weight, dtype)};
+  return {of.x, of.weight, of.bias, share_gradient(mean_weight, of.mean_weight, dtype),
+          share_gradient(var_weight, of.var_weight, dtype)};
 }
 
 std::tuple<Tensor, Tensor> batch_norm(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias, double eps,

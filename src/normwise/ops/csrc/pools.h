@@ -60,8 +60,11 @@ void repeat_groups(const Pools& p, const double* mean, const double* var, const 
   }
 }
 
-// What rounding takes from a mean that sums are taken about.
-template <class A> inline double lost(double mean) { return static_cast<double>(static_cast<A>(mean)) - mean; }
+// The sum of g' * (x - mean) / std, from one about the rounded mean; 0 where the variance overflowed, as that sum may have.
+template <class A> inline double normalized_sum(double about_rounded, double sum, double mean, double rstd) {
+  const double lost = static_cast<double>(static_cast<A>(mean)) - mean;
+  return rstd == 0 ? 0 : (about_rounded + lost * sum) * rstd;
+}
 
 // From the cells' sums of g' and g' * (x - mean), about the rounded mean, to the coefficients of dx; leaves the latter as sums
 // of g' * (x - mean) / std.
@@ -74,7 +77,7 @@ void solve_groups(const Pools& p, const double* mean, const double* var, const a
 #pragma omp simd
     for (int64_t i = 0; i < p.count; ++i) {
       const double rstd = 1 / std::sqrt(var[i] + eps), scale = -rstd * weight[i] / size;
-      s2[i] = (s2[i] + lost<A>(mean[i]) * s1[i]) * rstd;
+      s2[i] = normalized_sum<A>(s2[i], s1[i], mean[i], rstd);
       const double tilt = scale * rstd * s2[i];
       slope[i] = static_cast<A>(tilt);
       offset[i] = static_cast<A>(scale * s1[i] + tilt * (center[i] - mean[i]));
@@ -82,11 +85,11 @@ void solve_groups(const Pools& p, const double* mean, const double* var, const a
     return;
   }
   for (int64_t group = 0, first = 0; group < p.count; ++group, first += p.channels) {
-    const double mu = mean[group], rstd = 1 / std::sqrt(var[group] + eps), more = lost<A>(mu), *one = s1 + first;
+    const double mu = mean[group], rstd = 1 / std::sqrt(var[group] + eps), *one = s1 + first;
     double* two = s2 + first;
     const A* of = weight + first;
 #pragma omp simd
-    for (int64_t i = 0; i < p.channels; ++i) two[i] = (two[i] + more * one[i]) * rstd;
+    for (int64_t i = 0; i < p.channels; ++i) two[i] = normalized_sum<A>(two[i], one[i], mu, rstd);
     const double sum = total(p.channels, [=](int64_t i) { return of[i] * one[i]; });
     const double dot = total(p.channels, [=](int64_t i) { return of[i] * two[i]; });
     const double tilt = -rstd * rstd * dot / size;

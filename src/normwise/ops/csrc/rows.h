@@ -70,6 +70,25 @@ template <class T> inline auto sums_about(acc_t<T> center, const T* x, int64_t n
   return partial_sums(n, [center](auto v) { v -= center; return Pair<decltype(v)>{v, v * v}; }, x);
 }
 
+// Sums of `count` cells, each `next` after the one before and its n elements `step` apart, that overflowed: finite values have a
+// mean, and squares beyond what their type holds.
+template <class T>
+__attribute__((noinline)) void mend_overflow(const T* x, int64_t count, int64_t next, int64_t n, int64_t step, double* mean, double* m2) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isfinite(mean[i])) continue;
+    const double share = 1.0 / static_cast<double>(n);
+    double total = 0;
+    for (int64_t j = 0; j < n; ++j) total += share * load(x[i * next + j * step]);
+    if (std::isfinite(total)) mean[i] = total, m2[i] = HUGE_VAL;
+  }
+}
+inline bool all_finite(const double* values, int64_t count) {
+  int lost = 0;
+#pragma omp simd reduction(| : lost)
+  for (int64_t i = 0; i < count; ++i) lost |= values[i] - values[i] != 0;
+  return lost == 0;
+}
+
 // A block's mean and sum of squared deviations, about a centre that is moved until it serves.
 template <class T> inline Pair<double> block_moments(const T* x, int64_t n, acc_t<T> center, int tries = kTries) {
   const double share = 1.0 / static_cast<double>(n);
@@ -148,6 +167,7 @@ template <class T> inline void short_row_moments(const T* x, const Runs& runs, d
 template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
   if (0 < runs.length && runs.length <= kBlock && runs.count > 0) short_row_moments(x, runs, mean, m2);
   else long_row_moments(x, runs, mean, m2);
+  if (!all_finite(mean, runs.count)) mend_overflow(x, runs.count, runs.length, runs.length, 1, mean, m2);
 }
 
 // to[r, i] = f(from[r, i]..., of[r]...), where f takes registers. Over all rows as one run of memory: whatever a row's length, a

@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include "convert.h"
+
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has it by another name
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
@@ -67,6 +69,16 @@ Tensor copied(const Tensor& t, const Sizes& sizes, const Sizes& strides, ScalarT
 }  // namespace
 
 Tensor empty(const Sizes& sizes, ScalarType dtype) { return empty_strided(sizes, dense_strides(sizes, false), dtype); }
+
+Tensor rounded(const Sizes& sizes, ScalarType dtype, const double* values) {
+  Tensor result = empty(sizes, dtype);
+  with_dtype(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    T* to = data<T>(result);
+    for (int64_t i = 0; i < result.numel(); ++i) store(to + i, static_cast<acc_t<T>>(values[i]));
+  });
+  return result;
+}
 
 std::vector<double> values(const Tensor& t) {
   std::vector<double> result(t.numel());
@@ -142,8 +154,7 @@ void check_channels(const Cells& x, const MaybeTensor& t) {
 
 void check_parameter(const Cells& x, const MaybeTensor& t) {
   if (!t) return;
-  const ScalarType dtype = t->scalar_type(), of_x = x.tensor.scalar_type();
-  STD_TORCH_CHECK(dtype == of_x || dtype == acc_type(of_x), "normwise: the parameters are of a type that does not go with the input's");
+  STD_TORCH_CHECK(goes_with(x, t->scalar_type()), "normwise: the parameters are of a type that does not go with the input's");
   if (is_per_sample(x, t) && t->size(1) == x.C) return;
   check_channels(x, t);
 }

@@ -56,6 +56,9 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype);
 
 inline ScalarType acc_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
+// A new tensor of these values.
+Tensor rounded(const std::vector<int64_t>& sizes, ScalarType dtype, const double* values);
+
 // The elements of any tensor, in order.
 std::vector<double> values(const Tensor& t);
 
@@ -80,7 +83,12 @@ template <class A> class Buffer {
   A& operator[](int64_t i) const { return memory[i]; }
 };
 
-// That a tensor, if there is one, has a value a channel; or, of a parameter, one a cell, in x's type or the one it is summed in.
+// Whether parameters and averages of a type go with x: of its own, or of the one it is summed in.
+inline bool goes_with(const Cells& x, ScalarType dtype) {
+  return dtype == x.tensor.scalar_type() || dtype == acc_type(x.tensor.scalar_type());
+}
+
+// That a tensor, if there is one, has a value a channel; or, of a parameter, one a cell, in a type that goes with x.
 void check_channels(const Cells& x, const MaybeTensor& t);
 void check_parameter(const Cells& x, const MaybeTensor& t);
 inline bool is_per_sample(const Cells& x, const MaybeTensor& t) { return t && t->dim() == 2 && t->size(0) == x.N; }

@@ -14,13 +14,13 @@ namespace {
 constexpr int64_t kCacheElements = 4096;  // of vectors that are read twice: what the first-level cache holds
 constexpr int kBundle = 4;                // vectors that go through the backward pass together, as they share their weights
 
-// What normalizes a vector. What rounding takes from the centre goes into the shift; what it takes from the scale, which only
+// What normalizes a vector; 0 does where its variance overflowed, and nothing is subtracted that could overflow too. What rounding takes from the centre goes into the shift; what it takes from the scale, which only
 // float32 output would show, is a coefficient of its own.
 template <class A> struct Standard {
   A center, scale, rest, shift;
   Standard() = default;
   Standard(double mean, double rstd)
-      : center(static_cast<A>(mean)), scale(static_cast<A>(rstd)), rest(static_cast<A>(rstd - static_cast<double>(scale))),
+      : center(static_cast<A>(rstd == 0 ? 0 : mean)), scale(static_cast<A>(rstd)), rest(static_cast<A>(rstd - static_cast<double>(scale))),
         shift(static_cast<A>((static_cast<double>(center) - mean) * rstd)) {}
 };
 template <class T, class V> inline V standardized(V v, const Standard<acc_t<T>>& by) {
