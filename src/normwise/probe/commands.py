@@ -53,10 +53,12 @@ def diagnose(
         SystemExit: with 1, as asked for by --fail-on.
     """
     from normwise import report
-    from normwise.files import write_atomic
+    from normwise.files import check_target, write_own
     from normwise.probe.diagnosing import diagnose as examine
 
     fails([], fail_on or "error")
+    page = out is not None and out.suffix in (".html", ".htm")
+    check_target(out, "diagnosis", page)
     criterion = None if loss is None else _loss(loss)
     net, _ = model_from(model, checkpoint)
     found = examine(net, called(data), criterion, steps=steps, progress=_progress if sys.stderr.isatty() else None)
@@ -67,7 +69,7 @@ def diagnose(
 
         Console().print(report.diagnosis_table(found))
     if out is not None:
-        write_atomic(out, report.diagnosis_html(found) if out.suffix in (".html", ".htm") else found.to_json())
+        write_own(out, report.diagnosis_html(found) if page else found.to_json(), "diagnosis", page)
         print(f"\ndiagnosis  {out}", file=sys.stderr)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
