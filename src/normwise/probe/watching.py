@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 import weakref
@@ -44,7 +45,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             value, step)``, or a folder for TensorBoard.
 
     Raises:
-        InputError: ``every`` is below 1, or the model is compiled: a compiled graph does not see hooks.
+        InputError: ``every`` or ``run_length`` is no whole number of at least 1, the optimizer is none, the writer
+            cannot be written to, or the model is compiled: a compiled graph does not see hooks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -65,10 +67,13 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         *,
         every: int = 16,
         run_length: int | None = None,
-        writer: Writer | str | None = None,
+        writer: Writer | str | os.PathLike[str] | None = None,
     ) -> None:
-        if every < 1:
-            raise InputError(f"every must be at least 1, got {every}")
+        for name, value in (("every", every), ("run_length", run_length)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise InputError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
         if any(isinstance(getattr(part, "_orig_mod", None), nn.Module) for part in model.modules()):
             raise InputError(
                 "a compiled model does not see hooks: watch the model itself and compile it afterwards, or run the "

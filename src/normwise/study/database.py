@@ -321,10 +321,10 @@ def is_hindered(error: BaseException) -> bool:
     """
     if isinstance(error, (filelock.Timeout, OSError)):
         return True
+    if not isinstance(error, (sqlite3.Error, SQLAlchemyError, StorageInternalError)):
+        return False
     text = f"{error} {error.__cause__ or ''}".lower()
-    return isinstance(error, (sqlite3.Error, SQLAlchemyError, StorageInternalError)) and any(
-        w in text for w in _HINDERED
-    )
+    return any(word in text for word in _HINDERED)
 
 
 def is_away(error: BaseException | None) -> bool:
