@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +18,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from normwise import __version__
 from normwise.claims.commands import app as claims
-from normwise.errors import InputError, MissingDependencyError, NormwiseError
+from normwise.errors import InputError, MissingDependencyError, NormwiseError, StoreError, described, place_of
+from normwise.files import make_printable
 from normwise.probe.commands import app as probe
 from normwise.study.address import is_url, redact
 from normwise.study.commands import app as study_app
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _OUT = "normwise-compare"
+# Set in the environment, it shows tracebacks that are otherwise one line.
+_TRACE = "NORMWISE_TRACEBACK"
 
 app = App(
     name="normwise",
@@ -199,21 +205,27 @@ def report(
             threading.Event().wait()
     from normwise import report as drawing
     from normwise.advice import is_advice, load_advice
-    from normwise.files import write_atomic
+    from normwise.files import check_target, write_own
     from normwise.findings import is_diagnosis, load_diagnosis
 
     if not is_url(where) and is_diagnosis(Path(where)):
         seen = load_diagnosis(Path(where))
-        text, shown, name = drawing.diagnosis_html(seen), drawing.diagnosis_table(seen), f"{Path(where).stem}.html"
+        kind, name = "diagnosis", f"{Path(where).stem}.html"
+        draw, shown = partial(drawing.diagnosis_html, seen), partial(drawing.diagnosis_table, seen)
     elif not is_url(where) and is_advice(Path(where)):
         told = load_advice(Path(where))
-        text, shown, name = drawing.advice_html(told), drawing.advice_table(told), f"{Path(where).stem}.html"
+        kind, name = "advice", f"{Path(where).stem}.html"
+        draw, shown = partial(drawing.advice_html, told), partial(drawing.advice_table, told)
     else:
         record = read(where, study)
-        text, shown, name = drawing.html(record), drawing.table(record), "report.html"
+        kind, name = "study", "report.html"
+        draw, shown = partial(drawing.html, record), partial(drawing.table, record)
     page = out if out is not None else _beside(where) / name
-    write_atomic(page, text)
-    _print(shown)
+    check_target(page, kind, page=True)
+    with _whole(where):
+        text, table = draw(), shown()
+    write_own(page, text, kind, page=True)
+    _print(table)
     print(f"\nreport  {page}")
 
 
@@ -253,18 +265,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ...
         SystemExit: 0
     """
+    make_printable()
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except (CycloptsError, NormwiseError) as error:
-        _fail(" ".join(str(error).split()))
+        _fail(str(error))
     except KeyboardInterrupt:
         print(f"\nnormwise: interrupted; what was finished is kept. Resume with: {_command()}", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Who read the output has gone, as head does. What is left in the buffer would fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except SystemExit as stop:
+        if place_of(stop) is None:
+            raise
+        _fail(f"your code failed: {described(stop)}")
+    except Exception as error:
+        # No place had a better word for it.
+        _tell(error)
     raise SystemExit(0)
 
 
+def _tell(error: Exception) -> None:
+    """Say in one line what was not foreseen, and how to see where it happened."""
+    if os.environ.get(_TRACE):
+        traceback.print_exception(error)
+    whose = "your code failed" if place_of(error) else "cannot go on"
+    _fail(f"{whose}: {described(error)}; set {_TRACE}=1 for the whole traceback")
+
+
 def _fail(message: str) -> None:
-    print(f"normwise: error: {redact(message)}", file=sys.stderr)
+    print(f"normwise: error: {redact(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -289,6 +322,18 @@ def _needing_extras():  # type: ignore[no-untyped-def]  # the module's own type 
             raise
         raise MissingDependencyError(f"compare needs {error.name}: pip install 'normwise[compare]'") from error
     return comparison
+
+
+@contextmanager
+def _whole(where: str) -> Iterator[None]:
+    """Say that a stored record contradicts itself where it cannot be drawn: every field has its type, and no sense."""
+    try:
+        yield
+    except NormwiseError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise StoreError(f"cannot draw {where}: it is damaged, parts of it contradict each other ({said})") from error
 
 
 def _print(shown: RenderableType) -> None:
@@ -320,8 +365,6 @@ def _engine(name: str, workers: int | None, address: str | None, cpus: float, gp
 
 
 def _default_workers() -> int:
-    import os
-
     return min(os.cpu_count() or 1, 4)
 
 

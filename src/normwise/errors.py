@@ -14,6 +14,20 @@ Layers that stand in for a ``torch.nn`` class raise what that class raises (``Va
 code written for torch keeps working.
 """
 
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LONGEST = 300
+_OURS = str(Path(__file__).parent)
+# Where packages and Python itself lie: what is not there is the user's own code.
+_PACKAGES = {"site-packages", "dist-packages"}
+_OTHERS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
 
 class NormwiseError(Exception):
     """Base of every error that normwise raises on purpose; its text is meant for the user.
@@ -77,3 +91,74 @@ class NormwiseWarning(UserWarning):
         >>> issubclass(NormwiseWarning, UserWarning)
         True
     """
+
+
+def described(error: BaseException) -> str:
+    r"""Say in one line what the user's own code raised, and where in it.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        The error's type and text of at most 300 characters, and the file and line of the user's code that is nearest to
+        where it was raised, if any is.
+
+    Example:
+        >>> described(ValueError("no\nway"))
+        'ValueError: no way'
+    """
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+    line = place_of(error)
+    return f"{type(error).__name__}{': ' * bool(text)}{text}" + (f" (at {line})" if line and line not in text else "")
+
+
+def place_of(error: BaseException) -> str | None:
+    """Find the line of the user's own code that is nearest to where an error was raised.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        ``FILE:LINE``; ``None`` where no code of the user had a part in it.
+
+    Example:
+        >>> place_of(ValueError("no"))
+    """
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    for name, line in reversed(frames):
+        path = Path(name)
+        if not name.startswith(("<", _OURS, *_OTHERS)) and _PACKAGES.isdisjoint(path.parts):
+            return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+    return None
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Say in one line what failed, where the user's own code raises in the body; an interrupt goes through.
+
+    Args:
+        what: was done, such as ``"nets.py:make_model failed"``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        NormwiseError: as it came.
+        InputError: whatever else the code raised, a demand to exit included, as :func:`described`.
+
+    Example:
+        >>> with blaming("make_model failed"):
+        ...     int("three")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.InputError: make_model failed: ValueError: invalid literal for int() with base 10: 'three'
+    """
+    try:
+        yield
+    except NormwiseError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what}: {described(error)}") from error

@@ -16,9 +16,9 @@ import os
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from normwise.errors import StoreError
+from normwise.files import read_json
 
 R = typing.TypeVar("R")
 
@@ -330,9 +330,9 @@ def load_record(path: str | os.PathLike[str], cls: type[R], noun: str, newest: i
         normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path)
     except OSError as error:
-        raise StoreError(f"cannot read the {noun} {path}: {error.strerror}") from error
+        raise StoreError(f"cannot read the {noun} {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise StoreError(f"{path} is not a {noun}: it is not JSON ({error})") from error
     version = data.get("version") if isinstance(data, dict) else None
@@ -357,7 +357,7 @@ def keys_of(path: str | os.PathLike[str]) -> set[str]:
         set()
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path)
     except (OSError, ValueError):
         return set()
     return set(data) if isinstance(data, dict) else set()
@@ -377,7 +377,10 @@ def _build(kind: typing.Any, data: object, where: str) -> typing.Any:
     if origin is dict:
         return {str(k): _build(arguments[1], v, f"{where}[{k!r}]") for k, v in _expect(dict, data, where).items()}
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        data = float(data)
+        try:
+            data = float(data)
+        except OverflowError:
+            raise StoreError(f"{where} is too large a number") from None
     value = _expect(kind, data, where)
     if kind is float and not math.isfinite(value):
         raise StoreError(f"{where} is {value}: numbers must be finite")

@@ -105,11 +105,11 @@ def report(claims: Path, /, *, out: Path | None = None) -> None:
         out: The file to write. Default: claims.html beside it.
     """
     from normwise import report as drawing
-    from normwise.files import write_atomic
+    from normwise.files import write_own
 
     source, record = _stored(claims)
     page = out if out is not None else source.with_name("claims.html")
-    write_atomic(page, drawing.claims_html(record))
+    write_own(page, drawing.claims_html(record), "claims", page=True)
     _show(record)
     print(f"\npage    {page}")
 
@@ -123,9 +123,9 @@ def docs(claims: Path = Path("results", _STORED), /, *, out: Path = Path("docs",
         out: The file to write.
     """
     from normwise import report as drawing
-    from normwise.files import write_atomic
+    from normwise.files import write_own
 
-    write_atomic(out, drawing.claims_markdown(_stored(claims)[1]))
+    write_own(out, drawing.claims_markdown(_stored(claims)[1]), "docs")
     print(f"page    {out}")
 
 

@@ -24,7 +24,7 @@ from normwise.claims.library import CLAIMS, claims_named
 from normwise.claims.progress import Display
 from normwise.claims.statistics import estimate, judge, together
 from normwise.errors import InputError
-from normwise.files import make_folder, write_atomic
+from normwise.files import check_folder, make_folder, write_own
 from normwise.outcomes import UNDECIDED, Answer, Outcome, load_claims
 from normwise.records import Trial, dumps
 from normwise.study.machine import machine, versions
@@ -77,6 +77,7 @@ def run(
         raise InputError(f"workers must be at least 1, got {workers}")
     with ExitStack() as stack:
         folder = None if out is None else Path(out)
+        check_folder(folder, "claims", (STORED, PAGE))
         kept = None if folder is None else folder
         if folder is None and workers > 1:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
@@ -258,8 +259,9 @@ def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path,
     """
     folder = make_folder(folder)
     stored, page = folder / STORED, folder / PAGE
-    write_atomic(stored, dumps(record))
-    write_atomic(page, report.claims_html(record))
+    check_folder(folder, "claims", (STORED, PAGE))
+    write_own(stored, dumps(record), "claims")
+    write_own(page, report.claims_html(record), "claims", page=True)
     return stored, page
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from normwise.errors import DataError, InputError, NormwiseWarning
 from normwise.nn._checks import model_given
+from normwise.nn._loading import load_tensors
 from normwise.nn.switchable import SwitchableNorm, switchable_layers
 
 _KEYS = {"weight", "bias", "mean_weight", "var_weight", "running_mean", "running_var"}
@@ -124,12 +125,11 @@ def _tensors(source: Source) -> dict[str, Tensor]:
         data: Any = source
     else:
         try:
-            data = torch.load(source, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise DataError(f"cannot read the checkpoint {source}: {error.strerror}") from error
-        except Exception as error:  # torch.load raises what its unpickler meets
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{source} is no checkpoint that can be loaded safely: {reason}") from error
+            data = load_tensors(source)
+        except DataError as error:
+            if not os.path.isfile(source):
+                raise
+            raise DataError(f"{source} is no checkpoint that can be loaded safely: {error}") from error
     if isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping):
         data = data["state_dict"]
     if not isinstance(data, Mapping):

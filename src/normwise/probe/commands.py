@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from normwise.errors import InputError
 from normwise.findings import fails
 from normwise.surgery.sources import called, model_from, resolved
 
@@ -53,11 +51,14 @@ def diagnose(
         SystemExit: with 1, as asked for by --fail-on.
     """
     from normwise import report
-    from normwise.files import write_atomic
+    from normwise.files import check_target, write_own
     from normwise.probe.diagnosing import diagnose as examine
+    from normwise.probe.losses import loss_of
 
     fails([], fail_on or "error")
-    criterion = None if loss is None else _loss(loss)
+    page = out is not None and out.suffix in (".html", ".htm")
+    check_target(out, "diagnosis", page)
+    criterion = resolved(loss) if loss is not None and ":" in loss else loss_of(loss)
     net, _ = model_from(model, checkpoint)
     found = examine(net, called(data), criterion, steps=steps, progress=_progress if sys.stderr.isatty() else None)
     if as_json:
@@ -67,21 +68,10 @@ def diagnose(
 
         Console().print(report.diagnosis_table(found))
     if out is not None:
-        write_atomic(out, report.diagnosis_html(found) if out.suffix in (".html", ".htm") else found.to_json())
+        write_own(out, report.diagnosis_html(found) if page else found.to_json(), "diagnosis", page)
         print(f"\ndiagnosis  {out}", file=sys.stderr)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
-
-
-def _loss(name: str) -> Callable[[Any, Any], Any]:
-    if ":" in name:
-        return resolved(name)
-    import torch.nn.functional as F
-
-    found = getattr(F, name, None)
-    if not callable(found):
-        raise InputError(f"--loss {name}: torch.nn.functional has no such function; for your own give path.py:callable")
-    return found
 
 
 def _progress(done: int, total: int) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.errors import InputError, NormwiseError
+from normwise.errors import InputError, NormwiseError, blaming, described
 from normwise.findings import Diagnosis, ModelFacts
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
 from normwise.probe.gaps import Loss, gains, keeping_buffers, measure_gap
+from normwise.probe.losses import loss_of
 from normwise.probe.shifts import measure_shifts
 from normwise.probe.watching import training_norms, watch
 from normwise.surgery._lazy import left_alone, refuse_lazy, settled
@@ -27,7 +28,7 @@ from normwise.surgery.running import Forward, feed, targets_of, unwrapped
 def diagnose(
     model: nn.Module,
     loader: Iterable[Any],
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     *,
     steps: int = 16,
     optimizer: torch.optim.Optimizer | None = None,
@@ -44,8 +45,9 @@ def diagnose(
     Args:
         model: to diagnose; may be wrapped for data-parallel training.
         loader: gives batches as for training.
-        loss: ``(output, target) -> scalar``; gradients and covariate shift are measured with it. ``target`` is what of
-            a batch the model does not take, see :func:`normwise.surgery.running.targets_of`.
+        loss: ``(output, target) -> scalar``, or the name of such a function of ``torch.nn.functional``; gradients and
+            covariate shift are measured with it. ``target`` is what of a batch the model does not take, see
+            :func:`normwise.surgery.running.targets_of`.
         steps: how many batches to look at, at most.
         optimizer: the one that trains the model: its weight decay is checked, its learning rate used for the shift.
         forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
@@ -56,9 +58,9 @@ def diagnose(
         The diagnosis: ``print`` it, ask ``fails("warning")``, store ``to_json()``.
 
     Raises:
-        InputError: the loader gives no batch, ``steps`` is below 1, a batch does not fit the model, an argument is of
-            the wrong kind, or lazy layers have seen no data and an optimizer is given (without one they are settled on
-            the first batch, in a copy).
+        InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss is
+            unknown or fails, an argument is of the wrong kind, or lazy layers have seen no data and an optimizer is
+            given (without one they are settled on the first batch, in a copy).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -70,15 +72,17 @@ def diagnose(
     batches_given(loader, "diagnose", "loader")
     number_given(steps, "steps", least=1, whole=True)
     optimizer_given(optimizer, "diagnose")
-    for name, function in {"loss": loss, "forward": forward, "progress": progress}.items():
+    for name, function in {"forward": forward, "progress": progress}.items():
         callable_given(function, "diagnose", name)
-    batches = list(itertools.islice(loader, steps))
+    criterion = loss_of(loss)
+    with blaming("the loader failed"):
+        batches = list(itertools.islice(loader, steps))
     if not batches:
         raise InputError("nothing to diagnose with: the loader gave no batch")
     if optimizer is not None:
         refuse_lazy(model, "diagnose")  # a copy's parameters would not be the optimizer's
     body = settled(unwrapped(model), lambda m: (forward or feed)(m, batches[0]))
-    return _Examination(body, batches, loss, forward or feed, optimizer).run(progress or (lambda *_: None))
+    return _Examination(body, batches, criterion, forward or feed, optimizer).run(progress or (lambda *_: None))
 
 
 class _Examination:
@@ -118,29 +122,31 @@ class _Examination:
             return survey_batch(self.model, self.batches[0], self.forward)
         except NormwiseError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             name = type(self.model).__name__
-            raise InputError(f"{name} does not run on the first batch: {type(error).__name__}: {error}") from error
+            raise InputError(f"{name} does not run on the first batch: {described(error)}") from error
 
     def _misplaced(self) -> list[str]:
         """Norms that were left training inside a model in evaluation mode."""
         return [] if self.model.training else training_norms(find(self.model))
 
     def _pass(self, batch: Any) -> None:
-        output = self.forward(self.model, batch)
+        output = self._run(self.model, batch)
         if self.loss is not None:
             value = self._value(output, batch)
             wanted = [p for p in self.model.parameters() if p.requires_grad]
             if value.requires_grad and wanted:
                 # Not backward(): the gradients that parameters hold are not ours to change.
-                torch.autograd.grad(value, wanted, allow_unused=True)
+                with blaming("the backward pass failed"):
+                    torch.autograd.grad(value, wanted, allow_unused=True)
+
+    def _run(self, model: nn.Module, batch: Any) -> Any:
+        with blaming(f"{type(model).__name__} failed on a batch"):
+            return self.forward(model, batch)
 
     def _value(self, output: Any, batch: Any) -> Tensor:
         assert self.loss is not None  # the callers' condition
-        value = self.loss(output, targets_of(self.model, batch))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise InputError(f"loss must give a tensor with one element, got {type(value).__name__}")
-        return value
+        return self.loss(output, targets_of(self.model, batch))
 
     def _shifts(self, weights: Sequence[Any]) -> dict[str, Any]:
         if self.loss is None:
@@ -152,7 +158,7 @@ class _Examination:
         def loss() -> Tensor:
             # The same drop-out at every call. Buffers come back at the end: a graph may still hold them.
             with keeping_random_state():
-                return self._value(self.forward(self.model, batch), batch)
+                return self._value(self._run(self.model, batch), batch)
 
         return measure_shifts(loss, layers, self.optimizer)
 
@@ -166,10 +172,10 @@ class _Examination:
         ]
         if not choosing:
             return first
-        gap = measure_gap(self.model, self.batches, [found for found, _ in choosing], self.forward, self.loss)
+        gap = measure_gap(self.model, self.batches, [found for found, _ in choosing], self._run, self.loss)
         suspects = {finding.layer for finding in first.of("statistics-disagree")}
         suspicious = [(found, norm) for found, norm in choosing if norm.layer.name in suspects]
-        gained = gains(self.model, self.batches, suspicious, self.forward, self.loss, gap.running)
+        gained = gains(self.model, self.batches, suspicious, self._run, self.loss, gap.running)
         of_norms = {name: {"gain": gain} for name, gain in gained.items()}
         return watcher.judged(facts, run, gap=gap, of_norms=of_norms, of_weights=shifts)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from normwise.errors import MissingDependencyError
+from normwise.errors import InputError, MissingDependencyError
 from normwise.findings import NormFacts, WeightFacts
 from normwise.probe.meters import NormMeter, WeightMeter
 
@@ -28,6 +30,7 @@ class Scalars:
         writer: anything with ``add_scalar``, or a folder for TensorBoard.
 
     Raises:
+        InputError: it cannot be written to: no folder, and no ``add_scalar(tag, value, step)``.
         MissingDependencyError: a folder is given and tensorboard is not installed.
 
     Example:
@@ -42,9 +45,11 @@ class Scalars:
         normwise/gn/near_eps 0 3
     """
 
-    def __init__(self, writer: Writer | str) -> None:
-        self._own = isinstance(writer, str)
-        self._writer: Any = _tensorboard(writer) if isinstance(writer, str) else writer
+    def __init__(self, writer: Writer | str | os.PathLike[str]) -> None:
+        self._own = isinstance(writer, str | os.PathLike)
+        self._writer: Any = _tensorboard(os.fspath(writer)) if isinstance(writer, str | os.PathLike) else writer
+        if not self._own:
+            _check(writer)
 
     def write(
         self, step: int, norms: Mapping[int, NormMeter], weights: Mapping[int, WeightMeter], names: Mapping[int, str]
@@ -76,4 +81,25 @@ def _tensorboard(folder: str) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError("scalars for TensorBoard need it: pip install 'normwise[tensorboard]'") from error
-    return SummaryWriter(folder)
+    try:
+        return SummaryWriter(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write scalars to {folder}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _check(writer: Any) -> None:
+    """See now what would fail at the first sampled step."""
+    expected = "expected a folder for TensorBoard, or an object with add_scalar(tag, value, step)"
+    if isinstance(writer, type):
+        raise InputError(f"writer is the class {writer.__name__}, {expected}: give one of it")
+    add = getattr(writer, "add_scalar", None)
+    if not callable(add):
+        raise InputError(f"writer is {type(writer).__name__}, {expected}")
+    try:
+        inspect.signature(add).bind("tag", 0.0, 0)
+    except TypeError as error:
+        raise InputError(
+            f"the add_scalar of {type(writer).__name__} does not take these ({error}): {expected}"
+        ) from None
+    except ValueError:
+        return  # Nothing is known of its parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 import weakref
@@ -46,8 +47,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             value, step)``, or a folder for TensorBoard.
 
     Raises:
-        InputError: ``every`` is below 1, lazy layers have seen no data, an argument is of the wrong kind, or the model
-            is compiled: a compiled graph does not see hooks.
+        InputError: ``every`` or ``run_length`` is no whole number of at least 1, the writer cannot be written to, lazy
+            layers have seen no data, an argument is of the wrong kind, or the model is compiled: a compiled graph does
+            not see hooks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -68,11 +70,13 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         *,
         every: int = 16,
         run_length: int | None = None,
-        writer: Writer | str | None = None,
+        writer: Writer | str | os.PathLike[str] | None = None,
     ) -> None:
         model_given(model, "watch")
         optimizer_given(optimizer, "watch")
-        number_given(every, "every", least=1, whole=True)
+        for name, value in (("every", every), ("run_length", run_length)):
+            if value is not None:
+                number_given(value, name, least=1, whole=True)
         refuse_lazy(model, "watch")
         if any(isinstance(getattr(part, "_orig_mod", None), nn.Module) for part in model.modules()):
             raise InputError(

@@ -46,7 +46,7 @@ def serving(read: Callable[[], Study], port: int = 0) -> Iterator[str]:
         b'<!doctype html>'
     """
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), _handler(read))
+        server = _Server((LOOPBACK, port), _handler(read))
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot serve on port {port}: {error}; name another one, or 0 for any free one") from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
@@ -59,6 +59,19 @@ def serving(read: Callable[[], Study], port: int = 0) -> Iterator[str]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that went away, or of what else one request did: the terminal is the study's."""
+
+
+def _asked_for(host: str, path: str) -> tuple[str | None, str | None]:
+    """The name and the path of a request; nothing of what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname, urlsplit(path).path
+    except ValueError:
+        return None, None
+
+
 def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
     one_at_a_time = threading.Lock()
 
@@ -69,9 +82,10 @@ def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             """Draw the study as it stands."""
-            if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in _OWN_NAMES:
+            host, path = _asked_for(self.headers.get("Host", ""), self.path)
+            if host not in _OWN_NAMES:
                 self._answer(403, b"This page is for this machine only.\n", "text/plain")
-            elif urlsplit(self.path).path != "/":
+            elif path != "/":
                 self._answer(404, b"There is only the page at /.\n", "text/plain")
             else:
                 self._page()
@@ -82,10 +96,14 @@ def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
             try:
                 with one_at_a_time:
                     study = read()
-                    page = html(study).encode()
+                    page = html(study).encode(errors="backslashreplace")
             except NormwiseError as error:
                 # Nothing to see yet, say; the browser asks again.
-                self._answer(503, f"{error}\n".encode(), "text/plain", again=True)
+                self._answer(503, f"{error}\n".encode(errors="backslashreplace"), "text/plain", again=True)
+                return
+            except Exception as error:  # a record that contradicts itself, say
+                said = f"cannot draw the study: {type(error).__name__}: {error}\n"
+                self._answer(500, said.encode(errors="backslashreplace"), "text/plain", again=True)
                 return
             self._answer(200, page, "text/html", again=not study.finished)
 

@@ -72,7 +72,7 @@ def export(where: Storage, /, *, study: str | None = None, out: Path | None = No
     Raises:
         InputError: the file's name ends otherwise.
     """
-    from normwise.files import write_atomic
+    from normwise.files import write_own
     from normwise.records import dumps
 
     record = read(where, study)
@@ -81,7 +81,7 @@ def export(where: Storage, /, *, study: str | None = None, out: Path | None = No
         return
     if out.suffix not in {".json", ".csv"}:
         raise InputError(f"cannot write {out}: expected a name that ends in .json or .csv")
-    write_atomic(out, dumps(record) if out.suffix == ".json" else _csv(record))
+    write_own(out, *((dumps(record), "study") if out.suffix == ".json" else (_csv(record), "table")))
     print(f"{len(record.trials)} trials  {out}")
 
 
@@ -110,10 +110,15 @@ def merge(
     Raises:
         InputError: it is not said where to, or the studies are of different comparisons.
     """
+    from normwise.files import check_folder
+
     with _extras():
         from normwise.study.merging import merge_into, union
+        from normwise.study.result import FILES
+        from normwise.study.result import Study as Result
     if (out is None) == (storage is None):
         raise InputError("say where to: --out FOLDER or --storage postgresql://USER@HOST/DATABASE")
+    check_folder(out, "study", FILES)
     given = [read(source) for source in sources]
     command = "normwise study merge " + " ".join(redact(source) for source in sources)
     record, differing = merge_into(storage or str(out), union(given), study, command)
@@ -124,13 +129,8 @@ def merge(
             f"{len(differing)} trials differ between the sources, the first was taken: {', '.join(differing[:3])}, ..."
         )
     if out is not None:
-        from normwise.files import write_atomic
-        from normwise.records import dumps
-        from normwise.report import html
-
-        write_atomic(out / "study.json", dumps(record))
-        write_atomic(out / "report.html", html(record))
-        print(f"study   {out / 'study.json'}\nreport  {out / 'report.html'}")
+        stored, page = Result(record).save(out)
+        print(f"study   {stored}\nreport  {page}")
 
 
 @app.command
@@ -196,10 +196,12 @@ def _csv(record: Study) -> str:
     """One line per trial; what is a list (curves, mixtures) is left to the JSON."""
     import dataclasses
 
+    from normwise.records import Cell, Trial
+
     stream = io.StringIO()
     skipped = {"cell", "curve", "mixtures", "observed"}
-    of_trial = [f.name for f in dataclasses.fields(record.trials[0]) if f.name not in skipped] if record.trials else []
-    of_cell = [f.name for f in dataclasses.fields(record.trials[0].cell)] if record.trials else []
+    of_trial = [f.name for f in dataclasses.fields(Trial) if f.name not in skipped]
+    of_cell = [f.name for f in dataclasses.fields(Cell)]
     writer = csv.writer(stream)
     writer.writerow([*of_cell, *of_trial])
     for trial in record.trials:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from normwise.errors import InputError
+from normwise.files import check_folder
 from normwise.methods import METHODS
 from normwise.nn import check_spec
 from normwise.records import Cell, Settings
@@ -21,7 +22,7 @@ from normwise.study.engines import Engine, Processes, engine_of, run
 from normwise.study.machine import machine, versions
 from normwise.study.plan import default_epochs, scaled_lrs
 from normwise.study.racing import TUNE_SHARE
-from normwise.study.result import Study
+from normwise.study.result import FILES, Study
 from normwise.study.store import STUDY_NAME, Store
 from normwise.study.stored import draw_up
 from normwise.study.tasks import Task, load_task, make_task, nearest
@@ -126,7 +127,8 @@ def compare(
         The study: its verdicts, table and report.
 
     Raises:
-        InputError: an argument cannot be used, or the model fails under every method.
+        InputError: an argument cannot be used, the model fails under every method, or ``out`` holds a file of the name
+            of one of its own that normwise did not write.
 
     Example:
         >>> study = compare(methods=["none", "batch"], batch_sizes=[64], seeds=2, epochs=0.2, progress=False)
@@ -139,6 +141,7 @@ def compare(
     how = engine_of(engine, workers)
     if not how.trains and isinstance(how, Processes) and storage is None:
         raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
+    check_folder(out, "study", FILES)
     with ExitStack() as stack:
         _check_model(task, settings)
         if not allow_leak:

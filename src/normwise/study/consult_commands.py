@@ -59,15 +59,15 @@ def advise(
     """
     from normwise import report
     from normwise.errors import InputError
-    from normwise.files import write_atomic
+    from normwise.files import check_target, write_own
     from normwise.study.consult import advise as ask
 
     if (input_shape is None) == (data is None):
         raise InputError("give --input-shape 2,3,224,224 or --data path.py:callable, so that the model can be run")
     if verify is not None and (data is None or not 0 < verify < math.inf):
         raise InputError(f"--verify {verify:g}: give a number of seconds above 0, and --data to train on")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    page = out is not None and out.suffix in (".html", ".htm")
+    check_target(out, "advice", page)
     net, _ = model_from(model, checkpoint)
     batches = None if data is None else Batches(data)
     inputs: Any = example_inputs(net, input_shape, batches)
@@ -89,7 +89,7 @@ def advise(
 
         Console().print(report.advice_table(advice))
     if out is not None:
-        write_atomic(out, report.advice_html(advice) if out.suffix in (".html", ".htm") else advice.to_json())
+        write_own(out, report.advice_html(advice) if page else advice.to_json(), "advice", page)
         print(f"\nadvice  {out}", file=sys.stderr)
 
 

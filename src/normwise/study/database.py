@@ -16,6 +16,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from operator import eq
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,10 @@ TABLES = {"studies", "trials", "version_info"}
 
 # Seconds that a lock is waited for; its holder does no more than claim a trial.
 LOCKED_FOR = 120
+
+MAGIC = b"SQLite format 3\0"
+# What a database cannot do at the moment, or here; all else that goes wrong is its content's.
+_HINDERED = ("locked", "readonly", "read-only", "unable to open", "disk i/o", "disk is full", "permission")
 
 
 class Lock(Protocol):
@@ -213,20 +218,26 @@ class File(Database):
         if not self.exists():
             return None
         with self.path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise self._foreign("it is not a SQLite file")
+            head = file.read(len(MAGIC))
+        if head != MAGIC:
+            # Cut within its first bytes, or some of them changed: no other program's file begins so.
+            if MAGIC.startswith(head) or sum(map(eq, head, MAGIC)) > len(MAGIC) // 2:
+                return "its first bytes are not those of a SQLite file"
+            raise self._foreign("it is not a SQLite file")
         with contextlib.closing(sqlite3.connect(self.path, timeout=LOCKED_FOR)) as connection:
             try:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 if tables and not tables & TABLES:
                     raise self._foreign("it is a SQLite file of another program")
-                verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             except sqlite3.OperationalError as error:
                 # Busy, say: no word about the content, which opening it will have more to say about.
-                return None if "locked" in str(error) else str(error)
+                return None if is_hindered(error) else str(error)
             except sqlite3.DatabaseError as error:
                 verdict = str(error)
-        return None if verdict == "ok" else verdict.splitlines()[-1]
+            except UnicodeDecodeError:
+                verdict = "the names of its tables cannot be read"
+        return None if verdict == "ok" else str(verdict).splitlines()[-1]
 
     def put_aside(self) -> Path:
         """Rename the file, and what SQLite keeps beside it, to the first free ``study.db.damaged-N``.
@@ -293,6 +304,27 @@ class Storage(RDBStorage):
         with contextlib.suppress(StorageInternalError, SQLAlchemyError):
             super().record_heartbeat(trial_id)
         return None
+
+
+def is_hindered(error: BaseException) -> bool:
+    """Tell whether an error says that a file could not be used just now, which is no word about its content.
+
+    Args:
+        error: what SQLite, SQLAlchemy, the lock or the system raised.
+
+    Returns:
+        Whether.
+
+    Example:
+        >>> is_hindered(sqlite3.OperationalError("database is locked"))
+        True
+    """
+    if isinstance(error, (filelock.Timeout, OSError)):
+        return True
+    if not isinstance(error, (sqlite3.Error, SQLAlchemyError, StorageInternalError)):
+        return False
+    text = f"{error} {error.__cause__ or ''}".lower()
+    return any(word in text for word in _HINDERED)
 
 
 def is_away(error: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ cluster as tasks and watches. Workers that anything else starts (``normwise stud
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
 import logging
@@ -28,6 +29,8 @@ from normwise.study.tasks import Task
 from normwise.study.worker import Job, helpers, packed, trainer_of
 
 ENGINES = ("processes", "ray")
+# Seconds within which a Ray cluster of this machine answers.
+_ANSWERS = 60
 _ON_NETWORK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
@@ -233,7 +236,9 @@ def _connected(address: str | None) -> Iterator[Any]:
     dashboard = None if address else False
     try:
         ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray has no one kind for this: a node that starts too slowly is a bare Exception
+        with contextlib.suppress(Exception):
+            ray.shutdown()
         first = (str(error).strip().splitlines() or ["no answer"])[0]
         doing = f"connect to the Ray cluster {address}" if address else "start a Ray cluster on this machine"
         raise InputError(f"cannot {doing}: {first}") from None
@@ -251,7 +256,10 @@ def _connected(address: str | None) -> Iterator[Any]:
 def _cluster_runs() -> bool:
     """Whether there is a Ray cluster on this machine. Asked elsewhere, so that Ray is not imported here yet."""
     ask = "import ray; ray.init('auto', log_to_driver=False)"
-    return subprocess.run([sys.executable, "-c", ask], capture_output=True, check=False).returncode == 0
+    try:
+        return subprocess.run([sys.executable, "-c", ask], capture_output=True, timeout=_ANSWERS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _keep_to_loopback() -> None:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+# The record and its page.
+FILES = ("study.json", "report.html")
+
+
 class Study:
     """A finished (or interrupted) comparison.
 
@@ -77,6 +81,7 @@ class Study:
             The two files.
 
         Raises:
+            InputError: a file of one of these names is there that normwise did not write.
             StoreError: the folder cannot be written.
 
         Example:
@@ -84,9 +89,10 @@ class Study:
             True
         """
         folder = files.make_folder(folder)
-        stored, page = folder / "study.json", folder / "report.html"
-        files.write_atomic(stored, records.dumps(self.record))
-        files.write_atomic(page, self.html())
+        stored, page = folder / FILES[0], folder / FILES[1]
+        files.check_folder(folder, "study", FILES)
+        files.write_own(stored, records.dumps(self.record), "study")
+        files.write_own(page, self.html(), "study", page=True)
         return stored, page
 
     def __repr__(self) -> str:

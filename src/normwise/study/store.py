@@ -40,6 +40,7 @@ from normwise.study.catalog import (
     as_frozen,
     check_version,
     create,
+    damage_of,
     find,
     open_database,
     quiet,
@@ -90,10 +91,10 @@ class Store:
             raise StoreError(f"{self.database.name} holds no study")
         self._lock = self.database.lock()
         with self._guarded(), quiet(), self._locked():
-            salvaged = self._mend()
+            salvaged = self._mend(settings, name)
             self._storage = self.database.storage()
             for each, kept in salvaged.items():
-                restore(self._storage, each, kept)
+                restore(self._storage, each, kept, settings)
             self.name = find(self._storage, self.database, name) if settings is None or name is None else name
             if fresh:
                 rename(self._storage, self.name)
@@ -322,18 +323,23 @@ class Store:
     def _said(self) -> str:
         return self.database.name if self.name == STUDY_NAME else f"the study {self.name!r} in {self.database.name}"
 
-    def _mend(self) -> dict[str, Salvaged]:
+    def _mend(self, settings: Settings | None, name: str | None) -> dict[str, Salvaged]:
         """Put a damaged file aside, and give what could be read of it."""
-        damage = self.database.damage() if isinstance(self.database, File) else None
+        damage = damage_of(self.database)
         if damage is None:
             return {}
         assert isinstance(self.database, File)
         aside = self.database.put_aside()
         kept = salvage(aside)
+        if name is not None and len(kept) == 1:
+            # The only one can be no other, though its name be damaged.
+            kept = {name: next(iter(kept.values()))}
+        read = sum(len(whole(each, settings)) for each in kept.values())
+        lost = sum(each.finished for each in kept.values()) - read
         _LOG.warning(
-            "normwise: %s was damaged (%s); it is kept as %s, %d finished trial(s) were read from it, and what is "
+            "normwise: %s was damaged (%s); it is kept as %s, %d finished trial(s) were read from it%s, and what is "
             "missing is run again",
-            *(self.database.name, damage, aside.name, sum(len(whole(each)) for each in kept.values())),
+            *(self.database.name, damage, aside.name, read, f", {lost} were lost" if lost > 0 else ""),
         )
         return kept
 

@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from normwise import records
 from normwise.errors import StoreError
 from normwise.records import Settings, Trial
-from normwise.study.catalog import Finished, check_version, find, open_database, quiet
-from normwise.study.database import Database, File
+from normwise.study.catalog import Finished, check_version, damage_of, find, open_database, quiet
+from normwise.study.database import Database
 from normwise.study.plan import total_cells
 from normwise.study.verdict import judge
 
@@ -145,7 +145,7 @@ def _opened(database: Database) -> BaseStorage:
     """Open what is there; a damaged file is left for ``compare``, which puts it aside."""
     if not database.exists():
         raise StoreError(f"{database.name} holds no study")
-    damage = database.damage() if isinstance(database, File) else None
+    damage = damage_of(database)
     if damage is not None:
         raise StoreError(
             f"{database.name} is damaged ({damage}): the command that made it puts it aside, keeps what can be read of "

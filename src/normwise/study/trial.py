@@ -96,9 +96,9 @@ class Trainer:
                 valid, test = (evaluate(model, task, part) for part in (task.splits.valid, task.splits.test))
             except DivergedError as error:
                 state, reason = "diverged", str(error)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # The user's model may not work with every method (batch norm of single values, say): that is a finding.
-                state, reason = "failed", describe_error(error)
+                state, reason = "failed", described(error)
             if state != "complete":
                 valid = test = lost
         return Trial(

@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from normwise.errors import InputError, StoreError
+from normwise.errors import InputError, NormwiseError, StoreError, described
 from normwise.records import Settings
+from normwise.study.address import redact
 from normwise.study.plan import due, training_steps
 from normwise.study.ranks import Distributed
 from normwise.study.store import OnChange, Store
@@ -230,12 +231,16 @@ def main() -> None:
         True
     """
     source = sys.stdin.buffer
-    job = pickle.load(source)
-    threading.Thread(target=_end_with, args=(source,), daemon=True).start()
     try:
+        job = pickle.load(source)
+        threading.Thread(target=_end_with, args=(source,), daemon=True).start()
         job()
     except KeyboardInterrupt:
         os._exit(130)  # The parent says what there is to say.
+    except (Exception, SystemExit) as error:
+        said = str(error) if isinstance(error, NormwiseError) else described(error)
+        print(f"normwise: a worker ended: {redact(' '.join(said.split()))}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _end_with(source: BinaryIO) -> None:

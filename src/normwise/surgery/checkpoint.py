@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pickle
-import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise import files
 from normwise.errors import DataError, InputError, MissingDependencyError, StoreError
+from normwise.files import SAFETENSORS_MARK, replacing
+from normwise.nn._loading import load_tensors
 
-_TORCH = (".pt", ".pth", ".ckpt", ".bin")
+_TORCH = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 _SAFE = ".safetensors"
 # Where training frameworks keep the weights in what they save.
 _NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "params")
+_DEPTH = 4
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A state_dict as a file holds it.
 
-    ``nest`` is the entry of the file's dict that holds it, ``None`` where the file is the state_dict. ``prefix`` stands
-    before every key in the file (``"module."`` of data-parallel training, ``"model."`` of Lightning, …) and is not in
-    ``state``.
+    ``nest`` is the entry of the file's dict that holds it, or the keys of dicts in dicts that lead there; ``None``
+    where the file is the state_dict. ``prefix`` stands before every key in the file (``"module."`` of data-parallel
+    training, ``"model."`` of Lightning, …) and is not in ``state``.
 
     Example:
         >>> Checkpoint({"weight": torch.ones(1)}).nest is None
@@ -36,7 +38,7 @@ class Checkpoint:
     """
 
     state: dict[str, Tensor]
-    nest: str | None = None
+    nest: str | tuple[str, ...] | None = None
     prefix: str = ""
 
     def with_state(self, state: Mapping[str, Tensor]) -> Checkpoint:
@@ -45,7 +47,9 @@ class Checkpoint:
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint: ``.safetensors``, or torch's formats with ``weights_only=True``.
+    """Read a checkpoint: of safetensors, or in torch's formats with ``weights_only=True``; its content says which.
+
+    A state_dict in dicts is found, under a usual name (``"model"``, ``"state_dict"``, …) or where it is the only one.
 
     Args:
         path: the file.
@@ -54,7 +58,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         The tensors, without wrapping; prefixes are found by :func:`load_into`.
 
     Raises:
-        DataError: the file cannot be read, holds code or no state_dict.
+        DataError: the file cannot be read, holds code, no state_dict, or several and none under a usual name.
         MissingDependencyError: the package safetensors is needed and not installed.
 
     Example:
@@ -64,25 +68,13 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         normwise.errors.DataError: cannot read the checkpoint nowhere.pt: no such file
     """
     source = Path(path)
-    if not source.is_file():
-        raise DataError(f"cannot read the checkpoint {source}: no such file")
-    read = _safetensors().load_file if source.suffix == _SAFE else _torch_load
-    try:
-        content = read(source)
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read the checkpoint {source}: {error.strerror or _first_line(error)}") from error
-    except Exception as error:  # of all kinds, where a file is not what it seems; safetensors has one of its own
-        why = f"damaged, or not of the kind that its name says ({type(error).__name__}: {_culprit(error)})"
-        raise DataError(f"cannot read the checkpoint {source}: {why}") from error
+    content = _read_safetensors(source) if _looks_safe(source) else load_tensors(source)
     if _is_state(content):
         return Checkpoint(dict(content))
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and _is_state(content.get(nest)):
-            return Checkpoint(dict(content[nest]), nest)
-    kind = f"a dict with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
-    raise DataError(f"{source} holds no state_dict: found {kind}, expected names and tensors, or one of {_NESTS}")
+    nest = _nest_of(content, source)
+    for key in nest:
+        content = content[key]
+    return Checkpoint(dict(content), nest[0] if len(nest) == 1 else nest)
 
 
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> Checkpoint:
@@ -123,16 +115,17 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, source: str | os.
     Only tensors are written. An optimizer's state in the source belongs to its old parameters and is left out.
 
     Args:
-        path: the file; its suffix chooses the format.
+        path: the file; its suffix chooses the format. One that is there must be of normwise's own writing.
         checkpoint: what to write; nest and prefix come back (safetensors has no nests).
         source: the file that was read.
 
     Raises:
-        InputError: an unknown suffix, or the path is the source.
+        InputError: an unknown suffix, the path is the source, or there is a file that normwise did not write.
         MissingDependencyError: the package safetensors is needed and not installed.
         StoreError: the file cannot be written.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(Path(folder) / "a.pt", Checkpoint({"weight": torch.ones(1)}))
         ...     load(Path(folder) / "a.pt").state
@@ -144,9 +137,12 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, source: str | os.
     state = {checkpoint.prefix + k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.state.items()}
     if target.suffix == _SAFE:
         module = _safetensors()
-        _write(target, lambda file: module.save_file(state, file, metadata={"format": "pt"}))
+        _write(target, lambda file: module.save_file(state, file, metadata=SAFETENSORS_MARK))
     else:
-        content = state if checkpoint.nest is None else {checkpoint.nest: state}
+        content: dict[str, Any] = state
+        nest = checkpoint.nest or ()
+        for key in reversed((nest,) if isinstance(nest, str) else nest):
+            content = {key: content}
         _write(target, lambda file: torch.save(content, file))
 
 
@@ -158,7 +154,7 @@ def check_target(path: str | os.PathLike[str] | None, source: str | os.PathLike[
         source: the file that was read.
 
     Raises:
-        InputError: an unknown suffix, or the path is the source.
+        InputError: an unknown suffix, the path is the source, or there is a file that normwise did not write.
         StoreError: there is no such folder, or a folder of that name.
 
     Example:
@@ -170,53 +166,88 @@ def check_target(path: str | os.PathLike[str] | None, source: str | os.PathLike[
     if path is None:
         return
     target = Path(path)
-    if target.suffix not in (*_TORCH, _SAFE):
+    if not target.name.endswith((*_TORCH, _SAFE)):
         raise InputError(f"cannot write {target}: expected a name ending in {', '.join((*_TORCH, _SAFE))}")
-    if not target.parent.is_dir():
-        raise StoreError(f"cannot write {target}: there is no folder {target.parent}")
-    if target.is_dir():
-        raise StoreError(f"cannot write {target}: it is a folder")
     if source is not None and target.exists() and Path(source).exists() and os.path.samefile(target, source):
         raise InputError(f"{target} is the source: write to another file")
+    files.check_target(target, "weights")
 
 
 def _write(target: Path, write: Callable[[str], object]) -> None:
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        write(name)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            write(str(temporary))
     except Exception as error:  # safetensors has an exception of its own
         raise StoreError(f"cannot write {target}: {getattr(error, 'strerror', None) or _first_line(error)}") from error
-    finally:
-        # Also where the user interrupts; after the replacement there is nothing of that name.
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
-def _torch_load(source: Path) -> Any:
+def _looks_safe(source: Path) -> bool:
+    """Whether a file is of safetensors: its content says so, or else its name."""
+    head = b""
+    with contextlib.suppress(OSError), source.open("rb") as file:
+        head = file.read(9)
+    if head.startswith((b"PK", b"\x80")):
+        return False
+    return source.suffix == _SAFE or (len(head) == 9 and head[8:] == b"{")
+
+
+def _read_safetensors(source: Path) -> Any:
+    if not source.is_file():
+        raise DataError(f"cannot read the checkpoint {source}: no such file")
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported operand" in str(error):
-            raise  # no pickle at all
-        raise DataError(
-            f"{source} holds more than tensors and is not loaded, because that could run code: save "
-            f"model.state_dict() instead ({_culprit(error)})"
-        ) from error
+        return _safetensors().load_file(source)
+    except MissingDependencyError:
+        raise
+    except OSError as error:
+        raise DataError(f"cannot read the checkpoint {source}: {error.strerror or _first_line(error)}") from error
+    except Exception as error:  # safetensors has one of its own
+        why = f"damaged, or not of the kind that its name says ({type(error).__name__}: {_first_line(error)})"
+        raise DataError(f"cannot read the checkpoint {source}: {why}") from error
 
 
-def _culprit(error: BaseException) -> str:
-    """What torch did not want to load, out of the page of advice that it gives."""
-    found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\. |\n|$)", str(error))
-    return found[1] if found else _first_line(error)
+def _nest_of(content: object, source: Path) -> tuple[str, ...]:
+    """Where in a file's dicts the weights are: under a usual name, the outermost first, or the one place there is."""
+    places = list(_states(content))
+    usual = [path for path in places if path[-1] in _NESTS]
+    rank = min(map(_rank, usual), default=None)
+    best = [path for path in usual if _rank(path) == rank] or places
+    if len(best) == 1:
+        return best[0]
+    if best:
+        listed = ", ".join(map(shown, best[:6])) + f" and {len(best) - 6} more" * (len(best) > 6)
+        raise DataError(f"{source} holds several state_dicts: {listed}; save the one you mean in a file of its own")
+    kind = f"a dict with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
+    raise DataError(f"{source} holds no state_dict: found {kind}, expected names and tensors, or one of {_NESTS}")
+
+
+def _rank(path: tuple[str, ...]) -> tuple[int, int]:
+    return len(path), _NESTS.index(path[-1])
+
+
+def _states(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The places of all state_dicts; what optimizers keep of their parameters is none."""
+    if path and _is_state(content):
+        yield path
+    elif isinstance(content, Mapping) and len(path) < _DEPTH:
+        for key, value in content.items():
+            if isinstance(key, str) and "optim" not in key:
+                yield from _states(value, (*path, key))
+
+
+def shown(nest: str | tuple[str, ...]) -> str:
+    """Give a checkpoint's nest as one word.
+
+    Args:
+        nest: of a :class:`Checkpoint`.
+
+    Returns:
+        The keys, joined by dots.
+
+    Example:
+        >>> shown(("state", "model"))
+        'state.model'
+    """
+    return nest if isinstance(nest, str) else ".".join(nest)
 
 
 def _safetensors() -> Any:

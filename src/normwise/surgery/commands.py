@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from normwise.errors import InputError
-from normwise.surgery.sources import Batches, example_inputs, is_checkpoint, model_from
+from normwise.surgery.sources import Batches, example_inputs, is_checkpoint, model_from, weights_from
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,7 @@ def inspect(
     In a check that must fail: normwise inspect nets.py:resnet model.pt --fail-on warning
 
     Args:
-        model: module:callable or path.py:callable, or a checkpoint alone (.pt, .pth or .safetensors).
+        model: module:callable or path.py:callable, or a checkpoint alone (.pt, .pth, .safetensors, …).
         checkpoint: The model's weights.
         fail_on: Exit with 1 if there is a finding of this severity or a higher one: info, warning or error.
         as_json: Print JSON.
@@ -168,7 +168,6 @@ def inspect(
         InputError: two checkpoints, or an unknown severity.
         SystemExit: with 1, as asked for by --fail-on.
     """
-    from normwise.surgery.checkpoint import load
     from normwise.surgery.inspect import Inspection
     from normwise.surgery.inspect import inspect as look
 
@@ -176,7 +175,7 @@ def inspect(
     if is_checkpoint(model):
         if checkpoint is not None:
             raise InputError(f"{model} is a checkpoint, not a model: give module:callable, or one checkpoint alone")
-        found = look(load(model).state)
+        found = look(weights_from(model).state)
     else:
         found = look(model_from(model, checkpoint)[0])
     print(found.to_json().rstrip() if as_json else found)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normwise.errors import DataError, InputError, NormwiseError
+from normwise.errors import DataError, InputError, blaming
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from normwise.surgery.checkpoint import Checkpoint
 
 
-FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 def is_checkpoint(word: str) -> bool:
-    """Whether a word names a checkpoint file and not a callable.
+    """Whether a word names a checkpoint file and not a callable: a file that is there and no Python, or would be one.
 
     Args:
         word: as it was typed.
@@ -40,7 +40,8 @@ def is_checkpoint(word: str) -> bool:
         >>> is_checkpoint("model.pt"), is_checkpoint("nets.py:model")
         (True, False)
     """
-    return word.endswith(FILES) and ":" not in word
+    path = Path(word)
+    return path.suffix != ".py" and (path.is_file() or (":" not in word and not SUFFIXES.isdisjoint(path.suffixes)))
 
 
 def model_from(spec: str, checkpoint: Path | None) -> tuple[torch.nn.Module, Checkpoint | None]:
@@ -62,14 +63,37 @@ def model_from(spec: str, checkpoint: Path | None) -> tuple[torch.nn.Module, Che
     """
     import torch
 
-    from normwise.surgery.checkpoint import load, load_into
+    from normwise.surgery.checkpoint import load_into
 
     # Before the model, which may be slow to build.
-    stored = None if checkpoint is None else load(checkpoint)
+    stored = None if checkpoint is None else weights_from(checkpoint)
     model = called(spec)
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{spec} gave {type(model).__name__}, expected a torch.nn.Module")
     return model, None if stored is None else load_into(model, stored)
+
+
+def weights_from(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; where its weights are an entry among others, say on standard error which was taken.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The checkpoint.
+
+    Example:
+        >>> weights_from("nowhere.pt")
+        Traceback (most recent call last):
+        ...
+        normwise.errors.DataError: cannot read the checkpoint nowhere.pt: no such file
+    """
+    from normwise.surgery.checkpoint import load, shown
+
+    stored = load(path)
+    if stored.nest is not None:
+        print(f"{path}: the weights under {shown(stored.nest)!r}", file=sys.stderr)
+    return stored
 
 
 class Batches:
@@ -94,13 +118,13 @@ class Batches:
     def __init__(self, spec: str) -> None:
         self.spec = spec
         source = called(spec)
-        try:
+        if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+            raise InputError(f"{spec} gave {type(source).__name__}, expected batches to iterate over")
+        with blaming(f"{spec} failed"):
             once = iter(source) is source
-        except TypeError:
-            raise InputError(f"{spec} gave {type(source).__name__}, expected batches to iterate over") from None
         self._source = None if once else source
         self._passes = 0
-        with _blamed(f"{spec} failed"):
+        with blaming(f"{spec} failed"):
             self.first = next(iter(source), None)
         if self.first is None:
             raise DataError(f"{spec} gave no batches")
@@ -108,12 +132,12 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
         self._passes += 1
-        with _blamed(f"{self.spec} failed"):
+        with blaming(f"{self.spec} failed"):
             batches = iter(called(self.spec) if self._source is None else self._source)
         began, count, end = time.monotonic(), 0, object()
         try:
             while True:
-                with _blamed(f"{self.spec} failed after {count} batches"):
+                with blaming(f"{self.spec} failed after {count} batches"):
                     batch = next(batches, end)
                 if batch is end:
                     return
@@ -135,7 +159,7 @@ class Batches:
         """
         from normwise.surgery.running import feed
 
-        with _blamed(f"{type(model).__name__} failed on a batch of {self.spec}"):
+        with blaming(f"{type(model).__name__} failed on a batch of {self.spec}"):
             return feed(model, batch)
 
 
@@ -164,7 +188,7 @@ def example_inputs(model: torch.nn.Module, shape: str | None, batches: Batches |
         return None
     inputs = random_inputs(shape) if batches is None else inputs_of(model, batches.first)
     what = f"--input-shape {shape}" if batches is None else f"the first batch of {batches.spec}"
-    with evaluating(model), _blamed(f"{type(model).__name__} failed on {what}"):
+    with evaluating(model), blaming(f"{type(model).__name__} failed on {what}"):
         run_on(model, inputs)
     return inputs
 
@@ -186,7 +210,7 @@ def called(spec: str) -> Any:
         {}
     """
     function = resolved(spec)
-    with _blamed(f"{spec} failed"):
+    with blaming(f"{spec} failed"):
         return function()
 
 
@@ -207,9 +231,11 @@ def resolved(spec: str) -> Callable[..., Any]:
         2.0
     """
     home, colon, name = spec.rpartition(":")
+    if is_checkpoint(spec):
+        raise InputError(f"{spec!r} is a file of weights: expected what builds the model, module:callable, before it")
     if not colon or not home or not name:
         raise InputError(f"cannot find {spec!r}: expected module:callable or path.py:callable")
-    with _blamed(f"cannot find {spec!r}"):
+    with blaming(f"cannot find {spec!r}"):
         found: Any = _from_file(Path(home)) if home.endswith(".py") else _from_module(home)
         for part in name.split("."):
             found = getattr(found, part)
@@ -280,19 +306,6 @@ def _looking_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
-
-
-@contextmanager
-def _blamed(what: str) -> Iterator[None]:
-    """Say what failed, in one line, where the user's code raises."""
-    try:
-        yield
-    except NormwiseError:
-        raise
-    except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        text = text if len(text) <= 300 else f"{text[:300]} …"
-        raise InputError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}") from error
 
 
 def _show(text: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.errors import InputError, MissingDependencyError, NormwiseError
+from normwise.errors import InputError, MissingDependencyError, NormwiseError, blaming, described
+from normwise.files import parse_json
 from normwise.study.data import Part, Samples, Splits, tensors_of
 from normwise.study.evaluate import EVALUATION_BATCH, evaluate
 from normwise.study.tasks import modules
@@ -107,7 +108,7 @@ def load_task(name: str) -> Task:
         ...
         normwise.errors.InputError: unknown data set 'digts': did you mean 'digits'? Known are ...
     """
-    return make_task(**{"make_model": None} | json.loads(name)) if name.startswith("{") else named_task(name)
+    return make_task(**{"make_model": None} | parse_json(name)) if name.startswith("{") else named_task(name)
 
 
 def _splits(data: Any, collate: Callable | None) -> Splits:
@@ -241,21 +242,16 @@ def _built(task: Task) -> nn.Module:
             return task.build(AS_IS if task.converts else "none")
         except NormwiseError:
             raise
-        except Exception as error:
-            raise InputError(f"cannot build the model: {type(error).__name__}: {error}{_hint(task)}") from error
+        except (Exception, SystemExit) as error:
+            raise InputError(f"cannot build the model: {described(error)}{_hint(task)}") from error
 
 
 def _with_floor(task: Task) -> Task:
     """What no training scores: that of guessing where it is known, else of the untrained model."""
     if task.metric is None and task.score_name in ("accuracy", "R²"):
         return task
-    try:
-        with torch.random.fork_rng(devices=[]):
-            score, _ = evaluate(_built(task), task, task.splits.valid)
-    except NormwiseError:
-        raise
-    except Exception as error:
-        raise InputError(f"the untrained model cannot be scored: {type(error).__name__}: {error}") from error
+    with blaming("the untrained model cannot be scored"), torch.random.fork_rng(devices=[]):
+        score, _ = evaluate(_built(task), task, task.splits.valid)
     return dataclasses.replace(task, floor=score)
 
 
