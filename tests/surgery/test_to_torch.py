@@ -44,7 +44,9 @@ def made(make: Callable[..., nn.Module], **options: Any) -> nn.Module:
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu"])
 def test_each_layer_is_torchs_own_with_the_same_keys_and_outputs(make, cls, shape, activation):
     layer = made(make, activation=activation)
-    twin, x = copy.deepcopy(layer), torch.randn(shape) + 0.3
+    # Torch cannot copy lazy layers before they have run.
+    twin = made(make, activation=activation) if "Lazy" in cls.__name__ else copy.deepcopy(layer)
+    x = torch.randn(shape) + 0.3
     back = to_torch(nn.Sequential(layer))[0]
     norm = back if activation is None else back[0]
     assert type(norm) is cls
@@ -150,18 +152,18 @@ def test_a_parametrized_norm_and_weight_norm_become_torchs():
     net = nn.Sequential(
         normwise.weight_norm(nn.Linear(6, 5)),
         normwise.weight_norm(nn.Linear(5, 6), dim=None),
+        nn.Unflatten(1, (6, 1)),
         normwise.weight_norm(nn.Conv1d(6, 6, 1), dim=-1),
         normwise.weight_norm(ours.BatchNorm1d(6)),
     ).eval()
     with torch.no_grad():
         net[0].parametrizations.weight.original1[0] = 0  # no direction: torch's formula gives NaN
     x, keys, parameters = torch.randn(4, 6), list(net.state_dict()), list(net.parameters())
-    inner = net[:2](x)
-    before = net(inner[..., None])
+    before = net(x)
     to_torch(net)
-    torch.testing.assert_close(net(net[:2](x)[..., None]), before)
-    assert isinstance(net[3], nn.BatchNorm1d)
-    assert not isinstance(net[3], ours.BatchNorm1d)
+    torch.testing.assert_close(net(x), before)
+    assert isinstance(net[4], nn.BatchNorm1d)
+    assert not isinstance(net[4], ours.BatchNorm1d)
     assert all("normwise" not in type(m).__mro__[1].__module__ for m in net.modules())
     assert list(net.state_dict()) == keys
     assert [id(p) for p in net.parameters()] == [id(p) for p in parameters]
@@ -179,7 +181,8 @@ REFUSED = [
     ours.FilterResponseNorm(4),
     ours.FrozenBatchNorm(4),
     ours.ConditionalBatchNorm(4, num_conditions=2),
-    ours.AdaptiveInstanceNorm(4) if False else ours.ConditionalInstanceNorm(4, num_conditions=2),
+    ours.ConditionalInstanceNorm(4, num_conditions=2),
+    ours.AdaptiveInstanceNorm(),
     ours.LayerNormLSTM(4, 4),
     ours.LayerNormGRUCell(4, 4),
     weight_standardization(nn.Conv2d(3, 4, 3)),
