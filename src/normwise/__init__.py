@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from normwise.study import Splits, Task
     from normwise.study.comparison import compare
     from normwise.study.consult import advise
-    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, unfreeze
+    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, to_torch, unfreeze
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _NAMES = {
     "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
     "probe": ("diagnose", "watch"),
     "study": ("Splits", "Task", "advise", "compare"),
-    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "unfreeze"),
+    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("advice", "claims", "errors", "findings", "moments", "ops", "outcomes", "records", "report", *_NAMES)
@@ -88,6 +88,7 @@ __all__ = [
     "study",
     "surgery",
     "sync",
+    "to_torch",
     "unfreeze",
     "watch",
     "weight_norm",

@@ -24,6 +24,7 @@ from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
 from normwise.moments import may_move, readable
+from normwise.nn._eps import Eps, eps_of
 
 # The name in this module, which is what the layers look up here.
 torch.fx.wrap("normalize")
@@ -125,6 +126,7 @@ class TrackingNorm(_NormBase):
 
     skip_nonfinite: bool
     activation: str | None = None
+    eps = Eps()  # type: ignore[assignment]
     # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
     sync: Sync | None = None
     _warned = False
@@ -217,7 +219,7 @@ class TrackingNorm(_NormBase):
                 skipped, tracked = self.num_batches_skipped, buffers["num_batches_tracked"] if counts else None
                 running = (mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
         mix = (members, mean_weight, var_weight, True, num_groups)
-        y = normalize_at_once(x, *mix, *affine, self.eps, self.activation, 0.01, running, population)
+        y = normalize_at_once(x, *mix, *affine, eps_of(self), self.activation, 0.01, running, population)
         if y is not None and skipped is not None and not self._warned and readable(skipped):
             self._warn_of_skipped()
         return y
@@ -226,7 +228,7 @@ class TrackingNorm(_NormBase):
         """Normalize; in training count the batch and move the running averages."""
         mean, training = self.running_mean, self.training
         options = {"weight": self.weight, "bias": self.bias, **options}
-        options |= {"eps": self.eps, "running_mean": mean, "running_var": self.running_var}
+        options |= {"eps": eps_of(self), "running_mean": mean, "running_var": self.running_var}
         tracked = self.num_batches_tracked if counts else None
         if not (training and self.track_running_stats and (mean is not None or tracked is not None)):
             sync = self.sync if training else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
+from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim, exporting
 
 # The name in this module, which is what the check below looks up.
@@ -48,15 +50,25 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
                 return y
             # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
             if exporting() and not (self.training and self.momentum is None):
-                return ops.activate(super().forward(input), self.activation)
+                return ops.activate(self._by_torch(input), self.activation)
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
         return self._normalize(input, "batch", self.momentum, counts=True, **options)
 
+    def _by_torch(self, input: Tensor) -> Tensor:
+        """As torch's forward pass, which the exporters know."""
+        mean, var, tracks = self.running_mean, self.running_var, self.training and self.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        running = (mean, var) if tracks or not self.training else (None, None)
+        by_batch, momentum = self.training or mean is None, 0.0 if self.momentum is None else self.momentum
+        return F.batch_norm(input, *running, self.weight, self.bias, by_batch, momentum, eps_of(self))
+
     def _check_eps(self) -> None:
-        if self.training and self.eps <= 0:
-            raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
-        if self.eps < 0:
-            raise ValueError(f"batch_norm eps must be non-negative, but got {self.eps}")
+        eps = eps_of(self)
+        if self.training and eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+        if eps < 0:
+            raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

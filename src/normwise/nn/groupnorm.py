@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
+from normwise.nn._eps import Eps, eps_of
 from normwise.nn._state import affine_of, boundary, exporting
 
 # The name in this module, which is what the forward pass below looks up.
@@ -80,6 +82,7 @@ class GroupNorm(torch.nn.GroupNorm):
     """
 
     activation: str | None = None
+    eps = Eps()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -104,18 +107,19 @@ class GroupNorm(torch.nn.GroupNorm):
             affine = affine_of(self)
             if affine is not None and type(input) is Tensor:
                 group = ("group", None, None, True, self.num_groups)
-                y = normalize_at_once(input, *group, *affine, self.eps, self.activation, 0.01)
+                y = normalize_at_once(input, *group, *affine, eps_of(self), self.activation, 0.01)
                 if y is not None:
                     return y
             if exporting():
-                return ops.activate(super().forward(input), self.activation)
+                parameters = (self.weight, self.bias, eps_of(self))
+                return ops.activate(F.group_norm(input, self.num_groups, *parameters), self.activation)
         return normalize(
             input,
             "group",
             num_groups=self.num_groups,
             weight=self.weight,
             bias=self.bias,
-            eps=self.eps,
+            eps=eps_of(self),
             activation=self.activation,
             mask=mask,
             lengths=lengths,

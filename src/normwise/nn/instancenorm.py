@@ -6,10 +6,12 @@ import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
 from normwise.functional import refuse_nested
+from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
 
 
@@ -44,11 +46,19 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
             if y is not None:
                 return y
             if exporting():
-                return ops.activate(super().forward(input), self.activation)
+                return ops.activate(self._by_torch(input, unbatched), self.activation)
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
         # Torch's instance norm never counts its batches, and takes a momentum of None for 0.
         y = self._normalize(x, "instance", self.momentum, counts=False, **options)  # type: ignore[arg-type]
+        return _without_batch_axis(y, input, unbatched)
+
+
+    def _by_torch(self, input: Tensor, unbatched: int) -> Tensor:
+        """As torch's forward pass, which the exporters know."""
+        x, by_input = _with_batch_axis(input, input, unbatched), self.training or not self.track_running_stats
+        running, momentum = (self.running_mean, self.running_var), 0.0 if self.momentum is None else self.momentum
+        y = F.instance_norm(x, *running, self.weight, self.bias, by_input, momentum, eps_of(self))
         return _without_batch_axis(y, input, unbatched)
 
 

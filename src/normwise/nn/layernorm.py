@@ -11,6 +11,7 @@ from torch import Tensor
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import real_elements
+from normwise.nn._eps import Eps, eps_of
 from normwise.nn._last_axes import layer_norm, rms_norm
 from normwise.nn._state import affine_of, boundary, parameter_of
 
@@ -45,6 +46,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     activation: str | None = None
+    eps = Eps()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -66,9 +68,9 @@ class LayerNorm(torch.nn.LayerNorm):
         shape = self.normalized_shape
         weight, bias = affine_of(self) or (self.weight, self.bias)
         if mask is lengths is None:
-            return layer_norm(input, shape, weight, bias, self.eps, self.activation)
+            return layer_norm(input, shape, weight, bias, eps_of(self), self.activation)
         keep = _real_positions(input, len(shape), mask, lengths)
-        return _kept(layer_norm(_kept(input, keep), shape, weight, bias, self.eps, self.activation), keep)
+        return _kept(layer_norm(_kept(input, keep), shape, weight, bias, eps_of(self), self.activation), keep)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -93,6 +95,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     activation: str | None = None
+    eps = Eps()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -112,9 +115,9 @@ class RMSNorm(torch.nn.RMSNorm):
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
         shape, weight = self.normalized_shape, parameter_of(self, "weight")
         if mask is lengths is None:
-            return rms_norm(x, shape, weight, self.eps, self.activation)
+            return rms_norm(x, shape, weight, eps_of(self), self.activation)
         keep = _real_positions(x, len(shape), mask, lengths)
-        return _kept(rms_norm(_kept(x, keep), shape, weight, self.eps, self.activation), keep)
+        return _kept(rms_norm(_kept(x, keep), shape, weight, eps_of(self), self.activation), keep)
 
 
 @torch.fx.wrap

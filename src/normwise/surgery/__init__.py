@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from normwise.surgery.inspect import Inspection, inspect
     from normwise.surgery.layers import NormLayer, describe, find
     from normwise.surgery.pause import statistics_paused
+    from normwise.surgery.to_torch import Returned, to_torch
 
 _HOME = {
     "Calibration": "calibrate",
@@ -31,6 +32,7 @@ _HOME = {
     "Hardening": "harden",
     "Inspection": "inspect",
     "NormLayer": "layers",
+    "Returned": "to_torch",
     "audit_frozen": "freeze",
     "calibrate": "calibrate",
     "convert": "convert",
@@ -43,6 +45,7 @@ _HOME = {
     "inspect": "inspect",
     "is_frozen": "freeze",
     "statistics_paused": "pause",
+    "to_torch": "to_torch",
     "unfreeze": "freeze",
 }
 
@@ -53,6 +56,7 @@ __all__ = [
     "Hardening",
     "Inspection",
     "NormLayer",
+    "Returned",
     "audit_frozen",
     "calibrate",
     "convert",
@@ -65,6 +69,7 @@ __all__ = [
     "inspect",
     "is_frozen",
     "statistics_paused",
+    "to_torch",
     "unfreeze",
 ]
 

@@ -32,6 +32,7 @@ def convert(
     input_shape: str | None = None,
     data: str | None = None,
     keep_going: bool = False,
+    harden: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Replace a model's normalization layers by another method's and say what was carried, lost and how far it drifts.
@@ -42,16 +43,19 @@ def convert(
 
     With options of the method: --to 'group(num_groups=8)'.
 
+    The way back to torch's own classes, with the same weights: --to torch.
+
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
         checkpoint: Its weights: .pt, .pth or .safetensors. Without them the weights are what the callable gives.
-        to: The method, with options if need be. See 'normwise methods'.
+        to: The method, with options if need be (see 'normwise methods'); or torch, for torch's own classes.
         out: The file to write the converted weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all.
         input_shape: Shape of an input, such as 1,3,224,224: measures the drift on random data.
         data: A callable that gives batches, as module:callable or path.py:callable: re-fits weight and bias on them,
             and measures the drift on the first.
         keep_going: Leave layers that cannot be converted as they are, instead of refusing.
+        harden: With --to torch: let switchable layers become the method that their weights chose.
         as_json: Print the record as JSON.
     """
     from normwise.surgery.checkpoint import check_target
@@ -60,11 +64,17 @@ def convert(
     check_target(out, checkpoint)
     net, source = model_from(model, checkpoint)
     batches = None if data is None else Batches(data)
+    inputs = example_inputs(net, input_shape, batches)
+    if to == "torch":
+        _write(out, _to_torch(net, where, harden, inputs, keep_going, as_json), source, checkpoint)
+        return
+    if harden:
+        raise InputError(f"--harden goes with --to torch, not with --to {to}")
     done = convert_layers(
         net,
         to,
         where=where,
-        example_inputs=example_inputs(net, input_shape, batches),
+        example_inputs=inputs,
         calibrate_with=batches,
         forward=None if batches is None else batches.feed,
         strict=not keep_going,
@@ -181,6 +191,20 @@ def inspect(
     print(found.to_json().rstrip() if as_json else found)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
+
+
+def _to_torch(
+    net: torch.nn.Module, where: str | None, harden: bool, inputs: Any, keep_going: bool, as_json: bool
+) -> torch.nn.Module:
+    from normwise.surgery.to_torch import Returned, to_torch
+
+    if keep_going:
+        raise InputError("--keep-going does not go with --to torch: leave layers out with --where")
+
+    def show(done: Returned) -> None:
+        print(json.dumps(done.to_dict(), indent=2) if as_json else done)
+
+    return to_torch(net, where=where, harden=harden, example_inputs=inputs, report=show)
 
 
 def _write(out: Path | None, model: torch.nn.Module, source: Checkpoint | None, read: Path | None) -> None:

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from normwise import nn
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
+from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.relatives import RelativeNorm
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
@@ -210,7 +211,7 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
         return _common(module, module.method, module.num_features, problem=thresholded)
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
-        return NormLayer("conditional", 0, module.eps, problem="its weight and bias come from a condition")
+        return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):
         return _common(module, "batch", module.num_features)
     if isinstance(module, _InstanceNorm):
@@ -222,7 +223,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         shape = tuple(module.normalized_shape)
         several = f"its weight has one entry per element of {shape}, not one per channel"
         channels, problem = (shape[0], None) if len(shape) == 1 else (shape[0], several)
-        eps = torch.finfo(_dtype(module)).eps if module.eps is None else module.eps
+        stored = stored_eps(module.eps)
+        eps = torch.finfo(_dtype(module)).eps if stored is None else stored
         return _common(module, method, channels, channel_axis=-1, per_token=True, problem=problem, eps=eps)
     return None
 
@@ -245,7 +247,7 @@ def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -
     values = {name: getattr(module, name, None) for name in names} if problem is None else {}
     tail = tuple((n, m) for n, m in module.named_children() if not isinstance(m, torch.nn.Identity))
     fields: dict = {
-        "eps": getattr(module, "eps", 0.0),
+        "eps": stored_eps(getattr(module, "eps", 0.0)),
         "momentum": getattr(module, "momentum", 0.1),
         "synced": isinstance(module, torch.nn.SyncBatchNorm) or getattr(module, "sync", None) is not None,
         "dim": next((d for cls, d in _DIMS.items() if isinstance(module, cls)), None),
