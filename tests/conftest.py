@@ -28,13 +28,18 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
+    """The machine's Chromium, or the one that ``playwright install chromium`` brought."""
+    from playwright.sync_api import Error, sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        try:
+            running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        except Error as problem:
+            if chromium:
+                raise
+            why = next(line for line in problem.message.splitlines() if line.strip())
+            pytest.skip(f"no Chromium on this machine ({why}): apt-get install chromium, or playwright install chromium")
         yield running
         running.close()
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from itertools import combinations, product
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHAPES = [
-    (2, 3, 5, 7),
-    (1, 1, 1, 1),
-    (4, 6),
-    (2, 4, 9),
-    (2, 3, 4, 5, 6),
-    (0, 3, 4, 4),
-    (3, 2, 0),
-    (2, 300, 3),
-    # Without spatial axes: bundles of samples, pieces of bundles, vectors of several blocks.
-    (7, 36),
-    (150, 48),
-    (3, 2500),
-    (3, 5, 67, 67),
-    # As wide as one or two pairs of registers, for each type and instruction set.
-    *((2, channels, 3, 7) for channels in (8, 32, 64)),
-]
+# By kind, since a layout means nothing to what has no spatial axes, and no value to what has no elements.
+SHAPES = {
+    "spatial": [
+        (2, 3, 5, 7),
+        (2, 4, 9),
+        (2, 3, 4, 5, 6),
+        (2, 300, 3),
+        (3, 5, 67, 67),
+        # As wide as one or two pairs of registers, for each type and instruction set.
+        *((2, channels, 3, 7) for channels in (8, 32, 64)),
+    ],
+    # Bundles of samples, pieces of bundles, vectors of several blocks.
+    "flat": [(4, 6), (7, 36), (150, 48), (3, 2500)],
+    "hardly any": [(1, 1, 1, 1), (0, 3, 4, 4), (3, 2, 0)],
+}
 TOLERANCE = {
     torch.float32: 3e-6,
     torch.float64: 1e-13,
@@ -121,14 +124,42 @@ def same_format(y: Tensor, x: Tensor, layout: str) -> None:
         assert y.stride() == x.stride()
 
 
-every_problem = [
-    pytest.mark.parametrize("shape", SHAPES, ids=str),
-    pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:]),
-    pytest.mark.parametrize("layout", LAYOUTS),
-]
+def pairwise(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Rows of one value a factor, such that any two values of two factors meet in some row: far fewer than all rows."""
+    open_pairs = {
+        ((i, a), (j, b))
+        for i, j in combinations(range(len(factors)), 2)
+        for a in range(len(factors[i]))
+        for b in range(len(factors[j]))
+    }
+    rows = []
+    while open_pairs:
+        chosen = dict(min(open_pairs))
+        for factor in sorted(set(range(len(factors))) - set(chosen)):
+
+            def closes(value: int, factor: int = factor) -> int:
+                return sum(tuple(sorted([(factor, value), pick])) in open_pairs for pick in chosen.items())
+
+            chosen[factor] = max(range(len(factors[factor])), key=closes)
+        open_pairs -= set(combinations(sorted(chosen.items()), 2))
+        rows.append(tuple(values[chosen[i]] for i, values in enumerate(factors)))
+    return rows
 
 
-def on_every_problem(test):
-    for mark in every_problem:
-        test = mark(test)
-    return test
+def problems(whole: bool, **more: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """(shape, dtype, layout, *more): of each kind of shape, all of the grid or any two values together."""
+    choose = (lambda *factors: [*product(*factors)]) if whole else pairwise
+    return [
+        row for shapes in SHAPES.values() for row in choose(shapes, [*TOLERANCE], [*LAYOUTS], *map(list, more.values()))
+    ]
+
+
+def on_every_problem(test: Callable[..., None] | None = None, **more: Sequence[Any]) -> Any:
+    """Run a test on the problem set, crossed with factors of its own: ``@on_every_problem(activation=ACTIVATIONS)``.
+
+    Any two values meet; with ``EVERY_PROBLEM=1`` in the environment (``make grid``) all of them do.
+    """
+    rows = problems(bool(os.environ.get("EVERY_PROBLEM")), **more)
+    names = ["-".join(str(value).removeprefix("torch.") for value in row) for row in rows]
+    mark = pytest.mark.parametrize(("shape", "dtype", "layout", *more), rows, ids=names)
+    return mark(test) if test else mark

