@@ -279,9 +279,7 @@ def test_a_copy_computes_the_same_and_leads_nowhere_back(kind, ran):
 
 
 def test_the_example_of_the_issue():
-    model = nn.Sequential(
-        parametrizations.weight_norm(nn.Conv1d(4, 8, 3)), nn.GroupNorm(2, 8), nn.Conv1d(8, 8, 3)
-    )
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(4, 8, 3)), nn.GroupNorm(2, 8), nn.Conv1d(8, 8, 3))
     expected = model(X)
     normwise.advise(model, X)
     normwise.convert(model, "none", copy=True)
@@ -324,7 +322,9 @@ def test_what_cannot_be_copied_is_named():
             super().__init__()
             self.lock = __import__("threading").Lock()
 
-    with pytest.raises(InputError, match="'1.0' .Locked. in Sequential cannot be deep-copied .TypeError: cannot pickle"):
+    with pytest.raises(
+        InputError, match="'1.0' .Locked. in Sequential cannot be deep-copied .TypeError: cannot pickle"
+    ):
         normwise.freeze(nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Locked())), copy=True)
 
 

@@ -183,7 +183,9 @@ def test_gradients(entry: str) -> None:
         function, tensors = formula(case, case.ours())
         leaves = [t.detach().clone().requires_grad_() for t in tensors]
         options = {"fast_mode": True, "atol": 1e-4}
-        assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True, **options), case
+        assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True, **options), (
+            case
+        )
         assert torch.autograd.gradgradcheck(function, leaves, **options), case
 
 
@@ -281,7 +283,9 @@ def test_the_mode_matters_where_it_does_in_torch(entry: str) -> None:
         assert same[0] == same[1], case
 
 
-@pytest.mark.parametrize("info", [i for i in MODULES if i.module_error_inputs_func], ids=lambda i: i.module_cls.__name__)
+@pytest.mark.parametrize(
+    "info", [i for i in MODULES if i.module_error_inputs_func], ids=lambda i: i.module_cls.__name__
+)
 def test_errors_are_torchs(info: Any) -> None:
     # Of training: in evaluation torch itself does not raise these.
     options = {"device": "cpu", "dtype": torch.float64, "requires_grad": False, "training": True}

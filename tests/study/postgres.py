@@ -90,7 +90,10 @@ class Postgres:
 
     def _reaches(self, tools: Path) -> bool:
         try:
-            return subprocess.run([tools / "pg_ctl", "--version"], stdout=subprocess.DEVNULL, **self._who()).returncode == 0
+            return (
+                subprocess.run([tools / "pg_ctl", "--version"], stdout=subprocess.DEVNULL, **self._who()).returncode
+                == 0
+            )
         except PermissionError:
             return False
 
@@ -105,7 +108,9 @@ class Postgres:
         command = [str(self.tools / tool), f"--pgdata={self.folder / 'data'}", *arguments]
         # Not to a pipe: the server that pg_ctl starts would keep it open.
         with (self.folder / "tools.log").open("a") as log:
-            done = subprocess.run(command, stdout=log, stderr=log, cwd=self.folder, check=False, timeout=120, **self._who())
+            done = subprocess.run(
+                command, stdout=log, stderr=log, cwd=self.folder, check=False, timeout=120, **self._who()
+            )
         assert done.returncode == 0, (self.folder / "tools.log").read_text()
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from normwise import advise, convert
+from normwise.errors import InputError
 from normwise.nn import norm_layer
 from normwise.surgery.causality import leaks, sights
 
@@ -92,3 +94,38 @@ def test_arguments_by_name_and_masks():
 
     batch = {"attention_mask": torch.ones(2, 7, dtype=torch.long), "ids": torch.randint(0, 11, (2, 7))}
     assert sights(Named(), lambda model, b: model(**b), batch)["evaluation", 1].causal
+
+
+class LanguageModel(nn.Module):
+    """Tokens, causal attention and LayerNorm, as torch writes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 16)
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(16, 11)
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.head(self.block(self.embedding(tokens), mask, is_causal=True))
+
+
+@pytest.mark.parametrize("method", ["batch", "instance", "group", "switchable"])
+def test_convert_refuses_to_let_a_causal_model_look_ahead(method):
+    torch.manual_seed(0)
+    model, tokens = LanguageModel(), torch.randint(0, 11, (4, 8))
+    state, layer = {k: t.clone() for k, t in model.state_dict().items()}, model.block.norm1
+    with pytest.raises(InputError, match=r"the model is causal, and with \w+ norm it would see .*allow_leak=True"):
+        convert(model, method, example_inputs=tokens)
+    assert model.block.norm1 is layer
+    assert all(t.equal(state[k]) for k, t in model.state_dict().items())
+    assert convert(model, method, example_inputs=tokens, allow_leak=True).record.replaced
+
+
+def test_advise_refuses_what_looks_ahead():
+    torch.manual_seed(0)
+    advice = advise(LanguageModel(), torch.randint(0, 11, (4, 8)), measure=False)
+    refused = {r.method: r.refused for r in advice.ranking if r.refused}
+    assert {"batch", "instance", "group", "switchable"} <= set(refused)
+    assert all("causal" in refused[m] for m in ("batch", "group", "switchable"))
+    assert advice.best.method not in refused

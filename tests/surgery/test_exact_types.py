@@ -61,7 +61,9 @@ def x() -> torch.Tensor:
     return torch.randn(8, 3, 8, 8)
 
 
-def same_or_refused(tool: Callable[[], nn.Module], run: Callable[[nn.Module], torch.Tensor], before: torch.Tensor) -> None:
+def same_or_refused(
+    tool: Callable[[], nn.Module], run: Callable[[nn.Module], torch.Tensor], before: torch.Tensor
+) -> None:
     """What the tool gives computes the same, or the tool or the first run says clearly that it will not."""
     try:
         after = run(tool())
@@ -83,7 +85,13 @@ def test_the_encoder_layers_fast_path_keeps_the_activation(activation, which, no
     plain = copy.deepcopy(layer)
     for name in which:
         setattr(layer, name, ours.LayerNorm(8, activation=activation))
-        setattr(plain, name, nn.Sequential(nn.LayerNorm(8), {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}[activation]()))
+        setattr(
+            plain,
+            name,
+            nn.Sequential(
+                nn.LayerNorm(8), {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}[activation]()
+            ),
+        )
     x = torch.randn(4, 5, 8)
     expected = plain(x)  # in training mode, which computes in steps; there is no dropout
     with torch.no_grad():

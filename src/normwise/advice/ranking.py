@@ -16,7 +16,12 @@ CLOSE = 0.3
 _NOTHING = 0.05
 
 
-def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = None) -> Advice:
+def rank(
+    model: str,
+    situation: Situation,
+    costs: Mapping[str, Cost] | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> Advice:
     """Rank the methods for a situation.
 
     Every rule that applies adds its points; methods within 0.3 points of each other are ordered by the measured time of
@@ -26,6 +31,7 @@ def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = No
         model: its name.
         situation: what the choice depends on.
         costs: method → cost of a step, for those that were measured.
+        refused: method → why it was seen not to do for this model, whatever the rules say.
 
     Returns:
         The advice.
@@ -38,6 +44,7 @@ def rank(model: str, situation: Situation, costs: Mapping[str, Cost] | None = No
     """
     costs = costs or {}
     ranking = [_ranked(method, situation, costs.get(method)) for method in METHODS]
+    ranking = [replace(r, refused=(refused or {}).get(r.method, r.refused)) for r in ranking]
     ranking = [_written(r, situation) for r in ranking]
     ranking.sort(key=lambda r: (r.refused is not None, -r.points))
     return Advice(model, situation, _cheaper_first(ranking), _notes(situation))

@@ -61,7 +61,9 @@ class Eps:
         except KeyError:
             raise AttributeError(f"{type(layer).__name__} has no eps yet") from None
         activation = layer.__dict__.get("activation")
-        return value if activation is None else eps_of_a_layer_with_an_activation(value, activation, type(layer).__name__)
+        return (
+            value if activation is None else eps_of_a_layer_with_an_activation(value, activation, type(layer).__name__)
+        )
 
     def __set__(self, layer: Any, value: Any) -> None:
         layer.__dict__["eps"] = stored_eps(value)

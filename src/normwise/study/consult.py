@@ -22,6 +22,7 @@ from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
 from normwise.surgery._lazy import settled
+from normwise.surgery.causality import leaks, sights
 from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
@@ -94,10 +95,11 @@ def advise(
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
     options = {method: options_for(method, situation) for method in METHODS}
+    refused = leaking(model, forward or run_on, example_inputs, options) if facts.normalized else {}
     costs = measured_costs(model, run, options) if measure and facts.normalized else {}
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     versions = {"normwise": __version__, "torch": torch.__version__}
-    advice = dataclasses.replace(rank(facts.model, situation, costs), created=made, versions=versions)
+    advice = dataclasses.replace(rank(facts.model, situation, costs, refused), created=made, versions=versions)
     if verify is None:
         return advice
     if data is None:
@@ -166,6 +168,27 @@ def _fresh(model: nn.Module) -> nn.Module:
 def _exempted(ranking: Sequence[Ranked]) -> dict[str, dict[str, str]]:
     """Method → the places that cannot have it → what they get instead, as the advised code does."""
     return {r.spec: {e.place: e.use for e in r.exemptions} for r in ranking}
+
+
+def leaking(model: nn.Module, run: Forward, inputs: Any, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Convert copies of a causal model to each method and see which would let it see what it is to predict."""
+    before = sights(model, run, inputs)
+    found: dict[str, str] = {}
+    if not any(sight.causal for sight in before.values()):
+        return found
+    for method, options in methods.items():
+        try:
+            converted = convert(model, method, copy=True, strict=False, **options).model
+        except NormwiseError:
+            continue
+        moved = leaks(before, sights(converted, run, inputs))
+        if moved:
+            by = max(moved.values())
+            found[method] = (
+                f"the model is causal, and would see what it is to predict: outputs at earlier positions move by "
+                f"{by:.2g} of their size when only the last one changes"
+            )
+    return found
 
 
 def measured_costs(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sigh
 
     Returns:
         For each mode, ``"training"`` and ``"evaluation"``, and each axis of the input that may be that of the
-        positions, what was seen; empty for models without an output for each position.
+        positions, what was seen; nothing where there is no output for each position, or the model fails.
 
     Example:
         >>> class Sum(nn.Module):
@@ -67,7 +67,8 @@ def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sigh
         return {}
     found = {}
     for mode in ("training", "evaluation"):
-        with _still(model, training=mode == "training"):
+        # A model that cannot run in a mode, as batch norm on a single value, has nothing to show in it.
+        with _still(model, training=mode == "training"), contextlib.suppress(Exception):
             before = _outputs(model, run, batch)
             for axis in range(1, sequence.ndim):
                 length = sequence.shape[axis]
@@ -140,7 +141,7 @@ def _moved(before: Tensor, after: Tensor, place: int) -> Tensor:
     return change / before.double().square().mean().sqrt().clamp_min(1e-300)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _still(model: nn.Module, training: bool) -> Iterator[None]:
     with statistics_paused(model), evaluating(model):
         if training:

@@ -33,6 +33,7 @@ def convert(
     data: str | None = None,
     keep_going: bool = False,
     harden: bool = False,
+    allow_leak: bool = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Replace a model's normalization layers by another method's and say what was carried, lost and how far it drifts.
@@ -56,6 +57,7 @@ def convert(
             and measures the drift on the first.
         keep_going: Leave layers that cannot be converted as they are, instead of refusing.
         harden: With --to torch: let switchable layers become the method that their weights chose.
+        allow_leak: Convert a causal model even if it would see what it is to predict.
         as_json: Print the record as JSON.
     """
     from normwise.surgery.checkpoint import check_target
@@ -78,6 +80,7 @@ def convert(
         calibrate_with=batches,
         forward=None if batches is None else batches.feed,
         strict=not keep_going,
+        allow_leak=allow_leak,
     )
     print(json.dumps(done.to_dict(), indent=2) if as_json else done)
     _write(out, done.model, source, checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from normwise.parametrize._splits import splits
 from normwise.surgery import weights
 from normwise.surgery._lazy import working_copy
 from normwise.surgery.carry import Built, Order, build, refusal, unneeded
+from normwise.surgery.causality import leaks, sights
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
 from normwise.surgery.layers import Found, find
@@ -39,6 +40,7 @@ def convert(
     copy: bool = False,
     strict: bool = True,
     share: float | None = None,
+    allow_leak: bool = False,
     **options: Any,
 ) -> Conversion:
     """Replace a model's normalization layers by those of another method.
@@ -72,6 +74,9 @@ def convert(
         strict: refuse, before anything is changed, if a layer that ``where`` chose cannot be converted; else leave it
             and say why in the record.
         share: the initial share of the old method in a switchable mix, default equal shares.
+        allow_leak: let a causal model see what it is to predict. By default a conversion is refused if outputs at
+            earlier positions move when only the last one changes, in training or evaluation, and did not before; for
+            that it takes ``example_inputs`` or ``calibrate_with``.
         **options: of the new layers: ``num_groups``, ``over``, ``variance``, …
 
     Returns:
@@ -115,6 +120,7 @@ def convert(
     pairs, accounts = _built(body, found, order, run)
     exchange = Exchange(body, pairs)
     record = Record(to, accounts, left)
+    seen = {} if run is None or allow_leak else sights(body, run.forward, run.batch)
     conversion = Conversion(exchange, model, record)
     try:
         new_body = exchange.put_new()
@@ -124,6 +130,8 @@ def convert(
         conversion._splits = reweighted.splits
         record.weights, record.left = reweighted.names, record.left + reweighted.left
         _tell_optimizer(conversion, optimizer, reweighted)
+        if run is not None and any(sight.causal for sight in seen.values()):
+            _refuse_leak(to, leaks(seen, sights(unwrapped(conversion.model), run.forward, run.batch)))
         with exchange.comparing():
             raw = None if run is None else _measure(exchange, run, record, "drift")
             if batches is not None:
@@ -136,21 +144,41 @@ def convert(
     return conversion
 
 
+class _Sample(NamedTuple):
+    """What a model is run on to see what became of it."""
+
+    forward: Forward
+    batch: Any
+
+    def __call__(self, model: torch.nn.Module) -> Any:
+        return self.forward(model, self.batch)
+
+
 def _data(
     calibrate_with: Iterable[Any] | None, example_inputs: Any, forward: Forward
-) -> tuple[Iterable[Any] | None, Callable[[torch.nn.Module], Any] | None]:
-    """The batches, to be read several times; and how to run a model on the examples, else on the first of these."""
+) -> tuple[Iterable[Any] | None, _Sample | None]:
+    """The batches, to be read several times; and the examples to run a model on, else the first of these."""
     batches = calibrate_with
     if batches is not None and iter(batches) is batches:
         batches = list(batches)
     if example_inputs is not None:
-        return batches, lambda model: run_on(model, example_inputs)
+        return batches, _Sample(run_on, example_inputs)
     if batches is None:
         return None, None
     first = next(iter(batches), None)
     if first is None:
         raise InputError("calibrate_with gave no batches")
-    return batches, lambda model: forward(model, first)
+    return batches, _Sample(forward, first)
+
+
+def _refuse_leak(to: str, moved: dict[str, float]) -> None:
+    if moved:
+        modes = " and ".join(f"by {by:.2g} of their size in {mode}" for mode, by in moved.items())
+        raise InputError(
+            f"the model is causal, and with {to} norm it would see what it is to predict: outputs at earlier positions "
+            f"move {modes} when only the last one changes. Nothing was changed: keep layers that normalize each token "
+            "by itself (normwise.nn.LayerNorm, RMSNorm), or give allow_leak=True"
+        )
 
 
 def _plan(
