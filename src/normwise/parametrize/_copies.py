@@ -136,8 +136,7 @@ def _refusal(model: torch.nn.Module, error: Exception) -> str:
             break
         name, part = f"{name}.{child[0]}".lstrip("."), child[1]
     title = f"{name!r} ({type(part).__name__}) in {type(model).__name__}" if name else type(model).__name__
-    held = {**vars(part), **part._buffers}
-    graph = [n for n, value in held.items() if isinstance(value, Tensor) and not value.is_leaf]
+    graph = [name for name, value in {**vars(part), **part._buffers}.items() if _of_a_graph(value)]
     if graph:
         return (
             f"{title} holds {graph[0]!r}, a tensor that belongs to a graph, which cannot be copied; the model was left "
@@ -147,6 +146,13 @@ def _refusal(model: torch.nn.Module, error: Exception) -> str:
     return (
         f"{title} cannot be deep-copied ({reason}); the model was left as it is: take that part out, or work in place"
     )
+
+
+def _of_a_graph(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_leaf
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(isinstance(item, Tensor) and not item.is_leaf for item in items)
 
 
 def _copies(module: torch.nn.Module) -> bool:
