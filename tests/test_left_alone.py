@@ -277,7 +277,7 @@ def test_a_copy_computes_the_same_and_leads_nowhere_back(kind, ran):
         model.zero_grad()
     if kind == "counts and caches" and ran:
         with pytest.raises(
-            InputError, match="'0' .Counting. in Sequential holds 'last', a tensor that belongs to a graph"
+            InputError, match=r"'0' .Counting. in Sequential holds 'last', a tensor that belongs to a graph"
         ):
             normwise.freeze(model, copy=True)
         return
@@ -323,7 +323,7 @@ def test_a_copy_of_the_users_own_survives_surgery_in_place():
 
 
 def test_what_cannot_be_copied_is_named():
-    with pytest.raises(InputError, match="'0' .Conv1d. in Sequential holds 'cache', a tensor that belongs to a graph"):
+    with pytest.raises(InputError, match=r"'0' .Conv1d. in Sequential holds 'cache', a tensor that belongs to a graph"):
         normwise.freeze(net("a tensor of a graph"), copy=True)
     model = net("tied and shared")
     model[0][0] = torch.jit.script(model[0][1])
@@ -335,7 +335,7 @@ def test_what_cannot_be_copied_is_named():
             return self
 
     model = nn.Sequential(nn.BatchNorm1d(3), Stubborn())
-    with pytest.raises(InputError, match="'1' .Stubborn. in Sequential shares its tensors"):
+    with pytest.raises(InputError, match=r"'1' .Stubborn. in Sequential shares its tensors"):
         normwise.freeze(model, copy=True)
 
     class Locked(nn.ReLU):
@@ -344,7 +344,7 @@ def test_what_cannot_be_copied_is_named():
             self.lock = __import__("threading").Lock()
 
     with pytest.raises(
-        InputError, match="'1.0' .Locked. in Sequential cannot be deep-copied .TypeError: cannot pickle"
+        InputError, match=r"'1.0' .Locked. in Sequential cannot be deep-copied .TypeError: cannot pickle"
     ):
         normwise.freeze(nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Locked())), copy=True)
 

@@ -52,6 +52,12 @@ def optimizer_given(optimizer: object, caller: str) -> None:
         )
 
 
+def one_line(error: BaseException) -> str:
+    """An error's kind and text; of TorchScript's long ones the last line, which says what happened."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[-1 if any(x.startswith('Traceback') for x in lines) else 0]}"
+
+
 def came(value: object) -> str:
     """A value in a few words."""
     if value is None:

@@ -19,6 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as _SpectralNormHook
 from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
 from normwise.errors import InputError
+from normwise.nn._checks import one_line
 
 
 def deep_copy(model: torch.nn.Module) -> torch.nn.Module:
@@ -142,10 +143,7 @@ def _refusal(model: torch.nn.Module, error: Exception) -> str:
             f"{title} holds {graph[0]!r}, a tensor that belongs to a graph, which cannot be copied; the model was left "
             "as it is: detach that tensor first"
         )
-    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return (
-        f"{title} cannot be deep-copied ({reason}); the model was left as it is: take that part out, or work in place"
-    )
+    return f"{title} cannot be deep-copied ({one_line(error)}); the model was left as it is: take that part out, or work in place"
 
 
 def _of_a_graph(value: Any) -> bool:

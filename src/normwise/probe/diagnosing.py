@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
 from normwise.findings import Diagnosis, ModelFacts
-from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
+from normwise.nn._checks import batches_given, callable_given, model_given, number_given, one_line, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
 from normwise.probe.gaps import Loss, gains, keeping_buffers, measure_gap
 from normwise.probe.shifts import measure_shifts
@@ -120,7 +120,7 @@ class _Examination:
             raise
         except Exception as error:
             name = type(self.model).__name__
-            raise InputError(f"{name} does not run on the first batch: {type(error).__name__}: {error}") from error
+            raise InputError(f"{name} does not run on the first batch: {one_line(error)}") from error
 
     def _misplaced(self) -> list[str]:
         """Norms that were left training inside a model in evaluation mode."""
