@@ -143,7 +143,8 @@ def _refusal(model: torch.nn.Module, error: Exception) -> str:
             f"{title} holds {graph[0]!r}, a tensor that belongs to a graph, which cannot be copied; the model was left "
             "as it is: detach that tensor first"
         )
-    return f"{title} cannot be deep-copied ({one_line(error)}); the model was left as it is: take that part out, or work in place"
+    reason = f"cannot be deep-copied ({one_line(error)})"
+    return f"{title} {reason}; the model was left as it is: take that part out, or work in place"
 
 
 def _of_a_graph(value: Any) -> bool:
@@ -204,7 +205,7 @@ def refresh(module: torch.nn.Module) -> None:
 def held_weight(module: torch.nn.Module, name: str, title: str | None = None) -> Tensor:
     """The module's weight; ``title`` is what errors call the module."""
     title = title or type(module).__name__
-    weight = getattr(module, name, None)
+    weight = getattr(module, name, None) if isinstance(name, str) else None
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise InputError(f"{title} has no {name!r} before its first forward pass: run one first")
     if not isinstance(weight, Tensor):
