@@ -15,6 +15,12 @@ from normwise.probe import survey
 from normwise.study import consult
 from normwise.surgery import describe, find
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    # Torch's remark on the hooks of the zoo, whose input needs no gradient.
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning"),
+]
+
 
 def conv():
     return nn.Conv1d(4, 8, 3)
@@ -162,7 +168,7 @@ def seen(model):
     """What must not change: identities, flags, hooks, plain attributes and values."""
     facts = {}
     for name, module in model.named_modules():
-        facts[name] = id(module), type(module), module.training, sorted(vars(type(module)))
+        facts[name] = id(module), type(module), module.training, properties(type(module))
         for key, value in vars(module).items():
             facts[name, key] = id(value)
             if isinstance(value, (dict, list)) and not isinstance(module, torch.jit.ScriptModule):
@@ -174,6 +180,15 @@ def seen(model):
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         facts[name, "flags"] = (tensor.requires_grad, tensor.grad is None, type(tensor), scripted or id(tensor))
     return facts
+
+
+def properties(kind):
+    return sorted(set(vars(kind)) - {"__slotnames__"})  # which copyreg caches there
+
+
+def changes(model, before):
+    after = seen(model)
+    return {key: (before.get(key), after.get(key)) for key in {*before, *after} if before.get(key) != after.get(key)}
 
 
 def values(model):
@@ -220,15 +235,16 @@ def test_the_model_is_left_alone(kind, call):
     model = net(kind)
     before, state = seen(model), values(model)
     torch.manual_seed(7)
+    error = None
     try:
         CALLS[call](model)
-    except NormwiseError as error:
-        assert "\n" not in str(error)
-        lazy = "lazy" in kind and call in ("freeze", "fold", "harden", "calibrate")
-        assert kind in MAY_REFUSE or "bad data" in call or "strictly" in call or lazy, error
-    except Exception:
-        assert kind in MAY_REFUSE or "bad data" in call or "raises" in call
-    assert seen(model) == before
+    except Exception as caught:
+        error = caught
+    lazy = "lazy" in kind and call in ("freeze", "fold", "harden", "calibrate")
+    strictly = call == "convert strictly"
+    assert error is None or kind in MAY_REFUSE or "bad data" in call or "raises" in call or strictly or lazy, error
+    assert not isinstance(error, NormwiseError) or "\n" not in str(error)
+    assert not changes(model, before)
     after = values(model)
     assert after.keys() == state.keys()
     for name, value in state.items():
@@ -245,8 +261,9 @@ def test_the_model_computes_what_it_did_before_all_of_the_calls(kind):
             continue
     for mine, expected in zip(outputs(model), outputs(twin), strict=True):
         assert torch.equal(mine, expected)
-    model(X).sum().backward()
-    twin(X).sum().backward()
+    for each in (model, twin):
+        torch.manual_seed(3)
+        each(X).sum().backward()
     for mine, expected in zip(model.parameters(), twin.parameters(), strict=True):
         assert (mine.grad is None) == (expected.grad is None)
         assert mine.grad is None or torch.equal(mine.grad, expected.grad)
@@ -259,12 +276,17 @@ def test_a_copy_computes_the_same_and_leads_nowhere_back(kind, ran):
     if ran:
         model(X).sum().backward()
         model.zero_grad()
+    if kind == "counts and caches" and ran:
+        with pytest.raises(
+            InputError, match=r"'0' .Counting. in Sequential holds 'last', a tensor that belongs to a graph"
+        ):
+            normwise.freeze(model, copy=True)
+        return
     twin = normwise.convert(model, "group", where="1", copy=True, strict=False).model
     again = normwise.convert(model, "batch", where="1", copy=True, strict=False).model
     if kind in ("a lazy convolution", "lazy norms") and not ran:
         assert not any(map(nn.parameter.is_lazy, twin[3].parameters()))
         return
-    assert [type(m) for m in twin[0].modules()] is not None
     own = {id(t) for t in (*model.parameters(), *model.buffers())}
     assert not own & {id(t) for t in (*twin.parameters(), *twin.buffers())}
     for mine, expected in zip(outputs(again), outputs(model), strict=True):
@@ -302,7 +324,7 @@ def test_a_copy_of_the_users_own_survives_surgery_in_place():
 
 
 def test_what_cannot_be_copied_is_named():
-    with pytest.raises(InputError, match="'0' .Conv1d. in Sequential holds 'cache', a tensor that belongs to a graph"):
+    with pytest.raises(InputError, match=r"'0' .Conv1d. in Sequential holds 'cache', a tensor that belongs to a graph"):
         normwise.freeze(net("a tensor of a graph"), copy=True)
     model = net("tied and shared")
     model[0][0] = torch.jit.script(model[0][1])
@@ -314,7 +336,7 @@ def test_what_cannot_be_copied_is_named():
             return self
 
     model = nn.Sequential(nn.BatchNorm1d(3), Stubborn())
-    with pytest.raises(InputError, match="'1' .Stubborn. in Sequential shares its tensors"):
+    with pytest.raises(InputError, match=r"'1' .Stubborn. in Sequential shares its tensors"):
         normwise.freeze(model, copy=True)
 
     class Locked(nn.ReLU):
@@ -323,7 +345,7 @@ def test_what_cannot_be_copied_is_named():
             self.lock = __import__("threading").Lock()
 
     with pytest.raises(
-        InputError, match="'1.0' .Locked. in Sequential cannot be deep-copied .TypeError: cannot pickle"
+        InputError, match=r"'1.0' .Locked. in Sequential cannot be deep-copied .TypeError: cannot pickle"
     ):
         normwise.freeze(nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(Locked())), copy=True)
 
@@ -337,5 +359,5 @@ def test_verification_trains_copies():
     x = torch.randn(60, 4, 12)
     advice = normwise.advise(model, x[:8], data=(x, torch.arange(60) % 3), verify=0.1, measure=False)
     assert advice.check is not None
-    assert seen(model) == before
+    assert not changes(model, before)
     assert all(torch.equal(value, state[name]) for name, value in values(model).items())

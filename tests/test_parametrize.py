@@ -320,3 +320,81 @@ def test_a_shared_module_is_split_once_and_repetition_is_harmless():
     model = weight_normalize(weight_normalize(nn.Sequential(layer, nn.ReLU(), layer, LayerNormGRU(2, 2))))
     assert len(layer.parametrizations.weight) == 1
     assert set(weight_norms(model[3])) == {"weight_ih_l0", "weight_hh_l0"}
+
+
+def by_older_hook(layer, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer, **options)
+
+
+PUT_ON = {"ours": weight_norm, "torch's": nn.utils.parametrizations.weight_norm, "torch's older": by_older_hook}
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("who", PUT_ON)
+def test_every_weight_norm_is_known_and_taken_off(who, learns):
+    layer, x = nn.Conv1d(4, 6, 3), torch.randn(5, 4, 8)
+    layer.weight.requires_grad_(learns)
+    expected = layer(x)
+    PUT_ON[who](layer)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(learns)
+    assert {name: norm.dim for name, norm in weight_norms(layer).items()} == {"weight": 0}
+    assert weight_normalize(layer) is layer  # left as it is
+    with pytest.raises(InputError, match="already"):
+        weight_norm(layer)
+    with pytest.raises(InputError, match="no weight norm on any 'bias'"):
+        remove_weight_norm(layer, "bias")
+    assert remove_weight_norm(layer, "weight") is layer
+    assert isinstance(layer.weight, nn.Parameter)
+    assert layer.weight.requires_grad == learns
+    assert "weight" not in layer._buffers
+    assert type(layer) is nn.Conv1d
+    assert not layer._forward_pre_hooks
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("who", PUT_ON)
+def test_every_weight_norm_can_be_initialized_from_data(who):
+    layer, x = PUT_ON[who](nn.Linear(4, 3)), torch.randn(200, 4)
+    assert weight_norm_init(layer, x) == ["Linear" if "older" in who else "ParametrizedLinear"]
+    torch.testing.assert_close(layer(x).std(0, correction=0), torch.ones(3), rtol=1e-4, atol=0)
+
+
+def test_torch_takes_ours_off(case):
+    layer, x = case
+    expected = first(layer(x)).detach()
+    state = copy.deepcopy(layer.state_dict())
+    for name in list(weight_norms(weight_normalize(layer))):
+        parametrize.remove_parametrizations(layer, name)
+    torch.testing.assert_close(first(layer(x)), expected, rtol=1e-5, atol=1e-6)
+    layer.load_state_dict(state)
+    torch.testing.assert_close(first(layer(x)), expected, rtol=1e-5, atol=1e-6)
+    weight_normalize(layer).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(4, 3), lambda: nn.Conv2d(3, 6, 3), lambda: nn.ConvTranspose1d(4, 2, 3)]
+)
+@pytest.mark.parametrize("dim", [None, -1, -2, 0, 1])
+def test_dims_mean_what_they_mean_in_torch(make, dim):
+    ours = make()
+    torchs, olders = copy.deepcopy(ours), by_older_hook(copy.deepcopy(ours), dim=dim)
+    weight_norm(ours, dim=dim)
+    nn.utils.parametrizations.weight_norm(torchs, dim=dim)
+    for other in (torchs.parametrizations.weight.original0, olders.weight_g):
+        torch.testing.assert_close(ours.parametrizations.weight.original0, other)
+    with torch.no_grad():
+        for g in (ours.parametrizations.weight.original0, torchs.parametrizations.weight.original0, olders.weight_g):
+            g.mul_(2).add_(0.5)
+    torch.testing.assert_close(ours.weight, torchs.weight)
+    ours.load_state_dict(torchs.state_dict())
+    ours.load_state_dict(olders.state_dict())
+    assert weight_norms(ours)["weight"].dim == weight_norms(torchs)["weight"].dim == weight_norms(olders)["weight"].dim
+
+
+def test_a_pruned_weight_is_refused():
+    pruned = nn.utils.prune.l1_unstructured(nn.Linear(4, 3), "weight", 0.5)
+    with pytest.raises(InputError, match="computed from other tensors, by a hook"):
+        weight_norm(pruned)

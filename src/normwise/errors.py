@@ -107,7 +107,9 @@ def described(error: BaseException) -> str:
         >>> described(ValueError("no\nway"))
         'ValueError: no way'
     """
-    text = " ".join(str(error).split())
+    text = str(error).strip()
+    # TorchScript's errors hold a whole traceback, whose last line says what happened.
+    text = " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
     line = place_of(error)
     return f"{type(error).__name__}{': ' * bool(text)}{text}" + (f" (at {line})" if line and line not in text else "")

@@ -18,7 +18,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm as _SpectralNormHook
 from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
-from normwise.errors import InputError
+from normwise.errors import InputError, described
 
 
 def deep_copy(model: torch.nn.Module) -> torch.nn.Module:
@@ -136,17 +136,21 @@ def _refusal(model: torch.nn.Module, error: Exception) -> str:
             break
         name, part = f"{name}.{child[0]}".lstrip("."), child[1]
     title = f"{name!r} ({type(part).__name__}) in {type(model).__name__}" if name else type(model).__name__
-    held = {**vars(part), **part._buffers}
-    graph = [n for n, value in held.items() if isinstance(value, Tensor) and not value.is_leaf]
+    graph = [name for name, value in {**vars(part), **part._buffers}.items() if _of_a_graph(value)]
     if graph:
         return (
             f"{title} holds {graph[0]!r}, a tensor that belongs to a graph, which cannot be copied; the model was left "
             "as it is: detach that tensor first"
         )
-    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return (
-        f"{title} cannot be deep-copied ({reason}); the model was left as it is: take that part out, or work in place"
-    )
+    reason = f"cannot be deep-copied ({described(error)})"
+    return f"{title} {reason}; the model was left as it is: take that part out, or work in place"
+
+
+def _of_a_graph(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_leaf
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(isinstance(item, Tensor) and not item.is_leaf for item in items)
 
 
 def _copies(module: torch.nn.Module) -> bool:
@@ -200,7 +204,7 @@ def refresh(module: torch.nn.Module) -> None:
 def held_weight(module: torch.nn.Module, name: str, title: str | None = None) -> Tensor:
     """The module's weight; ``title`` is what errors call the module."""
     title = title or type(module).__name__
-    weight = getattr(module, name, None)
+    weight = getattr(module, name, None) if isinstance(name, str) else None
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise InputError(f"{title} has no {name!r} before its first forward pass: run one first")
     if not isinstance(weight, Tensor):

@@ -27,6 +27,7 @@ def weight_norms(module: torch.nn.Module) -> dict[str, WeightNorm]:
         >>> weight_norms(weight_norm(torch.nn.Linear(4, 3)))
         {'weight': WeightNorm(dim=0, eps=1e-12)}
     """
+    model_given(module, "weight_norms")
     return {split.name: split.norm for split in splits(module)}
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
 from normwise.errors import InputError
-from normwise.nn._checks import model_given
+from normwise.nn._checks import model_given, number_given
 from normwise.parametrize._copies import held_weight, make_copyable, refresh
 
 
@@ -108,6 +108,9 @@ def stop_splitting(module: torch.nn.Module, name: str) -> None:
 
 def check(module: torch.nn.Module, name: str, dim: int | None, eps: float, title: str) -> None:
     weight = held_weight(module, name, title)
+    if dim is not None:
+        number_given(dim, "dim", whole=True)
+    number_given(eps, "eps")
     if dim is not None and not -weight.ndim <= dim < weight.ndim:
         raise InputError(f"dim={dim} is no axis of {name!r} of {title}, whose shape is {tuple(weight.shape)}")
     if eps < 0:

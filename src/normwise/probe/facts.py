@@ -223,6 +223,8 @@ def _weighted(model: nn.Module, norms: Mapping[int, Found]) -> Iterator[tuple[li
 
 
 def _mixes(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return False  # takes no hooks, so nothing can be seen of it
     if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)) or weight_norms(module):
         return True
     own = getattr(module, "parametrizations", None)

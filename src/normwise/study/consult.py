@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from normwise import __version__, records
 from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
-from normwise.errors import InputError, NormwiseError
-from normwise.nn._checks import callable_given, model_given
+from normwise.errors import InputError, NormwiseError, described
+from normwise.findings import ModelFacts
+from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
@@ -81,16 +82,21 @@ def advise(
         'normwise.convert(model, "switchable")'
     """
     model_given(model, "advise")
+    for name, value in {"devices": devices, "accumulate": accumulate}.items():
+        number_given(value, name, least=1, whole=True)
+    if verify is not None:
+        number_given(verify, "verify", least=0)
     callable_given(forward, "advise", "forward")
-    if example_inputs is None:
+    if example_inputs is None or isinstance(example_inputs, str | type):
         raise InputError(
-            "advise runs the model once: give example_inputs, as in advise(model, torch.randn(8, 3, 32, 32))"
+            f"advise expected example_inputs to be what the model takes, got {came(example_inputs)}: it runs the model "
+            "once, so give example_inputs, as in advise(model, torch.randn(8, 3, 32, 32))"
         )
     once = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
     model = settled(model, once)
     if measure or verify is not None:
         deep_copy(model)  # refused here, where nothing has been run
-    facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
+    facts = _surveyed(model, example_inputs, batch_size, forward)
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
@@ -109,6 +115,15 @@ def advise(
             "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
         )
     return dataclasses.replace(advice, check=check_by_training(model, advice, data, verify))
+
+
+def _surveyed(model: nn.Module, example_inputs: Any, batch_size: int | None, forward: Forward | None) -> ModelFacts:
+    try:
+        return survey(model, example_inputs, batch_size=batch_size, forward=forward)
+    except NormwiseError:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise InputError(f"{type(model).__name__} does not run on example_inputs: {described(error)}") from error
 
 
 def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: float) -> Check:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normwise.errors import InputError, NormwiseError
+from normwise.errors import InputError, NormwiseError, described
 from normwise.nn._checks import model_given
 from normwise.surgery.running import deep_copy, evaluating, unwrapped
 
@@ -47,9 +47,8 @@ def settle(model: nn.Module, run: Run) -> None:
     except NormwiseError:
         raise
     except Exception as error:  # whatever the user's model raises
-        text = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(
-            f"{title} has lazy layers, and does not run on the given data to settle them: {text}"
+            f"{title} has lazy layers, and does not run on the given data to settle them: {described(error)}"
         ) from error
     left = uninitialized(model)
     if left:

@@ -108,6 +108,7 @@ def is_frozen(layer: nn.Module) -> bool:
         >>> is_frozen(nn.BatchNorm2d(3).eval()), is_frozen(freeze(nn.BatchNorm2d(3)))
         (False, True)
     """
+    model_given(layer, "is_frozen")
     constant = isinstance(layer._buffers.get("weight"), Tensor) and "running_mean" in layer._buffers
     return _MARK in layer.__dict__ or constant
 
