@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normwise
-from normwise.functional import normalize
 from normwise.errors import NormwiseWarning
+from normwise.functional import normalize
 from normwise.methods import METHODS
 from oracles import ORACLES as SIX
 from oracles import Parameters, weight_norm

@@ -148,7 +148,9 @@ def test_sizes_that_torch_refuses_and_takes(name: str, size: int) -> None:
     ],
 )
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_mix_without_a_member_that_means_anything(over: tuple[str, ...], shape: tuple[int, ...], sparse: bool) -> None:
+def test_a_mix_without_a_member_that_means_anything(
+    over: tuple[str, ...], shape: tuple[int, ...], sparse: bool
+) -> None:
     layer = nn.SwitchableNorm1d(shape[1], over=over, num_groups=shape[1], sparse=sparse)
     with pytest.raises(InputError, match="every member would rest on a single value"):
         layer(torch.randn(shape))

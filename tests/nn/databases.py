@@ -57,7 +57,9 @@ def module_cases(info: ModuleInfo, dtype: torch.dtype = torch.float64) -> Iterat
         for sample in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=training):
             made = sample.constructor_input
             case = Case(info.module_cls, made.args, made.kwargs, {}, training, sample.forward_input.args[0])
-            state = {n: torch.rand_like(t) + 0.5 for n, t in case.theirs().state_dict().items() if t.is_floating_point()}
+            state = {
+                n: torch.rand_like(t) + 0.5 for n, t in case.theirs().state_dict().items() if t.is_floating_point()
+            }
             yield case._replace(state=state)
 
 

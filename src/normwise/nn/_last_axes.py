@@ -82,7 +82,9 @@ def rms_norm(
         tensor([[3., 4.]])
     """
     if x.is_nested and x.layout is torch.strided:
-        raise InputError("RMSNorm takes nested tensors of layout=torch.jagged only, as torch does: make it one of these")
+        raise InputError(
+            "RMSNorm takes nested tensors of layout=torch.jagged only, as torch does: make it one of these"
+        )
     if x.is_nested or (eps is None and not x.is_floating_point()):
         return ops.activate(F.rms_norm(x, shape, weight, eps), activation)
     if eps is None:
