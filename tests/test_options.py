@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normwise import functional, nn, ops
-from normwise.errors import InputError
+from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
 from normwise.ops import native
@@ -47,7 +47,8 @@ def test_an_option_that_makes_no_sense(method: str, options: dict[str, Any], mes
         ({"weight": torch.ones(3, 6)}, r"weight should have the shape \(6,\) or \(4, 6\), got \(3, 6\)"),
         ({"bias": torch.ones(())}, "bias should contain 6 elements not 1"),
         ({"running_mean": ZEROS, "running_var": torch.ones(5)}, "running_var should contain 6 elements not 5"),
-        ({"num_groups": 0}, "divisible by num_groups, but got .* num_groups=0"),
+        ({"num_groups": 0}, "Expected num groups to be greater than 0, got 0"),
+        ({"num_groups": 4}, r"divisible by num_groups, but got input of shape \[4, 6, 5\] and num_groups=4"),
     ],
 )
 def test_a_tensor_of_another_size(options: dict[str, Any], message: str) -> None:
@@ -87,13 +88,76 @@ def test_an_activation_that_is_set_later_is_checked_when_it_is_used() -> None:
 
 
 @pytest.mark.parametrize(("channels", "groups", "fix"), [(12, 12, "num_groups=6 would do"), (7, 7, "num_groups=1 ")])
-def test_groups_of_one_element_are_refused_with_a_count_that_works(channels: int, groups: int, fix: str) -> None:
+def test_groups_of_one_element_are_told_a_count_that_works(channels: int, groups: int, fix: str) -> None:
     x = torch.randn(4, channels, 1, 1)
+    with pytest.warns(NormwiseWarning, match=fix):
+        y = nn.GroupNorm(groups, channels)(x)  # as in torch
+    assert torch.equal(y, torch.zeros_like(y))
     with pytest.raises(InputError, match=fix):
-        nn.GroupNorm(groups, channels)(x)
+        nn.GroupNorm(groups, channels)(x[:1])
     assert nn.GroupNorm(int(fix.split("=")[1].split()[0]), channels)(x).std() > 0.1
-    with pytest.raises(InputError, match="before the features shrink to one"):
+    with pytest.warns(NormwiseWarning, match="before the features shrink to one"):
         nn.GroupNorm(1, 1)(torch.randn(4, 1))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: nn.SwitchableNorm2d(n),
+        lambda n: nn.SwitchableNorm2d(n, num_groups=1),
+        lambda n: nn.BatchRenorm(n),
+        lambda n: nn.GhostBatchNorm(n),
+        lambda n: nn.MeanOnlyBatchNorm(n, affine=False, track_running_stats=False),
+        lambda n: nn.BatchInstanceNorm(n),
+        lambda n: nn.FilterResponseNorm(n, affine=False),
+        lambda n: nn.ConditionalBatchNorm(n, num_conditions=2),
+        lambda n: nn.ConditionalInstanceNorm(n, condition_features=2),
+        lambda n: nn.FrozenBatchNorm(n),
+    ],
+)
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_that_no_data_has(build: Callable[[int], torch.nn.Module], size: int) -> None:
+    build(2)
+    with pytest.raises(InputError, match=rf"num_features .*at least 1, got {size}"):
+        build(size)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "InstanceNorm1d", "LayerNorm", "RMSNorm", "GroupNorm"])
+@pytest.mark.parametrize("size", [0, -3])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_sizes_that_torch_refuses_and_takes(name: str, size: int) -> None:
+    args = (1, size) if name == "GroupNorm" else (size,)
+    built: list[str] = []
+    for library in (torch.nn, nn):
+        try:
+            built.append(str(getattr(library, name)(*args)))
+        except RuntimeError as problem:
+            built.append(str(problem))
+    assert built[0] == built[1]
+
+
+@pytest.mark.parametrize(
+    ("over", "shape"),
+    [
+        (("instance",), (4, 6)),
+        (("instance",), (4, 6, 1)),
+        (("batch",), (1, 6)),
+        (("layer",), (4, 1)),
+        (("group",), (4, 6)),
+        (("instance", "group"), (4, 6)),
+    ],
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_mix_without_a_member_that_means_anything(
+    over: tuple[str, ...], shape: tuple[int, ...], sparse: bool
+) -> None:
+    layer = nn.SwitchableNorm1d(shape[1], over=over, num_groups=shape[1], sparse=sparse)
+    with pytest.raises(InputError, match="every member would rest on a single value"):
+        layer(torch.randn(shape))
+    with pytest.raises(InputError, match="every member would rest on a single value"):
+        normalize(torch.randn(shape), "switchable", over=over, num_groups=shape[1])
+    if over == ("batch",):
+        assert layer.eval()(torch.randn(shape)).std() > 0.1
 
 
 @pytest.mark.skipif(not native.available(), reason=native.why_not() or "")

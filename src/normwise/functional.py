@@ -256,8 +256,8 @@ def refuse_nested(x: Tensor) -> None:
     if x.is_nested:
         raise InputError(
             "a nested tensor cannot be normalized over samples, channels or space: pad it "
-            "(torch.nested.to_padded_tensor) to (N, C, L) and give lengths=; LayerNorm takes nested tensors, and RMSNorm "
-            "those of layout=torch.jagged"
+            "(torch.nested.to_padded_tensor) to (N, C, L) and give lengths=. LayerNorm takes nested tensors, and RMSNorm "
+            "jagged ones"
         )
 
 
@@ -355,10 +355,7 @@ _UNDEFINED: dict[str, _Words] = {
 
 
 def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
-    """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``.
-
-    Torch's group norm does compute that for several samples: there it is a warning.
-    """
+    """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
     # With two elements a cell every statistic has as many.
     if x.numel() != x.shape[0] * x.shape[1] or not x.numel() or not row.reads_cells(inputs) or row.rests_on is None:
         return
@@ -372,6 +369,7 @@ def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
         f"the variance of the single value of a {whose} is 0, and {row.name} normalization erases the data. "
         + remedy.format(fewer=fewer)
     )
+    # Torch's group norm computes that for several samples.
     if row.rests_on != "group" or x.shape[0] == 1:
         raise InputError(f"Expected more than 1 {expected} when training, got input size {sized(x.shape)}: {why}")
     if not torch.compiler.is_compiling():

@@ -97,18 +97,59 @@ def test_wrong_dimensions(cls: type[nn.Module], shape: tuple[int, ...]) -> None:
     ],
 )
 def test_one_value_a_statistic(cls: type[nn.Module], args: tuple, shape: tuple[int, ...]) -> None:
-    message = both_raise(cls, args, torch.randn(shape))
-    assert "Expected more than 1" in message
-    assert str(tuple(shape)) in message
+    message, x = both_raise(cls, args, torch.randn(shape)), torch.randn(shape)
+    with pytest.raises(ValueError, match="Expected more than 1") as expected:
+        cls(*args)(x)
+    assert message.startswith(str(expected.value))
     if "Group" not in cls.__name__:
         both_raise(cls, args, torch.randn(shape), training=False, track_running_stats=False)
         tracked = NAMESAKES[cls](*args, track_running_stats=True).eval()
         assert tracked(torch.randn(shape)).shape == shape
 
 
-def test_a_group_of_one_element_is_refused_with_the_fix() -> None:
-    with pytest.raises(ValueError, match="Use fewer groups"):
-        GroupNorm(3, 3)(torch.randn(4, 3))  # torch gives the bias, whatever the data
+def test_a_group_of_one_element_gives_the_bias_as_in_torch_and_says_so() -> None:
+    theirs, ours = pair(nn.GroupNorm, 3, 3)
+    x = torch.randn(4, 3)
+    with pytest.warns(UserWarning, match="erases the data. Use fewer groups"):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("cls", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_statistics_of_which_one_is_set_to_none(cls: type[nn.Module], name: str) -> None:
+    layers = [c(3, track_running_stats=True) for c in (cls, NAMESAKES[cls])]
+    for layer in layers:
+        setattr(layer, name, None)
+        with pytest.raises(ValueError, match="running_mean and running_var must either both be None or neither"):
+            layer(torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("cls", [nn.BatchNorm1d, nn.InstanceNorm1d])
+@pytest.mark.parametrize("flag", [True, False])
+def test_statistics_that_are_both_set_to_none(cls: type[nn.Module], flag: bool) -> None:
+    theirs, ours = pair(cls, 3, track_running_stats=True)
+    x = torch.randn(4, 3, 5)
+    for layer in (theirs, ours):
+        layer.running_mean = layer.running_var = None
+        layer.track_running_stats = flag
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    if cls is nn.InstanceNorm1d and flag:
+        for layer in (theirs, ours):
+            with pytest.raises(RuntimeError, match="to be defined when use_input_stats is false"):
+                layer.eval()(x)
+    else:
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cleared_flag_of_instance_norm_evaluates_on_the_input() -> None:
+    theirs, ours = pair(nn.InstanceNorm1d, 3, track_running_stats=True)
+    x, before = torch.randn(4, 3, 5), ours.running_mean.clone()
+    for training in (True, False):
+        theirs.track_running_stats = ours.track_running_stats = False
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x), rtol=1e-4, atol=1e-5)
+    # Torch's averages have moved now, in evaluation: that is not followed.
+    assert torch.equal(ours.running_mean, before)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import ops
-from normwise.functional import refuse_nested
+from normwise.functional import normalize, refuse_nested
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
+
+# The name in this module, which is what the forward pass below looks up.
+torch.fx.wrap("normalize")
 
 
 class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
@@ -39,16 +42,21 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         unbatched = self._get_no_batch_dim()
         _check_input(input, unbatched, self.num_features, self.affine)
-        if self.running_mean is self.running_var is None and self.track_running_stats and not self.training:
+        if not self.training and self.track_running_stats and self.running_mean is self.running_var is None:
             raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
+        # As in torch, averages that are no longer tracked are not used either.
+        by_input = not (self.training or self.track_running_stats) and self.running_mean is not None
         if mask is lengths is None:
-            y = self._ordinarily(input, "instance", counts=False) if input.dim() > unbatched else None
+            y = self._ordinarily(input, "instance", counts=False) if input.dim() > unbatched and not by_input else None
             if y is not None:
                 return y
             if exporting():
                 return ops.activate(self._by_torch(input, unbatched), self.activation)
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
+        if by_input:
+            y = normalize(x, "instance", weight=self.weight, bias=self.bias, eps=eps_of(self), **options)
+            return _without_batch_axis(y, input, unbatched)
         # Torch's instance norm never counts its batches, and takes a momentum of None for 0.
         y = self._normalize(x, "instance", self.momentum, counts=False, **options)  # type: ignore[arg-type]
         return _without_batch_axis(y, input, unbatched)

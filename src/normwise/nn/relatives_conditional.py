@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normwise import ops
 from normwise.errors import InputError
-from normwise.functional import normalize, real_elements
+from normwise.functional import normalize, real_elements, refuse_nested
 from normwise.methods import METHODS
 from normwise.nn._state import TrackingNorm, boundary, checked_size
 
@@ -79,6 +79,7 @@ class ConditionalNorm(TrackingNorm):
         return self._normalize(input, self.method, self.momentum, counts=True, **options)
 
     def _check(self, input: Tensor, condition: Tensor) -> None:
+        refuse_nested(input)
         N, table = input.shape[0], isinstance(self.condition, torch.nn.Embedding)
         shape = (N,) if table else (N, self.condition.weight.shape[1])
         if tuple(condition.shape) != shape or condition.is_floating_point() == table:

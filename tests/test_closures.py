@@ -1,0 +1,80 @@
+"""What a method's function draws on besides its inputs gets its gradient, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normwise
+from normwise.methods import Inputs, Method, standardize
+from normwise.moments import Affine, Moments, pool
+
+
+def scaled(learned: Tensor) -> Callable[[Moments, Inputs], Affine]:
+    def function(cells: Moments, p: Inputs) -> Affine:
+        own = standardize(pool(cells, 0), p)
+        return own._replace(scale=own.scale * learned)
+
+    return function
+
+
+def shifted(learned: Tensor) -> Callable[[Moments, Inputs], Affine]:
+    def function(cells: Moments, p: Inputs) -> Affine:
+        own = standardize(cells, p)
+        return own._replace(shift=own.shift + learned.square())
+
+    return function
+
+
+class Centered(nn.Module):
+    """A method that is a module."""
+
+    def __init__(self, learned: Tensor) -> None:
+        super().__init__()
+        self.learned = learned
+
+    def forward(self, cells: Moments, p: Inputs) -> Affine:
+        own = standardize(pool(cells, 1), p)
+        return own._replace(center=own.center * self.learned)
+
+
+@pytest.mark.parametrize("make", [scaled, shifted, Centered])
+@pytest.mark.parametrize("of_input", [False, True])
+@pytest.mark.parametrize("kind", ["parameter", "made of one"])
+def test_what_is_closed_over_learns(make: Callable, of_input: bool, kind: str) -> None:
+    parameter = nn.Parameter(torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64))
+    weight = nn.Parameter(torch.full((3,), 1.25, dtype=torch.float64))
+    x = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(of_input)
+
+    def result(parameter: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        method = Method("own", make(parameter if kind == "parameter" else 2 * parameter), "-", "-", "-")
+        return normwise.normalize(x, method, weight=weight, activation="silu")
+
+    y = result(parameter, weight, x)
+    y.pow(3).sum().backward()
+    assert parameter.grad.abs().min() > 0
+    assert weight.grad.abs().min() > 0
+    leaves = (parameter, weight, x)
+    assert torch.autograd.gradcheck(result, leaves)
+    assert torch.autograd.gradgradcheck(result, leaves)
+    with torch.no_grad():
+        torch.testing.assert_close(result(*leaves), y)
+
+
+def test_changing_it_before_the_backward_pass_is_an_error_as_elsewhere() -> None:
+    learned = nn.Parameter(torch.ones(3))
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    y = normwise.normalize(x, Method("own", scaled(learned), "-", "-", "-"))
+    with torch.no_grad():
+        learned.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_what_wants_no_gradient_leaves_the_fused_way_open() -> None:
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    y = normwise.normalize(x, Method("own", scaled(torch.ones(3)), "-", "-", "-"))
+    assert "Fused" in type(y.grad_fn).__name__
