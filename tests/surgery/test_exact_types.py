@@ -9,15 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import fx, nn
-from torch.ao.quantization import (
-    QConfigMapping,
-    fuse_modules,
-    fuse_modules_qat,
-    get_default_qat_qconfig_mapping,
-    get_default_qconfig_mapping,
-)
-from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx, prepare_qat_fx
-from torch.fx.experimental import optimization
 from torch.nn.utils import fusion
 from torch.optim.swa_utils import update_bn
 
@@ -26,7 +17,20 @@ from normwise import nn as ours
 from normwise.errors import InputError
 from normwise.surgery import to_torch
 
-ACTIVATIONS = ["relu", "leaky_relu", "silu"]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its import announces what will follow it
+    from torch.ao.quantization import (
+        QConfigMapping,
+        fuse_modules,
+        fuse_modules_qat,
+        get_default_qat_qconfig_mapping,
+        get_default_qconfig_mapping,
+    )
+    from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx, prepare_qat_fx
+    from torch.fx.experimental import optimization
+
+MODULES = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
+ACTIVATIONS = list(MODULES)
 # The tools of torch.ao announce their own successor.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -65,7 +69,7 @@ def same_or_refused(tool: Callable[[], nn.Module], run: Callable[[nn.Module], to
     """What the tool gives computes the same, or the tool or the first run says clearly that it will not."""
     try:
         after = run(tool())
-    except (InputError, TypeError, NotImplementedError) as refusal:
+    except (InputError, TypeError, AssertionError) as refusal:
         assert any(word in str(refusal) for word in ("activation", "fuser method")), refusal
     else:
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -83,7 +87,7 @@ def test_the_encoder_layers_fast_path_keeps_the_activation(activation, which, no
     plain = copy.deepcopy(layer)
     for name in which:
         setattr(layer, name, ours.LayerNorm(8, activation=activation))
-        setattr(plain, name, nn.Sequential(nn.LayerNorm(8), {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}[activation]()))
+        setattr(plain, name, nn.Sequential(nn.LayerNorm(8), MODULES[activation]()))
     x = torch.randn(4, 5, 8)
     expected = plain(x)  # in training mode, which computes in steps; there is no dropout
     with torch.no_grad():
@@ -143,7 +147,7 @@ def test_every_layer_guards_its_formula_and_takes_a_new_eps(norm):
     assert layer.eps != layer.eps
     layer.eps = 1e-3
     assert layer.eps.value == 1e-3
-    layer.eps = copy.deepcopy(layer).eps
+    layer.eps = layer.eps
     assert layer.eps.value == 1e-3
     assert "0.001" in repr(layer)
     layer.activation = None
