@@ -263,3 +263,49 @@ def test_fusing_goes_the_same_with_normwises_own_fold(x):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(normwise.fold(net, x)(x), before, rtol=1e-4, atol=1e-5)
+
+
+# The relatives of batch norm, for tools that go by isinstance.
+
+RELATIVES = [
+    ours.SwitchableNorm2d,
+    ours.BatchRenorm,
+    ours.GhostBatchNorm,
+    ours.MeanOnlyBatchNorm,
+    ours.BatchInstanceNorm,
+]
+
+
+@pytest.mark.parametrize("norm", RELATIVES)
+def test_update_bn_finds_every_layer_with_running_averages(norm, x):
+    layer = norm(3)
+    batches = [x[:4], x[4:] * 2 + 1]
+    update_bn(batches, nn.Sequential(layer))
+    expected = torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(layer.running_mean, expected, rtol=1e-4, atol=1e-5)
+    assert layer.momentum == 0.1
+
+
+@pytest.mark.parametrize("norm", [*RELATIVES, ours.FilterResponseNorm])
+def test_fusing_and_converting_the_relatives_is_refused(norm, x):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4)).eval()
+    if norm is not ours.FilterResponseNorm:  # which has no statistics, and is left alone
+        with pytest.raises(InputError, match="computes another formula"):
+            fusion.fuse_conv_bn_eval(*model)
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+        with pytest.raises(TypeError, match="more_than_batch_norm"):
+            converted(x)
+    assert model[1].eps == model[1].eps.value
+
+
+def test_weight_decay_filters_by_type_find_the_relatives():
+    # As recipes for training write it.
+    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    assert all(isinstance(norm(4), norms) for norm in RELATIVES)
+    assert isinstance(ours.ConditionalBatchNorm(4, 3), norms)
+
+
+def test_ghosts_stay_with_their_process_and_the_rest_is_synced():
+    model = normwise.sync(nn.Sequential(*(norm(4) for norm in RELATIVES)))
+    assert [type(m) for m in model] == RELATIVES
+    assert [m.sync is None for m in model] == [m is ours.GhostBatchNorm for m in RELATIVES]
