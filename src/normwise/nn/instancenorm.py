@@ -50,7 +50,6 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
         y = self._normalize(x, "instance", self.momentum, counts=False, **options)  # type: ignore[arg-type]
         return _without_batch_axis(y, input, unbatched)
 
-
     def _by_torch(self, input: Tensor, unbatched: int) -> Tensor:
         """As torch's forward pass, which the exporters know."""
         x, by_input = _with_batch_axis(input, input, unbatched), self.training or not self.track_running_stats

@@ -57,6 +57,9 @@ def convert(
         keep_going: Leave layers that cannot be converted as they are, instead of refusing.
         harden: With --to torch: let switchable layers become the method that their weights chose.
         as_json: Print the record as JSON.
+
+    Raises:
+        InputError: options that do not go together.
     """
     from normwise.surgery.checkpoint import check_target
     from normwise.surgery.convert import convert as convert_layers
