@@ -1,8 +1,8 @@
 """What keeps a layer with an activation, or with another formula, from passing for a plain one.
 
 Tools that fuse or convert layers read a layer's weight, bias, statistics and eps and compute its formula themselves;
-whatever else the layer does is lost without a word. They know layers by their class, or by those attributes alone, so no
-choice of classes stops them all, and one that did would break ``update_bn`` and weight-decay filters. But nobody
+whatever else the layer does is lost without a word. They know layers by their class, or by those attributes alone, so
+no choice of classes stops them all, and one that did would break ``update_bn`` and weight-decay filters. But nobody
 computes the formula without eps. So eps is no number where the formula is not all: calculating with it is an error that
 says why, and comparing it (as torch's encoder layer does, before it takes its fast path) finds it equal to nothing.
 """
