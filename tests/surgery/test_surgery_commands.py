@@ -201,3 +201,26 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--to" in done.stdout
+
+
+def test_the_way_back_on_the_command_line(place, capsys):
+    (Path("mynets.py")).write_text(
+        NETS
+        + "\nfrom normwise import convert"
+        + "\ndef ours(): return convert(ConvNet(), 'batch').model"
+        + "\ndef mixed(): return convert(ConvNet(), 'switchable').model\n"
+    )
+    run("convert", "mynets.py:ours", "in.pt", "--to", "torch", "--out", "back.pt", "--input-shape", "2,3,8,8")
+    assert "modules became torch's own" in capsys.readouterr().out
+    before, after = checkpoint.load(Path("in.pt")).state, checkpoint.load(Path("back.pt")).state
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    run("convert", "mynets.py:ours", "--to", "torch", "--input-shape", "2,3,8,8", "--json")
+    assert json.loads(capsys.readouterr().out)["layers"][0]["now"].startswith("torch.nn.BatchNorm")
+    with pytest.raises(NormwiseError, match="harden=True"):
+        run("convert", "mynets.py:mixed", "--to", "torch")
+    with pytest.warns(UserWarning, match="had a share of"):
+        run("convert", "mynets.py:mixed", "--to", "torch", "--harden", "--input-shape", "2,3,8,8")
+    for wrong in (["group", "--harden"], ["torch", "--keep-going"]):
+        with pytest.raises(NormwiseError, match="--to"):
+            run("convert", "mynets.py:ours", "--to", *wrong)

@@ -1,8 +1,8 @@
-"""What keeps a layer with an activation from passing for one without.
+"""What keeps a layer with an activation, or with another formula, from passing for a plain one.
 
 Tools that fuse or convert layers read a layer's weight, bias, statistics and eps and compute its formula themselves;
-whatever else the layer does is lost without a word. They know layers by their class, or by those attributes alone, so no
-choice of classes stops them all, and one that did would break ``update_bn`` and weight-decay filters. But nobody
+whatever else the layer does is lost without a word. They know layers by their class, or by those attributes alone, so
+no choice of classes stops them all, and one that did would break ``update_bn`` and weight-decay filters. But nobody
 computes the formula without eps. So eps is no number where the formula is not all: calculating with it is an error that
 says why, and comparing it (as torch's encoder layer does, before it takes its fast path) finds it equal to nothing.
 """
@@ -14,11 +14,45 @@ from typing import Any, NoReturn
 from normwise.errors import InputError
 
 
-class eps_of_a_layer_with_an_activation:  # noqa: N801 (torch's errors name the type, which has to say what is wrong)
-    """The eps of a layer whose formula an activation follows; ``value`` is the number."""
+class eps_of_a_layer_that_is_more_than_batch_norm:  # noqa: N801 (torch's errors name the type: it says what is wrong)
+    """The eps of a layer that keeps a batch norm's tensors and computes something else; ``value`` is the number."""
 
-    def __init__(self, value: float | None, activation: str, layer: str) -> None:
-        self.value, self.activation, self.layer = value, activation, layer
+    more = "computes another formula"
+
+    def __init__(self, value: float | None, layer: str) -> None:
+        self.value, self.layer = value, layer
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.value == stored_eps(other))
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise InputError(
+            f"this {self.layer} {self.more}, which whoever computes with its weight, bias and eps would lose. Call the "
+            "layer, or bring it to torch's own classes first with normwise.to_torch(model); the number is in eps.value"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __rpow__ = __neg__ = __abs__ = _refuse
+
+
+class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_norm):  # noqa: N801
+    """The eps of a layer whose formula an activation follows: equal to nothing, see above."""
+
+    def __init__(self, value: float | None, layer: str, activation: str) -> None:
+        super().__init__(value, layer)
+        self.more = f"applies {activation} after its formula"
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -29,25 +63,19 @@ class eps_of_a_layer_with_an_activation:  # noqa: N801 (torch's errors name the 
     def __hash__(self) -> int:
         return hash(self.value)
 
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-    def __format__(self, spec: str) -> str:
-        return format(self.value, spec)
-
-    def _refuse(self, *_: object) -> NoReturn:
-        raise InputError(
-            f"this {self.layer} applies {self.activation} after its formula, so whoever computes the formula from "
-            "weight, bias and eps would lose the activation. Call the layer, or split it first with "
-            "normwise.to_torch(model); its number is in eps.value"
-        )
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __pow__ = __rpow__ = __neg__ = __abs__ = __float__ = __int__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    def __float__(self) -> NoReturn:
+        self._refuse()
 
 
 class Eps:
-    """The attribute ``eps`` of our layers: the number, or what refuses to be one where an activation follows."""
+    """The attribute ``eps`` of our layers: the number, or what refuses to be one.
+
+    Args:
+        guards: whether the layers compute something else than their tensors suggest, whatever follows.
+    """
+
+    def __init__(self, guards: bool = False) -> None:
+        self.guards = guards
 
     def __set_name__(self, owner: Any, name: str) -> None:
         # Torch's tracer takes constants through the attribute, and other attributes as they are stored.
@@ -60,10 +88,10 @@ class Eps:
             value = layer.__dict__["eps"]
         except KeyError:
             raise AttributeError(f"{type(layer).__name__} has no eps yet") from None
-        activation = layer.__dict__.get("activation")
-        return (
-            value if activation is None else eps_of_a_layer_with_an_activation(value, activation, type(layer).__name__)
-        )
+        activation, name = layer.__dict__.get("activation"), type(layer).__name__
+        if activation is not None:
+            return eps_of_a_layer_with_an_activation(value, name, activation)
+        return eps_of_a_layer_that_is_more_than_batch_norm(value, name) if self.guards else value
 
     def __set__(self, layer: Any, value: Any) -> None:
         layer.__dict__["eps"] = stored_eps(value)
@@ -71,7 +99,7 @@ class Eps:
 
 def stored_eps(value: Any) -> Any:
     """The number, whether or not an activation follows."""
-    return value.value if isinstance(value, eps_of_a_layer_with_an_activation) else value
+    return value.value if isinstance(value, eps_of_a_layer_that_is_more_than_batch_norm) else value
 
 
 def eps_of(layer: Any) -> Any:

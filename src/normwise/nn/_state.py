@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
 from normwise.moments import may_move, readable
 from normwise.nn._eps import Eps, eps_of
+from normwise.nn._opacus import tell_opacus
 
 # The name in this module, which is what the layers look up here.
 torch.fx.wrap("normalize")
@@ -163,6 +164,11 @@ class TrackingNorm(_NormBase):
         super()._apply(fn, recurse)
         _ = self.num_batches_skipped  # here and not in the next training step
         return self
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        """Give the parameters, as torch does."""
+        tell_opacus(self)
+        return super().parameters(recurse)
 
     def reset_running_stats(self) -> None:
         """Forget the running averages and the counts."""

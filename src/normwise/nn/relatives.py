@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
 from normwise.moments import transforming
+from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, checked_size, exporting
 
 
@@ -36,6 +38,7 @@ class RelativeNorm(TrackingNorm):
     """
 
     method = ""
+    eps = Eps(guards=True)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class RelativeNorm(TrackingNorm):
         return self._normalize(input, self.method, self.momentum, counts=True, **options)
 
 
-class BatchRenorm(RelativeNorm):
+class BatchRenorm(RelativeNorm, _BatchNorm):
     """Batch renormalization (Ioffe 2017, arXiv 1702.03275); see :func:`normwise.methods.batch_renorm`.
 
     It starts as batch norm and is let off the leash over the first ``warmup`` batches: the limits grow linearly from
@@ -105,7 +108,7 @@ class BatchRenorm(RelativeNorm):
         return {"limits": (1 + (self.r_max - 1) * grown, self.d_max * grown)}
 
 
-class GhostBatchNorm(RelativeNorm):
+class GhostBatchNorm(RelativeNorm, _BatchNorm):
     """Ghost batch normalization (Hoffer et al. 2017, arXiv 1705.08741); see :func:`normwise.methods.ghost_batch`.
 
     The running averages follow the mean of the ghosts' moments, once a batch.
@@ -135,7 +138,7 @@ class GhostBatchNorm(RelativeNorm):
         return {"ghost_size": self.ghost_size}
 
 
-class MeanOnlyBatchNorm(RelativeNorm):
+class MeanOnlyBatchNorm(RelativeNorm, _BatchNorm):
     """Mean-only batch normalization, to go with weight norm (Salimans & Kingma 2016, arXiv 1602.07868).
 
     Example:
@@ -146,7 +149,7 @@ class MeanOnlyBatchNorm(RelativeNorm):
     method = "mean_only_batch"
 
 
-class BatchInstanceNorm(RelativeNorm):
+class BatchInstanceNorm(RelativeNorm, _BatchNorm):
     """Batch-instance normalization (Nam & Kim 2018, arXiv 1805.07925); see :func:`normwise.methods.batch_instance`.
 
     ``gate`` (C,) starts at 1, which is batch norm, and is kept within [0, 1]. The paper lets it learn faster than the

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import ops
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements, refuse_nested
 from normwise.methods import METHODS
+from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, checked_size
 
 
@@ -38,6 +40,7 @@ class ConditionalNorm(TrackingNorm):
     """
 
     method = ""
+    eps = Eps(guards=True)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class ConditionalNorm(TrackingNorm):
             )
 
 
-class ConditionalBatchNorm(ConditionalNorm):
+class ConditionalBatchNorm(ConditionalNorm, _BatchNorm):
     """Conditional batch normalization (de Vries et al. 2017, arXiv 1707.03017); see :class:`ConditionalNorm`.
 
     Example:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import ops
 from normwise.composite import needs_plain_graph
@@ -15,6 +16,7 @@ from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Inputs, defined_members, known_members, known_variance
 from normwise.moments import Moments, sparsestmax
 from normwise.nn._checks import model_given
+from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, check_dim, checked_size, parameter_of, uses_running
 from normwise.nn.groupnorm import check_groups, groups_for
 from normwise.records import Mixture
@@ -23,10 +25,11 @@ from normwise.records import Mixture
 torch.fx.wrap("check_dim")
 
 
-class SwitchableNorm(TrackingNorm):
+class SwitchableNorm(TrackingNorm, _BatchNorm):
     """What the three switchable layers share; use :class:`SwitchableNorm1d`, ``2d`` or ``3d``.
 
-    Not a subclass of torch's batch norm: what converts batch norms (SyncBatchNorm) would silently drop the mix.
+    Torch's common class of batch norms is a base, so that ``update_bn`` and weight-decay filters find the layers. What
+    would compute a batch norm in their place (SyncBatchNorm) is refused: ``eps`` is no number to calculate with.
 
     Example:
         >>> isinstance(SwitchableNorm2d(3), SwitchableNorm)
@@ -37,6 +40,7 @@ class SwitchableNorm(TrackingNorm):
     var_weight: torch.nn.Parameter
     sparsity: Tensor | None
     _dims: tuple[int, ...] = ()
+    eps = Eps(guards=True)  # type: ignore[assignment]
 
     def __init__(
         self,

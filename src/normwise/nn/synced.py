@@ -10,7 +10,7 @@ from normwise.distributed import Sync
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
-from normwise.nn.relatives import BatchInstanceNorm, BatchRenorm, MeanOnlyBatchNorm
+from normwise.nn.relatives import BatchInstanceNorm, BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm
 from normwise.nn.relatives_conditional import ConditionalBatchNorm
 from normwise.nn.switchable import SwitchableNorm
 
@@ -92,7 +92,7 @@ def _reason_against(layer: torch.nn.Module) -> str | None:
     kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
     if "forward" in vars(layer):
         return f"{kind} whose forward was replaced on the instance"
-    if isinstance(layer, _SHARING) or type(layer) in (*_OURS, torch.nn.SyncBatchNorm):
+    if isinstance(layer, (*_SHARING, GhostBatchNorm)) or type(layer) in (*_OURS, torch.nn.SyncBatchNorm):
         return None
     if isinstance(layer, torch.nn.modules.lazy.LazyModuleMixin):
         return f"{kind}, a lazy layer that has not run yet: run the model once first"

@@ -59,6 +59,9 @@ def convert(
         harden: With --to torch: let switchable layers become the method that their weights chose.
         allow_leak: Convert a causal model even if it would see what it is to predict.
         as_json: Print the record as JSON.
+
+    Raises:
+        InputError: options that do not go together.
     """
     from normwise.surgery.checkpoint import check_target
     from normwise.surgery.convert import convert as convert_layers

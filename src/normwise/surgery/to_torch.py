@@ -261,8 +261,8 @@ def _why_not(layer: nn.Module) -> str:
 
 def _warn_unclear(name: str, member: str, share: float) -> None:
     warnings.warn(
-        f"layer {name or 'the model itself'!r} becomes {member} norm, which had a share of {share:.2f} only: its output "
-        "changes, see normwise.harden for how far",
+        f"layer {name or 'the model itself'!r} becomes {member} norm, which had a share of {share:.2f} only: its "
+        "output changes, see normwise.harden for how far",
         NormwiseWarning,
         stacklevel=6,
     )
