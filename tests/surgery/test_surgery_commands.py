@@ -213,7 +213,7 @@ def test_inspect_goes_by_the_file_and_not_by_its_name(place, capsys, name):
 
 
 def test_a_checkpoint_that_is_missing_or_stands_in_the_models_place_is_named(place):
-    with pytest.raises(NormwiseError, match="cannot read the checkpoint no.pth.tar: no such file"):
+    with pytest.raises(NormwiseError, match=r"cannot read the checkpoint no\.pth\.tar: no such file"):
         run("inspect", "no.pth.tar")
     with pytest.raises(NormwiseError, match="is a file of weights: expected what builds the model"):
         run("fold", "in.pt")
