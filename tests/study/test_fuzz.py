@@ -78,9 +78,10 @@ def test_a_damaged_record_is_drawn_or_named(whole, tmp_path, capsys, seed):
     tried(capsys, "study", "merge", str(tmp_path), str(whole), "--out", str(tmp_path / "both"))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"SQLite format 3", b'{\n  "title": "W', b"[" * 100_000, b"\0" * 4096, b"\xff"]
-)
+STRANGE = [b"", b"SQLite format 3", b'{\n  "title": "W', b"[" * 100_000, b"\0" * 4096, b"\xff"]
+
+
+@pytest.mark.parametrize("content", STRANGE)
 @pytest.mark.parametrize("name", ["study.db", "study.json", "claims.json"])
 def test_short_and_strange_files_are_named(tmp_path, capsys, name, content):
     (tmp_path / name).write_bytes(content)

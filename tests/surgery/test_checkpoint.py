@@ -1,6 +1,8 @@
 """Checkpoints: tensors only, any wrapping, both ways, atomic."""
 
 import os
+import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from models import ConvNet
 from torch import nn
 
 from normwise.errors import DataError, InputError, NormwiseError, StoreError
+from normwise.nn.published import read_published
 from normwise.surgery import checkpoint
 
 
@@ -131,3 +134,77 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path / "a.pt", checkpoint.Checkpoint({"weight": torch.zeros(1)}))
     assert os.listdir(tmp_path) == []
+
+
+def kept(content):
+    """A function's call in a pickle."""
+    return type("Kept", (), {"__reduce__": lambda self: (content, ("1",))})()
+
+
+@pytest.mark.parametrize("write", [torch.save, "old", "pickle 0", "pickle 2", "pickle 4"])
+@pytest.mark.parametrize(("function", "name"), [(os.system, "posix.system"), (eval, "builtins.eval"), (Path, "Path")])
+def test_what_a_file_would_run_is_named_and_never_advised(tmp_path, write, function, name):
+    path, content = tmp_path / "evil.pt", {"model": kept(function)}
+    if write == torch.save:
+        torch.save(content, path)
+    elif write == "old":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=int(write[-1])))
+    for load in (checkpoint.load, read_published):
+        with pytest.raises(DataError, match=name) as refused:
+            load(path)
+        assert "could run code" in str(refused.value)
+        assert "weights_only" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_torchscript_program_is_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(DataError, match="is a TorchScript program, which is not run"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+STATE = {"weight": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("content", "nest"),
+    [
+        ({"state": {"model": STATE}}, ("state", "model")),
+        ({"checkpoint": {"state_dict": STATE}, "epoch": 3}, ("checkpoint", "state_dict")),
+        (
+            {"run": {"state": {"net": STATE, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}}},
+            ("run", "state", "net"),
+        ),
+        ({"state": {"ema": STATE, "model": STATE}}, ("state", "model")),
+        ({"generator": STATE}, "generator"),
+        ({"model": STATE, "deeper": {"state_dict": STATE}}, "model"),
+    ],
+)
+def test_nested_weights_are_found_and_written_back(tmp_path, content, nest):
+    torch.save(content, tmp_path / "in.pth.tar")
+    found = checkpoint.load(tmp_path / "in.pth.tar")
+    assert (found.nest, list(found.state)) == (nest, ["weight"])
+    checkpoint.save(tmp_path / "out.pth.tar", found)
+    assert checkpoint.load(tmp_path / "out.pth.tar").nest == nest
+
+
+@pytest.mark.parametrize(
+    "content", [{"generator": STATE, "critic": STATE}, {"a": {"model": STATE}, "b": {"model": STATE}}]
+)
+def test_several_states_are_listed(tmp_path, content):
+    torch.save(content, tmp_path / "in.pt")
+    with pytest.raises(DataError, match=r"several state_dicts: (generator, critic|a.model, b.model);"):
+        checkpoint.load(tmp_path / "in.pt")
+
+
+def test_a_files_content_and_not_its_name_says_how_it_is_read(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", checkpoint.Checkpoint(STATE))
+    checkpoint.save(tmp_path / "b.safetensors", checkpoint.Checkpoint(STATE))
+    (tmp_path / "a.pt").rename(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").rename(tmp_path / "b.bin")
+    for name in ("a.safetensors", "b.bin"):
+        assert list(checkpoint.load(tmp_path / name).state) == ["weight"]

@@ -224,3 +224,28 @@ def test_the_way_back_on_the_command_line(place, capsys):
     for wrong in (["group", "--harden"], ["torch", "--keep-going"]):
         with pytest.raises(NormwiseError, match="--to"):
             run("convert", "mynets.py:ours", "--to", *wrong)
+
+
+@pytest.mark.parametrize("name", ["x.pth.tar", "weights", "x.pt.1", "a.b.model"])
+def test_inspect_goes_by_the_file_and_not_by_its_name(place, capsys, name):
+    torch.save({"state": {"model": place.state_dict()}}, name)
+    run("inspect", name)
+    said = capsys.readouterr()
+    assert "bn1" in said.out or "norm" in said.out
+    assert said.err == f"{name}: the weights under 'state.model'\n"
+
+
+def test_a_checkpoint_that_is_missing_or_stands_in_the_models_place_is_named(place):
+    with pytest.raises(NormwiseError, match=r"cannot read the checkpoint no\.pth\.tar: no such file"):
+        run("inspect", "no.pth.tar")
+    with pytest.raises(NormwiseError, match="is a file of weights: expected what builds the model"):
+        run("fold", "in.pt")
+
+
+def test_the_line_that_failed_is_named(place):
+    Path("two.py").write_text("import torch\ndef net():\n    return torch.nn.Linear('a', 2)\n")
+    with pytest.raises(NormwiseError, match=r"two.py:net failed: TypeError: .* \(at two.py:3\)"):
+        run("fold", "two.py:net")
+    Path("two.py").write_text("import torch\ndef net(:\n")
+    with pytest.raises(NormwiseError, match=r"SyntaxError: .* \(at two.py:2\)"):
+        run("fold", "two.py:net")

@@ -38,9 +38,10 @@ def load_tensors(source: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise DataError(f"cannot read the checkpoint {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
     try:
-        with warnings.catch_warnings():
+        # Not by its name, whose suffix torch would go by.
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's words about archives, which the error says better
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"cannot read the checkpoint {path}: {error.strerror or _short(error)}") from error
     except MemoryError as error:

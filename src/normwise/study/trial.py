@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normwise.errors import InputError
+from normwise.errors import InputError, described
 from normwise.nn import importance, parse_spec
 from normwise.parametrize import weight_norm_init
 from normwise.records import Cell, Mixture, Point, Trial
@@ -267,23 +267,6 @@ def data_order(train: Part | Samples, cell: Cell) -> Iterator[Part]:
         order = torch.randperm(samples, generator=generator)
         for start in range(0, samples - size + 1, size):
             yield train.take(order[start : start + size]).load(cell.seed + 1_000_003 * (epoch * samples + start + 1))
-
-
-def describe_error(error: BaseException) -> str:
-    r"""Give an error's type and first line, for a table.
-
-    Args:
-        error: any exception.
-
-    Returns:
-        One line of at most 300 characters.
-
-    Example:
-        >>> describe_error(ValueError("no\nway"))
-        'ValueError: no'
-    """
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
 
 
 @contextmanager
