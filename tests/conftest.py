@@ -39,7 +39,9 @@ def browser():
             if chromium:
                 raise
             why = next(line for line in problem.message.splitlines() if line.strip())
-            pytest.skip(f"no Chromium on this machine ({why}): apt-get install chromium, or playwright install chromium")
+            pytest.skip(
+                f"no Chromium on this machine ({why}): apt-get install chromium, or playwright install chromium"
+            )
         yield running
         running.close()
 

@@ -30,7 +30,10 @@ def main() -> None:
         for layer in (ours, theirs):
             leaf = x.clone().requires_grad_()
             y = layer(leaf)
-            results.append((y.detach(), *torch.autograd.grad(y.square().sum() + y[0].sum(), [leaf, *layer.parameters()])))
+            results.append((
+                y.detach(),
+                *torch.autograd.grad(y.square().sum() + y[0].sum(), [leaf, *layer.parameters()]),
+            ))
         torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
     subprocess.run([Path(sys.executable).with_name("normwise"), "env"], check=True)
     print("The wheel works without a compiler.")

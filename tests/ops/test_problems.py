@@ -14,7 +14,9 @@ def pairs(rows):
     return {((i, row[i]), (j, row[j])) for row in rows for i, j in combinations(range(len(row)), 2)}
 
 
-@pytest.mark.parametrize("sizes", [(2, 2), (1, 3, 1), (8, 4, 4), (4, 4, 4, 4), (2, 3, 5, 7, 2), (5, 4, 4, 3, 3)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(2, 2), (1, 3, 1), (8, 4, 4), (4, 4, 4, 4), (2, 3, 5, 7, 2), (5, 4, 4, 3, 3)], ids=str
+)
 def test_any_two_values_meet(sizes):
     factors = [range(size) for size in sizes]
     rows = pairwise(*factors)
