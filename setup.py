@@ -20,6 +20,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"normwise is built with setuptools 77 or newer, and {setuptools.__version__} is installed: "
+        "pip install --upgrade setuptools"
+    )
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext

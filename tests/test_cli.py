@@ -26,7 +26,7 @@ def command(*arguments):
 
 
 def run(*arguments, **options):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
 
 
 def refused(capsys, *arguments):
@@ -54,7 +54,7 @@ def test_help_needs_no_torch(arguments):
         # What a database holds is Optuna's to read; help reads nothing.
         "assert 'report' in sys.argv or 'optuna' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(arguments, "took", done.stderr.splitlines()[-1], "s")
 
@@ -141,7 +141,7 @@ def test_killed_and_resumed_gives_the_same_numbers(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = ["compare", *TINY, "--workers", "2", "--out"]
     process = subprocess.Popen(command(*arguments, str(killed)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while finished(killed) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -195,10 +195,10 @@ def test_a_study_is_seen_while_it_runs(tmp_path):
     )
     try:
         address = next(line for line in process.stderr if line.startswith("live report at")).split()[-1]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while finished(tmp_path) < 1 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        with urllib.request.urlopen(address, timeout=60) as answer:
+        with urllib.request.urlopen(address, timeout=300) as answer:
             page = answer.read().decode()
             assert answer.headers["Refresh"]
         assert "Unfinished" in page
@@ -210,7 +210,7 @@ def test_a_study_is_seen_while_it_runs(tmp_path):
     )
     try:
         address = stored.stderr.readline().split()[-1]
-        with urllib.request.urlopen(address, timeout=60) as answer:
+        with urllib.request.urlopen(address, timeout=300) as answer:
             assert "Unfinished" in answer.read().decode()
     finally:
         stored.kill()
@@ -227,11 +227,11 @@ def test_interrupt_says_how_to_resume(tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while finished(tmp_path) < 1 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert f"Resume with: normwise compare --methods none --workers 1 --seeds 50 --out {tmp_path}" in errors
     assert "Traceback" not in errors

@@ -26,7 +26,6 @@ def tiny_claims(small_data, monkeypatch):
     return list(CLAIMS.values())
 
 
-@pytest.mark.timeout(900)  # some 200 trials, half a minute on a core of its own
 def test_every_claim_is_measured_and_drawn(tiny_claims, tmp_path):
     bench = Bench([tiny(e) for e in experiments_of(tiny_claims)], quick=False, folder=None)
     trials = {e.name: bench.trials(tiny(e)) for e in experiments_of(tiny_claims)}

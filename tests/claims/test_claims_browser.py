@@ -27,12 +27,13 @@ def test_figures_are_drawn_and_nothing_leaves_the_page(browser, tmp_path, width,
     path.write_text(report.claims_html(sample()), encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(300_000)
     page.on("request", lambda r: requests.append(r.url) if r.url.partition("#")[0] != path.as_uri() else None)
     page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
     page.on("pageerror", lambda e: troubles.append(str(e)))
     page.on("dialog", lambda d: troubles.append(d.message))
     page.goto(path.as_uri())
-    page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+    page.wait_for_selector("html[data-ready]", state="attached", timeout=300_000)
     drawn = page.eval_on_selector_all(".chart", "all => all.map(c => !!c.querySelector('.cartesianlayer .trace'))")
     assert drawn == [True] * 3
     assert page.evaluate("document.documentElement.scrollWidth") <= width

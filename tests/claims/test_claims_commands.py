@@ -90,7 +90,7 @@ def test_drawing_needs_no_torch(tmp_path):
     )
     for verb in (["report"], ["docs", "--out", str(tmp_path / "claims.md")], ["--help"]):
         arguments = ["claims", *verb, *([str(tmp_path)] if verb != ["--help"] else [])]
-        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
@@ -113,7 +113,7 @@ def test_killed_and_resumed(tmp_path):
 
     killed = start(tmp_path / "killed")
     database = tmp_path / "killed" / "experiments" / "one-sample-quick"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not database.exists() or finished(database) < 1:
         assert time.monotonic() < deadline, killed.stderr.read()
         assert killed.poll() is None, killed.stderr.read()
@@ -123,7 +123,7 @@ def test_killed_and_resumed(tmp_path):
     assert not (tmp_path / "killed" / "claims.json").exists()
     for folder in ("killed", "whole"):
         done = start(tmp_path / folder)
-        _, errors = done.communicate(timeout=200)
+        _, errors = done.communicate()
         assert done.returncode == 0, errors
     first, second = (outcomes.load_claims(tmp_path / folder / "claims.json") for folder in ("killed", "whole"))
     assert first.outcomes[0].answers == second.outcomes[0].answers

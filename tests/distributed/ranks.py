@@ -21,7 +21,7 @@ import torch
 HERE = Path(__file__).parent
 
 
-def run_ranks(scenario: Callable[..., Any], world_size: int, *args: Any, seconds: float = 120) -> list[Any]:
+def run_ranks(scenario: Callable[..., Any], world_size: int, *args: Any, seconds: float = 900) -> list[Any]:
     """Run ``scenario(rank, world_size, *args)`` on every rank, and give what each returned."""
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.pt"
@@ -72,7 +72,7 @@ def _main(job: str, world_size: int, port: str, rank: int) -> None:
         init_method=f"tcp://127.0.0.1:{port}",
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=900),
     )
     result = getattr(importlib.import_module(what["module"]), what["name"])(rank, world_size, *what["args"])
     target = Path(job).parent / f"rank{rank}.pt"

@@ -126,24 +126,32 @@ def same_format(y: Tensor, x: Tensor, layout: str) -> None:
 
 def pairwise(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Rows of one value a factor, such that any two values of two factors meet in some row: far fewer than all rows."""
+    sizes = [len(values) for values in factors]
     open_pairs = {
         ((i, a), (j, b))
-        for i, j in combinations(range(len(factors)), 2)
-        for a in range(len(factors[i]))
-        for b in range(len(factors[j]))
+        for i, j in combinations(range(len(sizes)), 2)
+        for a in range(sizes[i])
+        for b in range(sizes[j])
     }
     rows = []
     while open_pairs:
-        chosen = dict(min(open_pairs))
-        for factor in sorted(set(range(len(factors))) - set(chosen)):
-
-            def closes(value: int, factor: int = factor) -> int:
-                return sum(tuple(sorted([(factor, value), pick])) in open_pairs for pick in chosen.items())
-
-            chosen[factor] = max(range(len(factors[factor])), key=closes)
-        open_pairs -= set(combinations(sorted(chosen.items()), 2))
-        rows.append(tuple(values[chosen[i]] for i, values in enumerate(factors)))
+        row = _closing_many(open_pairs, sizes)
+        open_pairs -= set(combinations(row.items(), 2))
+        rows.append(tuple(values[row[i]] for i, values in enumerate(factors)))
     return rows
+
+
+def _closing_many(open_pairs: set[tuple[Any, ...]], sizes: list[int]) -> dict[int, int]:
+    """A row, as factor → number of its value: the first open pair and, one factor after the other, the most others."""
+    row = dict(min(open_pairs))
+
+    def closes(pick: tuple[int, int]) -> int:
+        return sum(tuple(sorted([pick, other])) in open_pairs for other in row.items())
+
+    for factor, size in enumerate(sizes):
+        if factor not in row:
+            row[factor] = max(((factor, value) for value in range(size)), key=closes)[1]
+    return dict(sorted(row.items()))
 
 
 def problems(whole: bool, **more: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -16,11 +16,12 @@ def open_page(browser, tmp_path):
             "request", lambda r: requests.append(r.url) if r.url.partition("?")[0] != path.as_uri() else None
         )
         page = contexts[-1].new_page()
+        page.set_default_timeout(300_000)
         page.on("console", lambda m: troubles.append(m.text) if m.type in {"error", "warning"} else None)
         page.on("pageerror", lambda e: troubles.append(str(e)))
         page.on("dialog", lambda d: troubles.append(d.message))
         page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=300_000)
         return page
 
     yield opened

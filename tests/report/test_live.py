@@ -10,7 +10,7 @@ from normwise.report import live
 
 def ask(address, path="/", method="GET", host=None):
     name = address.removeprefix("http://").rstrip("/")
-    connection = http.client.HTTPConnection(name, timeout=10)
+    connection = http.client.HTTPConnection(name, timeout=300)
     connection.request(method, path, headers={"Host": host or name})
     answer = connection.getresponse()
     body = answer.read()

@@ -106,7 +106,7 @@ def test_hostile_text_is_shown_and_not_obeyed(visit):
     assert _undrawn(page) == []
     assert page.locator("img, a[href*='evil'], .chart a, iframe").count() == 0
     page.locator('[data-chart="score"][data-size="2"] .scatterlayer .point').first.hover(force=True)
-    page.wait_for_selector('[data-chart="score"] .hovertext', timeout=5_000)
+    page.wait_for_selector('[data-chart="score"] .hovertext', timeout=300_000)
     assert page.locator(".chart a").count() == 0
     assert "evil.example" in page.locator('[data-chart="score"] .hovertext').first.text_content()
 
@@ -213,6 +213,7 @@ def test_without_scripts_the_numbers_are_there(browser, tmp_path):
     path.write_text(report.html(samples.study()), encoding="utf-8")
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
+    page.set_default_timeout(300_000)
     page.goto(path.as_uri())
     assert page.get_by_text("The charts need a current browser").is_visible()
     assert page.locator("#numbers table").count() == 2

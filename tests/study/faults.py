@@ -34,7 +34,7 @@ def numbers(study: records.Study) -> dict[str, Any]:
     }
 
 
-def running(where: str, besides: Sequence[dict[str, Any]] = (), seconds: float = 120) -> dict[str, Any]:
+def running(where: str, besides: Sequence[dict[str, Any]] = (), seconds: float = 900) -> dict[str, Any]:
     """Wait for a trial that is being trained, besides those known; give its number, host and process."""
     known = {one["trial"] for one in besides}
     deadline = time.monotonic() + seconds

@@ -64,7 +64,7 @@ class Postgres:
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
         options += "" if self.durable else " -c fsync=off"
-        self._run("pg_ctl", "--wait", "--timeout=60", f"--log={self.folder / 'log'}", f"--options={options}", "start")
+        self._run("pg_ctl", "--wait", "--timeout=900", f"--log={self.folder / 'log'}", f"--options={options}", "start")
 
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "--wait", f"--mode={mode}", "stop")
@@ -108,9 +108,7 @@ class Postgres:
         command = [str(self.tools / tool), f"--pgdata={self.folder / 'data'}", *arguments]
         # Not to a pipe: the server that pg_ctl starts would keep it open.
         with (self.folder / "tools.log").open("a") as log:
-            done = subprocess.run(
-                command, stdout=log, stderr=log, cwd=self.folder, check=False, timeout=120, **self._who()
-            )
+            done = subprocess.run(command, stdout=log, stderr=log, cwd=self.folder, check=False, **self._who())
         assert done.returncode == 0, (self.folder / "tools.log").read_text()
 
 

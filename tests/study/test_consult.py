@@ -189,7 +189,7 @@ def run(tmp_path):
     def command(*arguments):
         program = "from normwise.cli import main; main()"
         done = [sys.executable, "-c", program, "advise", *arguments]
-        return subprocess.run(done, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+        return subprocess.run(done, capture_output=True, text=True, cwd=tmp_path, check=False)
 
     return command
 

@@ -80,7 +80,7 @@ def test_report_from_a_database_without_torch(place, tmp_path):
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "report", place, "--out", str(page)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, "report", place, "--out", str(page)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "From the database" in page.read_text()

@@ -184,7 +184,7 @@ def test_mistakes_are_one_clear_error(place, arguments, message):
 def test_a_mistake_ends_in_one_line_and_exit_code_2(place):
     arguments = ["convert", "mynets.py:net", "--to", "group", "--input-shape", "1,5,8,8"]
     program = f"from normwise.cli import main; main({arguments!r})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("normwise: error: ConvNet failed on --input-shape")
@@ -198,7 +198,7 @@ def test_help_needs_no_torch():
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--to" in done.stdout
 
