@@ -130,8 +130,8 @@ def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -
         >>> mix([a, b], torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])).mean
         tensor([[0.7500]])
     """
-    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1. Halved,
-    # as differences of large means could overflow.
+    # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1.
+    # Halved, as differences of large means could overflow.
     first = members[0].mean / 2
     mean = 2 * (first + sum(w * (m.mean / 2 - first) for w, m in zip(mean_weights.unbind(), members, strict=True)))
     var, overflowed = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)

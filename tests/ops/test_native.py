@@ -245,6 +245,17 @@ def test_opcheck(name, layout):
         torch.library.opcheck(operator(name), samples(dtype, layout)[name])
 
 
+@pytest.mark.parametrize("name", ["sample_norm", "batch_norm", "batch_norm (evaluation)", "mix_norm"])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing
+def test_opcheck_of_layers_cast_to_16_bits(name, backward):
+    forward, *use = name.split()
+    name = " ".join([f"{forward}_backward" if backward else forward, *use])
+    args = samples(torch.bfloat16, "contiguous")[name]
+    cast = [a.bfloat16() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args]
+    torch.library.opcheck(operator(name), tuple(cast))
+
+
 def operator(name: str):
     return getattr(torch.ops.normwise, name.split()[0]).default
 

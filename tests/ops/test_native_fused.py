@@ -286,3 +286,44 @@ def test_layer_norm_of_long_channels_last_samples(shape):
     close(y, expected.detach(), x.dtype)
     dx = fused.sample_norm_backward(g, x, moments, 1)[0]
     close(dx, torch.autograd.grad(expected, leaf, g.double())[0], x.dtype, slack=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["layer", "sample", "batch", "mix"])
+def test_gradients_have_the_types_of_their_parameters(kind, dtype):
+    """And are those of float32 parameters of the same values, rounded."""
+    torch.manual_seed(0)
+    x, g, weight, bias = (torch.randn(shape).to(dtype) for shape in ((5, 6, 6), (5, 6, 6), (6,), (6,)))
+    groups = {"layer": None, "sample": [2], "batch": [0], "mix": [6, 1, 0]}[kind]
+    learned = [weight, bias] if kind != "mix" else [weight, bias, *torch.randn(2, 3).to(dtype)]
+    found = []
+    for parameters in (learned, [t.float() for t in learned]):
+        if groups is None:
+            y, moments = fused.layer_norm(x, 1, *parameters)
+            found.append((y, *fused.layer_norm_backward(g, x, moments, 1, *parameters)))
+        else:
+            y, moments = fused.mix_norm(x, groups, *parameters)
+            gradients = fused.mix_norm_backward(g, x, moments, groups, *parameters)
+            found.append((y, *gradients[: 1 + len(parameters)]))
+    assert [t.dtype for t in found[1][2:]] == [torch.float32] * len(learned)
+    for mine, expected in zip(*found, strict=True):
+        assert mine.dtype == dtype
+        assert torch.equal(mine, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [[0], [4, 1, 0]], ids=str)
+def test_running_averages_of_16_bits(groups, dtype):
+    torch.manual_seed(0)
+    x, counts = (2 + 3 * torch.randn(5, 4, 7)).to(dtype), [*torch.zeros(2, dtype=torch.int64)]
+    narrow = [*torch.rand(2, 4).to(dtype)]
+    wide_ones = [t.float() for t in narrow]
+    fused.mix_norm(x, groups, running=(*narrow, 0.3, *counts))
+    fused.mix_norm(x, groups, running=(*wide_ones, 0.3, None, None))
+    assert [count.item() for count in counts] == [0, 1]
+    for mine, expected in zip(narrow, wide_ones, strict=True):
+        torch.testing.assert_close(mine, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+    before = [t.clone() for t in narrow]
+    fused.mix_norm(x * 3000 if dtype == torch.float16 else x * 1e30, groups, running=(*narrow, 0.9, *counts))
+    assert [count.item() for count in counts] == [1, 1]
+    assert all(torch.equal(*pair) for pair in zip(narrow, before, strict=True))

@@ -131,11 +131,11 @@ def batch_instance(cells: Moments, p: Inputs) -> Affine:
     of_instance = (1 - gate) * torch.rsqrt(cells.var + p.eps)
     scale = of_batch + of_instance
     # As a step from the batch's mean, which loses less than the weighted sum of two large means; where both variances
-    # overflowed there is nothing to subtract.
+    # overflowed all values come out as the bias.
     some = scale != 0
     center = torch.where(some, m.mean + of_instance / torch.where(some, scale, 1) * (cells.mean - m.mean), 0)
     unit = standardize(Moments(torch.zeros_like(center), torch.ones_like(scale)), p._replace(eps=0.0))
-    return Affine(center, unit.scale * scale, unit.shift)
+    return Affine(center, torch.where(some, unit.scale * scale, 0), unit.shift)
 
 
 def filter_response(cells: Moments, p: Inputs) -> Affine:

@@ -160,7 +160,7 @@ template <class T> void column_moments(const T* x, const Tile& tile, double* mea
       merge(mean[k], m2[k], begin, moments.first, moments.second, rows);
     }
   }
-  if (!all_finite(mean, width)) mend_overflow(x, width, 1, tile.rows, stride, mean, m2);
+  if (any_overflow(mean, m2, width)) mend_overflow(x, width, 1, tile.rows, stride, mean, m2);
 }
 
 // Calls f(integral_constant<pairs>) where a row is that many pairs of registers wide: then what belongs to the channels can

@@ -19,10 +19,10 @@ template <class F> inline double total(int64_t n, F term) {
 }
 
 // Writes what normalizes channel i by its mean, with `s` the weight over the deviation. About 0 where the mean is within four
-// deviations of it: then there is nothing to subtract, and nothing to round. Equal values, which have no variance, come out as
+// deviations of it, or the variance overflowed: then there is nothing to subtract, and nothing to round. Equal values, which have no variance, come out as
 // the bias to the last bit. What rounding takes from the center goes into the shift.
 template <class A> inline void normalize(double mean, double var, double s, A bias, const ChannelAffine<A>& to, int64_t i) {
-  const A center = static_cast<A>(mean * mean < 16 * var ? 0.0 : mean), scale = static_cast<A>(s);
+  const A center = static_cast<A>(mean * mean < 16 * var || s == 0 ? 0.0 : mean), scale = static_cast<A>(s);
   to.center[i] = center;
   to.scale[i] = scale;
   to.rest[i] = static_cast<A>(s - static_cast<double>(scale));

@@ -70,7 +70,7 @@ void check_running(const Cells& x, const MaybeTensor& mean, const MaybeTensor& v
   for (const MaybeTensor* running : {&mean, &var}) {
     check_channels(x, *running);
     STD_TORCH_CHECK(!*running || ((*running)->is_contiguous() && goes_with(x, (*running)->scalar_type())),
-                    "normwise: expected contiguous running averages of the input's type, or the one that it is summed in");
+                    "normwise: expected running averages of the input's type, or of the type that the input is summed in, contiguous");
   }
   STD_TORCH_CHECK(!mean || !var || mean->scalar_type() == var->scalar_type(), "normwise: expected running averages of one type");
 }

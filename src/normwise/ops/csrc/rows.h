@@ -75,18 +75,18 @@ template <class T> inline auto sums_about(acc_t<T> center, const T* x, int64_t n
 template <class T>
 __attribute__((noinline)) void mend_overflow(const T* x, int64_t count, int64_t next, int64_t n, int64_t step, double* mean, double* m2) {
   for (int64_t i = 0; i < count; ++i) {
-    if (std::isfinite(mean[i])) continue;
+    if (std::isfinite(mean[i]) && !std::isnan(m2[i])) continue;
     const double share = 1.0 / static_cast<double>(n);
     double total = 0;
     for (int64_t j = 0; j < n; ++j) total += share * load(x[i * next + j * step]);
     if (std::isfinite(total)) mean[i] = total, m2[i] = HUGE_VAL;
   }
 }
-inline bool all_finite(const double* values, int64_t count) {
+inline bool any_overflow(const double* mean, const double* m2, int64_t count) {
   int lost = 0;
 #pragma omp simd reduction(| : lost)
-  for (int64_t i = 0; i < count; ++i) lost |= values[i] - values[i] != 0;
-  return lost == 0;
+  for (int64_t i = 0; i < count; ++i) lost |= (mean[i] - mean[i] != 0) | (m2[i] != m2[i]);
+  return lost != 0;
 }
 
 // A block's mean and sum of squared deviations, about a centre that is moved until it serves.
@@ -167,7 +167,7 @@ template <class T> inline void short_row_moments(const T* x, const Runs& runs, d
 template <class T> NORMWISE_KERNEL void row_moments(const T* x, const Runs& runs, double* mean, double* m2) {
   if (0 < runs.length && runs.length <= kBlock && runs.count > 0) short_row_moments(x, runs, mean, m2);
   else long_row_moments(x, runs, mean, m2);
-  if (!all_finite(mean, runs.count)) mend_overflow(x, runs.count, runs.length, runs.length, 1, mean, m2);
+  if (any_overflow(mean, m2, runs.count)) mend_overflow(x, runs.count, runs.length, runs.length, 1, mean, m2);
 }
 
 // to[r, i] = f(from[r, i]..., of[r]...), where f takes registers. Over all rows as one run of memory: whatever a row's length, a
