@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,8 +66,13 @@ def _prepared(model: torch.nn.Module, computed: set[tuple[int, str]]) -> dict[in
         held += getattr(module, "_flat_weights", []) if isinstance(module, nn.RNNBase) else []
         memo |= {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
         lazy = [t for t in module._buffers.values() if isinstance(t, nn.parameter.UninitializedBuffer)]
-        memo |= {id(t): nn.parameter.UninitializedBuffer(False, t.device, t.dtype) for t in lazy}
+        memo |= {id(t): _uninitialized(t) for t in lazy}
     return memo
+
+
+def _uninitialized(like: Tensor) -> Tensor:
+    make: Any = nn.parameter.UninitializedBuffer
+    return make(like.requires_grad, like.device, like.dtype)
 
 
 def _check_apart(model: torch.nn.Module, twin: torch.nn.Module) -> None:
@@ -111,7 +117,7 @@ def _kind(module: torch.nn.Module) -> str:
 def own_class(module: torch.nn.Module) -> None:
     """Give a parametrized module a class that no other module has."""
     if parametrize.is_parametrized(module):
-        shared = type(module)
+        shared: Any = type(module)
         body = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
         module.__class__ = type(shared)(shared.__name__, shared.__bases__, body)
 
@@ -122,7 +128,7 @@ def _computed(module: torch.nn.Module) -> Iterator[tuple[str, Callable[[torch.nn
         if isinstance(hook, _WeightNormHook):
             yield hook.name, hook.compute_weight
         elif isinstance(hook, _SpectralNormHook):
-            yield hook.name, lambda m, hook=hook: hook.compute_weight(m, do_power_iteration=False)
+            yield hook.name, partial(hook.compute_weight, do_power_iteration=False)
         elif isinstance(hook, BasePruningMethod):
             yield hook._tensor_name, hook.apply_mask
 

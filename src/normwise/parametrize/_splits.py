@@ -49,7 +49,8 @@ class Split:
         if self._ours:
             put_on(self.module, self.name, self.norm)
         else:
-            torch.nn.utils.parametrizations.weight_norm(self.module, self.name, self.norm.dim)
+            put_on_torchs: Any = torch.nn.utils.parametrizations.weight_norm  # whose dim may be None, whatever it says
+            put_on_torchs(self.module, self.name, self.norm.dim)
         parts = self.module.parametrizations[self.name]
         parts.original0, parts.original1 = self.g, self.v
 
