@@ -51,9 +51,10 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
             if exporting():
                 return ops.activate(super().forward(input), self.activation)
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
-        options = {"activation": self.activation, "mask": mask, "lengths": lengths}
+        options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths}
         if by_input:
-            y = normalize(x, "instance", weight=self.weight, bias=self.bias, eps=self.eps, **options)
+            options |= {"weight": self.weight, "bias": self.bias, "eps": self.eps}
+            y = normalize(x, "instance", **options)  # type: ignore[arg-type]
             return _without_batch_axis(y, input, unbatched)
         # Torch's instance norm never counts its batches, and takes a momentum of None for 0.
         y = self._normalize(x, "instance", self.momentum, counts=False, **options)  # type: ignore[arg-type]
