@@ -256,7 +256,7 @@ def refuse_nested(x: Tensor) -> None:
     if x.is_nested:
         raise InputError(
             "a nested tensor cannot be normalized over samples, channels or space: pad it "
-            "(torch.nested.to_padded_tensor) to (N, C, L) and give lengths=. LayerNorm takes nested tensors, and RMSNorm "
+            "(torch.nested.to_padded_tensor) to (N, C, L) and give lengths=. LayerNorm takes nested tensors, RMSNorm "
             "jagged ones"
         )
 

@@ -52,7 +52,7 @@ def layer_norm(
     """
     if x.is_nested:
         if x.layout is torch.strided:  # torch takes these with both parameters only
-            like = {"device": x.device, "dtype": x.dtype}
+            like: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
             weight = torch.ones(shape, **like) if weight is None else weight
             bias = torch.zeros(shape, **like) if bias is None else bias
         return ops.activate(F.layer_norm(x, shape, weight, bias, eps), activation)

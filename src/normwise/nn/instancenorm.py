@@ -53,7 +53,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
             if exporting():
                 return ops.activate(self._by_torch(input, unbatched), self.activation)
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
-        options = {"activation": self.activation, "mask": mask, "lengths": lengths}
+        options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths}
         if by_input:
             y = normalize(x, "instance", weight=self.weight, bias=self.bias, eps=eps_of(self), **options)
             return _without_batch_axis(y, input, unbatched)
