@@ -208,7 +208,7 @@ def test_the_way_back_on_the_command_line(place, capsys):
         NETS
         + "\nfrom normwise import convert"
         + "\ndef ours(): return convert(ConvNet(), 'batch').model"
-        + "\ndef mixed(): return convert(ConvNet(), 'switchable').model\n"
+        + "\ndef mixed(): return convert(ConvNet(), 'switchable(over=layer+batch)').model\n"
     )
     run("convert", "mynets.py:ours", "in.pt", "--to", "torch", "--out", "back.pt", "--input-shape", "2,3,8,8")
     assert "modules became torch's own" in capsys.readouterr().out
