@@ -251,9 +251,9 @@ def test_a_ray_cluster_that_does_not_start_is_one_line(monkeypatch):
     monkeypatch.setenv(engines._ON_NETWORK, "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(engines, "_cluster_runs", lambda: False)
-    with pytest.raises(InputError, match=r"cannot start a Ray cluster on this machine: .* timed out during startup.$"):
-        with engines._connected(None):
-            pass
+    said = r"cannot start a Ray cluster on this machine: .* timed out during startup\.$"
+    with pytest.raises(InputError, match=said), engines._connected(None):
+        pass
 
 
 def test_a_worker_that_fails_says_so_in_one_line(capfd):

@@ -47,9 +47,9 @@ def loss_of(loss: Loss | str | None) -> Loss | None:
 
 
 def _named(name: str) -> Callable[[Any, Any], Any]:
-    found = getattr(F, name, None)
+    found: Any = getattr(F, name, None)
     if _takes_pairs(found):
-        return found  # type: ignore[no-any-return]
+        return found
     known = [each for each in dir(F) if _takes_pairs(getattr(F, each))]
     near = "".join(f", did you mean {each!r}?" for each in difflib.get_close_matches(name, known, 1))
     raise InputError(
