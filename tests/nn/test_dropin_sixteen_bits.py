@@ -117,3 +117,35 @@ def test_the_move_is_computed_in_float32() -> None:
         update_running(*averages, moments, momentum=0.3)
     assert torch.equal(mean, wide_mean.bfloat16())
     assert torch.equal(var, wide_var.bfloat16())
+
+
+KINDS = {
+    "BatchNorm2d": (8,),
+    "InstanceNorm2d": (8, 1e-5, 0.1, True, True),
+    "GroupNorm": (2, 8),
+    "LayerNorm": (6,),
+    "RMSNorm": (6,),
+}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def outcome(layer: nn.Module, dtype: torch.dtype) -> list[torch.dtype] | type[BaseException]:
+    x = torch.ones(4, 8, 6, 6, dtype=dtype, requires_grad=True)
+    try:
+        y = layer(x)
+    except RuntimeError as error:
+        return type(error)
+    y.float().sum().backward()
+    return [y.dtype, *(p.grad.dtype for p in layer.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's own, of RMS norm
+def test_mixed_types_are_taken_or_refused_as_by_torch(kind: str, training: bool) -> None:
+    for of_x in FLOATS:
+        for of_layer in FLOATS:
+            mine, theirs = (
+                outcome(getattr(module, kind)(*KINDS[kind]).to(of_layer).train(training), of_x) for module in (ours, nn)
+            )
+            assert mine == theirs, (of_x, of_layer)

@@ -66,6 +66,16 @@ Tensor copied(const Tensor& t, const Sizes& sizes, const Sizes& strides, ScalarT
   return result;
 }
 
+// Of a contiguous tensor. Parameters are few values: having torch convert them would take a small tensor's time.
+template <class A> std::vector<A> converted(const Tensor& t) {
+  std::vector<A> result(t.numel());
+  with_dtype(t.scalar_type(), [&](auto* type) {
+    const auto* from = const_data<std::remove_pointer_t<decltype(type)>>(t);
+    for (size_t i = 0; i < result.size(); ++i) result[i] = static_cast<A>(load(from[i]));
+  });
+  return result;
+}
+
 }  // namespace
 
 Tensor empty(const Sizes& sizes, ScalarType dtype) { return empty_strided(sizes, dense_strides(sizes, false), dtype); }
@@ -81,12 +91,7 @@ Tensor rounded(const Sizes& sizes, ScalarType dtype, const double* values) {
 }
 
 std::vector<double> values(const Tensor& t) {
-  std::vector<double> result(t.numel());
-  const bool ready = t.is_contiguous() && (t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double);
-  const Tensor plain = ready ? t : copied(t, copy_of(t.sizes()), dense_strides(copy_of(t.sizes()), false), ScalarType::Double);
-  if (plain.scalar_type() == ScalarType::Double) std::copy_n(const_data<double>(plain), result.size(), result.data());
-  else std::copy_n(const_data<float>(plain), result.size(), result.data());
-  return result;
+  return converted<double>(t.is_contiguous() ? t : copied(t, copy_of(t.sizes()), dense_strides(copy_of(t.sizes()), false), t.scalar_type()));
 }
 
 Cells::Cells(const Tensor& x) : tensor(x), M(1) {
@@ -142,9 +147,14 @@ template <class A> PerCell<A>::PerCell(const Tensor& t, const Cells& x) : tensor
                   "normwise: expected one value per cell, broadcastable to (", x.N, ", ", x.C, ")");
   const ScalarType dtype = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
   const bool usable = t.scalar_type() == dtype && channels == x.C && (x.C == 1 || t.strides().back() == 1);
+  stride = samples == 1 ? 0 : usable ? tensor.stride(0) : x.C;
+  if (!usable && channels == x.C && t.is_contiguous()) {
+    converted = normwise::converted<A>(t);
+    data = converted.data();
+    return;
+  }
   if (!usable) tensor = copied(t, {samples, x.C}, {x.C, 1}, dtype);
   data = const_data<A>(tensor);
-  stride = samples == 1 ? 0 : tensor.stride(0);
 }
 
 void check_channels(const Cells& x, const MaybeTensor& t) {

@@ -66,6 +66,7 @@ std::vector<double> values(const Tensor& t);
 // is 0 where samples share one.
 template <class A> struct PerCell {
   Tensor tensor;
+  std::vector<A> converted;  // where they are of another type
   const A* data;
   int64_t stride;
 
