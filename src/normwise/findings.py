@@ -26,7 +26,9 @@ class NormFacts:
     axes that are neither sample nor channel. ``samples`` is how many rows of axis 0 a step on ``batch_size`` samples
     gives it, ``elements`` how many values then stand behind the statistic that it divides by, on one device, in
     training (of a mix: the smallest member's); ``None`` where it did not run. ``masked`` says that it is told of
-    padding, ``after`` names the module whose output it takes as it is. ``drift`` is, of a layer that runs at every step
+    padding, ``after`` names the module whose output it takes as it is, ``alone`` says that nothing else takes that
+    output. ``affine`` layers have a weight or bias; ``dropout`` names the dropout that ran between the norm before and
+    this one; ``channels_at`` is the axis of the channels where a layer norm normalizes over another one. ``drift`` is, of a layer that runs at every step
     of a loop, the share of its input's variance that is between the steps' means: 0 where all steps are alike; ``None``
     elsewhere.
 
@@ -54,6 +56,10 @@ class NormFacts:
     synced: bool = False
     masked: bool = False
     after: str | None = None
+    alone: bool = False
+    affine: bool = True
+    dropout: str | None = None
+    channels_at: int | None = None
     drift: float | None = None
 
     @property

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from normwise.errors import InputError
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
 from normwise.parametrize import weight_norms
+from normwise.probe.lineage import Lineage
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, input_of, sizes_of
 from normwise.surgery.layers import Found, find
@@ -120,6 +121,8 @@ class _Run:
     output: list[int] = field(default_factory=list)
     masked: bool = False
     after: str | None = None
+    dropout: str | None = None
+    axis: int | None = None
     # Of each call's input, over its samples: variance and mean (C,).
     steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -143,8 +146,10 @@ class Log(TorchFunctionMode):
         self.activations: Counter[str] = Counter()
         self.residual_adds = self.attentions = self.upsamplings = 0
         self._softmaxes: list[weakref.ref[Tensor]] = []
-        # Who made a tensor, as long as it lives and nobody wrote into it.
-        self._makers: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self.lineage = Lineage()
+        self._dropped: str | None = None
+        # How many of the watched layers are running: what they do inside is theirs.
+        self._inside = 0
         self._model = model
         self._stack = ExitStack()
 
@@ -157,6 +162,9 @@ class Log(TorchFunctionMode):
                 after = module.register_forward_hook(self._after(id(module), name), with_kwargs=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
+            elif dropout_rate(module):
+                handle = module.register_forward_hook(self._drops(names[id(module)]))
+                self._stack.callback(handle.remove)
         super().__enter__()
         return self
 
@@ -167,8 +175,14 @@ class Log(TorchFunctionMode):
             self._stack.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        outside = not self._inside and name != "__get__"
+        axes = self.lineage.axes_of(args) if outside else []
+        if outside:
+            self.lineage.use(args)
+        result = func(*args, **(kwargs or {}))
+        if outside:
+            self.lineage.follow(name, args, kwargs, axes, result)
         plain = name.rstrip("_")
         if plain in _ACTIVATIONS:
             self.activations[plain] += 1
@@ -185,13 +199,24 @@ class Log(TorchFunctionMode):
             self.attentions += any(args and ref() is args[0] for ref in self._softmaxes)
         return result
 
+    def named(self) -> Iterator[tuple[int, str]]:
+        """The watched layers' names, by which their outputs are known."""
+        yield from ((key, found.names[0]) for key, found in self.norms.items())
+        yield from ((key, names[0]) for key, names in self.weighted.items())
+
     def _before(self, key: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             run = self.runs.setdefault(key, _Run(len(self.runs)))
             run.calls += 1
             x = input_of(args, kwargs)
-            if run.calls == 1 and x is not None:
-                run.input, run.after = list(x.shape), self._maker(x)
+            if not self._inside:
+                self.lineage.use(args)
+            self._inside += 1
+            if x is not None:
+                if run.calls == 1:
+                    run.input, run.after, run.dropout = list(x.shape), self.lineage.maker(x), self._dropped
+                    self._tell_channels(module, run.after)
+                run.axis = self.lineage.axis(x)
             if key in self.norms and x is not None and x.ndim == 2 and x.is_floating_point() and len(x) > 1:
                 run.steps.append(torch.var_mean(x.detach().float(), 0))
             run.masked |= kwargs.get("mask") is not None or kwargs.get("lengths") is not None
@@ -199,18 +224,67 @@ class Log(TorchFunctionMode):
         return hook
 
     def _after(self, key: int, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            self._inside -= 1
+            if key in self.norms:
+                self._dropped = None
             made = tensors_in(output)
             if made:
                 run = self.runs[key]
                 run.output = run.output or list(made[0].shape)
-                self._makers[id(made[0])] = (weakref.ref(made[0]), made[0]._version, name)
+                self.lineage.mark(made[0], name, _channels_of(module, run.axis, made[0]))
 
         return hook
 
-    def _maker(self, x: Tensor) -> str | None:
-        made, version, name = self._makers.get(id(x), (lambda: None, 0, ""))
-        return name if made() is x and x._version == version else None
+    def _drops(self, name: str) -> Callable[..., None]:
+        """Dropout, also of a kind that hands its input on in evaluation mode: what comes out is another tensor."""
+
+        def hook(_: nn.Module, args: tuple, output: Any) -> None:
+            self._dropped = name
+            for tensor in tensors_in(output):
+                self.lineage.mark(tensor, None, self.lineage.axis(tensor))
+
+        return hook
+
+    def _tell_channels(self, module: nn.Module, after: str | None) -> None:
+        """A convolution says where the channels of what it takes are: of a norm's output, too."""
+        if after is None or not isinstance(module, _CONVOLUTIONS):
+            return
+        for key, found in self.norms.items():
+            run = self.runs.get(key)
+            if after in found.names and run is not None and run.axis is None and len(run.input) > 2:
+                run.axis = 1
+
+
+def dropout_rate(module: nn.Module) -> float:
+    """The share of values that a module of the dropout kind (torch's, stochastic depth) drops in training.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The share; 0 for modules that are no dropout.
+
+    Example:
+        >>> dropout_rate(nn.Dropout(0.3)), dropout_rate(nn.ReLU())
+        (0.3, 0.0)
+    """
+    if "drop" not in type(module).__name__.lower() or next(module.children(), None) is not None:
+        return 0.0
+    rates = (getattr(module, name, None) for name in ("p", "drop_prob", "drop_rate"))
+    return next((float(rate) for rate in rates if isinstance(rate, float | int)), 0.0)
+
+
+def _channels_of(module: nn.Module, axis: int | None, made: Tensor) -> int | None:
+    """On which axis of what a layer made its channels are; ``axis`` is that of its input."""
+    if made.ndim < 3:
+        return None
+    if isinstance(module, _CONVOLUTIONS):
+        return 1
+    if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)):
+        return made.ndim - 1
+    # A linear layer over another axis than the channels' leaves these where they are.
+    return axis if axis is not None else made.ndim - 1 if isinstance(module, nn.Linear) else None
 
 
 def _adds_activations(args: tuple) -> bool:
@@ -275,7 +349,10 @@ def facts_of(
     """
     norms = [_norm_facts(found, log.runs.get(key), batch_size / max(example, 1)) for key, found in log.norms.items()]
     modules = {id(module): module for module in model.modules()}
-    behind = {norm.after: norm.name for norm in norms if norm.after is not None}
+    calls = {name: log.runs[key].calls for key, name in log.named() if key in log.runs}
+    alone = {name for name, taken in log.lineage.uses.items() if taken <= calls.get(name, 0)}
+    norms = [replace(norm, alone=norm.after in alone) for norm in norms]
+    behind = {norm.after: norm.name for norm in norms if norm.after is not None and norm.alone}
     weights = [_weight_facts(modules[k], names, log.runs.get(k), behind) for k, names in log.weighted.items()]
     for found in log.norms.values():
         if found.layer.activation is not None and id(found.module) in log.runs:
@@ -327,6 +404,7 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
         tracked=layer.running_mean is not None,
         frozen=layer.frozen,
         synced=layer.synced,
+        affine=layer.weight is not None or layer.bias is not None,
     )
     if run is None or not run.input:
         return facts
@@ -344,8 +422,18 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
         elements=elements_of_layer(layer, module, samples, spatial),
         masked=run.masked,
         after=run.after,
+        dropout=run.dropout,
+        channels_at=_passed_by(module, run),
         drift=_drift(run.steps, run.input[0]),
     )
+
+
+def _passed_by(module: nn.Module, run: _Run) -> int | None:
+    """The channels' axis, where a plain layer norm over one axis normalizes over another."""
+    plain = isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward
+    if not plain or len(module.normalized_shape) != 1 or run.axis is None or run.axis == len(run.input) - 1:
+        return None
+    return run.axis
 
 
 def _drift(steps: list[tuple[Tensor, Tensor]], samples: int) -> float | None:
