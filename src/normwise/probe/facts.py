@@ -383,6 +383,42 @@ def facts_of(
     )
 
 
+def joined(facts: ModelFacts, more: ModelFacts) -> ModelFacts:
+    """Add what a further pass showed of layers that had not run before.
+
+    Args:
+        facts: what is known.
+        more: of a later pass of the same model.
+
+    Returns:
+        The facts of both.
+
+    Example:
+        >>> model, x = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), torch.zeros(4, 2)
+        >>> first, second = (survey(model, x, forward=lambda m, batch: m[i](batch)) for i in (0, 1))
+        >>> [weight.order for weight in joined(first, second).weights]
+        [0, 1]
+    """
+    orders = [layer.order for layer in (*facts.norms, *facts.weights) if layer.order is not None]
+    after = max(orders, default=-1) + 1
+
+    def merged(old: list[Any], new: list[Any]) -> list[Any]:
+        known = {layer.name: layer for layer in new if layer.order is not None}
+        late = {name: replace(layer, order=layer.order + after) for name, layer in known.items()}
+        return _in_order([late.get(layer.name, layer) if layer.order is None else layer for layer in old])
+
+    weights = merged(facts.weights, more.weights)
+    return replace(
+        facts,
+        norms=merged(facts.norms, more.norms),
+        weights=weights,
+        depth=sum(weight.order is not None for weight in weights),
+        kinds=list(dict.fromkeys([*facts.kinds, *more.kinds])),
+        activations={name: facts.activations.get(name, 0) + more.activations.get(name, 0) for name in facts.activations}
+        | {name: n for name, n in more.activations.items() if name not in facts.activations},
+    )
+
+
 def _in_order(facts: list[Any]) -> list[Any]:
     ran = sorted((f for f in facts if f.order is not None), key=lambda f: f.order)
     return ran + [f for f in facts if f.order is None]

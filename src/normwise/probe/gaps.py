@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.findings import Gap, NormTrace
+from normwise.probe.facts import dropout_rate
+from normwise.probe.places import input_of
 from normwise.surgery.layers import Found
 from normwise.surgery.running import Forward, drift, evaluating, targets_of, tensors_in
 
@@ -80,7 +82,85 @@ def measure_gap(
     samples = sum(next((t.shape[0] for t in tensors_in(b) if t.ndim), 1) for b in batches)
     name = _score_name(outputs[0], targets_of(model, batches[0]), loss) if outputs else None
     finite = first is not None and first < float("inf")
-    return Gap(name, running, batch, first if finite else None, samples)
+    chance = _most_frequent([targets_of(model, b) for b in batches]) if name == "accuracy" else None
+    return Gap(name, running, batch, first if finite else None, samples, chance)
+
+
+def _most_frequent(targets: Sequence[Tensor]) -> float:
+    """The share of the most frequent class."""
+    _, counts = torch.cat([t.cpu() for t in targets]).unique(return_counts=True)
+    return float(counts.max() / counts.sum())
+
+
+def dropout_factors(
+    model: nn.Module, batches: Sequence[Any], layers: Sequence[Found], forward: Forward
+) -> dict[str, float]:
+    """By what factor dropout changes the variance of norms' inputs when it goes off; all else as in training.
+
+    Args:
+        model: in training mode; left as it was but for its buffers.
+        batches: what to run on; a few are enough.
+        layers: the norms.
+        forward: runs the model on a batch.
+
+    Returns:
+        Layer → the typical factor over its channels, off over on.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> from normwise.surgery.running import feed
+        >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4))
+        >>> factors = dropout_factors(model, [torch.randn(4096, 4)], find(model), feed)
+        >>> 0.4 < factors["1"] < 0.6
+        True
+    """
+    dropping = [module for module in model.modules() if dropout_rate(module) and module.training]
+    on = _variances(model, batches, layers, forward)
+    try:
+        for module in dropping:
+            module.training = False
+        off = _variances(model, batches, layers, forward)
+    finally:
+        for module in dropping:
+            module.training = True
+    factors = {}
+    for name in on.keys() & off.keys():
+        varying = (on[name] > 1e-12) & (off[name] > 1e-12)
+        if varying.any():
+            factors[name] = float((off[name][varying] / on[name][varying]).log().mean().exp())
+    return factors
+
+
+def _variances(
+    model: nn.Module, batches: Sequence[Any], layers: Sequence[Found], forward: Forward
+) -> dict[str, Tensor]:
+    """The mean over batches of each channel's variance in front of norms."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def hook(name: str, axis: int) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            x = input_of(args, kwargs)
+            if x is not None and x.ndim > 1 and x.is_floating_point():
+                seen.setdefault(name, []).append(x.detach().double().movedim(axis, -1).flatten(0, -2).var(0).cpu())
+
+        return note
+
+    handles = [
+        found.module.register_forward_pre_hook(hook(found.names[0], found.layer.channel_axis), with_kwargs=True)
+        for found in layers
+    ]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.stack(values).mean(0) for name, values in seen.items() if _alike(values)}
+
+
+def _alike(values: list[Tensor]) -> bool:
+    return len({value.shape for value in values}) == 1 and bool(torch.stack(values).isfinite().all())
 
 
 def gains(
