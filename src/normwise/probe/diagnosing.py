@@ -167,7 +167,7 @@ class _Examination:
             # The same drop-out at every call. Buffers come back at the end: a graph may still hold them.
             with keeping_random_state():
                 value = self._value(self.forward(self.model, batch), batch)
-            values.append(float(value))
+            values.append(float(value.detach()))
             return value
 
         return measure_shifts(loss, layers, self.optimizer)

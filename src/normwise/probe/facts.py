@@ -177,11 +177,11 @@ class Log(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         outside = not self._inside and name != "__get__"
-        axes = self.lineage.axes_of(args) if outside else []
-        if outside:
-            self.lineage.use(args)
+        axes, makers = (self.lineage.axes_of(args), self.lineage.makers(args)) if outside else ([], [])
         result = func(*args, **(kwargs or {}))
-        if outside:
+        if makers and tensors_in(result):
+            self.lineage.uses.update(makers)
+        if axes:
             self.lineage.follow(name, args, kwargs, axes, result)
         plain = name.rstrip("_")
         if plain in _ACTIVATIONS:
@@ -210,7 +210,7 @@ class Log(TorchFunctionMode):
             run.calls += 1
             x = input_of(args, kwargs)
             if not self._inside:
-                self.lineage.use(args)
+                self.lineage.uses.update(self.lineage.makers(args))
             self._inside += 1
             if x is not None:
                 if run.calls == 1:

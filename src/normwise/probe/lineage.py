@@ -56,12 +56,9 @@ class Lineage:
         mark = self._of(tensor)
         return None if mark is None else mark.axis
 
-    def use(self, value: Any) -> None:
-        """Count that something took a tensor, or those of a tuple."""
-        for tensor in _flat(value):
-            maker = self.maker(tensor)
-            if maker is not None:
-                self.uses[maker] += 1
+    def makers(self, value: Any) -> list[str]:
+        """Who made a tensor, or those of a tuple."""
+        return [maker for tensor in _flat(value) if (maker := self.maker(tensor)) is not None]
 
     def follow(self, name: str, args: tuple, kwargs: dict[str, Any] | None, axes: list[int | None], result: Any) -> None:
         """Carry the channels' axis over a function; ``axes`` are those of its tensors before it ran."""
