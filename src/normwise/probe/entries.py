@@ -66,6 +66,10 @@ class Entries:
         self._open.append(module)
         if len(self._open) == 1:
             self._begin(module, args, kwargs)
+            # Last in line, behind the hooks that ``begin`` may have put on this very module.
+            handles = self._handles[id(module)]
+            handles[1].remove()
+            handles[1] = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if _in_backward() or not self._open or self._open[-1] is not module:

@@ -158,7 +158,7 @@ class Log(TorchFunctionMode):
         for module in self._model.modules():
             if id(module) in self.norms or id(module) in self.weighted:
                 name = names[id(module)]
-                before = module.register_forward_pre_hook(self._before(id(module)), with_kwargs=True)
+                before = module.register_forward_pre_hook(self.before(id(module)), with_kwargs=True)
                 after = module.register_forward_hook(self._after(id(module), name), with_kwargs=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
@@ -204,7 +204,9 @@ class Log(TorchFunctionMode):
         yield from ((key, found.names[0]) for key, found in self.norms.items())
         yield from ((key, names[0]) for key, names in self.weighted.items())
 
-    def _before(self, key: int) -> Callable[..., None]:
+    def before(self, key: int) -> Callable[..., None]:
+        """The hook in front of a watched layer."""
+
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             run = self.runs.setdefault(key, _Run(len(self.runs)))
             run.calls += 1

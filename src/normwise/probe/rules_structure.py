@@ -145,7 +145,7 @@ def trains_in_evaluation(seen: Diagnosis) -> Iterator[Hit]:
         passes = count(seen.run.blind_passes, "pass")
         message = f"{passes} without gradients ran in training mode and moved the running averages"
         # Generators and teachers run so in every step, which is their owner's choice; an evaluation runs now and then.
-        in_step = seen.run.steps > 3 and seen.run.blind_steps > seen.run.steps // 2
+        in_step = seen.run.steps > 3 and seen.run.blind_steps >= seen.run.steps // 4
         yield Hit("", message, {"passes": seen.run.blind_passes}, "model.eval()", "info" if in_step else "warning")
 
 

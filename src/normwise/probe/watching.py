@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -226,6 +226,17 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             if self._log is not None:
                 self._armed.enter_context(self._log)
             self._arm()
+            for hook in self._late(id(module)):
+                hook(module, args, kwargs)
+
+    def _late(self, key: int) -> Iterator[Callable[..., None]]:
+        """The hooks of a layer that is called by itself: what is put on now comes too late for this run."""
+        if self._log is not None and (key in self._norms or key in self._weighted):
+            yield self._log.before(key)
+        if key in self._norms:
+            yield self._look_at_norm(key)
+        if key in self._weighted:
+            yield self._look_at_input(key)
 
     def _open_pass(self, args: tuple, kwargs: dict[str, Any]) -> None:
         self._passes += 1

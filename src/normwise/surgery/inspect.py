@@ -269,8 +269,8 @@ def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
         yield (
             "info",
             "dead-weight",
-            f"{near.numel()} of {row.channels} |weight|s are at most {float(near.max()):.2g} (the median is "
-            f"{float(size.median()):.2g}): setting them to 0 changes next to nothing",
+            f"{near.numel()} of {row.channels} |weight|s are at most {float(near.max()):.2g}, where the median is "
+            f"{float(size.median()):.2g}",
         )
 
 
