@@ -38,7 +38,7 @@ def test_dead_weights_of_a_trained_norm_are_set_to_what_they_nearly_are():
     assert hit.changes == pytest.approx(moved(hit, model), abs=1e-6)
     assert hit.changes < 1e-3
     mended(hit, model)
-    assert model[1].weight[3] == pytest.approx(0.002)
+    assert model[1].weight[3].item() == pytest.approx(0.002)
     assert not look(model).of("dead-weight")
 
 

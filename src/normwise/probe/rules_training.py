@@ -99,9 +99,11 @@ def collapsed_weights(seen: Diagnosis) -> Iterator[Hit]:
         most, name = norm.weight_max, norm.layer.name
         if most is None or most > GONE:
             continue
+        if most == 0 and untrained(seen):
+            continue
         # A residual block may start as the identity, by a last norm whose weights are exactly 0.
-        severity = "info" if most == 0 and (seen.facts.residual_adds or untrained(seen)) else None
-        fix = f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
+        severity = "info" if most == 0 and seen.facts.residual_adds else None
+        fix = "" if severity else f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
         yield Hit(name, _gone(most, norm.decay), {"weight_max": most, "weight_decay": norm.decay}, fix, severity)
     for weight in seen.weights:
         size, layer = weight.weight_max, weight.layer

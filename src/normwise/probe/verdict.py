@@ -149,5 +149,8 @@ def _refuted(finding: Finding, norm: NormTrace, known: set[tuple[str, str]]) -> 
     if finding.code == "near-eps":
         as_data = norm.mean_gap is not None and not rules_statistics.disagrees(norm)
         return as_data or (finding.layer, "constant-channels") in known
+    if finding.code == "dead-weight":
+        # A layer without any weight left is judged by what was seen.
+        return norm.weight_max is not None and norm.weight_max <= rules_training.GONE
     # Their start is on its way out.
     return finding.code == "never-updated" and norm.leftover is not None
