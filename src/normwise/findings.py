@@ -28,7 +28,8 @@ class NormFacts:
     training (of a mix: the smallest member's); ``None`` where it did not run. ``masked`` says that it is told of
     padding, ``after`` names the module whose output it takes as it is, ``alone`` says that nothing else takes that
     output. ``affine`` layers have a weight or bias; ``dropout`` names the dropout that ran between the norm before and
-    this one; ``channels_at`` is the axis of the channels where a layer norm normalizes over another one. ``drift`` is, of a layer that runs at every step
+    this one; ``channels_at`` is the axis of the channels where a layer norm normalizes over another one.
+    ``drift`` is, of a layer that runs at every step
     of a loop, the share of its input's variance that is between the steps' means: 0 where all steps are alike; ``None``
     elsewhere.
 
@@ -279,7 +280,9 @@ class NormTrace:
     makes small although the weight does not, ``near_min`` being their smallest variance. ``initial`` says that weight
     and bias are what layers start with. ``dropout_factor`` is the factor of its input's variance from dropout on to
     off. ``broken_gradients`` counts, of ``heard`` sampled passes, those in which a finite gradient came to the layer
-    and left it as NaN or infinity; ``recomputed`` those whose backward pass updated the running statistics again. ``updates`` counts updates of the running statistics while watched,
+    and left it as NaN or infinity; ``recomputed`` those whose backward pass updated the running statistics again.
+
+    ``updates`` counts updates of the running statistics while watched,
     ``leftover`` is the share that their initial values still have. ``held`` layers are meant to stay (frozen, or all
     parameters without gradients); ``moved_what`` of them moved by up to ``moved``.
     """

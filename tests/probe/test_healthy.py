@@ -35,7 +35,10 @@ def test_a_pretrained_sentence_encoder():
     model, batches = minilm.encoder(), minilm.batches()
     assert well(normwise.diagnose(model, batches)) == {"dead-weight"}
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
-    assert well(normwise.diagnose(model, batches, similarity, optimizer=optimizer)) <= {"dead-weight", "covariate-shift"}
+    assert well(normwise.diagnose(model, batches, similarity, optimizer=optimizer)) <= {
+        "dead-weight",
+        "covariate-shift",
+    }
     vectors = model(**batches[0])
     alike = (vectors @ vectors.T).fill_diagonal_(-1).argmax(1)
     assert alike[:4].tolist() == [1, 0, 3, 2]

@@ -331,9 +331,7 @@ def test_what_a_fix_changes_is_measured_before_it_is_applied():
         assert math.isfinite(hit.changes)
     # A caller's own forward is part of the fix.
     pairs = [{"a": x, "b": y} for x, y in images()]
-    own = normwise.diagnose(
-        model, pairs, lambda output, _: output.square().mean(), forward=lambda m, b: m(b["a"])
-    )
+    own = normwise.diagnose(model, pairs, lambda output, _: output.square().mean(), forward=lambda m, b: m(b["a"]))
     assert all("forward=forward" in f.fix for f in own.of("statistics-disagree"))
     assert all(f.changes is not None for f in own.of("statistics-disagree"))
 

@@ -401,8 +401,8 @@ def joined(facts: ModelFacts, more: ModelFacts) -> ModelFacts:
         >>> [weight.order for weight in joined(first, second).weights]
         [0, 1]
     """
-    orders = [layer.order for layer in (*facts.norms, *facts.weights) if layer.order is not None]
-    after = max(orders, default=-1) + 1
+    orders = [*(norm.order for norm in facts.norms), *(weight.order for weight in facts.weights)]
+    after = max((order for order in orders if order is not None), default=-1) + 1
 
     def merged(old: list[Any], new: list[Any]) -> list[Any]:
         known = {layer.name: layer for layer in new if layer.order is not None}
@@ -469,7 +469,12 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
 def _passed_by(module: nn.Module, run: _Run) -> int | None:
     """The channels' axis, where a plain layer norm over one axis normalizes over another."""
     plain = isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward
-    if not plain or len(module.normalized_shape) != 1 or run.axis is None or run.axis == len(run.input) - 1:
+    if (
+        not plain
+        or len(getattr(module, "normalized_shape", ())) != 1
+        or run.axis is None
+        or run.axis == len(run.input) - 1
+    ):
         return None
     return run.axis
 

@@ -60,7 +60,9 @@ class Lineage:
         """Who made a tensor, or those of a tuple."""
         return [maker for tensor in _flat(value) if (maker := self.maker(tensor)) is not None]
 
-    def follow(self, name: str, args: tuple, kwargs: dict[str, Any] | None, axes: list[int | None], result: Any) -> None:
+    def follow(
+        self, name: str, args: tuple, kwargs: dict[str, Any] | None, axes: list[int | None], result: Any
+    ) -> None:
         """Carry the channels' axis over a function; ``axes`` are those of its tensors before it ran."""
         if not isinstance(result, Tensor) or not axes:
             return
@@ -84,9 +86,7 @@ def _flat(value: Any) -> list[Tensor]:
     return [t for item in value for t in _flat(item)] if isinstance(value, tuple | list) else []
 
 
-def _axis_after(
-    name: str, args: tuple, kwargs: dict[str, Any], axes: list[int | None], result: Tensor
-) -> int | None:
+def _axis_after(name: str, args: tuple, kwargs: dict[str, Any], axes: list[int | None], result: Tensor) -> int | None:
     first, plain = axes[0], name.rstrip("_") if not name.startswith("__") else name
     if plain in _COMBINING:
         return first if len(set(axes)) == 1 else None

@@ -56,7 +56,7 @@ class NormMeter:
         self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
         self._held_before = self._held()
         self._start_weight = _largest(found.module)
-        self._start_batches = _count(found.module, "num_batches_tracked")
+        self._start_batches = count_of(found.module, "num_batches_tracked")
 
     @property
     def pools_batch(self) -> bool:
@@ -176,7 +176,7 @@ class NormMeter:
             near_eps=_channels(self._channels_near, facts.channels),
             constant=_channels(self._channels_constant, facts.channels),
             nonfinite=self.nonfinite,
-            skipped=_count(module, "num_batches_skipped") or 0,
+            skipped=count_of(module, "num_batches_skipped") or 0,
             var_min=_finite(self._var_min),
             near_min=_finite(self._near_min),
             initial=initial(module),
@@ -257,7 +257,7 @@ class NormMeter:
         return {"held": True, "moved": moved, "moved_what": what if moved else None}
 
     def _updates(self) -> dict[str, Any]:
-        layer, now = self.found.layer, _count(self.found.module, "num_batches_tracked")
+        layer, now = self.found.layer, count_of(self.found.module, "num_batches_tracked")
         if now is None or self._start_batches is None:
             return {}
         known: dict[str, Any] = {"updates": now - self._start_batches}
@@ -358,7 +358,20 @@ def _size_of(module: nn.Module) -> float | None:
     return max((float(p.detach().abs().max()) for p in own), default=None)
 
 
-def _count(module: nn.Module, name: str) -> int | None:
+def count_of(module: nn.Module, name: str) -> int | None:
+    """A counter of a layer.
+
+    Args:
+        module: the layer.
+        name: of the buffer.
+
+    Returns:
+        Its value; ``None`` where there is none.
+
+    Example:
+        >>> count_of(nn.BatchNorm1d(2), "num_batches_tracked"), count_of(nn.LayerNorm(2), "num_batches_tracked")
+        (0, None)
+    """
     counter = getattr(module, name, None)
     return int(counter) if isinstance(counter, Tensor) else None
 

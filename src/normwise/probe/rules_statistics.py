@@ -353,7 +353,10 @@ RULES = [
         "eps, not the data, sets the scale of these outputs.",
     ),
     Rule(
-        "non-finite-input", "error", nonfinite_inputs, "What such a batch touches becomes NaN, after a step the weights, too."
+        "non-finite-input",
+        "error",
+        nonfinite_inputs,
+        "What such a batch touches becomes NaN, after a step the weights, too.",
     ),
     Rule(
         "train-eval-gap",

@@ -33,9 +33,7 @@ def cancelled_bias(seen: Diagnosis) -> Iterator[Hit]:
         if norm.layer.tracked:
             # In evaluation the running mean holds the bias, too.
             fix = (
-                "with torch.no_grad():\n"
-                f"    {at(norm.layer.name)}.running_mean.sub_({at(weight.name)}.bias)\n"
-                f"    {fix}"
+                f"with torch.no_grad():\n    {at(norm.layer.name)}.running_mean.sub_({at(weight.name)}.bias)\n    {fix}"
             )
         yield Hit(weight.name, message, {}, fix)
 
@@ -93,7 +91,8 @@ def run_twice(seen: Diagnosis) -> Iterator[Hit]:
 
 def run_never(seen: Diagnosis) -> Iterator[Hit]:
     """Layers that are in the model and not in its forward pass."""
-    used = {_parent(place.name) for place in (*seen.facts.norms, *seen.facts.weights) if place.order is not None}
+    used = {_parent(norm.name) for norm in seen.facts.norms if norm.order is not None}
+    used |= {_parent(weight.name) for weight in seen.facts.weights if weight.order is not None}
     for norm in seen.norms:
         if norm.calls or norm.ran or norm.samples or not seen.run.sampled:
             continue
@@ -203,7 +202,10 @@ RULES = [
         "Evaluation normalizes each of these inputs by an average over all of them.",
     ),
     Rule(
-        "never-runs", "warning", run_never, "It has no part in the output; running statistics, if any, stay as they are."
+        "never-runs",
+        "warning",
+        run_never,
+        "It has no part in the output; running statistics, if any, stay as they are.",
     ),
     Rule(
         "repeated-batch",

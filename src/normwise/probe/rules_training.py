@@ -103,7 +103,11 @@ def collapsed_weights(seen: Diagnosis) -> Iterator[Hit]:
             continue
         # A residual block may start as the identity, by a last norm whose weights are exactly 0.
         severity = "info" if most == 0 and seen.facts.residual_adds else None
-        fix = "" if severity else f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
+        fix = (
+            ""
+            if severity
+            else f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
+        )
         yield Hit(name, _gone(most, norm.decay), {"weight_max": most, "weight_decay": norm.decay}, fix, severity)
     for weight in seen.weights:
         size, layer = weight.weight_max, weight.layer
@@ -130,10 +134,17 @@ def decaying_weights(seen: Diagnosis) -> Iterator[Hit]:
         most, growth, decay = trace.weight_max, trace.weight_growth, trace.decay
         if most is None or growth is None or not decay or order is None or growth > SHRUNK or most <= GONE:
             continue
-        message = f"its largest |weight| shrank to {growth:.2g} of what it was, {most:.2g}, under weight decay {decay:g}"
+        message = (
+            f"its largest |weight| shrank to {growth:.2g} of what it was, {most:.2g}, under weight decay {decay:g}"
+        )
         if decay == seen.run.decay and abs(math.log(max(growth, 1e-30) / max(alone, 1e-30))) < 0.3:
             message += f"; the decay alone, (1 − lr · decay)^steps, gives {alone:.2g}: it dies by decay"
-        evidence: dict[str, float | None] = {"growth": growth, "weight_max": most, "weight_decay": decay, "alone": alone}
+        evidence: dict[str, float | None] = {
+            "growth": growth,
+            "weight_max": most,
+            "weight_decay": decay,
+            "alone": alone,
+        }
         norm = isinstance(trace, NormTrace)
         fix = "normwise.nn.optim.spare_norms(optimizer, model)" if norm else _LESS_DECAY
         yield Hit(trace.layer.name, message, evidence, fix, "warning" if most < SMALL else "info")
@@ -169,7 +180,9 @@ def covariate_shift(seen: Diagnosis) -> Iterator[Hit]:
     most = max((w.moved_mean for w in moved if w.moved_mean is not None), default=MOVED)
     before, after = seen.run.loss_before, seen.run.loss_after
     for weight in moved:
-        says = f"one step of {seen.run.optimizer} moves its output's mean by {weight.moved_mean:.2g} standard deviations"
+        says = (
+            f"one step of {seen.run.optimizer} moves its output's mean by {weight.moved_mean:.2g} standard deviations"
+        )
         if before is not None and after is not None:
             says += f"; the loss of that batch goes from {before:.3g} to {after:.3g}"
         if seen.run.fresh:
@@ -201,7 +214,12 @@ RULES = [
         nonfinite_gradients,
         "A step with such a gradient makes weights NaN; gradient scaling leaves the step out instead.",
     ),
-    Rule("exploding-weights", "warning", exploding_weights, "Outputs of that size overflow in float16, and the largest channels hide the others."),
+    Rule(
+        "exploding-weights",
+        "warning",
+        exploding_weights,
+        "Outputs of that size overflow in float16, and the largest channels hide the others.",
+    ),
     Rule(
         "gradients",
         "warning",

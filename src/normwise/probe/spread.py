@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Calls:
         """Close a pass."""
         self._first, self._count = None, 0
 
-    def apart(self) -> dict[str, float]:
+    def apart(self) -> dict[str, Any]:
         """How far the calls are apart: means in deviations, variances as a factor; chance is taken off."""
         if not self._seen:
             return {}

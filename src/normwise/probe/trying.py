@@ -74,7 +74,7 @@ def _changes(model: nn.Module, fix: str, batches: Sequence[Any], forward: Forwar
             warnings.simplefilter("ignore")
             with evaluating(model):
                 before = forward(model, batches[0])
-            scope = {"torch": torch, "normwise": normwise, "loader": batches, "forward": forward}
+            scope: dict[str, Any] = {"torch": torch, "normwise": normwise, "loader": batches, "forward": forward}
             scope["model"] = deep_copy(model)
             exec(fix, scope)  # what is printed is what is run: code of our own rules
             with evaluating(scope["model"]):

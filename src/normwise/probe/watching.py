@@ -18,7 +18,7 @@ from normwise.errors import InputError, NormwiseWarning
 from normwise.findings import Diagnosis, ModelFacts, RunTrace
 from normwise.probe.entries import Entries
 from normwise.probe.facts import Log, facts_of, joined
-from normwise.probe.meters import NormMeter, WeightMeter
+from normwise.probe.meters import NormMeter, WeightMeter, count_of
 from normwise.probe.optimizers import Decays
 from normwise.probe.padding import padded_share
 from normwise.probe.places import input_of
@@ -26,7 +26,6 @@ from normwise.probe.scalars import Scalars, Writer
 from normwise.probe.verdict import diagnosis_of
 from normwise.surgery.layers import Found
 from normwise.surgery.running import tensors_in, unwrapped
-
 
 # Passes that are surveyed, where each shows another part of the model.
 _SURVEYS = 8
@@ -269,8 +268,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     def end_backward(self) -> None:
         """Note which running statistics moved again since the measured pass: its backward pass ran the layer anew."""
         for key, before in self._counts.items():
-            counter = self._norms[key].found.module.num_batches_tracked
-            self._norms[key].recomputed += int(counter) > before
+            now = count_of(self._norms[key].found.module, "num_batches_tracked")
+            self._norms[key].recomputed += now is not None and now > before
         self._counts = {}
 
     def take_gradients(self, gradients: Iterable[tuple[Tensor, Tensor | None]]) -> None:
@@ -353,9 +352,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
                 self._log = None
             self._outputs = tensors_in(output)
             for key, meter in self._norms.items():
-                counter = getattr(meter.found.module, "num_batches_tracked", None)
-                if meter.found.module.training and meter.calls_now and isinstance(counter, Tensor):
-                    self._counts[key] = int(counter)
+                count = count_of(meter.found.module, "num_batches_tracked")
+                if meter.found.module.training and meter.calls_now and count is not None:
+                    self._counts[key] = count
         if module is self.model:
             self._close_pass()
         self.overhead += time.perf_counter() - begun
@@ -399,7 +398,7 @@ def _values(gradient: Tensor) -> Tensor:
 
 
 def _unseen(facts: ModelFacts) -> bool:
-    return any(layer.order is None for layer in (*facts.norms, *facts.weights))
+    return any(norm.order is None for norm in facts.norms) or any(weight.order is None for weight in facts.weights)
 
 
 def held_still(module: nn.Module) -> bool:

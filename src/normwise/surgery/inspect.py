@@ -263,8 +263,8 @@ def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
         rest = "the layer gives hardly more than its bias, whatever comes in"
         yield "warning", "dead-weight", f"the largest of its {row.channels} |weight|s is {largest:.2g}: {rest}"
         return
-    # Weights of exactly 0 beside others were put there: channels that somebody pruned.
-    near = size[(size <= dead_below(size)) & (size > 0)]
+    # A norm's weights of exactly 0 beside others were put there: channels that somebody pruned.
+    near = size[(size <= dead_below(size)) & ((size > 0) | (row.method == "weight"))]
     if near.numel():
         yield (
             "info",
