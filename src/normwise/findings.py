@@ -278,8 +278,9 @@ class NormTrace:
     these runs are from the first's. ``ran`` is false where it ran in no pass at all. ``near_eps`` and ``constant``
     count channels (or the share of pools, times the channels) in all samples: of the first kind those whose output eps
     makes small although the weight does not, ``near_min`` being their smallest variance. ``initial`` says that weight
-    and bias are what layers start with. ``dropout_factor`` is the factor of its input's variance from dropout on to
-    off. ``broken_gradients`` counts, of ``heard`` sampled passes, those in which a finite gradient came to the layer
+    and bias are what layers start with. ``dropout_factor`` is its input's variance with dropout off over that with it
+    on, ``dropout_running`` the same over the running variance. ``broken_outputs`` counts the gradients that came to it
+    as NaN or infinity. ``broken_gradients`` counts, of ``heard`` sampled passes, those in which a finite gradient came to the layer
     and left it as NaN or infinity; ``recomputed`` those whose backward pass updated the running statistics again.
 
     ``updates`` counts updates of the running statistics while watched,
@@ -303,8 +304,10 @@ class NormTrace:
     apart_mean: float | None = None
     apart_var: float | None = None
     dropout_factor: float | None = None
+    dropout_running: float | None = None
     heard: int = 0
     broken_gradients: int = 0
+    broken_outputs: int = 0
     recomputed: int = 0
     scatter: float | None = None
     mean_gap: float | None = None

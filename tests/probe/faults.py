@@ -148,3 +148,27 @@ class NormedLSTM(nn.Module):
 
     def forward(self, x):
         return self.head(self.after(self.lstm(self.before(x))[0])[:, -1])
+
+
+class DropsByFunction(nn.Module):
+    """Dropout without a module, right before a norm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = F.dropout(self.conv(x).relu(), 0.75, self.training)
+        return self.fc(self.bn(x).relu().mean((2, 3)))
+
+
+class WithAuxiliary(nn.Module):
+    """Has a branch that nobody calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.auxiliary = net(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.body(x)

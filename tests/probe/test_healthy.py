@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from faults import Gan, NormedLSTM, Segmenter, Siamese
+from faults import Gan, NormedLSTM, Segmenter, Siamese, WithAuxiliary
 from nets import CLASSES, images, net, train
 from test_findings import grave, look
 from torch import nn
@@ -135,3 +135,19 @@ def test_fine_tuning_behind_a_frozen_backbone():
     train(plain, images())
     plain[:6].requires_grad_(False).eval()
     well(look(plain.eval()))
+
+
+def test_a_branch_that_nobody_calls():
+    model = WithAuxiliary()
+    train(model, images())
+    assert well(look(model)) == {"never-runs"}
+    assert well(train(model, images(2)).diagnosis()) == {"never-runs"}
+
+
+def test_a_detector_whose_small_variances_are_few():
+    model = net()
+    with torch.no_grad():
+        model[3].weight[:5].mul_(1e-3)
+    model[4].eps = 1e-3
+    train(model, images(), epochs=12)
+    assert well(look(model)) <= {"near-eps"}

@@ -2,17 +2,19 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from faults import Checkpointed, Gan, InPieces, Module, OverTime, Siamese, Tokens, after
+from faults import Checkpointed, DropsByFunction, Gan, InPieces, Module, OverTime, Siamese, Tokens, after
 from nets import CLASSES, Shared, healthy, images, net, sequences, train
 from test_findings import expect, grave, look, mended
 from torch import nn
 
 import normwise
 import normwise.nn as nw
+from normwise.probe.verdict import RULES, STATIC
 
 
 def outputs(model, batches=None):
@@ -237,6 +239,28 @@ def test_dropout_before_a_norm():
     assert not look(net().insert(6, nn.Dropout(0.3))).of("dropout-before-norm")
 
 
+def test_dropout_by_a_function():
+    model = DropsByFunction()
+    train(model, images())
+    batches = [x for x, _ in images()]
+    hit = expect(normwise.diagnose(model, batches), "dropout-before-norm", "bn", "warning")
+    assert hit.evidence["running"] < 0.5
+    mended(hit, model, loader=images())
+    assert not normwise.diagnose(model, batches).of("dropout-before-norm")
+
+
+def test_a_norm_that_comes_first_and_breaks_its_own_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(16, eps=1e-12), nn.Linear(16, CLASSES)).half()
+    x = torch.randn(8, 16).half()
+    x[0] = 0
+    batches = [(x, torch.randint(CLASSES, (8,)))]
+    look_at = {"loss": lambda output, target: F.cross_entropy(output.float(), target)}
+    hit = expect(normwise.diagnose(model, batches, **look_at), "non-finite-gradient", "0", "error")
+    mended(hit, model)
+    assert not normwise.diagnose(model, batches, **look_at).of("non-finite-gradient")
+
+
 def test_gradients_that_a_norm_makes_infinite():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16, eps=1e-12), nn.Linear(16, CLASSES)).half()
@@ -347,3 +371,9 @@ def test_ours_are_judged_as_torchs():
     model = after(nw.BatchNorm2d(16), nw.BatchNorm2d(16))
     train(model, images())
     assert look(model).of("cancelled-norm")
+
+
+def test_every_finding_has_a_test():
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for code in {rule.code for rule in RULES} | set(STATIC):
+        assert f'"{code}"' in text or f"'{code}'" in text

@@ -120,8 +120,8 @@ class _Examination:
             )
             return self._judged(watcher, first, shifts, factors, facts)
 
-    def _dropout_factors(self, facts: ModelFacts, watcher: watch) -> dict[str, float]:
-        behind = {norm.name for norm in facts.norms if norm.dropout is not None}
+    def _dropout_factors(self, facts: ModelFacts, watcher: watch) -> dict[str, tuple[float, float]]:
+        behind = {norm.name for norm in facts.norms if norm.dropout is not None and norm.tracked}
         layers = [found for found in watcher.found if found.names[0] in behind and not is_frozen(found.module)]
         return dropout_factors(self.model, self.batches[:_FEW], layers, self.forward) if layers else {}
 
@@ -173,9 +173,11 @@ class _Examination:
         return measure_shifts(loss, layers, self.optimizer)
 
     def _judged(
-        self, watcher: watch, run: Any, shifts: dict[str, Any], factors: dict[str, float], facts: Any
+        self, watcher: watch, run: Any, shifts: dict[str, Any], factors: dict[str, tuple[float, float]], facts: Any
     ) -> Diagnosis:
-        of_norms: dict[str, dict[str, Any]] = {name: {"dropout_factor": value} for name, value in factors.items()}
+        of_norms: dict[str, dict[str, Any]] = {
+            name: {"dropout_factor": on, "dropout_running": running} for name, (on, running) in factors.items()
+        }
         first = watcher.judged(facts, run, of_norms=of_norms, of_weights=shifts)
         named = {found.names[0]: found for found in watcher.found}
         choosing = [

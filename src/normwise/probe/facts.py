@@ -34,6 +34,7 @@ _ACTIVATIONS = {
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
+_DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _PRODUCTS = {"matmul", "bmm", "__matmul__", "baddbmm"}
 # A matrix that rows pass this often in one run is taken for a cell's, in a loop over time that somebody wrote out.
 _STEPS = 4
@@ -181,6 +182,9 @@ class Log(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if makers and tensors_in(result):
             self.lineage.uses.update(makers)
+        if outside and name in _DROPOUTS and _rate_of(args, kwargs):
+            # One without a module; a module's own hook says its name afterwards.
+            self._dropped = ""
         if axes:
             self.lineage.follow(name, args, kwargs, axes, result)
         plain = name.rstrip("_")
@@ -256,6 +260,11 @@ class Log(TorchFunctionMode):
             run = self.runs.get(key)
             if after in found.names and run is not None and run.axis is None and len(run.input) > 2:
                 run.axis = 1
+
+
+def _rate_of(args: tuple, kwargs: Any) -> float:
+    rate = args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5)
+    return float(rate) if isinstance(rate, float | int) else 0.0
 
 
 def dropout_rate(module: nn.Module) -> float:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.findings import Gap, NormTrace
-from normwise.probe.facts import dropout_rate
 from normwise.probe.places import input_of
-from normwise.surgery.layers import Found
+from normwise.surgery.layers import Found, find
 from normwise.surgery.running import Forward, drift, evaluating, targets_of, tensors_in
 
 Loss = Callable[[Any, Any], Tensor]
@@ -94,27 +93,31 @@ def _most_frequent(targets: Sequence[Tensor]) -> float:
 
 def dropout_factors(
     model: nn.Module, batches: Sequence[Any], layers: Sequence[Found], forward: Forward
-) -> dict[str, float]:
+) -> dict[str, tuple[float, float]]:
     """By what factor dropout changes the variance of norms' inputs when it goes off; all else as in training.
 
     Args:
         model: in training mode; left as it was but for its buffers.
         batches: what to run on; a few are enough.
-        layers: the norms.
+        layers: the norms, which keep running statistics.
         forward: runs the model on a batch.
 
     Returns:
-        Layer → the typical factor over its channels, off over on.
+        Layer → the typical factors over its channels: off over on, and off over the running variance.
 
     Example:
         >>> from normwise.surgery.layers import find
         >>> from normwise.surgery.running import feed
         >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4))
         >>> factors = dropout_factors(model, [torch.randn(4096, 4)], find(model), feed)
-        >>> 0.4 < factors["1"] < 0.6
+        >>> 0.4 < factors["1"][0] < 0.6
         True
     """
-    dropping = [module for module in model.modules() if dropout_rate(module) and module.training]
+    # Dropout may be a function that asks the module around it.
+    norms = {id(part) for found in find(model) for part in found.module.modules()}
+    dropping = [module for module in model.modules() if module.training and id(module) not in norms]
+    # Before the passes below move them.
+    running = {f.names[0]: torch.as_tensor(f.module.running_var).detach().double().cpu() for f in layers}
     on = _variances(model, batches, layers, forward)
     try:
         for module in dropping:
@@ -123,12 +126,15 @@ def dropout_factors(
     finally:
         for module in dropping:
             module.training = True
-    factors = {}
-    for name in on.keys() & off.keys():
-        varying = (on[name] > 1e-12) & (off[name] > 1e-12)
-        if varying.any():
-            factors[name] = float((off[name][varying] / on[name][varying]).log().mean().exp())
-    return factors
+    return {
+        name: (_typical_factor(off[name], on[name]), _typical_factor(off[name], running[name]))
+        for name in on.keys() & off.keys()
+    }
+
+
+def _typical_factor(a: Tensor, b: Tensor) -> float:
+    varying = (a > 1e-12) & (b > 1e-12)
+    return float((a[varying] / b[varying]).log().mean().exp()) if varying.any() else 1.0
 
 
 def _variances(

@@ -182,6 +182,7 @@ class NormMeter:
             initial=initial(module),
             broken_gradients=self.broken_here,
             heard=self.heard,
+            broken_outputs=self.broken_before,
             recomputed=self.recomputed,
             **self._between_calls.apart(),
             scatter=self._scatter(),

@@ -140,9 +140,11 @@ def near_eps(seen: Diagnosis) -> Iterator[Hit]:
             f"in every sampled batch {near} of {layer.channels} channels had a variance of at most eps ({layer.eps:g})"
             f"{smallest}, and an output whose deviation is below a tenth although the weight is not"
         )
-        fix = "" if v is None or v < _CONSTANT else f"{at(layer.name)}.eps = {v / 100:.1g}"
+        # In a few channels eps is part of what was learned: to change it for them would change all others.
+        wide = 2 * near > layer.channels
+        fix = f"{at(layer.name)}.eps = {v / 100:.1g}" if wide and v is not None and v >= _CONSTANT else ""
         evidence: dict[str, float | None] = {"near_eps": near, "eps": layer.eps, "var_min": norm.var_min}
-        yield Hit(layer.name, message, evidence, fix, None if 2 * near > layer.channels else "info")
+        yield Hit(layer.name, message, evidence, fix, None if wide else "info")
 
 
 def _first_collapsed(seen: Diagnosis) -> int | None:
@@ -254,15 +256,22 @@ def untrained(seen: Diagnosis) -> bool:
 def dropout_before(seen: Diagnosis) -> Iterator[Hit]:
     """Dropout in front of running statistics: what they hold is not what comes in evaluation."""
     for norm in seen.norms:
-        factor, layer = norm.dropout_factor, norm.layer
-        if factor is None or layer.dropout is None or 1 / DROPOUT < factor < DROPOUT:
+        factor, running, layer = norm.dropout_factor, norm.dropout_running, norm.layer
+        if factor is None or running is None or layer.dropout is None:
             continue
-        message = f"with {layer.dropout} off, as in evaluation, its input's variance is {factor:.2g} of that with it on"
+        if any(1 / DROPOUT < each < DROPOUT for each in (factor, running)):
+            continue
+        message = (
+            f"with {layer.dropout or 'the dropout before it'} off, as in evaluation, its input's variance is "
+            f"{factor:.2g} of that with it on, and {running:.2g} of the running variance"
+        )
         scored = seen.gap is not None and seen.gap.lost is not None
         free = scored and not any(True for _ in evaluation_gap(seen))
-        fix = f"{put(layer.dropout, 'torch.nn.Identity()')}  # or put the dropout behind the norm\n"
-        fix += calibrate_at(layer.name)
-        yield Hit(layer.name, message, {"factor": factor}, fix, "info" if free else None)
+        fix = calibrate_at(layer.name)
+        if layer.dropout:
+            fix = f"{put(layer.dropout, 'torch.nn.Identity()')}  # or put the dropout behind the norm\n{fix}"
+        evidence: dict[str, float | None] = {"factor": factor, "running": running}
+        yield Hit(layer.name, message, evidence, fix, "info" if free else None)
 
 
 def norm_over_time(seen: Diagnosis) -> Iterator[Hit]:

@@ -165,6 +165,14 @@ def nonfinite_gradients(seen: Diagnosis) -> Iterator[Hit]:
         severity = "warning" if 2 * n < norm.heard and not seen.run.nonfinite_gradients else None
         yield Hit(layer.name, message, {"passes": n, "eps": layer.eps, "var_min": norm.var_min}, fix, severity)
     names = seen.run.nonfinite_gradients
+    for norm in [] if origins else seen.norms:
+        # Its input may have no gradient, and its weight's be the first to break.
+        own = [f"{norm.layer.name}.{leaf}".strip(".") for leaf in ("weight", "bias")]
+        if norm.heard and not norm.broken_outputs and set(own) & set(names):
+            message = f"the gradient at its output is finite, that of its weight is not, with eps {norm.layer.eps:g}"
+            fix = f"{at(norm.layer.name)}.eps = 1e-05" if norm.layer.eps < 1e-5 else ""
+            yield Hit(norm.layer.name, message, {"eps": norm.layer.eps, "var_min": norm.var_min}, fix)
+            origins.append(norm)
     if names and not origins:
         listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         message = f"{count(len(names), 'parameter')} got a gradient with NaN or infinity: {listed}"

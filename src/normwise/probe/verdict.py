@@ -152,5 +152,5 @@ def _refuted(finding: Finding, norm: NormTrace, known: set[tuple[str, str]]) -> 
     if finding.code == "dead-weight":
         # A layer without any weight left is judged by what was seen.
         return norm.weight_max is not None and norm.weight_max <= rules_training.GONE
-    # Their start is on its way out.
-    return finding.code == "never-updated" and norm.leftover is not None
+    # Their start is on its way out, or nothing goes through them: then another finding tells.
+    return finding.code == "never-updated" and (norm.leftover is not None or (finding.layer, "never-runs") in known)
