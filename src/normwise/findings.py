@@ -26,7 +26,10 @@ class NormFacts:
     axes that are neither sample nor channel. ``samples`` is how many rows of axis 0 a step on ``batch_size`` samples
     gives it, ``elements`` how many values then stand behind the statistic that it divides by, on one device, in
     training (of a mix: the smallest member's); ``None`` where it did not run. ``masked`` says that it is told of
-    padding, ``after`` names the module whose output it takes as it is. ``drift`` is, of a layer that runs at every step
+    padding, ``after`` names the module whose output it takes as it is, ``alone`` says that nothing else takes that
+    output. ``affine`` layers have a weight or bias; ``dropout`` names the dropout that ran between the norm before and
+    this one; ``channels_at`` is the axis of the channels where a layer norm normalizes over another one.
+    ``drift`` is, of a layer that runs at every step
     of a loop, the share of its input's variance that is between the steps' means: 0 where all steps are alike; ``None``
     elsewhere.
 
@@ -54,6 +57,10 @@ class NormFacts:
     synced: bool = False
     masked: bool = False
     after: str | None = None
+    alone: bool = False
+    affine: bool = True
+    dropout: str | None = None
+    channels_at: int | None = None
     drift: float | None = None
 
     @property
@@ -168,8 +175,10 @@ class ModelFacts:
 class Finding:
     """Something about a layer that a person should know; ``severity`` is one of ``SEVERITIES``.
 
-    ``message`` says what was found, ``effect`` what it does to training, ``fix`` is code that mends it; ``evidence``
-    holds the numbers that the message rests on.
+    ``message`` says what was found, ``effect`` what it does to training, ``fix`` is code that mends it and ``command``
+    the same on the command line, where there is one. ``changes`` is how far the fix, tried on a copy, moves the outputs
+    in evaluation: the root mean square of the change over that of the outputs; ``None`` where that was not measured.
+    ``evidence`` holds the numbers that the message rests on.
 
     Example:
         >>> print(Finding("bn1", "warning", "never-updated", "its running statistics never saw data"))
@@ -183,10 +192,21 @@ class Finding:
     evidence: dict[str, float] = field(default_factory=dict)
     effect: str = ""
     fix: str = ""
+    command: str = ""
+    changes: float | None = None
 
     def __str__(self) -> str:
         """One line."""
         return f"{self.severity:<7}  {self.layer or 'the model'}: {self.message}"
+
+    @property
+    def price(self) -> str:
+        """What the fix does to the outputs, in words; empty where that was not measured."""
+        if self.changes is None or not self.fix:
+            return ""
+        if self.changes < 1e-5:
+            return "the fix leaves the outputs in evaluation as they are"
+        return f"the fix moves the outputs in evaluation by {self.changes:.2g} of their size"
 
 
 def worst(findings: Iterable[Finding]) -> str | None:
@@ -254,10 +274,17 @@ class NormTrace:
     average, in standard deviations: the noise that a small batch brings. ``shift`` is how far the mean moved from the
     first sample to the last. ``gain`` is what evaluation gains in score where this layer alone takes batch statistics.
 
-    ``calls`` is the largest number of runs in one pass. ``near_eps`` and ``constant`` count channels (or the share of
-    pools, times the channels) in all samples. ``updates`` counts updates of the running statistics while watched,
-    ``leftover`` is the share that their initial values still have. ``held`` layers are meant to stay (frozen, or all
-    parameters without gradients); ``moved_what`` of them moved by up to ``moved``.
+    ``calls`` is the largest number of runs in one pass; ``apart_mean`` and ``apart_var`` are how far the statistics of
+    these runs are from the first's. ``ran`` is false where it ran in no pass at all. ``near_eps`` and ``constant``
+    count channels (or the share of pools, times the channels) in all samples: of the first kind those whose output eps
+    makes small although the weight does not, ``near_min`` being their smallest variance. ``initial`` says that weight
+    and bias are what layers start with. ``dropout_factor`` is its input's variance with dropout off over that with it
+    on, ``dropout_running`` the same over the running variance. ``broken_outputs`` counts the gradients that came to it
+    as NaN or infinity. ``broken_gradients`` counts, of ``heard`` sampled passes, those in which a finite gradient came
+    to the layer and left it as NaN or infinity; ``recomputed`` those whose backward pass updated the running statistics
+    again. ``updates`` counts updates of the running statistics while watched, ``leftover`` is the share that their
+    initial values still have. ``held`` layers are meant to stay (frozen, or all parameters without gradients);
+    ``moved_what`` of them moved by up to ``moved``.
     """
 
     layer: NormFacts
@@ -270,6 +297,17 @@ class NormTrace:
     nonfinite: int = 0
     skipped: int = 0
     var_min: float | None = None
+    near_min: float | None = None
+    initial: bool = False
+    ran: bool = True
+    apart_mean: float | None = None
+    apart_var: float | None = None
+    dropout_factor: float | None = None
+    dropout_running: float | None = None
+    heard: int = 0
+    broken_gradients: int = 0
+    broken_outputs: int = 0
+    recomputed: int = 0
     scatter: float | None = None
     mean_gap: float | None = None
     var_factor: float | None = None
@@ -296,7 +334,8 @@ class WeightTrace:
     ``cosine`` and ``change`` compare the gradient of its parameters before and after one update of all layers before it
     (Santurkar et al. 2018, arXiv 1805.11604): the angle's cosine, and the distance over the length before.
     ``moved_mean`` and ``moved_std`` are how far the distribution of its output moves by one update of all layers, on
-    the same batch, in units of its standard deviation (Ioffe & Szegedy 2015, arXiv 1502.03167).
+    the same batch, in units of its standard deviation (Ioffe & Szegedy 2015, arXiv 1502.03167). ``weight_max`` is its
+    largest |weight|, ``weight_growth`` that over what it was when watching began.
     """
 
     layer: WeightFacts
@@ -308,6 +347,9 @@ class WeightTrace:
     change: float | None = None
     moved_mean: float | None = None
     moved_std: float | None = None
+    weight_max: float | None = None
+    weight_growth: float | None = None
+    decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -319,6 +361,9 @@ class RunTrace:
     ``training_in_evaluation`` names norms that trained inside a model in evaluation mode, ``blind_passes`` counts
     passes in training mode without gradients. ``run_length`` is the number of steps that the whole run will have, where
     known; ``overhead`` the seconds that looking took. ``optimizer`` and ``decay`` describe the optimizer that was seen.
+    ``blind_steps`` counts the steps in which blind passes occurred; ``fresh`` says that the optimizer had not stepped
+    yet, ``loss_before`` and ``loss_after`` are around the step that was tried. ``nonfinite_gradients`` names
+    parameters whose gradient was not finite.
     """
 
     passes: int = 0
@@ -334,13 +379,19 @@ class RunTrace:
     lr: float | None = None
     decay: float = 0.0
     ranks: int = 1
+    blind_steps: int = 0
+    fresh: bool = False
+    loss_before: float | None = None
+    loss_after: float | None = None
+    nonfinite_gradients: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Gap:
     """Evaluation by running statistics against the same by batch statistics, dropout off in both; higher is better.
 
-    ``score`` names what is compared: ``"accuracy"`` or ``"-loss"``; ``drift`` is how far the outputs differ, relative.
+    ``score`` names what is compared: ``"accuracy"`` or ``"-loss"``; ``drift`` is how far the outputs differ, relative;
+    ``chance`` is the accuracy of always naming the most frequent class.
     """
 
     score: str | None
@@ -348,6 +399,7 @@ class Gap:
     batch: float | None
     drift: float | None
     samples: int
+    chance: float | None = None
 
     @property
     def lost(self) -> float | None:
@@ -397,8 +449,12 @@ class Diagnosis:
         head = f"{self.facts.model}: {len(self.norms)} normalization layers, {ran}"
         lines = [head]
         for f in gravest_first(self.findings):
-            lines += [str(f), *(f"         {line}" for line in (f.effect, *f.fix.splitlines()) if line)]
+            lines += [str(f), *(f"         {line}" for line in _said(f) if line)]
         return "\n".join(lines if self.findings else [head, "no findings"])
+
+
+def _said(finding: Finding) -> list[str]:
+    return [finding.effect, finding.price, *finding.fix.splitlines(), finding.command]
 
 
 def is_diagnosis(path: str | os.PathLike[str]) -> bool:

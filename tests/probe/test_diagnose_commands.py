@@ -1,6 +1,7 @@
 """``normwise diagnose`` as a person meets it, and the redrawing of what it stored."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_findings_fixes_and_exit_code(place, capsys):
     text = capsys.readouterr().out
     assert "error  train-eval-gap" in text
     assert "normwise.calibrate(model, loader)" in text
+    command = "normwise calibrate mine.py:bad --data mine.py:batches --out mended.pt"
+    assert command in text
+    assert "the fix moves the outputs in evaluation by" in text
+    for explained in ("mean off: how far running means are from batch means", "mean moved: how far one step"):
+        assert explained in " ".join(text.split())
+    run(*shlex.split(command)[1:])
+    run("diagnose", "mine.py:bad", "mended.pt", *arguments[2:], "--fail-on", "warning")
     stored = load_diagnosis("found.json")
     assert {f.code for f in stored.findings} == {"train-eval-gap", "statistics-disagree"}
     run("report", "found.json")

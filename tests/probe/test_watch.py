@@ -106,9 +106,10 @@ def test_a_forward_pass_that_fails_is_survived():
     with normwise.watch(model) as w:
         with pytest.raises(RuntimeError):
             model(torch.zeros(2, 5, 8, 8))
-        assert hooks(model) == 2
         for x, _ in images(3):
             model(x).sum().backward()
+        # What ran inside the whole model has no hooks any more but on sampled passes.
+        assert hooks(model) == 2
     found = w.diagnosis()
     assert found.run.sampled == 3
     assert [weight.calls for weight in found.facts.weights] == [1, 1, 1]

@@ -83,6 +83,45 @@ def param_groups(
     return groups
 
 
+def spare_norms(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+    """Take weight decay off the norms and mixing weights of a model, in an optimizer that exists.
+
+    All other settings and the optimizer's state stay. Groups that hold both kinds of parameters are split, so call it
+    before a learning rate scheduler is made: one that exists does not know the new groups.
+
+    Args:
+        optimizer: changed in place.
+        model: whose norms are meant, as in :func:`param_groups`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        >>> spare_norms(optimizer, model)
+        >>> [(len(group["params"]), group["weight_decay"], group["momentum"]) for group in optimizer.param_groups]
+        [(2, 0.01, 0.9), (2, 0.0, 0.9)]
+    """
+    spared = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if _group_of(module, name, NORMS) != "rest"
+    }
+    for group in list(optimizer.param_groups):
+        mine = [i for i, parameter in enumerate(group["params"]) if id(parameter) in spared]
+        if not mine or not group.get("weight_decay"):
+            continue
+        others = [i for i in range(len(group["params"])) if i not in mine]
+        if not others:
+            group["weight_decay"] = 0.0
+            continue
+        apart = {**group, "weight_decay": 0.0}
+        for name in ("params", "param_names"):
+            if name in group:
+                apart[name], group[name] = [group[name][i] for i in mine], [group[name][i] for i in others]
+        # Not add_param_group, which would take the names anew.
+        optimizer.param_groups.append(apart)
+
+
 def _group_of(module: torch.nn.Module, name: str, norms: tuple[type[torch.nn.Module], ...]) -> str:
     if isinstance(module, SwitchableNorm) and name in ("mean_weight", "var_weight"):
         return "mixing"

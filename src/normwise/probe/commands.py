@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from normwise.findings import fails
+from normwise.findings import Diagnosis, fails
 from normwise.surgery.sources import called, model_from, resolved
 
 app = App(name="probe", help="Say what is wrong with a model's normalization.")
@@ -61,6 +63,7 @@ def diagnose(
     criterion = resolved(loss) if loss is not None and ":" in loss else loss_of(loss)
     net, _ = model_from(model, checkpoint)
     found = examine(net, called(data), criterion, steps=steps, progress=_progress if sys.stderr.isatty() else None)
+    found = _with_commands(found, model, checkpoint, data)
     if as_json:
         print(found.to_json(), end="")
     else:
@@ -72,6 +75,17 @@ def diagnose(
         print(f"\ndiagnosis  {out}", file=sys.stderr)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
+
+
+def _with_commands(found: Diagnosis, model: str, checkpoint: Path | None, data: str) -> Diagnosis:
+    """Write into the findings' commands what this one was given."""
+    source = shlex.join([model] if checkpoint is None else [model, str(checkpoint)])
+    named = {"MODEL": source, "DATA": shlex.quote(data)}
+
+    def filled(command: str) -> str:
+        return " ".join(named.get(word, word) for word in command.split(" "))
+
+    return replace(found, findings=[replace(f, command=filled(f.command)) for f in found.findings])
 
 
 def _progress(done: int, total: int) -> None:

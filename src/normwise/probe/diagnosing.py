@@ -15,10 +15,11 @@ from normwise.errors import InputError, NormwiseError, blaming, described
 from normwise.findings import Diagnosis, ModelFacts
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
-from normwise.probe.gaps import Loss, gains, keeping_buffers, measure_gap
+from normwise.probe.gaps import Loss, dropout_factors, gains, keeping_buffers, measure_gap
 from normwise.probe.losses import loss_of
 from normwise.probe.shifts import measure_shifts
-from normwise.probe.watching import training_norms, watch
+from normwise.probe.trying import tried
+from normwise.probe.watching import held_still, training_norms, watch
 from normwise.surgery._lazy import left_alone, refuse_lazy, settled
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import find
@@ -58,8 +59,8 @@ def diagnose(
         The diagnosis: ``print`` it, ask ``fails("warning")``, store ``to_json()``.
 
     Raises:
-        InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss is
-            unknown or fails, an argument is of the wrong kind, or lazy layers have seen no data and an optimizer is
+        InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
+            is unknown or fails, an argument is of the wrong kind, or lazy layers have seen no data and an optimizer is
             given (without one they are settled on the first batch, in a copy).
 
     Example:
@@ -82,7 +83,15 @@ def diagnose(
     if optimizer is not None:
         refuse_lazy(model, "diagnose")  # a copy's parameters would not be the optimizer's
     body = settled(unwrapped(model), lambda m: (forward or feed)(m, batches[0]))
-    return _Examination(body, batches, criterion, forward or feed, optimizer).run(progress or (lambda *_: None))
+    examination = _Examination(body, batches, criterion, forward or feed, optimizer)
+    found = examination.run(progress or (lambda *_: None))
+    with keeping_random_state(), keeping_buffers(examination.model):
+        findings = tried(examination.model, found.findings, batches, examination.forward, forward is not None)
+    return dataclasses.replace(found, findings=findings)
+
+
+# Batches from which the effect of dropout on variances is seen.
+_FEW = 4
 
 
 class _Examination:
@@ -110,12 +119,27 @@ class _Examination:
             with _training(self.model), watcher:
                 for i, batch in enumerate(self.batches):
                     with keeping_buffers(self.model):
-                        self._pass(batch)
+                        self._pass(batch, watcher)
                     progress(i + 1, len(self.batches))
             with _training(self.model), keeping_buffers(self.model):
-                shifts = self._shifts(facts.weights)
-            first = dataclasses.replace(watcher.run(), training_in_evaluation=misplaced, repeated=0, overhead=None)
-            return self._judged(watcher, first, shifts, facts)
+                factors = self._dropout_factors(facts, watcher)
+                values: list[float] = []
+                shifts = self._shifts(facts.weights, values)
+            before, after = (values[0], values[-1]) if self.optimizer is not None and values else (None, None)
+            first = dataclasses.replace(
+                watcher.run(),
+                training_in_evaluation=misplaced,
+                repeated=0,
+                overhead=None,
+                loss_before=before,
+                loss_after=after,
+            )
+            return self._judged(watcher, first, shifts, factors, facts)
+
+    def _dropout_factors(self, facts: ModelFacts, watcher: watch) -> dict[str, tuple[float, float]]:
+        behind = {norm.name for norm in facts.norms if norm.dropout is not None and norm.tracked}
+        layers = [found for found in watcher.found if found.names[0] in behind and not is_frozen(found.module)]
+        return dropout_factors(self.model, self.batches[:_FEW], layers, self.forward) if layers else {}
 
     def _survey(self) -> ModelFacts:
         try:
@@ -130,7 +154,7 @@ class _Examination:
         """Norms that were left training inside a model in evaluation mode."""
         return [] if self.model.training else training_norms(find(self.model))
 
-    def _pass(self, batch: Any) -> None:
+    def _pass(self, batch: Any, watcher: watch) -> None:
         output = self._run(self.model, batch)
         if self.loss is not None:
             value = self._value(output, batch)
@@ -138,7 +162,9 @@ class _Examination:
             if value.requires_grad and wanted:
                 # Not backward(): the gradients that parameters hold are not ours to change.
                 with blaming("the backward pass failed"):
-                    torch.autograd.grad(value, wanted, allow_unused=True)
+                    gradients = torch.autograd.grad(value, wanted, allow_unused=True)
+                watcher.take_gradients(zip(wanted, gradients, strict=True))
+                watcher.end_backward()
 
     def _run(self, model: nn.Module, batch: Any) -> Any:
         with blaming(f"{type(model).__name__} failed on a batch"):
@@ -148,7 +174,7 @@ class _Examination:
         assert self.loss is not None  # the callers' condition
         return self.loss(output, targets_of(self.model, batch))
 
-    def _shifts(self, weights: Sequence[Any]) -> dict[str, Any]:
+    def _shifts(self, weights: Sequence[Any], values: list[float]) -> dict[str, Any]:
         if self.loss is None:
             return {}
         named = dict(self.model.named_modules())
@@ -158,12 +184,19 @@ class _Examination:
         def loss() -> Tensor:
             # The same drop-out at every call. Buffers come back at the end: a graph may still hold them.
             with keeping_random_state():
-                return self._value(self._run(self.model, batch), batch)
+                value = self._value(self._run(self.model, batch), batch)
+            values.append(float(value.detach()))
+            return value
 
         return measure_shifts(loss, layers, self.optimizer)
 
-    def _judged(self, watcher: watch, run: Any, shifts: dict[str, Any], facts: Any) -> Diagnosis:
-        first = watcher.judged(facts, run, of_weights=shifts)
+    def _judged(
+        self, watcher: watch, run: Any, shifts: dict[str, Any], factors: dict[str, tuple[float, float]], facts: Any
+    ) -> Diagnosis:
+        of_norms: dict[str, dict[str, Any]] = {
+            name: {"dropout_factor": on, "dropout_running": running} for name, (on, running) in factors.items()
+        }
+        first = watcher.judged(facts, run, of_norms=of_norms, of_weights=shifts)
         named = {found.names[0]: found for found in watcher.found}
         choosing = [
             (named[norm.layer.name], norm)
@@ -176,7 +209,8 @@ class _Examination:
         suspects = {finding.layer for finding in first.of("statistics-disagree")}
         suspicious = [(found, norm) for found, norm in choosing if norm.layer.name in suspects]
         gained = gains(self.model, self.batches, suspicious, self._run, self.loss, gap.running)
-        of_norms = {name: {"gain": gain} for name, gain in gained.items()}
+        for name, gain in gained.items():
+            of_norms.setdefault(name, {})["gain"] = gain
         return watcher.judged(facts, run, gap=gap, of_norms=of_norms, of_weights=shifts)
 
 
@@ -187,7 +221,7 @@ def _training(model: nn.Module) -> Iterator[None]:
     try:
         if not model.training:
             for module in modes:
-                module.training = not is_frozen(module)
+                module.training = not is_frozen(module) and not held_still(module)
         with torch.enable_grad():
             yield
     finally:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
 from normwise.nn._checks import callable_given, model_given, number_given
 from normwise.parametrize import weight_norms
+from normwise.probe.lineage import Lineage
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, input_of, sizes_of
 from normwise.surgery._lazy import keeping_random_state as keeping_random_state
@@ -35,6 +36,7 @@ _ACTIVATIONS = {
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
+_DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _PRODUCTS = {"matmul", "bmm", "__matmul__", "baddbmm"}
 # A matrix that rows pass this often in one run is taken for a cell's, in a loop over time that somebody wrote out.
 _STEPS = 4
@@ -112,6 +114,8 @@ class _Run:
     output: list[int] = field(default_factory=list)
     masked: bool = False
     after: str | None = None
+    dropout: str | None = None
+    axis: int | None = None
     # Of each call's input, over its samples: variance and mean (C,).
     steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -135,8 +139,10 @@ class Log(TorchFunctionMode):
         self.activations: Counter[str] = Counter()
         self.residual_adds = self.attentions = self.upsamplings = 0
         self._softmaxes: list[weakref.ref[Tensor]] = []
-        # Who made a tensor, as long as it lives and nobody wrote into it.
-        self._makers: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self.lineage = Lineage()
+        self._dropped: str | None = None
+        # How many of the watched layers are running: what they do inside is theirs.
+        self._inside = 0
         self._model = model
         self._stack = ExitStack()
 
@@ -145,10 +151,13 @@ class Log(TorchFunctionMode):
         for module in self._model.modules():
             if id(module) in self.norms or id(module) in self.weighted:
                 name = names[id(module)]
-                before = module.register_forward_pre_hook(self._before(id(module)), with_kwargs=True)
+                before = module.register_forward_pre_hook(self.before(id(module)), with_kwargs=True)
                 after = module.register_forward_hook(self._after(id(module), name), with_kwargs=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
+            elif dropout_rate(module):
+                handle = module.register_forward_hook(self._drops(names[id(module)]))
+                self._stack.callback(handle.remove)
         super().__enter__()
         return self
 
@@ -159,8 +168,17 @@ class Log(TorchFunctionMode):
             self._stack.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        outside = not self._inside and name != "__get__"
+        axes, makers = (self.lineage.axes_of(args), self.lineage.makers(args)) if outside else ([], [])
+        result = func(*args, **(kwargs or {}))
+        if makers and tensors_in(result):
+            self.lineage.uses.update(makers)
+        if outside and name in _DROPOUTS and _rate_of(args, kwargs):
+            # One without a module; a module's own hook says its name afterwards.
+            self._dropped = ""
+        if axes:
+            self.lineage.follow(name, args, kwargs, axes, result)
         plain = name.rstrip("_")
         if plain in _ACTIVATIONS:
             self.activations[plain] += 1
@@ -177,13 +195,26 @@ class Log(TorchFunctionMode):
             self.attentions += any(args and ref() is args[0] for ref in self._softmaxes)
         return result
 
-    def _before(self, key: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+    def named(self) -> Iterator[tuple[int, str]]:
+        """The watched layers' names, by which their outputs are known."""
+        yield from ((key, found.names[0]) for key, found in self.norms.items())
+        yield from ((key, names[0]) for key, names in self.weighted.items())
+
+    def before(self, key: int) -> Callable[..., None]:
+        """The hook in front of a watched layer."""
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             run = self.runs.setdefault(key, _Run(len(self.runs)))
             run.calls += 1
             x = input_of(args, kwargs)
-            if run.calls == 1 and x is not None:
-                run.input, run.after = list(x.shape), self._maker(x)
+            if not self._inside:
+                self.lineage.uses.update(self.lineage.makers(args))
+            self._inside += 1
+            if x is not None:
+                if run.calls == 1:
+                    run.input, run.after, run.dropout = list(x.shape), self.lineage.maker(x), self._dropped
+                    self._tell_channels(module, run.after)
+                run.axis = self.lineage.axis(x)
             if key in self.norms and x is not None and x.ndim == 2 and x.is_floating_point() and len(x) > 1:
                 run.steps.append(torch.var_mean(x.detach().float(), 0))
             run.masked |= kwargs.get("mask") is not None or kwargs.get("lengths") is not None
@@ -191,18 +222,72 @@ class Log(TorchFunctionMode):
         return hook
 
     def _after(self, key: int, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            self._inside -= 1
+            if key in self.norms:
+                self._dropped = None
             made = tensors_in(output)
             if made:
                 run = self.runs[key]
                 run.output = run.output or list(made[0].shape)
-                self._makers[id(made[0])] = (weakref.ref(made[0]), made[0]._version, name)
+                self.lineage.mark(made[0], name, _channels_of(module, run.axis, made[0]))
 
         return hook
 
-    def _maker(self, x: Tensor) -> str | None:
-        made, version, name = self._makers.get(id(x), (lambda: None, 0, ""))
-        return name if made() is x and x._version == version else None
+    def _drops(self, name: str) -> Callable[..., None]:
+        """Dropout, also of a kind that hands its input on in evaluation mode: what comes out is another tensor."""
+
+        def hook(_: nn.Module, args: tuple, output: Any) -> None:
+            self._dropped = name
+            for tensor in tensors_in(output):
+                self.lineage.mark(tensor, None, self.lineage.axis(tensor))
+
+        return hook
+
+    def _tell_channels(self, module: nn.Module, after: str | None) -> None:
+        """A convolution says where the channels of what it takes are: of a norm's output, too."""
+        if after is None or not isinstance(module, _CONVOLUTIONS):
+            return
+        for key, found in self.norms.items():
+            run = self.runs.get(key)
+            if after in found.names and run is not None and run.axis is None and len(run.input) > 2:
+                run.axis = 1
+
+
+def _rate_of(args: tuple, kwargs: Any) -> float:
+    rate = args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5)
+    return float(rate) if isinstance(rate, float | int) else 0.0
+
+
+def dropout_rate(module: nn.Module) -> float:
+    """The share of values that a module of the dropout kind (torch's, stochastic depth) drops in training.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The share; 0 for modules that are no dropout.
+
+    Example:
+        >>> dropout_rate(nn.Dropout(0.3)), dropout_rate(nn.ReLU())
+        (0.3, 0.0)
+    """
+    if "drop" not in type(module).__name__.lower() or next(module.children(), None) is not None:
+        return 0.0
+    rates = (getattr(module, name, None) for name in ("p", "drop_prob", "drop_rate"))
+    return next((float(rate) for rate in rates if isinstance(rate, float | int)), 0.0)
+
+
+def _channels_of(module: nn.Module, axis: int | None, made: Tensor) -> int | None:
+    """On which axis of what a layer made its channels are; ``axis`` is that of its input."""
+    if made.ndim < 3:
+        return None
+    if isinstance(module, _CONVOLUTIONS):
+        return 1
+    if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)):
+        return made.ndim - 1
+    # A linear layer over another axis than the channels' leaves these where they are.
+    return axis if axis is not None else made.ndim - 1 if isinstance(module, nn.Linear) else None
 
 
 def _adds_activations(args: tuple) -> bool:
@@ -269,7 +354,10 @@ def facts_of(
     """
     norms = [_norm_facts(found, log.runs.get(key), batch_size / max(example, 1)) for key, found in log.norms.items()]
     modules = {id(module): module for module in model.modules()}
-    behind = {norm.after: norm.name for norm in norms if norm.after is not None}
+    calls = {name: log.runs[key].calls for key, name in log.named() if key in log.runs}
+    alone = {name for name, taken in log.lineage.uses.items() if taken <= calls.get(name, 0)}
+    norms = [replace(norm, alone=norm.after in alone) for norm in norms]
+    behind = {norm.after: norm.name for norm in norms if norm.after is not None and norm.alone}
     weights = [_weight_facts(modules[k], names, log.runs.get(k), behind) for k, names in log.weighted.items()]
     for found in log.norms.values():
         if found.layer.activation is not None and id(found.module) in log.runs:
@@ -300,6 +388,42 @@ def facts_of(
     )
 
 
+def joined(facts: ModelFacts, more: ModelFacts) -> ModelFacts:
+    """Add what a further pass showed of layers that had not run before.
+
+    Args:
+        facts: what is known.
+        more: of a later pass of the same model.
+
+    Returns:
+        The facts of both.
+
+    Example:
+        >>> model, x = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), torch.zeros(4, 2)
+        >>> first, second = (survey(model, x, forward=lambda m, batch: m[i](batch)) for i in (0, 1))
+        >>> [weight.order for weight in joined(first, second).weights]
+        [0, 1]
+    """
+    orders = [*(norm.order for norm in facts.norms), *(weight.order for weight in facts.weights)]
+    after = max((order for order in orders if order is not None), default=-1) + 1
+
+    def merged(old: list[Any], new: list[Any]) -> list[Any]:
+        known = {layer.name: layer for layer in new if layer.order is not None}
+        late = {name: replace(layer, order=layer.order + after) for name, layer in known.items()}
+        return _in_order([late.get(layer.name, layer) if layer.order is None else layer for layer in old])
+
+    weights = merged(facts.weights, more.weights)
+    return replace(
+        facts,
+        norms=merged(facts.norms, more.norms),
+        weights=weights,
+        depth=sum(weight.order is not None for weight in weights),
+        kinds=list(dict.fromkeys([*facts.kinds, *more.kinds])),
+        activations={name: facts.activations.get(name, 0) + more.activations.get(name, 0) for name in facts.activations}
+        | {name: n for name, n in more.activations.items() if name not in facts.activations},
+    )
+
+
 def _in_order(facts: list[Any]) -> list[Any]:
     ran = sorted((f for f in facts if f.order is not None), key=lambda f: f.order)
     return ran + [f for f in facts if f.order is None]
@@ -321,6 +445,7 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
         tracked=layer.running_mean is not None,
         frozen=layer.frozen,
         synced=layer.synced,
+        affine=layer.weight is not None or layer.bias is not None,
     )
     if run is None or not run.input:
         return facts
@@ -338,8 +463,23 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
         elements=elements_of_layer(layer, module, samples, spatial),
         masked=run.masked,
         after=run.after,
+        dropout=run.dropout,
+        channels_at=_passed_by(module, run),
         drift=_drift(run.steps, run.input[0]),
     )
+
+
+def _passed_by(module: nn.Module, run: _Run) -> int | None:
+    """The channels' axis, where a plain layer norm over one axis normalizes over another."""
+    plain = isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward
+    if (
+        not plain
+        or len(getattr(module, "normalized_shape", ())) != 1
+        or run.axis is None
+        or run.axis == len(run.input) - 1
+    ):
+        return None
+    return run.axis
 
 
 def _drift(steps: list[tuple[Tensor, Tensor]], samples: int) -> float | None:

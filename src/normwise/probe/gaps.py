@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.findings import Gap, NormTrace
-from normwise.surgery.layers import Found
+from normwise.probe.places import input_of
+from normwise.surgery.layers import Found, find
 from normwise.surgery.running import Forward, drift, evaluating, targets_of, tensors_in
 
 Loss = Callable[[Any, Any], Tensor]
@@ -80,7 +81,92 @@ def measure_gap(
     samples = sum(next((t.shape[0] for t in tensors_in(b) if t.ndim), 1) for b in batches)
     name = _score_name(outputs[0], targets_of(model, batches[0]), loss) if outputs else None
     finite = first is not None and first < float("inf")
-    return Gap(name, running, batch, first if finite else None, samples)
+    chance = _most_frequent([targets_of(model, b) for b in batches]) if name == "accuracy" else None
+    return Gap(name, running, batch, first if finite else None, samples, chance)
+
+
+def _most_frequent(targets: Sequence[Tensor]) -> float:
+    """The share of the most frequent class."""
+    _, counts = torch.cat([t.cpu() for t in targets]).unique(return_counts=True)
+    return float(counts.max() / counts.sum())
+
+
+def dropout_factors(
+    model: nn.Module, batches: Sequence[Any], layers: Sequence[Found], forward: Forward
+) -> dict[str, tuple[float, float]]:
+    """By what factor dropout changes the variance of norms' inputs when it goes off; all else as in training.
+
+    Args:
+        model: in training mode; left as it was but for its buffers.
+        batches: what to run on; a few are enough.
+        layers: the norms, which keep running statistics.
+        forward: runs the model on a batch.
+
+    Returns:
+        Layer → the typical factors over its channels: off over on, and off over the running variance.
+
+    Example:
+        >>> from normwise.surgery.layers import find
+        >>> from normwise.surgery.running import feed
+        >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4))
+        >>> factors = dropout_factors(model, [torch.randn(4096, 4)], find(model), feed)
+        >>> 0.4 < factors["1"][0] < 0.6
+        True
+    """
+    # Dropout may be a function that asks the module around it.
+    norms = {id(part) for found in find(model) for part in found.module.modules()}
+    dropping = [module for module in model.modules() if module.training and id(module) not in norms]
+    # Before the passes below move them.
+    running = {f.names[0]: torch.as_tensor(f.module.running_var).detach().double().cpu() for f in layers}
+    on = _variances(model, batches, layers, forward)
+    try:
+        for module in dropping:
+            module.training = False
+        off = _variances(model, batches, layers, forward)
+    finally:
+        for module in dropping:
+            module.training = True
+    return {
+        name: (_typical_factor(off[name], on[name]), _typical_factor(off[name], running[name]))
+        for name in on.keys() & off.keys()
+    }
+
+
+def _typical_factor(a: Tensor, b: Tensor) -> float:
+    varying = (a > 1e-12) & (b > 1e-12)
+    return float((a[varying] / b[varying]).log().mean().exp()) if varying.any() else 1.0
+
+
+def _variances(
+    model: nn.Module, batches: Sequence[Any], layers: Sequence[Found], forward: Forward
+) -> dict[str, Tensor]:
+    """The mean over batches of each channel's variance in front of norms."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def hook(name: str, axis: int) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            x = input_of(args, kwargs)
+            if x is not None and x.ndim > 1 and x.is_floating_point():
+                seen.setdefault(name, []).append(x.detach().double().movedim(axis, -1).flatten(0, -2).var(0).cpu())
+
+        return note
+
+    handles = [
+        found.module.register_forward_pre_hook(hook(found.names[0], found.layer.channel_axis), with_kwargs=True)
+        for found in layers
+    ]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.stack(values).mean(0) for name, values in seen.items() if _alike(values)}
+
+
+def _alike(values: list[Tensor]) -> bool:
+    return len({value.shape for value in values}) == 1 and bool(torch.stack(values).isfinite().all())
 
 
 def gains(

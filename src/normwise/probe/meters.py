@@ -16,6 +16,7 @@ from normwise.functional import real_elements
 from normwise.methods import METHODS
 from normwise.moments import Moments, pool, pool_groups
 from normwise.probe.places import elements_of_layer, sizes_of
+from normwise.probe.spread import Calls, drowned, initial
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 
@@ -43,7 +44,11 @@ class NormMeter:
         self.trained = False
         self._channels_near: Tensor | None = None
         self._channels_constant: Tensor | None = None
-        self._var_min = math.inf
+        self._var_min = self._near_min = math.inf
+        self._between_calls = Calls()
+        # Sampled passes with a gradient at the output, and those that a non-finite one came into or out of.
+        self.heard = self.broken_before = self.broken_here = self.recomputed = 0
+        self._came_broken: bool | None = None
         self._means: deque[Tensor] = deque(maxlen=_KEPT)
         self._gaps: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=_KEPT)
         self._first_mean: Tensor | None = None
@@ -51,7 +56,7 @@ class NormMeter:
         self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
         self._held_before = self._held()
         self._start_weight = _largest(found.module)
-        self._start_batches = _count(found.module, "num_batches_tracked")
+        self._start_batches = count_of(found.module, "num_batches_tracked")
 
     @property
     def pools_batch(self) -> bool:
@@ -63,11 +68,15 @@ class NormMeter:
         """Take the statistics of one input, in pass number ``at``; ``ranks`` processes share them."""
         layer, module = self.found.layer, self.found.module
         self.calls_now += 1
-        if self.calls_now > 1 or x.ndim < 2 or not x.numel():
+        if x.ndim < 2 or not x.numel() or (self.calls_now > 1 and not self.pools_batch):
+            return
+        cells = _cells(layer.channel_axis, layer.per_token, x, kwargs)
+        if self.pools_batch:
+            self._compare_calls(cells)
+        if self.calls_now > 1:
             return
         self.samples += 1
         self.trained |= module.training
-        cells = _cells(layer.channel_axis, layer.per_token, x, kwargs)
         N, _, spatial = sizes_of(layer, list(x.shape))
         self.elements = _least(self.elements, elements_of_layer(layer, module, N * ranks, spatial))
         if isinstance(cells.elements, Tensor) and self.pools_batch:
@@ -85,6 +94,25 @@ class NormMeter:
         """Close one forward pass of the model."""
         self.calls = max(self.calls, self.calls_now)
         self.calls_now = 0
+        self._between_calls.end_pass()
+
+    def hear_output(self, gradient: Tensor) -> None:
+        """Note whether the gradient that comes to the layer's output is finite."""
+        self.heard += 1
+        self._came_broken = not bool(gradient.isfinite().all())
+        self.broken_before += self._came_broken
+
+    def hear_input(self, gradient: Tensor) -> None:
+        """Note whether a finite gradient leaves the layer as one that is not."""
+        if self._came_broken is False and not bool(gradient.isfinite().all()):
+            self.broken_here += 1
+        self._came_broken = None
+
+    def _compare_calls(self, cells: Moments) -> None:
+        batch = pool(cells, 0)
+        mean, var = (t[0].double().cpu() for t in batch[:2])
+        if mean.isfinite().all() and var.isfinite().all():
+            self._between_calls.take(mean, var, float(torch.as_tensor(batch.elements).double().min()))
 
     def _pooled(self, cells: Moments) -> Moments:
         layer = self.found.layer
@@ -99,10 +127,17 @@ class NormMeter:
     def _note_spread(self, mean: Tensor, var: Tensor) -> None:
         # A variance of rounding errors alone is that of a constant.
         constant = (var <= (mean.abs() * 1e-6).square()).double().mean(0)
-        near = (var <= self.found.layer.eps).double().mean(0)
+        sunk = drowned(var, self._weight_on(var), self.found.layer.eps)
+        near = sunk.double().mean(0)
+        varying = var[sunk & (var > (mean.abs() * 1e-6).square())]
+        self._near_min = min(self._near_min, float(varying.min())) if varying.numel() else self._near_min
         self._channels_constant = _minimum(self._channels_constant, constant)
         self._channels_near = _minimum(self._channels_near, near)
         self._var_min = min(self._var_min, float(var.min()))
+
+    def _weight_on(self, var: Tensor) -> Tensor | None:
+        weight = getattr(self.found.module, "weight", None)
+        return weight.cpu() if isinstance(weight, Tensor) and not torch.nn.parameter.is_lazy(weight) else None
 
     def _compare(self, batch: Moments, at: int) -> None:
         """Batch statistics against the running ones, before these take the batch in."""
@@ -141,8 +176,15 @@ class NormMeter:
             near_eps=_channels(self._channels_near, facts.channels),
             constant=_channels(self._channels_constant, facts.channels),
             nonfinite=self.nonfinite,
-            skipped=_count(module, "num_batches_skipped") or 0,
-            var_min=self._var_min if math.isfinite(self._var_min) else None,
+            skipped=count_of(module, "num_batches_skipped") or 0,
+            var_min=_finite(self._var_min),
+            near_min=_finite(self._near_min),
+            initial=initial(module),
+            broken_gradients=self.broken_here,
+            heard=self.heard,
+            broken_outputs=self.broken_before,
+            recomputed=self.recomputed,
+            **self._between_calls.apart(),
             scatter=self._scatter(),
             **self._gap(since),
             shift=self._shift(),
@@ -216,7 +258,7 @@ class NormMeter:
         return {"held": True, "moved": moved, "moved_what": what if moved else None}
 
     def _updates(self) -> dict[str, Any]:
-        layer, now = self.found.layer, _count(self.found.module, "num_batches_tracked")
+        layer, now = self.found.layer, count_of(self.found.module, "num_batches_tracked")
         if now is None or self._start_batches is None:
             return {}
         known: dict[str, Any] = {"updates": now - self._start_batches}
@@ -235,8 +277,10 @@ class WeightMeter:
         1
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module | None = None) -> None:
         self.gradients: list[float] = []
+        self._start = None if module is None else _size_of(module)
+        self._module = module
         self._alive: Tensor | None = None
         self._seen = 0
 
@@ -265,12 +309,16 @@ class WeightMeter:
             The record.
         """
         finite = [g for g in self.gradients if math.isfinite(g)]
+        size = None if self._module is None else _size_of(self._module)
+        growth = None if size is None or not self._start else size / self._start
         return WeightTrace(
             layer=facts,
             gradient=statistics.median(finite) if finite else None,
             inputs=0 if self._alive is None else len(self._alive),
             dead=0 if self._alive is None else int((~self._alive).sum()),
             seen=self._seen,
+            weight_max=_finite(size),
+            weight_growth=_finite(growth),
             **more,
         )
 
@@ -305,7 +353,26 @@ def _largest(module: nn.Module) -> tuple[float, float] | None:
     return float(size.max()), float(size.median())
 
 
-def _count(module: nn.Module, name: str) -> int | None:
+def _size_of(module: nn.Module) -> float | None:
+    """The greatest |weight| among a layer's matrices and kernels."""
+    own = [p for p in module.parameters() if p.ndim >= 2 and not torch.nn.parameter.is_lazy(p) and p.numel()]
+    return max((float(p.detach().abs().max()) for p in own), default=None)
+
+
+def count_of(module: nn.Module, name: str) -> int | None:
+    """A counter of a layer.
+
+    Args:
+        module: the layer.
+        name: of the buffer.
+
+    Returns:
+        Its value; ``None`` where there is none.
+
+    Example:
+        >>> count_of(nn.BatchNorm1d(2), "num_batches_tracked"), count_of(nn.LayerNorm(2), "num_batches_tracked")
+        (0, None)
+    """
     counter = getattr(module, name, None)
     return int(counter) if isinstance(counter, Tensor) else None
 

@@ -58,6 +58,24 @@ class Decays:
         plain = {id(p) for p in own.values()} - mixing
         return {"decay": self._highest(plain), "mixing_decay": self._highest(mixing)}
 
+    def on(self, module: nn.Module) -> float:
+        """The highest weight decay on a layer's matrices and kernels.
+
+        Args:
+            module: a weighted layer.
+
+        Returns:
+            The decay.
+        """
+        return self._highest({id(p) for p in module.parameters() if p.ndim >= 2})
+
+    @property
+    def fresh(self) -> bool:
+        """Whether there are optimizers whose steps depend on those before, and none has stepped yet."""
+        known = self._optimizers.values()
+        recalls = any(g.get("momentum") or "betas" in g or "alpha" in g for o in known for g in o.param_groups)
+        return recalls and not any(optimizer.state for optimizer in known)
+
     def _highest(self, wanted: set[int]) -> float:
         return max(
             (

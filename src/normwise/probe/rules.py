@@ -14,7 +14,9 @@ from normwise.findings import Diagnosis, Finding
 
 @dataclass(frozen=True)
 class Hit:
-    """A rule's find at one layer; ``severity`` overrides the rule's.
+    """A rule's find at one layer; ``severity`` and ``effect`` override the rule's.
+
+    ``command`` is the fix on the command line; MODEL and DATA in it stand for what the caller named.
 
     Example:
         >>> Hit("bn1", "too few", {"elements": 2.0}).severity is None
@@ -26,6 +28,8 @@ class Hit:
     evidence: dict[str, float | None] = field(default_factory=dict)
     fix: str = ""
     severity: str | None = None
+    effect: str | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def judge(seen: Diagnosis, rules: Iterable[Rule]) -> list[Finding]:
             code=rule.code,
             message=hit.message,
             evidence={name: float(value) for name, value in hit.evidence.items() if value is not None},
-            effect=rule.effect,
+            effect=rule.effect if hit.effect is None else hit.effect,
             fix=hit.fix,
+            command=hit.command,
         )
         for rule in rules
         for hit in rule.find(seen)
@@ -122,6 +127,56 @@ def convert_to(method: str, layer: str) -> str:
         'model = normwise.convert(model, "group", where="bn1").model'
     """
     return f'model = normwise.convert(model, "{method}", where="{layer}").model'
+
+
+def calibrate_at(layer: str) -> str:
+    """The call that measures one layer's statistics anew, or all layers'.
+
+    Args:
+        layer: its name; empty for all.
+
+    Returns:
+        Python.
+
+    Example:
+        >>> calibrate_at("bn1"), calibrate_at("")
+        ('normwise.calibrate(model, loader, where="bn1")', 'normwise.calibrate(model, loader)')
+    """
+    return f'normwise.calibrate(model, loader, where="{layer}")' if layer else "normwise.calibrate(model, loader)"
+
+
+def calibrate_command(layer: str) -> str:
+    """The command that does what :func:`calibrate_at` does.
+
+    Args:
+        layer: its name; empty for all.
+
+    Returns:
+        A shell command.
+
+    Example:
+        >>> calibrate_command("bn1")
+        "normwise calibrate MODEL --data DATA --where 'bn1' --out mended.pt"
+    """
+    where = f" --where '{layer}'" if layer else ""
+    return f"normwise calibrate MODEL --data DATA{where} --out mended.pt"
+
+
+def convert_command(method: str, layer: str) -> str:
+    """The command that does what :func:`convert_to` does.
+
+    Args:
+        method: a method's name.
+        layer: the layer's.
+
+    Returns:
+        A shell command.
+
+    Example:
+        >>> convert_command("group", "bn1")
+        "normwise convert MODEL --to group --where 'bn1' --out mended.pt"
+    """
+    return f"normwise convert MODEL --to {method} --where '{layer}' --out mended.pt"
 
 
 def count(number: float, noun: str) -> str:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normwise.findings import Diagnosis, NormTrace
+from normwise.findings import Diagnosis, Gap, NormTrace
 from normwise.methods import METHODS
-from normwise.probe.rules import Hit, Rule, at, convert_to, count, put
+from normwise.probe.rules import (
+    Hit,
+    Rule,
+    at,
+    calibrate_at,
+    calibrate_command,
+    convert_command,
+    convert_to,
+    count,
+    put,
+)
+from normwise.surgery.inspect import GONE
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "disagrees", "untrained"]
 
 # Below this many values a variance is known to worse than about a third.
 FEW = 16
@@ -21,6 +32,10 @@ GRAVE_MEAN, GRAVE_VAR = 1.0, 4.0
 SCORE_GAP = 0.02
 # An initial value that still holds this share of a running average decides evaluation.
 LEFTOVER = 0.05
+# Variances that no eps should be made for.
+_CONSTANT = 1e-12
+# Dropout that changes an input's variance by more than this makes evaluation another network.
+DROPOUT = 1.5
 # Noise of a running average, in standard deviations, that evaluation notices.
 NOISE = 0.25
 
@@ -41,7 +56,7 @@ def few_elements(seen: Diagnosis) -> Iterator[Hit]:
         if n is None or n >= FEW or not _over_batch(norm) or not _uses_batch(norm):
             continue
         evidence: dict[str, float | None] = {"elements": n, "error_of_mean": 1 / math.sqrt(max(n, 1))}
-        says = f"its mean is off by {1 / math.sqrt(max(n, 1)):.0%} of a standard deviation"
+        says = f"of independent values its mean is off by {1 / math.sqrt(max(n, 1)):.0%} of a standard deviation"
         if n > 1:
             evidence["error_of_var"] = math.sqrt(2 / (n - 1))
             says += f" and its variance by {evidence['error_of_var']:.0%} (standard errors)"
@@ -55,11 +70,12 @@ def few_elements(seen: Diagnosis) -> Iterator[Hit]:
         if seen.run.ranks > 1 and not norm.layer.synced:
             evidence["ranks"] = seen.run.ranks
             parts += f"; each of {seen.run.ranks} processes has its own"
-        fix = convert_to("group" if norm.layer.channels > 1 else "layer", norm.layer.name)
+        method = "group" if norm.layer.channels > 1 else "layer"
+        fix, command = convert_to(method, norm.layer.name), convert_command(method, norm.layer.name)
         if seen.run.ranks > 1 and not norm.layer.synced:
-            fix = "model = normwise.sync(model)"
-        severity = "error" if n < 2 else None
-        yield Hit(norm.layer.name, f"{count(n, 'value')} behind each statistic: {says}{parts}", evidence, fix, severity)
+            fix, command = "model = normwise.sync(model)", ""
+        message = f"{count(n, 'value')} behind each statistic: {says}{parts}"
+        yield Hit(norm.layer.name, message, evidence, fix, "error" if n < 2 else None, command=command)
 
 
 def erased_data(seen: Diagnosis) -> Iterator[Hit]:
@@ -109,19 +125,33 @@ def constant_channels(seen: Diagnosis) -> Iterator[Hit]:
 
 
 def near_eps(seen: Diagnosis) -> Iterator[Hit]:
-    """Variances that eps drowns."""
+    """Outputs that eps makes small, although the weight does not."""
+    first = _first_collapsed(seen)
     for norm in seen.norms:
-        near = norm.near_eps - norm.constant
-        if near <= 0 or not norm.samples or (not _over_batch(norm) and 2 * near < norm.layer.channels):
+        near, layer = norm.near_eps - norm.constant, norm.layer
+        if near <= 0 or not norm.samples or (not _over_batch(norm) and 2 * near < layer.channels):
             continue
-        eps = norm.layer.eps
+        if first is not None and layer.order is not None and layer.order > first:
+            # Weights before it are to blame, and are told.
+            continue
+        v = norm.near_min
+        smallest = "" if v is None else f"; the smallest was {v:.2g}"
         message = (
-            f"{near} of {norm.layer.channels} channels had a variance of at most eps ({eps:g}) in every sampled batch; "
-            f"the smallest was {norm.var_min or 0:.2g}"
+            f"in every sampled batch {near} of {layer.channels} channels had a variance of at most eps ({layer.eps:g})"
+            f"{smallest}, and an output whose deviation is below a tenth although the weight is not"
         )
-        fix = f"{at(norm.layer.name)}.eps = {max(norm.var_min or 0.0, 1e-12) / 100:.1g}"
-        evidence: dict[str, float | None] = {"near_eps": near, "eps": eps, "var_min": norm.var_min}
-        yield Hit(norm.layer.name, message, evidence, fix)
+        # In a few channels eps is part of what was learned: to change it for them would change all others.
+        wide = 2 * near > layer.channels
+        fix = f"{at(layer.name)}.eps = {v / 100:.1g}" if wide and v is not None and v >= _CONSTANT else ""
+        evidence: dict[str, float | None] = {"near_eps": near, "eps": layer.eps, "var_min": norm.var_min}
+        yield Hit(layer.name, message, evidence, fix, None if wide else "info")
+
+
+def _first_collapsed(seen: Diagnosis) -> int | None:
+    """The place of the first layer all of whose weights are gone."""
+    orders = [n.layer.order for n in seen.norms if n.weight_max is not None and n.weight_max <= GONE]
+    orders += [w.layer.order for w in seen.weights if w.weight_max is not None and w.weight_max <= GONE]
+    return min((order for order in orders if order is not None), default=None)
 
 
 def nonfinite_inputs(seen: Diagnosis) -> Iterator[Hit]:
@@ -138,7 +168,7 @@ def nonfinite_inputs(seen: Diagnosis) -> Iterator[Hit]:
 def statistics_disagree(seen: Diagnosis) -> Iterator[Hit]:
     """Running statistics that are not those of the batches, where that is not just their start."""
     for norm in seen.norms:
-        if not _disagrees(norm) or not norm.training or (norm.leftover is not None and norm.leftover > LEFTOVER):
+        if not disagrees(norm) or not norm.training or (norm.leftover is not None and norm.leftover > LEFTOVER):
             continue
         says = f"running means are off by {norm.mean_gap:.2g} standard deviations"
         says += f", variances by a factor of {norm.var_factor:.2g}"
@@ -147,11 +177,26 @@ def statistics_disagree(seen: Diagnosis) -> Iterator[Hit]:
         if seen.facts.dropout and norm.mean_gap is not None and norm.mean_gap < MEAN_GAP:
             says += "; variances alone differ, and there is dropout: it is off in evaluation"
         evidence = {"mean_gap": norm.mean_gap, "var_factor": norm.var_factor, "gain": norm.gain}
-        fix = f'normwise.calibrate(model, loader, where="{norm.layer.name}")'
-        yield Hit(norm.layer.name, says, evidence, fix, "warning" if _costs(norm, seen) else None)
+        name, severity = norm.layer.name, "warning" if _costs(norm, seen) else None
+        yield Hit(name, says, evidence, calibrate_at(name), severity, command=calibrate_command(name))
 
 
-def _disagrees(norm: NormTrace, mean: float = MEAN_GAP, factor: float = VAR_FACTOR) -> bool:
+def disagrees(norm: NormTrace, mean: float = MEAN_GAP, factor: float = VAR_FACTOR) -> bool:
+    """Whether running statistics are not those of the batches.
+
+    Args:
+        norm: what was measured.
+        mean: how far means may be off, in standard deviations.
+        factor: how far variances may be.
+
+    Returns:
+        Whether one is further off; false where that was not measured.
+
+    Example:
+        >>> from normwise.findings import NormFacts
+        >>> disagrees(NormTrace(NormFacts(["bn"], "", "batch", 0, 1, 2), mean_gap=0.1, var_factor=3.0))
+        True
+    """
     return (
         norm.mean_gap is not None and norm.var_factor is not None and (norm.mean_gap > mean or norm.var_factor > factor)
     )
@@ -160,7 +205,7 @@ def _disagrees(norm: NormTrace, mean: float = MEAN_GAP, factor: float = VAR_FACT
 def _costs(norm: NormTrace, seen: Diagnosis) -> bool:
     """Whether the disagreement does harm: by the score where there is one, else by its size."""
     if seen.gap is None or seen.gap.lost is None:
-        return _disagrees(norm, GRAVE_MEAN, GRAVE_VAR)
+        return disagrees(norm, GRAVE_MEAN, GRAVE_VAR)
     return any(True for _ in evaluation_gap(seen))
 
 
@@ -169,9 +214,10 @@ def evaluation_gap(seen: Diagnosis) -> Iterator[Hit]:
     gap = seen.gap
     if gap is None or gap.lost is None or gap.running is None or gap.batch is None:
         return
-    chance = 2 * math.sqrt(max(gap.batch * (1 - gap.batch), 0.0) / max(gap.samples, 1))
-    least = max(SCORE_GAP, chance) if gap.score == "accuracy" else 0.1 * abs(gap.batch) + 0.05
-    if gap.lost <= least:
+    n = max(gap.samples, 1)
+    noise = 2 * math.sqrt(max(gap.batch * (1 - gap.batch) + gap.running * (1 - gap.running), 0.0) / n)
+    least = max(SCORE_GAP, noise) if gap.score == "accuracy" else 0.1 * abs(gap.batch) + 0.05
+    if gap.lost <= least or untrained(seen) or _guesses(gap):
         return
     value = (lambda v: f"{v:.1%}") if gap.score == "accuracy" else (lambda v: f"{v:.3g}")
     message = (
@@ -179,7 +225,74 @@ def evaluation_gap(seen: Diagnosis) -> Iterator[Hit]:
         f"same {count(gap.samples, 'sample')} without dropout"
     )
     evidence = {"running": gap.running, "batch": gap.batch, "lost": gap.lost, "drift": gap.drift}
-    yield Hit("", message, evidence, "normwise.calibrate(model, loader)")
+    yield Hit("", message, evidence, calibrate_at(""), command=calibrate_command(""))
+
+
+def _guesses(gap: Gap) -> bool:
+    """Whether even the better score is no better than always naming the most frequent class."""
+    if gap.score != "accuracy" or gap.batch is None or gap.chance is None:
+        return False
+    return gap.batch <= gap.chance + 2 * math.sqrt(gap.chance * (1 - gap.chance) / max(gap.samples, 1))
+
+
+def untrained(seen: Diagnosis) -> bool:
+    """Whether the weights of all norms are exactly what layers start with: nothing was trained yet.
+
+    Args:
+        seen: a diagnosis.
+
+    Returns:
+        Whether they are; false without any norm that has weights.
+
+    Example:
+        >>> from normwise.findings import ModelFacts, RunTrace
+        >>> untrained(Diagnosis("", ModelFacts("Net", "mlp", ["mlp"], 1, 1), RunTrace()))
+        False
+    """
+    own = [norm for norm in seen.norms if norm.layer.affine]
+    return bool(own) and all(norm.initial for norm in own)
+
+
+def dropout_before(seen: Diagnosis) -> Iterator[Hit]:
+    """Dropout in front of running statistics: what they hold is not what comes in evaluation."""
+    for norm in seen.norms:
+        factor, running, layer = norm.dropout_factor, norm.dropout_running, norm.layer
+        if factor is None or running is None or layer.dropout is None:
+            continue
+        if any(1 / DROPOUT < each < DROPOUT for each in (factor, running)):
+            continue
+        message = (
+            f"with {layer.dropout or 'the dropout before it'} off, as in evaluation, its input's variance is "
+            f"{factor:.2g} of that with it on, and {running:.2g} of the running variance"
+        )
+        scored = seen.gap is not None and seen.gap.lost is not None
+        free = scored and not any(True for _ in evaluation_gap(seen))
+        fix = calibrate_at(layer.name)
+        if layer.dropout:
+            fix = f"{put(layer.dropout, 'torch.nn.Identity()')}  # or put the dropout behind the norm\n{fix}"
+        evidence: dict[str, float | None] = {"factor": factor, "running": running}
+        yield Hit(layer.name, message, evidence, fix, "info" if free else None)
+
+
+def norm_over_time(seen: Diagnosis) -> Iterator[Hit]:
+    """Layer norms along an axis that is not the channels'."""
+    for norm in seen.norms:
+        layer, axis = norm.layer, norm.layer.channels_at
+        if axis is None or not norm.samples or not layer.shape:
+            continue
+        size, channels = layer.shape[-1], layer.shape[axis]
+        message = (
+            f"it normalizes over the last axis of its input {tuple(layer.shape)}, which holds {size} positions; the "
+            f"{channels} channels that the layers beside it work on are axis {axis}"
+        )
+        to_last, back = f"x.movedim({axis}, -1)", f".movedim(-1, {axis})"
+        fix = (
+            "class OverChannels(torch.nn.LayerNorm):\n"
+            "    def forward(self, x):\n"
+            f"        return super().forward({to_last}){back}\n"
+            + put(layer.name, f"OverChannels({channels}, eps={layer.eps:g})")
+        )
+        yield Hit(layer.name, message, {"positions": size, "channels": channels}, fix)
 
 
 def _points(gain: float, seen: Diagnosis) -> str:
@@ -213,13 +326,13 @@ def unfit_momentum(seen: Diagnosis) -> Iterator[Hit]:
 
 
 def _momentum(norm: NormTrace, fit: float) -> str:
-    return f"{at(norm.layer.name)}.momentum = {fit:g}  # or, at the end: normwise.calibrate(model, loader)"
+    return f"{at(norm.layer.name)}.momentum = {fit:g}  # or, at the end: {calibrate_at('')}"
 
 
 def _start_again(norm: NormTrace) -> str:
     if norm.layer.after:
         return f"{at(norm.layer.after)}.reset_parameters()  # what feeds it gives constants: start it again"
-    return f"print({at(norm.layer.name)})  # look at what feeds it: its input is constant"
+    return ""
 
 
 RULES = [
@@ -227,7 +340,7 @@ RULES = [
         "few-elements",
         "warning",
         few_elements,
-        "Noise as large as the signal enters every activation; evaluation, by averages, sees another network.",
+        "Each batch's noise enters the activations; evaluation, by averages, is without it.",
     ),
     Rule("erased-data", "warning", erased_data, "The layer removes what the following layers should learn from."),
     Rule(
@@ -240,16 +353,19 @@ RULES = [
         "constant-channels",
         "warning",
         constant_channels,
-        "They carry nothing and learn nothing; should they vary later, they are scaled by up to 1/√eps.",
+        "Beyond a constant they carry nothing; should they vary later, they are scaled by up to 1/√eps.",
     ),
     Rule(
         "near-eps",
         "warning",
         near_eps,
-        "eps, not the data, sets the scale: the output is far below unit variance and gradients are off by as much.",
+        "eps, not the data, sets the scale of these outputs.",
     ),
     Rule(
-        "non-finite-input", "error", nonfinite_inputs, "One such batch makes the output, and with it all weights, NaN."
+        "non-finite-input",
+        "error",
+        nonfinite_inputs,
+        "What such a batch touches becomes NaN, after a step the weights, too.",
     ),
     Rule(
         "train-eval-gap",
@@ -262,6 +378,18 @@ RULES = [
         "info",
         statistics_disagree,
         "Evaluation normalizes by other numbers than training did, so layers behind get inputs they never saw.",
+    ),
+    Rule(
+        "dropout-before-norm",
+        "warning",
+        dropout_before,
+        "In evaluation, without dropout, the running variance is not that of the input any more (arXiv 1801.05134).",
+    ),
+    Rule(
+        "norm-over-time",
+        "warning",
+        norm_over_time,
+        "Each channel is normalized by its other positions: what it says early depends on what comes late.",
     ),
     Rule(
         "momentum",

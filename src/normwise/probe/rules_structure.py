@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normwise.findings import Diagnosis, NormTrace
-from normwise.probe.rules import Hit, Rule, at, convert_to, count, put
+from normwise.probe.rules import Hit, Rule, at, calibrate_at, convert_command, convert_to, count, put
 
 __all__ = ["RULES"]
 
+# Statistics of two runs in one pass that far apart are of different data.
+APART_MEAN, APART_VAR = 0.5, 2.0
+_CALL_IT = " Call it in forward(), or leave it to whoever does: taking it out changes the keys of checkpoints."
+# Methods with statistics of one sample that several channels share.
+_PER_SAMPLE = ("layer", "rms", "group")
 # Methods whose mean is per channel, so that what is added to a channel before them is taken off again.
 _PER_CHANNEL = ("batch", "instance", "batch_renorm", "ghost_batch", "mean_only_batch")
 
@@ -20,40 +25,89 @@ def cancelled_bias(seen: Diagnosis) -> Iterator[Hit]:
         norm = norms.get(weight.normalized_by or "")
         if not weight.bias or norm is None or norm.layer.method not in _PER_CHANNEL or norm.layer.frozen:
             continue
-        message = f"its bias is subtracted again by {norm.layer.name}, which has one of its own"
-        yield Hit(weight.name, message, {}, f'{at(weight.name)}.register_parameter("bias", None)')
+        if norm.layer.tracked and not norm.training:
+            # A layer in evaluation mode subtracts what it holds, whatever the bias is.
+            continue
+        message = f"its bias is subtracted again by {norm.layer.name}, and nothing else takes its output"
+        fix = f'{at(weight.name)}.register_parameter("bias", None)'
+        if norm.layer.tracked:
+            # In evaluation the running mean holds the bias, too.
+            fix = (
+                f"with torch.no_grad():\n    {at(norm.layer.name)}.running_mean.sub_({at(weight.name)}.bias)\n    {fix}"
+            )
+        yield Hit(weight.name, message, {}, fix)
 
 
 def cancelled_norm(seen: Diagnosis) -> Iterator[Hit]:
-    """Two normalizations in a row."""
+    """Two normalizations in a row, of which the second takes off all that the first did."""
     norms = {norm.layer.name: norm for norm in seen.norms}
     for norm in seen.norms:
         first = norms.get(norm.layer.after or "")
-        if first is None or first is norm:
+        if first is None or first is norm or not norm.layer.alone or max(first.calls, norm.calls) > 1:
             continue
-        per_channel = {first.layer.method, norm.layer.method} <= set(_PER_CHANNEL)
-        if per_channel or first.layer.method == norm.layer.method:
-            message = f"it normalizes what {first.layer.name} has just normalized: one of the two has no effect"
-            yield Hit(norm.layer.name, message, {}, put(first.layer.name, "torch.nn.Identity()"))
+        if not _takes_off(first, norm):
+            continue
+        message = f"it normalizes, over the same values or fewer, what {first.layer.name} has just normalized"
+        yield Hit(norm.layer.name, message, {}, _without(first, norm))
+
+
+def _takes_off(first: NormTrace, second: NormTrace) -> bool:
+    """Whether what the first does is, within each pool of the second, one scale and one shift."""
+    a, b = first.layer, second.layer
+    if a.method in _PER_CHANNEL and b.method in _PER_CHANNEL:
+        # Scales and shifts of the first are per channel; an instance norm's are per sample as well.
+        return a.method == "batch" or (a.method == b.method == "instance")
+    same_pools = a.method == b.method and (a.num_groups, a.elements) == (b.num_groups, b.elements)
+    return same_pools and a.method in _PER_SAMPLE and not a.affine
+
+
+def _without(first: NormTrace, second: NormTrace) -> str:
+    """Take the first of two norms out; a negative weight has turned its channel round, which the second keeps."""
+    a, b = first.layer, second.layer
+    turn = ""
+    if a.affine and b.affine:
+        turn = f"with torch.no_grad():\n    {at(b.name)}.weight.mul_({at(a.name)}.weight.sign())\n"
+    again = f"\n{calibrate_at(b.name)}" if b.tracked else ""
+    return turn + put(a.name, "torch.nn.Identity()") + again
 
 
 def run_twice(seen: Diagnosis) -> Iterator[Hit]:
-    """Running statistics that take in several inputs a pass."""
+    """Running statistics that take in several inputs a pass, where these differ."""
     for norm in seen.norms:
         if norm.calls < 2 or not norm.layer.tracked or not norm.training or norm.layer.frozen:
             continue
-        message = f"it runs {count(norm.calls, 'time')} in one pass: its running averages mix different inputs"
-        yield Hit(norm.layer.name, message, {"calls": norm.calls}, convert_to("group", norm.layer.name))
+        mean, var = norm.apart_mean, norm.apart_var
+        if mean is None or var is None or (mean <= APART_MEAN and var <= APART_VAR):
+            continue
+        message = (
+            f"it runs {count(norm.calls, 'time')} in one pass, on different data: means are up to {mean:.2g} standard "
+            f"deviations apart, variances up to a factor of {var:.2g}"
+        )
+        evidence: dict[str, float | None] = {"calls": norm.calls, "apart_mean": mean, "apart_var": var}
+        name = norm.layer.name
+        fix = f"# or give each of its places a norm of its own:\n{convert_to('group', name)}"
+        yield Hit(name, message, evidence, fix, command=convert_command("group", name))
 
 
 def run_never(seen: Diagnosis) -> Iterator[Hit]:
     """Layers that are in the model and not in its forward pass."""
+    used = {_parent(norm.name) for norm in seen.facts.norms if norm.order is not None}
+    used |= {_parent(weight.name) for weight in seen.facts.weights if weight.order is not None}
     for norm in seen.norms:
-        if not norm.calls and seen.run.sampled:
-            message = f"it did not run in {count(seen.run.sampled, 'sampled pass')}"
-            yield Hit(
-                norm.layer.name, message, {"passes": seen.run.sampled}, put(norm.layer.name, "torch.nn.Identity()")
-            )
+        if norm.calls or norm.ran or norm.samples or not seen.run.sampled:
+            continue
+        name, tracked = norm.layer.name, norm.layer.tracked
+        effect = "Its running statistics stay as they are." if tracked else "It has no part in the output."
+        message = f"it did not run in {count(seen.run.sampled, 'sampled pass')}"
+        if tracked and norm.layer.order is not None:
+            message += ", but it did in evaluation"
+        # Beside layers that run it was probably forgotten; with all its module it may be meant for other uses.
+        severity = None if tracked and (norm.layer.order is not None or _parent(name) in used) else "info"
+        yield Hit(name, message, {"passes": seen.run.sampled}, "", severity, effect + _CALL_IT)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def repeated_batch(seen: Diagnosis) -> Iterator[Hit]:
@@ -65,14 +119,33 @@ def repeated_batch(seen: Diagnosis) -> Iterator[Hit]:
         yield Hit("", message, {"repeated": seen.run.repeated}, fix)
 
 
+def counted_twice(seen: Diagnosis) -> Iterator[Hit]:
+    """Running statistics that a backward pass updates again, as activation checkpointing does."""
+    for norm in seen.norms:
+        if not norm.recomputed:
+            continue
+        message = (
+            f"the backward pass ran it again and updated its running statistics once more, in "
+            f"{count(norm.recomputed, 'sampled pass')}"
+        )
+        fix = (
+            "import contextlib\n"
+            "paused = lambda: (contextlib.nullcontext(), normwise.surgery.statistics_paused(model))\n"
+            "# then, in forward(): torch.utils.checkpoint.checkpoint(..., use_reentrant=False, context_fn=paused)"
+        )
+        yield Hit(norm.layer.name, message, {"passes": norm.recomputed}, fix)
+
+
 def trains_in_evaluation(seen: Diagnosis) -> Iterator[Hit]:
     """Layers that go on training while the model is evaluated."""
     for name in seen.run.training_in_evaluation:
         yield Hit(name, "it is in training mode while the model is in evaluation mode", {}, "model.eval()")
     if seen.run.blind_passes:
         passes = count(seen.run.blind_passes, "pass")
-        message = f"{passes} without gradients ran in training mode: evaluation moved the running averages"
-        yield Hit("", message, {"passes": seen.run.blind_passes}, "model.eval()", "warning")
+        message = f"{passes} without gradients ran in training mode and moved the running averages"
+        # Generators and teachers run so in every step, which is their owner's choice; an evaluation runs now and then.
+        in_step = seen.run.steps > 3 and seen.run.blind_steps >= seen.run.steps // 4
+        yield Hit("", message, {"passes": seen.run.blind_passes}, "model.eval()", "info" if in_step else "warning")
 
 
 def frozen_moves(seen: Diagnosis) -> Iterator[Hit]:
@@ -91,10 +164,8 @@ def frozen_moves(seen: Diagnosis) -> Iterator[Hit]:
 
 def decayed(seen: Diagnosis) -> Iterator[Hit]:
     """Weight decay on γ, β and mixing weights."""
-    fix = (
-        f"optimizer = torch.optim.{seen.run.optimizer or 'SGD'}"
-        f"(normwise.param_groups(model, lr={seen.run.lr or 0.1:g}, weight_decay={seen.run.decay:g}))"
-    )
+    # In place, so that the optimizer keeps all its other settings and its state.
+    fix = "normwise.nn.optim.spare_norms(optimizer, model)  # before learning rate schedulers are made"
     mixing = [norm for norm in seen.norms if norm.mixing_decay]
     for norm in mixing:
         message = f"weight decay {norm.mixing_decay:g} pulls its mixing weights to equal shares"
@@ -122,16 +193,19 @@ RULES = [
         "cancelled-norm",
         "warning",
         cancelled_norm,
-        "Time and memory for nothing; the first one's weight and bias train nothing.",
+        "Time and memory for nothing: up to eps the output is the same without the first one.",
     ),
     Rule(
         "runs-twice",
         "warning",
         run_twice,
-        "Evaluation normalizes every one of these inputs by an average over all of them.",
+        "Evaluation normalizes each of these inputs by an average over all of them.",
     ),
     Rule(
-        "never-runs", "warning", run_never, "Its statistics stay at their start; evaluating through it gives nonsense."
+        "never-runs",
+        "warning",
+        run_never,
+        "It has no part in the output; running statistics, if any, stay as they are.",
     ),
     Rule(
         "repeated-batch",
@@ -140,10 +214,16 @@ RULES = [
         "Running averages count the same data twice, by the weights of both passes.",
     ),
     Rule(
+        "counted-twice",
+        "warning",
+        counted_twice,
+        "Running averages follow each batch about twice as fast as their momentum says.",
+    ),
+    Rule(
         "train-mode",
         "error",
         trains_in_evaluation,
-        "Outputs depend on the other samples, and test data moves the averages.",
+        "Outputs depend on the other samples, and the data of such passes moves the averages.",
     ),
     Rule(
         "frozen-moves",
@@ -155,6 +235,6 @@ RULES = [
         "weight-decay",
         "info",
         decayed,
-        "Pulls scales to 0, which a norm behind the next layer undoes: no regularization.",
+        "Pulls scales to 0; where another norm follows, it undoes that, and nothing is regularized.",
     ),
 ]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 
-from normwise.findings import Diagnosis, WeightTrace
-from normwise.probe.rules import Hit, Rule, at
+from normwise.findings import Diagnosis, NormTrace, WeightTrace
+from normwise.probe.rules import Hit, Rule, at, count
+from normwise.probe.rules_statistics import untrained
+from normwise.surgery.inspect import GONE
 
 __all__ = ["RULES"]
 
 # From the last fifth of the layers to the first, gradients may shrink or grow by this factor.
 VANISHING, EXPLODING = 1e-3, 1e3
+# Weights that shrank to this share while watched are told; below the second number they are lost.
+SHRUNK, SMALL = 0.5, 0.01
+_LESS_DECAY = 'for group in optimizer.param_groups:\n    group["weight_decay"] *= 0.1'
 # A |weight| beyond any that trained networks show, and the growth while watched that leads there.
 HUGE, GROWTH = 1e3, 10.0
 # Share of channels that never carry anything, and values per channel that must have been seen.
@@ -87,40 +93,157 @@ def _before(seen: Diagnosis, weight: WeightTrace) -> str:
     return max(earlier)[1] if earlier else weight.layer.name
 
 
+def collapsed_weights(seen: Diagnosis) -> Iterator[Hit]:
+    """Layers all of whose weights are all but 0, whether they decayed or came so."""
+    for norm in seen.norms:
+        most, name = norm.weight_max, norm.layer.name
+        if most is None or most > GONE:
+            continue
+        if most == 0 and untrained(seen):
+            continue
+        # A residual block may start as the identity, by a last norm whose weights are exactly 0.
+        severity = "info" if most == 0 and seen.facts.residual_adds else None
+        fix = (
+            ""
+            if severity
+            else f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
+        )
+        yield Hit(name, _gone(most, norm.decay), {"weight_max": most, "weight_decay": norm.decay}, fix, severity)
+    for weight in seen.weights:
+        size, layer = weight.weight_max, weight.layer
+        if size is not None and size <= GONE and layer.order is not None:
+            message = _gone(size, weight.decay)
+            evidence: dict[str, float | None] = {"weight_max": size, "weight_decay": weight.decay}
+            # Adapters and last layers may start at exactly 0.
+            yield Hit(layer.name, message, evidence, _start_again(layer.name), "info" if size == 0 else None)
+
+
+def _gone(most: float, decay: float) -> str:
+    acts = f"; weight decay {decay:g} acts on them" if decay else ""
+    return f"its largest |weight| is {most:.2g}: all of them are gone together{acts}"
+
+
+def _start_again(layer: str) -> str:
+    return f"{at(layer)}.reset_parameters()"
+
+
+def decaying_weights(seen: Diagnosis) -> Iterator[Hit]:
+    """Weights that shrink as fast as the decay alone makes them shrink."""
+    alone = (1 - (seen.run.lr or 0.0) * seen.run.decay) ** seen.run.steps
+    for trace, order in [(n, n.layer.order) for n in seen.norms] + [(w, w.layer.order) for w in seen.weights]:
+        most, growth, decay = trace.weight_max, trace.weight_growth, trace.decay
+        if most is None or growth is None or not decay or order is None or growth > SHRUNK or most <= GONE:
+            continue
+        message = (
+            f"its largest |weight| shrank to {growth:.2g} of what it was, {most:.2g}, under weight decay {decay:g}"
+        )
+        if decay == seen.run.decay and abs(math.log(max(growth, 1e-30) / max(alone, 1e-30))) < 0.3:
+            message += f"; the decay alone, (1 − lr · decay)^steps, gives {alone:.2g}: it dies by decay"
+        evidence: dict[str, float | None] = {
+            "growth": growth,
+            "weight_max": most,
+            "weight_decay": decay,
+            "alone": alone,
+        }
+        norm = isinstance(trace, NormTrace)
+        fix = "normwise.nn.optim.spare_norms(optimizer, model)" if norm else _LESS_DECAY
+        yield Hit(trace.layer.name, message, evidence, fix, "warning" if most < SMALL else "info")
+
+
+def nonfinite_gradients(seen: Diagnosis) -> Iterator[Hit]:
+    """Gradients that are finite before a layer and NaN or infinite behind it; else the parameters that got such."""
+    origins = [norm for norm in seen.norms if norm.broken_gradients]
+    for norm in origins:
+        n, layer = norm.broken_gradients, norm.layer
+        var = "" if norm.var_min is None else f"; the smallest variance that it met is {norm.var_min:.2g}"
+        message = (
+            f"a finite gradient came to it and left it as NaN or infinity in {n} of "
+            f"{count(norm.heard, 'sampled pass')}, with eps {layer.eps:g}{var}"
+        )
+        fix = f"{at(layer.name)}.eps = 1e-05" if layer.eps < 1e-5 else ""
+        # Where a scaled loss overflows now and then, that step is left out and the scale lowered.
+        severity = "warning" if 2 * n < norm.heard and not seen.run.nonfinite_gradients else None
+        yield Hit(layer.name, message, {"passes": n, "eps": layer.eps, "var_min": norm.var_min}, fix, severity)
+    names = seen.run.nonfinite_gradients
+    for norm in [] if origins else seen.norms:
+        # Its input may have no gradient, and its weight's be the first to break.
+        own = [f"{norm.layer.name}.{leaf}".strip(".") for leaf in ("weight", "bias")]
+        if norm.heard and not norm.broken_outputs and set(own) & set(names):
+            message = f"the gradient at its output is finite, that of its weight is not, with eps {norm.layer.eps:g}"
+            fix = f"{at(norm.layer.name)}.eps = 1e-05" if norm.layer.eps < 1e-5 else ""
+            yield Hit(norm.layer.name, message, {"eps": norm.layer.eps, "var_min": norm.var_min}, fix)
+            origins.append(norm)
+    if names and not origins:
+        listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        message = f"{count(len(names), 'parameter')} got a gradient with NaN or infinity: {listed}"
+        yield Hit("", message, {"parameters": len(names)}, "")
+
+
 def covariate_shift(seen: Diagnosis) -> Iterator[Hit]:
     """A step so large that layers behind see another problem."""
     if seen.run.optimizer is None:
         # What a step does depends on its size, which only the optimizer tells.
         return
-    for weight in seen.weights:
-        if weight.moved_mean is None or weight.moved_mean <= MOVED:
-            continue
-        says = f"one step moves its output's mean by {weight.moved_mean:.2g} standard deviations"
-        if weight.cosine is not None:
-            says += f", and turns its gradient to a cosine of {weight.cosine:.2f} by the layers before it alone"
-        evidence = {"cosine": weight.cosine, "change": weight.change, "moved_mean": weight.moved_mean}
-        fix = 'for group in optimizer.param_groups:\n    group["lr"] *= 0.1'
-        yield Hit(weight.layer.name, says, evidence, fix)
+    moved = [weight for weight in seen.weights if weight.moved_mean is not None and weight.moved_mean > MOVED]
+    most = max((w.moved_mean for w in moved if w.moved_mean is not None), default=MOVED)
+    before, after = seen.run.loss_before, seen.run.loss_after
+    for weight in moved:
+        says = (
+            f"one step of {seen.run.optimizer} moves its output's mean by {weight.moved_mean:.2g} standard deviations"
+        )
+        if before is not None and after is not None:
+            says += f"; the loss of that batch goes from {before:.3g} to {after:.3g}"
+        if seen.run.fresh:
+            says += " (its first step: it has no state yet)"
+        evidence = {"moved_mean": weight.moved_mean, "loss_before": before, "loss_after": after}
+        evidence |= {"cosine": weight.cosine, "change": weight.change}
+        fix = f'for group in optimizer.param_groups:\n    group["lr"] *= {0.5 / most:.1g}'
+        # A step that lowers its loss did what it was computed for; a first one is not like those that follow.
+        harmless = seen.run.fresh or (before is not None and after is not None and after <= before)
+        yield Hit(weight.layer.name, says, evidence, fix, "info" if harmless else None)
 
 
 RULES = [
-    Rule("exploding-weights", "warning", exploding_weights, "A few channels drown all others, and float16 overflows."),
+    Rule(
+        "dead-weight",
+        "warning",
+        collapsed_weights,
+        "Nothing but a bias gets through, and what feeds the layer gets hardly any gradient.",
+    ),
+    Rule(
+        "decaying-weight",
+        "info",
+        decaying_weights,
+        "The optimizer's decay, not the loss, sets the size of these weights.",
+    ),
+    Rule(
+        "non-finite-gradient",
+        "error",
+        nonfinite_gradients,
+        "A step with such a gradient makes weights NaN; gradient scaling leaves the step out instead.",
+    ),
+    Rule(
+        "exploding-weights",
+        "warning",
+        exploding_weights,
+        "Outputs of that size overflow in float16, and the largest channels hide the others.",
+    ),
     Rule(
         "gradients",
         "warning",
         gradients_by_depth,
-        "No learning rate fits all layers: the first ones stand still while the last learn, or the other way round.",
+        "Where steps grow with the gradient, one learning rate does not fit all layers.",
     ),
     Rule(
         "dead-activations",
         "warning",
         dead_activations,
-        "No gradient passes through them: that part of the network does not learn any more.",
+        "What comes before them gets no gradient through them; the weights behind them get none.",
     ),
     Rule(
         "covariate-shift",
         "warning",
         covariate_shift,
-        "The step that a layer takes was computed for a network that is no longer there; training is slow or unstable.",
+        "The steps of the layers behind were computed for inputs that are no longer there.",
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -29,14 +30,14 @@ def measure_shifts(
     layer's output by the step of all layers, on the same batch: ``moved_mean`` and ``moved_std`` in standard deviations
     of each channel before, root mean squares over channels.
 
-    The step is θ − lr·g for SGD; for other optimizers, whose steps do not grow with the gradient, θ − lr·g/rms(g) with
-    the root mean square over each parameter.
+    The step is the optimizer's own, with its state as it is, taken by a copy of it; one that cannot be copied or wants
+    a closure is as good as none.
 
     Args:
         loss: runs the model on the batch and gives the scalar loss; called once for every measured layer and twice
             more.
         layers: the weighted layers by name, in the order in which they run.
-        optimizer: gives the learning rates; without one the step is 0.1 % as long as the parameters.
+        optimizer: takes the step, on a copy; without one the step is 0.1 % as long as the parameters.
 
     Returns:
         For every layer ``cosine``, ``change``, ``moved_mean``, ``moved_std``; the first two for up to 12 layers
@@ -85,18 +86,53 @@ def _gradients(loss: Tensor, parameters: list[Tensor]) -> dict[int, Tensor]:
 def _step(
     parameters: list[Tensor], gradients: Mapping[int, Tensor], optimizer: torch.optim.Optimizer | None
 ) -> dict[int, Tensor]:
-    if optimizer is None:
-        length = torch.stack([gradients[id(p)].float().norm() for p in parameters]).norm()
-        size = torch.stack([p.detach().float().norm() for p in parameters]).norm()
-        lr = float(_RELATIVE * size / length) if length > 0 else 0.0
-        return {key: lr * gradient for key, gradient in gradients.items()}
-    rates = {id(p): float(group.get("lr", 0.0)) for group in optimizer.param_groups for p in group["params"]}
-    plain = isinstance(optimizer, torch.optim.SGD)
-    return {key: rates.get(key, 0.0) * (g if plain else _of_unit_size(g)) for key, g in gradients.items()}
+    own = None if optimizer is None else own_step(parameters, gradients, optimizer)
+    if own is not None:
+        return own
+    length = torch.stack([gradients[id(p)].float().norm() for p in parameters]).norm()
+    size = torch.stack([p.detach().float().norm() for p in parameters]).norm()
+    lr = float(_RELATIVE * size / length) if length > 0 else 0.0
+    return {key: lr * gradient for key, gradient in gradients.items()}
 
 
-def _of_unit_size(gradient: Tensor) -> Tensor:
-    return gradient / gradient.square().mean().sqrt().clamp_min(1e-30)
+def own_step(
+    parameters: list[Tensor], gradients: Mapping[int, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[int, Tensor] | None:
+    """What an optimizer's next step subtracts from each parameter, found on a copy of the optimizer and of its state.
+
+    Args:
+        parameters: those that are asked for; they do not move.
+        gradients: by the parameters' ids.
+        optimizer: is not changed.
+
+    Returns:
+        By id: 0 for what the optimizer does not hold; ``None`` where it cannot be copied, or not stepped so.
+
+    Example:
+        >>> p = nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.SGD([p], lr=0.5, weight_decay=0.1)
+        >>> own_step([p], {id(p): torch.ones(2)}, optimizer)[id(p)]
+        tensor([0.5500, 0.5500])
+    """
+    try:
+        twin = copy.deepcopy(optimizer)
+        # Deep copies keep groups and state only, and subclasses may have more.
+        twin.__dict__.update({k: v for k, v in vars(optimizer).items() if k not in vars(twin) and k != "step"})
+        pairs = [
+            (old, new)
+            for groups in zip(optimizer.param_groups, twin.param_groups, strict=True)
+            for old, new in zip(groups[0]["params"], groups[1]["params"], strict=True)
+        ]
+        for old, new in pairs:
+            gradient = gradients.get(id(old))
+            new.grad = None if gradient is None else gradient.detach().clone().to(new.dtype)
+        with torch.no_grad():
+            before = {id(old): new.detach().clone() for old, new in pairs}
+            twin.step()
+            steps = {id(old): before[id(old)] - new.detach() for old, new in pairs}
+    except Exception:  # whatever a foreign optimizer does not bear: then its step is not known
+        return None
+    return {id(p): steps.get(id(p), torch.zeros_like(p)) for p in parameters}
 
 
 def _spread(names: list[str]) -> set[str]:

@@ -15,7 +15,7 @@ from normwise.findings import Diagnosis, Finding, Gap, ModelFacts, NormFacts, No
 from normwise.probe import rules_statistics, rules_structure, rules_training
 from normwise.probe.meters import NormMeter, WeightMeter
 from normwise.probe.optimizers import Decays
-from normwise.probe.rules import at, judge
+from normwise.probe.rules import at, calibrate_command, judge
 from normwise.surgery.inspect import inspect
 
 RULES = [*rules_statistics.RULES, *rules_structure.RULES, *rules_training.RULES]
@@ -32,19 +32,20 @@ STATIC: dict[str, tuple[str, str]] = {
         'normwise.calibrate(model, loader, where="{name}")',
     ),
     "near-eps": (
-        "Whatever is not constant any more in evaluation is scaled up by up to 1/√eps.",
+        "In evaluation these channels are scaled up by as much, whatever comes.",
         'normwise.calibrate(model, loader, where="{name}")',
     ),
     "never-updated": (
-        "Evaluation does not normalize at all.",
+        "Until then evaluation normalizes by mean 0 and variance 1, whatever the data's are.",
         'normwise.calibrate(model, loader, where="{name}")',
     ),
     "dead-weight": (
-        "These channels pass nothing on, and no gradient back to what feeds them.",
-        "with torch.no_grad():\n    {at}.weight[{at}.weight.abs() <= 1e-3 * {at}.weight.abs().max()] = 1.0",
+        "These channels pass hardly anything on, and hardly any gradient back to what feeds them.",
+        "from normwise.surgery.inspect import dead_below\n"
+        "with torch.no_grad():\n    {at}.weight[{at}.weight.abs() <= dead_below({at}.weight)] = 0.0",
     ),
     "momentum-0": (
-        "Fine-tuning changes the weights and leaves the statistics: evaluation drifts away from training.",
+        "Should weights be trained further, the statistics stay, and evaluation drifts away from training.",
         "{at}.momentum = 0.1",
     ),
 }
@@ -89,7 +90,8 @@ def diagnosis_of(
         ['never-updated']
     """
     meters = {meter.found.names[0]: meter for meter in norms.values()}
-    named = {name: weights[id(module)] for name, module in model.named_modules() if id(module) in weights}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    named = {name: weights[id(module)] for name, module in modules.items() if id(module) in weights}
     known, found = of_norms or {}, of_weights or {}
 
     def norm_trace(f: NormFacts) -> NormTrace:
@@ -101,7 +103,11 @@ def diagnosis_of(
         facts=facts,
         run=run,
         norms=[norm_trace(f) for f in facts.norms if f.name in meters],
-        weights=[named[f.name].trace(f, **found.get(f.name, {})) for f in facts.weights if f.name in named],
+        weights=[
+            named[f.name].trace(f, decay=decays.on(modules[f.name]), **found.get(f.name, {}))
+            for f in facts.weights
+            if f.name in named
+        ],
         gap=gap,
         versions={"normwise": __version__, "torch": str(torch.__version__)},
     )
@@ -114,20 +120,37 @@ def diagnosis_of(
 
 def _static(model: nn.Module, seen: Diagnosis, judged: list[Finding]) -> list[Finding]:
     known = {(finding.layer, finding.code) for finding in judged}
-    moving = {norm.layer.name: norm.leftover for norm in seen.norms if norm.leftover is not None}
+    norms = {norm.layer.name: norm for norm in seen.norms}
     found = []
     for finding in inspect(model).findings:
         if finding.code not in STATIC or (finding.layer, finding.code) in known:
             continue
-        if finding.code == "near-eps" and (finding.layer, "constant-channels") in known:
+        norm = norms.get(finding.layer)
+        if norm is not None and _refuted(finding, norm, known):
             continue
         effect, fix = STATIC[finding.code]
         severity = finding.severity
-        if finding.code == "dead-weight" and severity == "warning" and seen.facts.residual_adds:
-            # The last norm of a residual block may start at 0, so that the block starts as the identity.
+        if finding.code == "never-updated" and rules_statistics.untrained(seen):
+            # Nothing was trained: that the statistics are at their start, too, is no fault.
             severity = "info"
-        if finding.code == "never-updated" and finding.layer in moving:
-            continue
+        if finding.code == "momentum-0" or finding.code == "dead-weight":
+            command = ""
+        else:
+            command = calibrate_command(finding.layer)
+        # Weights that come from elsewhere (weight norm) cannot be set in their place.
+        fix = "" if norm is None and finding.code == "dead-weight" else fix
         fix = fix.format(at=at(finding.layer), name=finding.layer)
-        found.append(dataclasses.replace(finding, severity=severity, effect=effect, fix=fix))
+        found.append(dataclasses.replace(finding, severity=severity, effect=effect, fix=fix, command=command))
     return found
+
+
+def _refuted(finding: Finding, norm: NormTrace, known: set[tuple[str, str]]) -> bool:
+    """Whether what was measured says otherwise than the stored statistics alone."""
+    if finding.code == "near-eps":
+        as_data = norm.mean_gap is not None and not rules_statistics.disagrees(norm)
+        return as_data or (finding.layer, "constant-channels") in known
+    if finding.code == "dead-weight":
+        # A layer without any weight left is judged by what was seen.
+        return norm.weight_max is not None and norm.weight_max <= rules_training.GONE
+    # Their start is on its way out, or nothing goes through them: then another finding tells.
+    return finding.code == "never-updated" and (norm.leftover is not None or (finding.layer, "never-runs") in known)

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from normwise.errors import InputError, NormwiseWarning
 from normwise.findings import Diagnosis, ModelFacts, RunTrace
 from normwise.nn._checks import model_given, number_given, optimizer_given
-from normwise.probe.facts import Log, facts_of
-from normwise.probe.meters import NormMeter, WeightMeter
+from normwise.probe.entries import Entries
+from normwise.probe.facts import Log, facts_of, joined
+from normwise.probe.meters import NormMeter, WeightMeter, count_of
 from normwise.probe.optimizers import Decays
 from normwise.probe.padding import padded_share
 from normwise.probe.places import input_of
@@ -29,6 +30,9 @@ from normwise.surgery._lazy import refuse_lazy
 from normwise.surgery.layers import Found
 from normwise.surgery.running import tensors_in, unwrapped
 
+# Passes that are surveyed, where each shows another part of the model.
+_SURVEYS = 8
+
 
 class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     """Watch a model's normalization around your own training loop.
@@ -36,7 +40,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     Sampled are the steps 0, 1, 2, 4, 8, … and from ``every`` on each ``every``-th, one forward pass of each; the first
     is a little slower, as the model is surveyed in it. Nothing is changed and no random number drawn; hooks go when the
     block ends, also by an exception. The model may be wrapped (data-parallel), run under autocast, accumulate
-    gradients, take any arguments. Optimizers need not be given: those that step on the model's parameters are noticed.
+    gradients, take any arguments; training may call its ``forward`` or any of its parts. Optimizers need not be given:
+    those that step on the model's parameters are noticed.
 
     Args:
         model: to watch.
@@ -97,18 +102,29 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._since_step = 0
         self._pending, self._measured = True, False
         self._misplaced: dict[str, None] = {}
-        self._seen_inputs: list[weakref.ref[Tensor]] = []
+        self._seen_inputs: list[tuple[int, weakref.ref[Tensor]]] = []
+        self._blind_steps: set[int] = set()
+        self._broken: dict[str, None] = {}
+        # Of the pass that runs now: through which modules it went in, whether it is measured, whether it came back.
+        self._entered_by: set[int] = set()
+        self._measuring = self._came_back = False
+        self._whole = True
+        self._counts: dict[int, int] = {}
+        self._surveys = 0
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
 
     def __enter__(self) -> watch:
         log = Log(self.model)
         self.found = list(log.norms.values())
         self._norms = {id(found.module): NormMeter(found) for found in self.found}
         self._weighted = {id(m): m for m in self.model.modules() if id(m) in log.weighted}
-        self._weights = {key: WeightMeter() for key in self._weighted}
+        self._weights = {key: WeightMeter(module) for key, module in self._weighted.items()}
+        self._entries = Entries(self.model, {*self._norms, *self._weighted}, self._begin, self._end)
         self._survey: Log | None = log
         try:
-            self._hook(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            self._hook(self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
+            self._stack.callback(self._entries.close)
+            self._entries.open()
             self._hook(register_optimizer_step_pre_hook(self._before_step))
             self._hook(register_optimizer_step_post_hook(self._after_step))
         except BaseException:
@@ -120,12 +136,14 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._armed.close()
         self._stack.close()
+        self.end_backward()
+        self._close_pass()
         if self._scalars is not None:
             self._scalars.close()
         if kind is None and not self._passes:
             warnings.warn(
-                f"watch saw no training pass of {type(self.model).__name__}: call the watched model itself, in "
-                "training mode",
+                f"watch saw no training pass of {type(self.model).__name__}: call the watched model itself or its "
+                "parts, in training mode",
                 NormwiseWarning,
                 stacklevel=2,
             )
@@ -139,6 +157,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         Raises:
             InputError: no forward pass was seen yet.
         """
+        if self._entered:
+            self.end_backward()
+            self._close_pass()
         if not self._entered or self._facts is None:
             raise InputError("nothing was seen yet: run at least one training pass inside `with watch(model):`")
         # Averages that are still on their way at first are not held against the layer.
@@ -155,6 +176,10 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         Returns:
             The diagnosis.
         """
+        of_norms = {name: dict(known) for name, known in more.pop("of_norms", {}).items()}
+        for key, meter in self._norms.items():
+            of_norms.setdefault(meter.found.names[0], {})["ran"] = key in self._entries.ran
+        more["of_norms"] = of_norms
         return diagnosis_of(self.model, facts, run, self._norms, self._weights, self._decays, **more)
 
     def run(self) -> RunTrace:
@@ -167,10 +192,13 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             passes=self._passes,
             sampled=self._sampled,
             steps=self._steps,
-            micro_batches=(self._passes - self._since_step) / self._steps if self._steps else 1.0,
+            micro_batches=(self._passes - self._since_step) / self._steps if self._steps and self._whole else 1.0,
             repeated=self._repeated,
             training_in_evaluation=list(self._misplaced),
             blind_passes=self._blind,
+            blind_steps=len(self._blind_steps),
+            fresh=self._decays.fresh,
+            nonfinite_gradients=list(self._broken),
             run_length=self._run_length,
             overhead=self.overhead,
             ranks=_ranks(),
@@ -180,43 +208,100 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     def _hook(self, handle: Any) -> None:
         self._stack.callback(handle.remove)
 
-    def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         begun = time.perf_counter()
-        if not model.training:
-            self._misplaced |= dict.fromkeys(training_norms(self.found))
+        self.end_backward()
+        inside = {id(part) for part in module.modules()}
+        norms = [found for found in self.found if id(found.module) in inside]
+        if not module.training:
+            self._misplaced |= dict.fromkeys(training_norms(norms))
         elif not torch.is_grad_enabled():
-            self._blind += bool(training_norms(self.found))
+            self._blind += bool(training_norms(norms))
+            self._blind_steps |= {self._steps} if training_norms(norms) else set()
         else:
-            self._training_pass(args, kwargs)
+            self._note_repeated(module, tensors_in((args, kwargs)), norms)
+            self._training_pass(module, args, kwargs)
         self.overhead += time.perf_counter() - begun
 
-    def _training_pass(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _training_pass(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # Parts that are called one after the other are one pass, until one comes again or gradients come back.
+        if not self._entered_by or id(module) in self._entered_by or self._came_back:
+            self._close_pass()
+            self._open_pass(args, kwargs)
+        self._entered_by.add(id(module))
+        self._whole &= module is self.model
+        if self._measuring:
+            if self._log is not None:
+                self._armed.enter_context(self._log)
+            self._arm()
+            for hook in self._late(id(module)):
+                hook(module, args, kwargs)
+
+    def _late(self, key: int) -> Iterator[Callable[..., None]]:
+        """The hooks of a layer that is called by itself: what is put on now comes too late for this run."""
+        if self._log is not None and (key in self._norms or key in self._weighted):
+            yield self._log.before(key)
+        if key in self._norms:
+            yield self._look_at_norm(key)
+        if key in self._weighted:
+            yield self._look_at_input(key)
+
+    def _open_pass(self, args: tuple, kwargs: dict[str, Any]) -> None:
         self._passes += 1
         self._since_step += 1
-        self._note_repeated(tensors_in((args, kwargs)))
         step = self._steps or self._passes - 1
-        if self._pending and _is_sampled(step, self._every):
-            # One pass of a step; without an optimizer in sight every pass is a step.
-            self._pending = self._steps == 0
-            self._measured = True
-            self._sampled += 1
-            if self._facts is None:
-                # A pass that failed has spoilt its log.
-                self._log, self._survey = self._survey or Log(self.model), None
-                self._armed.enter_context(self._log)
-                self._inputs = tensors_in((args, kwargs))
-                self._padded = padded_share(kwargs or args)
-            self._arm()
+        self._measuring = self._pending and _is_sampled(step, self._every)
+        if not self._measuring:
+            return
+        # One pass of a step; without an optimizer in sight every pass is a step.
+        self._pending = self._steps == 0
+        self._measured = True
+        self._sampled += 1
+        if self._facts is None or (self._surveys < _SURVEYS and not self._whole and _unseen(self._facts)):
+            # A pass that failed has spoilt its log; one that goes through a part shows that part.
+            self._log, self._survey = self._survey or Log(self.model), None
+            self._inputs = tensors_in((args, kwargs))
+            self._padded = padded_share(kwargs or args)
 
-    def _note_repeated(self, inputs: list[Tensor]) -> None:
+    def _close_pass(self) -> None:
+        for meter in self._norms.values():
+            meter.end_pass()
+        if self._log is not None and self._outputs:
+            size = next((t.shape[0] for t in self._inputs if t.ndim), 1)
+            facts = facts_of(self.model, self._log, self._inputs, self._outputs, size, size, self._padded)
+            self._facts = facts if self._facts is None else joined(self._facts, facts)
+            self._surveys += 1
+        self._log, self._inputs, self._outputs = None, [], []
+        self._entered_by, self._came_back = set(), False
+
+    def end_backward(self) -> None:
+        """Note which running statistics moved again since the measured pass: its backward pass ran the layer anew."""
+        for key, before in self._counts.items():
+            now = count_of(self._norms[key].found.module, "num_batches_tracked")
+            self._norms[key].recomputed += now is not None and now > before
+        self._counts = {}
+
+    def take_gradients(self, gradients: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Note the parameters whose gradient is not finite.
+
+        Args:
+            gradients: parameters, each with its gradient.
+        """
+        broken = {id(p) for p, g in gradients if g is not None and not bool(_values(g).isfinite().all())}
+        if broken:
+            self._broken |= dict.fromkeys(name for name, p in self.model.named_parameters() if id(p) in broken)
+
+    def _note_repeated(self, module: nn.Module, inputs: list[Tensor], norms: list[Found]) -> None:
         if inputs:
-            again = any(ref() is inputs[0] for ref in self._seen_inputs)
-            self._repeated += again and bool(training_norms(self.found))
-            self._seen_inputs.append(weakref.ref(inputs[0]))
+            again = any(key == id(module) and ref() is inputs[0] for key, ref in self._seen_inputs)
+            self._repeated += again and bool(training_norms(norms))
+            self._seen_inputs.append((id(module), weakref.ref(inputs[0])))
 
     def _arm(self) -> None:
         for key, norm in self._norms.items():
             self._measure(norm.found.module, self._look_at_norm(key))
+            handle = norm.found.module.register_forward_hook(_hearing(norm))
+            self._armed.callback(handle.remove)
         for key, module in self._weighted.items():
             self._measure(module, self._look_at_input(key))
             handle = module.register_forward_hook(self._listen(key))
@@ -233,6 +318,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             if x is not None:
                 meter = self._norms[key]
                 meter.look(x, kwargs, _ranks() if meter.found.layer.synced else 1, self._passes)
+                if x.requires_grad:
+                    x.register_hook(meter.hear_input)
             self.overhead += time.perf_counter() - begun
 
         return hook
@@ -260,24 +347,35 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     def _hear(self, key: int) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
             begun = time.perf_counter()
+            self._came_back = True
             self._weights[key].hear(gradient)
             self.overhead += time.perf_counter() - begun
 
         return hook
 
-    def _end(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         begun = time.perf_counter()
         self._armed.close()
-        for meter in self._norms.values():
-            meter.end_pass()
-        if self._log is not None and output is not None:
-            size = next((t.shape[0] for t in self._inputs if t.ndim), 1)
-            self._facts = facts_of(self.model, self._log, self._inputs, tensors_in(output), size, size, self._padded)
-        self._log, self._inputs = None, []
+        if self._measuring and self._entered_by:
+            if output is None:
+                self._log = None
+            self._outputs = tensors_in(output)
+            for key, meter in self._norms.items():
+                count = count_of(meter.found.module, "num_batches_tracked")
+                if meter.found.module.training and meter.calls_now and count is not None:
+                    self._counts[key] = count
+        if module is self.model:
+            self._close_pass()
         self.overhead += time.perf_counter() - begun
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._decays.notice(optimizer)
+        if self._decays.knows(optimizer) and self._measured:
+            begun = time.perf_counter()
+            self.end_backward()
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            self.take_gradients((p, p.grad) for p in held)
+            self.overhead += time.perf_counter() - begun
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._decays.knows(optimizer) or not self._since_step:
@@ -285,6 +383,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         begun = time.perf_counter()
         if self._scalars is not None and self._measured:
             self._scalars.write(self._steps, self._norms, self._weights, self._names())
+        self._close_pass()
         self._steps += 1
         self._since_step, self._pending, self._measured = 0, True, False
         self._seen_inputs.clear()
@@ -292,6 +391,41 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
 
     def _names(self) -> dict[int, str]:
         return {id(module): name for name, module in self.model.named_modules()}
+
+
+def _hearing(meter: NormMeter) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple, output: Any) -> None:
+        made = tensors_in(output)
+        if made and made[0].requires_grad:
+            made[0].register_hook(meter.hear_output)
+
+    return hook
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _unseen(facts: ModelFacts) -> bool:
+    return any(norm.order is None for norm in facts.norms) or any(weight.order is None for weight in facts.weights)
+
+
+def held_still(module: nn.Module) -> bool:
+    """Whether a norm's own parameters are all without gradients: somebody means it to stay.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Whether it is a norm with running statistics and parameters, none of which trains.
+
+    Example:
+        >>> held_still(nn.BatchNorm1d(2)), held_still(nn.BatchNorm1d(2).requires_grad_(False))
+        (False, True)
+    """
+    own = list(module.parameters(recurse=False))
+    tracked = isinstance(getattr(module, "running_mean", None), Tensor)
+    return tracked and bool(own) and not any(p.requires_grad for p in own)
 
 
 def _ranks() -> int:

@@ -21,20 +21,20 @@ NORM_COLUMNS = (
     ("layer", "its name in the model"),
     ("method", "and its class"),
     ("values", "behind each statistic, on one device"),
-    ("scatter", "of batch means, in standard deviations"),
-    ("mean off", "running against batch means, in standard deviations"),
-    ("var ×", "typical factor between batch and running variances"),
-    ("gain", "of evaluation by batch statistics in this layer alone"),
-    ("max |w|", "its largest weight"),
+    ("scatter", "how far batch means scatter, in standard deviations: the noise that a small batch brings"),
+    ("mean off", "how far running means are from batch means, in standard deviations: 0 is best"),
+    ("var ×", "typical factor between batch and running variances: 1 is best"),
+    ("gain", "what evaluation gains by batch statistics in this layer alone: points of accuracy, or loss"),
+    ("max |w|", "the largest size of its weights"),
 )
 WEIGHT_COLUMNS = (
     ("layer", "its name in the model"),
     ("type", "its class"),
     ("gradient", "norm of the loss's gradient at its output"),
-    ("dead", "input channels that were always 0"),
-    ("cosine", "of its gradient before and after one step of the layers before it"),
-    ("change", "of its gradient by that step"),
-    ("mean moved", "of its output by one step of all layers, in standard deviations"),
+    ("dead", "how many of its input channels were 0 for every input"),
+    ("cosine", "of the angle between its gradient before and after one step of the layers before it: 1 is unchanged"),
+    ("change", "how much that step changes its gradient, as a share of the gradient's length"),
+    ("mean moved", "how far one step of all layers moves the mean of its output, in standard deviations"),
 )
 
 
@@ -178,10 +178,10 @@ def render(seen: Diagnosis) -> RenderableType:
         *(_kind(alike) for alike in kinds(seen)),
     ]
     if seen.norms:
-        parts.append(_table(NORM_COLUMNS, [norm_row(norm, seen) for norm in seen.norms]))
+        parts += [_table(NORM_COLUMNS, [norm_row(norm, seen) for norm in seen.norms]), _legend(NORM_COLUMNS)]
     measured = [w for w in seen.weights if w.gradient is not None or w.moved_mean is not None]
     if measured:
-        parts.append(_table(WEIGHT_COLUMNS, [weight_row(weight) for weight in measured]))
+        parts += [_table(WEIGHT_COLUMNS, [weight_row(weight) for weight in measured]), _legend(WEIGHT_COLUMNS)]
     return Group(*parts)
 
 
@@ -195,12 +195,19 @@ def _kind(alike: list[Finding]) -> RenderableType:
         what = Text.assemble(
             (formats.printable(finding.layer or "the model"), "bold"), ": ", formats.printable(finding.message)
         )
-        fix = Text(formats.printable(finding.fix), style="green")
-        lines.append(Padding(Group(what, Padding(fix, (0, 0, 0, 2))), (0, 0, 0, 2)))
+        mending = [(finding.price, "dim"), (finding.fix, "green"), (finding.command, "green")]
+        said = [Padding(Text(formats.printable(text), style=style), (0, 0, 0, 2)) for text, style in mending if text]
+        lines.append(Padding(Group(what, *said), (0, 0, 0, 2)))
     if len(alike) > SHOWN:
         names = ", ".join(finding.layer for finding in alike[SHOWN:])
         lines.append(Text(formats.printable(f"  and {len(alike) - SHOWN} more: {names}")))
     return Padding(Group(*lines), (1, 0, 0, 0))
+
+
+def _legend(columns: Sequence[tuple[str, str]]) -> RenderableType:
+    """What the columns mean, those beyond name and class."""
+    lines = [Text.assemble((f"  {title}", "bold"), f": {meaning}") for title, meaning in columns[2:]]
+    return Group(*lines, Text(f"  {formats.MISSING}: not measured, or it does not apply"))
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:

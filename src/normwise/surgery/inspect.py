@@ -18,8 +18,10 @@ from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
 from normwise.surgery.layers import Found, find
 
-# Below this share of the layer's median |weight| a channel contributes nothing.
-_DEAD = 1e-3
+# Up to this share of the layer's median |weight|, or up to this size, a channel contributes nothing.
+_DEAD, GONE = 1e-3, 1e-5
+# A scale |weight| / √(running_var + eps) beyond this turns what was constant into something large.
+_SCALE = 100.0
 # How the keys of a weight's length and direction end: as a parametrization, and by torch's older hook.
 _WEIGHT_NORM_KEYS = (("original0", "original1"), ("_g", "_v"))
 
@@ -224,7 +226,23 @@ def _measured(tensors: Mapping[str, Tensor]) -> dict:
 
 def _dead(weight: Tensor) -> int:
     size = weight.detach().abs().double().flatten()
-    return int((size <= _DEAD * size.median()).sum()) if size.numel() else 0
+    return int((size <= dead_below(size)).sum()) if size.numel() else 0
+
+
+def dead_below(weight: Tensor) -> float:
+    """Up to which |weight| a channel contributes nothing.
+
+    Args:
+        weight: of a norm.
+
+    Returns:
+        A thousandth of the median |weight|, at least 1e-5.
+
+    Example:
+        >>> dead_below(torch.ones(3)), dead_below(torch.zeros(3))
+        (0.001, 1e-05)
+    """
+    return max(_DEAD * float(weight.detach().abs().double().median()), GONE)
 
 
 def _findings(facts: _Facts) -> Iterator[Finding]:
@@ -241,14 +259,32 @@ def _problems(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
             result = "evaluation gives NaN" if leaf.startswith("running") else "the layer gives NaN"
             yield "error", "non-finite", f"{_of(broken, tensor)} of {leaf} are not finite: {result}"
     yield from _statistics_problems(facts.tensors, row)
-    if row.dead == row.channels > 0:
-        yield "warning", "dead-weight", "every weight is 0: the layer gives its bias, whatever comes in"
-    elif row.dead:
-        yield "info", "dead-weight", f"{row.dead} of {row.channels} weights are 0 beside the others: channels to prune"
+    yield from _dead_weights(facts, row)
     if row.method == "instance" and row.num_groups is not None:
         yield "info", "group-of-one", f"{row.num_groups} groups of one channel: instance norm, which erases (N, C) data"
     if facts.problem is not None:
         yield "info", "unproven", f"convert and fold leave it alone: {facts.problem}"
+
+
+def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
+    weight = facts.tensors.get("g" if row.method == "weight" else "weight")
+    if weight is None or not row.dead:
+        return
+    size = weight.abs().double().flatten()
+    if row.dead == row.channels > 0:
+        largest = float(size.max())
+        rest = "the layer gives hardly more than its bias, whatever comes in"
+        yield "warning", "dead-weight", f"the largest of its {row.channels} |weight|s is {largest:.2g}: {rest}"
+        return
+    # A norm's weights of exactly 0 beside others were put there: channels that somebody pruned.
+    near = size[(size <= dead_below(size)) & ((size > 0) | (row.method == "weight"))]
+    if near.numel():
+        yield (
+            "info",
+            "dead-weight",
+            f"{near.numel()} of {row.channels} |weight|s are at most {float(near.max()):.2g}, where the median is "
+            f"{float(size.median()):.2g}",
+        )
 
 
 def _statistics_problems(tensors: Mapping[str, Tensor], row: Row) -> Iterator[tuple[str, str, str]]:
@@ -259,13 +295,17 @@ def _statistics_problems(tensors: Mapping[str, Tensor], row: Row) -> Iterator[tu
     negative = int((var < 0).sum())
     if negative:
         yield "error", "negative-variance", f"{_of(negative, var)} of running_var are negative"
-    near = int(((var >= 0) & (var <= eps)).sum())
-    if near:
+    weight = tensors.get("weight")
+    size = weight.abs().to(var) if weight is not None and weight.shape == var.shape else torch.ones_like(var)
+    low = (var >= 0) & (var <= eps)
+    scales = size / (var.clamp_min(0) + eps).sqrt()
+    near = low & (scales > _SCALE)
+    if near.any():
         yield (
             "warning",
             "near-eps",
-            f"{_of(near, var)} have a running variance of at most eps ({eps:g}): constant in training, and whatever "
-            "else comes is scaled up by up to 1/√eps",
+            f"{_of(int(near.sum()), var)} have a running variance of at most eps ({eps:g}) and scale what comes by up "
+            f"to {float(scales[near].max()):.3g}",
         )
     untouched = bool((mean == 0).all() and ((var == 1).all() or (var == 0).all()))
     if untouched:
