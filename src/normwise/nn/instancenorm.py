@@ -52,18 +52,20 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
                 return y
             if exporting():
                 return ops.activate(self._by_torch(input, unbatched), self.activation)
+        x: Any
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
         options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths}
         if by_input:
             y = normalize(x, "instance", weight=self.weight, bias=self.bias, eps=eps_of(self), **options)
             return _without_batch_axis(y, input, unbatched)
         # Torch's instance norm never counts its batches, and takes a momentum of None for 0.
-        y = self._normalize(x, "instance", self.momentum, counts=False, **options)  # type: ignore[arg-type]
+        y = self._normalize(x, "instance", self.momentum, counts=False, **options)
         return _without_batch_axis(y, input, unbatched)
 
     def _by_torch(self, input: Tensor, unbatched: int) -> Tensor:
         """As torch's forward pass, which the exporters know."""
-        x, by_input = _with_batch_axis(input, input, unbatched), self.training or not self.track_running_stats
+        x: Any = _with_batch_axis(input, input, unbatched)
+        by_input = self.training or not self.track_running_stats
         running, momentum = (self.running_mean, self.running_var), 0.0 if self.momentum is None else self.momentum
         y = F.instance_norm(x, *running, self.weight, self.bias, by_input, momentum, eps_of(self))
         return _without_batch_axis(y, input, unbatched)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -144,7 +145,8 @@ def convert(
     return conversion
 
 
-class _Sample(NamedTuple):
+@dataclass(frozen=True)
+class _Sample:
     """What a model is run on to see what became of it."""
 
     forward: Forward
