@@ -242,5 +242,6 @@ def test_statistics_set_to_none_are_not_kept(kind: str) -> None:
     layer = LAYERS[kind]()
     layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     assert layer.num_batches_skipped is None
-    x = batches(0.0)[0]
-    torch.testing.assert_close(layer(x), layer.eval()(x))
+    y = layer(batches(0.0)[0])
+    if kind != "instance":  # which torch refuses in evaluation: see test_dropin_promises
+        torch.testing.assert_close(y, layer.eval()(batches(0.0)[0]))
