@@ -50,7 +50,7 @@ def _fix(layer: Any, **options: Any) -> nn.Module:
     fixers: Any = sys.modules["opacus.validators.module_validator"].ModuleValidator.FIXERS
     bases = [base for base in type(layer).__mro__ if base.__module__.startswith("torch.") and base in fixers]
     if not bases and not _mixes_samples(layer):
-        return layer  # type: ignore[no-any-return]
+        return layer
     with torch.no_grad():
         norm: nn.Module = fixers[bases[0] if bases else nn.BatchNorm2d](layer, **options)
     return norm if layer.activation is None else nn.Sequential(norm, _ACTIVATIONS[layer.activation]())

@@ -121,7 +121,7 @@ class TrackingNorm(_NormBase):
     num_batches_skipped: Tensor | None
     skip_nonfinite: bool
     activation: str | None = None
-    eps = Eps()  # type: ignore[assignment]
+    eps = Eps()
     # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
     sync: Sync | None = None
     _warned = False

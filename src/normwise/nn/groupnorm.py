@@ -71,7 +71,7 @@ class GroupNorm(torch.nn.GroupNorm):
     """
 
     activation: str | None = None
-    eps = Eps()  # type: ignore[assignment]
+    eps = Eps()
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     activation: str | None = None
-    eps = Eps()  # type: ignore[assignment]
+    eps = Eps()
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     activation: str | None = None
-    eps = Eps()  # type: ignore[assignment]
+    eps = Eps()
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class RelativeNorm(TrackingNorm):
     """
 
     method = ""
-    eps = Eps(guards=True)  # type: ignore[assignment]
+    eps = Eps(guards=True)
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class ConditionalNorm(TrackingNorm):
     """
 
     method = ""
-    eps = Eps(guards=True)  # type: ignore[assignment]
+    eps = Eps(guards=True)
 
     def __init__(
         self,

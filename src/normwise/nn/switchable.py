@@ -39,7 +39,7 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
     var_weight: torch.nn.Parameter
     sparsity: Tensor | None
     _dims: tuple[int, ...] = ()
-    eps = Eps(guards=True)  # type: ignore[assignment]
+    eps = Eps(guards=True)
 
     def __init__(
         self,

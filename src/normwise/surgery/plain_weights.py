@@ -85,7 +85,7 @@ def plain_weight(module: Any, name: str) -> tuple[str, str]:
             g.mul_(~nowhere)
         step.dim = _dim(step, v)
         del step.eps
-        step.__class__ = _WeightNorm
+        step.__class__ = _WeightNorm  # type: ignore[assignment]
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if _is_split_hook(hook, name)]:
         del hooks[key]

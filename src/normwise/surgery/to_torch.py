@@ -203,7 +203,7 @@ class _Plan:
             raise InputError("takes any number of axes: give example_inputs that run it")
         if len(axes) > 1:
             raise InputError(f"is run with {' and '.join(map(str, sorted(axes)))} spatial axes, and torch's take one")
-        return getattr(nn, f"{_BY_AXES[kind]}{max(axes.pop(), 1)}d")  # type: ignore[no-any-return, index]
+        return getattr(nn, f"{_BY_AXES[kind]}{max(axes.pop(), 1)}d")
 
     def _spatial(self, layer: nn.Module) -> set[int]:
         """The numbers of spatial axes that a layer is run with."""
@@ -243,7 +243,7 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    return parametrize.type_before_parametrizations(module)  # type: ignore[no-any-return]
+    return parametrize.type_before_parametrizations(module)
 
 
 def _title(module: nn.Module) -> str:
@@ -302,7 +302,7 @@ def _retyped(module: Any, cls: type[nn.Module], more: Mapping[str, Any]) -> nn.M
         for name in steps:
             parametrize._inject_property(module, name)
         make_copyable(module)
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _joined(norm: nn.Module, after: Mapping[str, nn.Module]) -> nn.Sequential:
@@ -310,7 +310,7 @@ def _joined(norm: nn.Module, after: Mapping[str, nn.Module]) -> nn.Sequential:
     joined = nn.Sequential(OrderedDict([(_free("norm", after), norm), *after.items()]))
     joined.training = norm.training
     # What torch's encoder layer compares before it computes both norms itself, from weight, bias and eps alone.
-    joined.eps = float("nan")
+    joined.eps = float("nan")  # type: ignore[assignment]
     if not _is_lazy(norm):  # whose hooks are its own
         _carry_hooks(norm, joined)
         fresh = vars(nn.Module())
