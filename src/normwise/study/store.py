@@ -245,6 +245,10 @@ class Store:
             self._study.optimize(objective, n_trials=1)
         except UpdateFinishedTrialError:
             pass  # This process slept past the grace period (a closed laptop), and another worker took over.
+        except UnboundLocalError as error:
+            # A slip of Optuna's where it is interrupted, or the database fails, while a result is told: this hides it.
+            if not isinstance(error.__context__, UpdateFinishedTrialError):
+                raise (error.__context__ or error) from None
         except ValueError as error:
             if not str(error).startswith("Cannot tell a "):  # Optuna's way to say the same.
                 raise
