@@ -281,9 +281,8 @@ class NormTrace:
     and bias are what layers start with. ``dropout_factor`` is its input's variance with dropout off over that with it
     on, ``dropout_running`` the same over the running variance. ``broken_outputs`` counts the gradients that came to it
     as NaN or infinity. ``broken_gradients`` counts, of ``heard`` sampled passes, those in which a finite gradient
-    came to the layer and left it as NaN or infinity; ``recomputed`` those whose backward pass updated the running statistics again.
-
-    ``updates`` counts updates of the running statistics while watched,
+    came to the layer and left it as NaN or infinity; ``recomputed`` those whose backward pass
+    updated the running statistics again. ``updates`` counts updates of the running statistics while watched,
     ``leftover`` is the share that their initial values still have. ``held`` layers are meant to stay (frozen, or all
     parameters without gradients); ``moved_what`` of them moved by up to ``moved``.
     """
