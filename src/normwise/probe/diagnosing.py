@@ -67,7 +67,7 @@ def diagnose(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(4, 4), torch.randint(2, (4,))) for _ in range(4)]
         >>> [f.code for f in diagnose(model, batches, nn.functional.cross_entropy).findings if f.severity == "warning"]
-        ['few-elements', 'never-updated']
+        ['few-elements']
     """
     model_given(model, "diagnose")
     batches_given(loader, "diagnose", "loader")
