@@ -67,7 +67,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
         x: Any = _with_batch_axis(input, input, unbatched)
         by_input = self.training or not self.track_running_stats
         running, momentum = (self.running_mean, self.running_var), 0.0 if self.momentum is None else self.momentum
-        y = F.instance_norm(x, *running, self.weight, self.bias, by_input, momentum, eps_of(self))  # type: ignore[arg-type]
+        y = F.instance_norm(x, *running, self.weight, self.bias, by_input, momentum, eps_of(self))
         return _without_batch_axis(y, input, unbatched)
 
 
