@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch=
 # Says why there are no native kernels, if there are none.
 KERNELS := $(BIN)/python -c "from normwise.ops import native; print(native.why_not() or 'The native kernels are in place.')"
 # Playwright brings a browser of its own where the machine has none.
-BROWSER := command -v chromium google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
+BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*.* src/normwise/ops/csrc/*/*)
 
 .PHONY: help compare claims claims-docs test grid check fix advice-bench bench bench-racing bench-engines large wheel portable clean
