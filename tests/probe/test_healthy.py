@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from faults import Gan, NormedLSTM, Segmenter, Siamese, WithAuxiliary
+from faulty import Gan, NormedLSTM, Segmenter, Siamese, WithAuxiliary
 from nets import CLASSES, images, net, train
 from test_findings import grave, look
 from torch import nn

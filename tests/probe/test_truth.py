@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from faults import Checkpointed, DropsByFunction, Gan, InPieces, Module, OverTime, Siamese, Tokens, after
+from faulty import Checkpointed, DropsByFunction, Gan, InPieces, Module, OverTime, Siamese, Tokens, after
 from nets import CLASSES, Shared, healthy, images, net, sequences, train
 from test_findings import expect, grave, look, mended
 from torch import nn
