@@ -151,7 +151,7 @@ def test_any_terminal_will_do(place, encoding):
     start = [sys.executable, "-c", "from normwise.cli import main; main()"]
     for arguments in (["report", "."], ["--help"], ["methods"], ["compare", "--help"], ["claims", "list"],
                       ["study", "export", "."], ["report", "東京"]):  # fmt: skip
-        done = subprocess.run([*start, *arguments], env=environment, capture_output=True, timeout=120, check=False)
+        done = subprocess.run([*start, *arguments], env=environment, capture_output=True, check=False)
         assert done.returncode == (2 if arguments[-1] == "東京" else 0), done.stderr
         assert b"Traceback" not in done.stderr
         if "export" in arguments:
@@ -163,9 +163,7 @@ def test_a_reader_that_goes_away_is_no_fault(place):
     program = "import sys; sys.argv[0] = 'normwise'; from normwise.cli import main; main(['methods'])"
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 141
@@ -275,6 +273,6 @@ def test_watch_looks_at_what_it_is_given(tmp_path):
         with pytest.raises(InputError, match=r"writer is|add_scalar of Few|cannot write scalars"):
             normwise.watch(model, writer=writer)
     for wrong in ({"every": "3"}, {"every": 0}, {"run_length": -1}, {"optimizer": 3}):
-        with pytest.raises(InputError, match="must be"):
+        with pytest.raises(InputError, match=r"must be|expected optimizer"):
             normwise.watch(model, **wrong)
     normwise.watch(model, writer=tmp_path / "new")._scalars.close()

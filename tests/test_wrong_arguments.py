@@ -112,7 +112,10 @@ def net():
         (lambda: normwise.calibrate(net(), []), "no batch"),
         (lambda: normwise.diagnose(net(), None), "loader to give batches .* got None"),
         (lambda: normwise.diagnose(net(), torch.utils.data.DataLoader), "got the class DataLoader"),
-        (lambda: normwise.diagnose(net(), BATCHES, "mse"), "loss to be a function or None, got the text 'mse'"),
+        (
+            lambda: normwise.diagnose(net(), BATCHES, "mse"),
+            "unknown loss 'mse': torch.nn.functional has no such function",
+        ),
         (lambda: normwise.diagnose(net(), BATCHES, steps="3"), "steps must be a whole number, got the text"),
         (lambda: normwise.diagnose(net(), BATCHES, optimizer=0.1), "optimizer .* got a float"),
         (lambda: normwise.watch(net(), every=None), "every must be a whole number, got None"),

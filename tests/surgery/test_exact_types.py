@@ -291,14 +291,15 @@ def test_update_bn_finds_every_layer_with_running_averages(norm, x):
 
 
 @pytest.mark.parametrize("norm", [*RELATIVES, ours.FilterResponseNorm])
-def test_fusing_and_converting_the_relatives_is_refused(norm, x):
+def test_converting_the_relatives_is_refused(norm, x):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4)).eval()
     if norm is not ours.FilterResponseNorm:  # which has no statistics, and is left alone
-        with pytest.raises(InputError, match="computes another formula"):
-            fusion.fuse_conv_bn_eval(*model)
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
         with pytest.raises(TypeError, match="more_than_batch_norm"):
             converted(x)
+        var = torch.rand(4)
+        assert (var + model[1].eps).equal(var + 1e-5)  # a formula of the user's own
+        assert 0 < model[1].eps < 1e-4
     assert model[1].eps == model[1].eps.value
 
 

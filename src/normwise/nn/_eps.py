@@ -3,21 +3,26 @@
 Tools that fuse or convert layers read a layer's weight, bias, statistics and eps and compute its formula themselves;
 whatever else the layer does is lost without a word. They know layers by their class, or by those attributes alone, so
 no choice of classes stops them all, and one that did would break ``update_bn`` and weight-decay filters. But nobody
-computes the formula without eps. So eps is no number where the formula is not all: calculating with it is an error that
-says why, and comparing it (as torch's encoder layer does, before it takes its fast path) finds it equal to nothing.
+computes the formula without eps. So eps is no float where the formula is not all: torch's kernels refuse it by its
+type. Where an activation follows, calculating with it is an error that says why, and comparing it (as torch's encoder
+layer does, before it takes its fast path) finds it equal to nothing; else it calculates as its number.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from normwise.errors import InputError
 
 
+def _calculating(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda eps, other: operation(eps.value, stored_eps(other))
+
+
 class eps_of_a_layer_that_is_more_than_batch_norm:  # noqa: N801 (torch's errors name the type: it says what is wrong)
     """The eps of a layer that keeps a batch norm's tensors and computes something else; ``value`` is the number."""
-
-    more = "computes another formula"
 
     def __init__(self, value: float | None, layer: str) -> None:
         self.value, self.layer = value, layer
@@ -37,14 +42,13 @@ class eps_of_a_layer_that_is_more_than_batch_norm:  # noqa: N801 (torch's errors
     def __format__(self, spec: str) -> str:
         return format(self.value, spec)
 
-    def _refuse(self, *_: object) -> NoReturn:
-        raise InputError(
-            f"this {self.layer} {self.more}, which whoever computes with its weight, bias and eps would lose. Call the "
-            "layer, or bring it to torch's own classes first with normwise.to_torch(model); the number is in eps.value"
-        )
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __pow__ = __rpow__ = __neg__ = __abs__ = _refuse
+    __add__ = __radd__ = _calculating(operator.add)
+    __mul__ = __rmul__ = _calculating(operator.mul)
+    __sub__, __rsub__ = _calculating(operator.sub), _calculating(lambda a, b: b - a)
+    __truediv__, __rtruediv__ = _calculating(operator.truediv), _calculating(lambda a, b: b / a)
+    __pow__, __rpow__ = _calculating(operator.pow), _calculating(lambda a, b: b**a)
+    __lt__, __le__ = _calculating(operator.lt), _calculating(operator.le)
+    __gt__, __ge__ = _calculating(operator.gt), _calculating(operator.ge)
 
 
 class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_norm):  # noqa: N801
@@ -52,7 +56,7 @@ class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_n
 
     def __init__(self, value: float | None, layer: str, activation: str) -> None:
         super().__init__(value, layer)
-        self.more = f"applies {activation} after its formula"
+        self.activation = activation
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -63,8 +67,15 @@ class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_n
     def __hash__(self) -> int:
         return hash(self.value)
 
-    def __float__(self) -> NoReturn:
-        self._refuse()
+    def _refuse(self, *_: object) -> NoReturn:
+        raise InputError(
+            f"this {self.layer} applies {self.activation} after its formula, which whoever computes with its weight, "
+            "bias and eps would lose. Call the layer, or bring it to torch's own classes first with "
+            "normwise.to_torch(model); the number is in eps.value"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __rpow__ = __float__ = _refuse
 
 
 class Eps:

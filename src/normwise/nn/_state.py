@@ -107,6 +107,8 @@ def boundary(forward: Callable[..., Any]) -> Callable[..., Any]:
                 error.args = (f"{error} [in layer {layer_name(self)}]",)
             raise
 
+    # A code object for each class: the compiler counts what it compiled by it, and gives up after a few.
+    wrapper.__code__ = wrapper.__code__.replace()  # type: ignore[attr-defined]
     return wrapper
 
 

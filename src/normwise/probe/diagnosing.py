@@ -85,7 +85,7 @@ def diagnose(
     body = settled(unwrapped(model), lambda m: (forward or feed)(m, batches[0]))
     examination = _Examination(body, batches, criterion, forward or feed, optimizer)
     found = examination.run(progress or (lambda *_: None))
-    with keeping_random_state(), keeping_buffers(examination.model):
+    with keeping_random_state(), left_alone(examination.model):
         findings = tried(examination.model, found.findings, batches, examination.forward, forward is not None)
     return dataclasses.replace(found, findings=findings)
 

@@ -79,9 +79,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     ) -> None:
         model_given(model, "watch")
         optimizer_given(optimizer, "watch")
-        for name, value in (("every", every), ("run_length", run_length)):
-            if value is not None:
-                number_given(value, name, least=1, whole=True)
+        number_given(every, "every", least=1, whole=True)
+        if run_length is not None:
+            number_given(run_length, "run_length", least=1, whole=True)
         refuse_lazy(model, "watch")
         if any(isinstance(getattr(part, "_orig_mod", None), nn.Module) for part in model.modules()):
             raise InputError(

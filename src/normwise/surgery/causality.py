@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from normwise.surgery._lazy import left_alone
 from normwise.surgery.pause import statistics_paused
 from normwise.surgery.running import evaluating, tensors_in
 
@@ -143,7 +144,7 @@ def _moved(before: Tensor, after: Tensor, place: int) -> Tensor:
 
 @contextlib.contextmanager
 def _still(model: nn.Module, training: bool) -> Iterator[None]:
-    with statistics_paused(model), evaluating(model):
+    with left_alone(model), statistics_paused(model), evaluating(model):
         if training:
             for module in model.modules():
                 module.training = True
