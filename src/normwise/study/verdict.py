@@ -246,9 +246,10 @@ def _cautions(decision: Decision) -> list[str]:
         lrs = ", ".join(f"{_said(s.method)} ({s.lr:.3g})" for s in edge)
         said.append(f"The best learning rate lay at the edge of what was tried for {lrs}: others may favour them.")
     if decision.rising:
-        gains = [f"{_said(method)} by {write.gap(gain)}" for method, gain in decision.rising.items()]
+        gains = ", ".join(f"{_said(method)} ({write.gap(gain)})" for method, gain in decision.rising.items())
         said.append(
-            f"Training has not settled: in its last sixth {_list(gains)} still rose. Longer runs may rank otherwise."
+            f"Training has not settled: in its last sixth the score still rose with {gains}. Longer runs may rank "
+            "otherwise."
         )
     if not decision.decided:
         return [*said, "Train longer, try other learning rates, and check loss and metric."]
