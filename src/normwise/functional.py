@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,7 +11,7 @@ from normwise import ops
 from normwise.composite import elements_per_cell, needs_plain_graph
 from normwise.distributed import Sync
 from normwise.engine import run
-from normwise.errors import InputError, NormwiseWarning
+from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.mixes import Running, normalize_at_once
 from normwise.moments import Moments, may_move, transforming, update_running
@@ -361,16 +360,13 @@ def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
         return
     if elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] != 1:
         return
+    if row.rests_on == "group" and x.shape[0] > 1:
+        return  # torch computes that: it erases the data, of which diagnose and advise tell
     expected, sized, whose, remedy = _UNDEFINED[row.rests_on]
     if row.rests_on == "group" and x.shape[1] == 1:
         remedy = _UNDEFINED["layer"][-1]  # a single channel has no fewer groups
     fewer = max((g for g in range(1, inputs.num_groups) if x.shape[1] % g == 0), default=1)
-    why = (
-        f"the variance of the single value of a {whose} is 0, and {row.name} normalization erases the data. "
-        + remedy.format(fewer=fewer)
+    raise InputError(
+        f"Expected more than 1 {expected} when training, got input size {sized(x.shape)}: the variance of the single "
+        f"value of a {whose} is 0, and {row.name} normalization would erase the data. {remedy.format(fewer=fewer)}"
     )
-    # Torch's group norm computes that for several samples.
-    if row.rests_on != "group" or x.shape[0] == 1:
-        raise InputError(f"Expected more than 1 {expected} when training, got input size {sized(x.shape)}: {why}")
-    if not torch.compiler.is_compiling():
-        warnings.warn(f"input of {tuple(x.shape)}: {why}", NormwiseWarning, stacklevel=3)

@@ -84,8 +84,8 @@ class GroupNorm(torch.nn.GroupNorm):
         bias: whether ``bias`` is learned where ``affine`` is.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
 
-    A group of one element has variance 0 and comes out as ``bias``, whatever the data: for several samples that is a
-    warning, since torch computes it.
+    A group of one element has variance 0 and comes out as ``bias``, whatever the data. For several samples torch
+    computes that, and so does this layer; for one it is an error.
 
     Raises:
         ValueError: C is not divisible, or there is one sample and a group holds one element.
