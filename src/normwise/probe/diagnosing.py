@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.errors import InputError, NormwiseError, blaming, described
+from normwise.errors import InputError, blaming
 from normwise.findings import Diagnosis, ModelFacts
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
@@ -112,7 +112,6 @@ class _Examination:
         misplaced = self._misplaced()
         with ExitStack() as stack:
             stack.enter_context(keeping_random_state())
-            stack.enter_context(keeping_buffers(self.model))
             facts = self._survey()
             stack.enter_context(left_alone(self.model))
             watcher = watch(self.model, self.optimizer, every=1)
@@ -142,13 +141,8 @@ class _Examination:
         return dropout_factors(self.model, self.batches[:_FEW], layers, self.forward) if layers else {}
 
     def _survey(self) -> ModelFacts:
-        try:
+        with blaming(f"{type(self.model).__name__} does not run on the first batch"):
             return survey_batch(self.model, self.batches[0], self.forward)
-        except NormwiseError:
-            raise
-        except (Exception, SystemExit) as error:
-            name = type(self.model).__name__
-            raise InputError(f"{name} does not run on the first batch: {described(error)}") from error
 
     def _misplaced(self) -> list[str]:
         """Norms that were left training inside a model in evaluation mode."""

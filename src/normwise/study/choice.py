@@ -58,10 +58,8 @@ def choose(near: Sequence[float], lost: Sequence[bool], costs: Sequence[Cost], s
     places = list(range(len(lost)))
     whole, broken = _parted(places, lambda k: not lost[k] or all(lost))
     candidates, far = _parted(whole, lambda k: k == whole[0] or near[k] >= PLAUSIBLE)
-    candidates, slow = _parted(candidates, _at_most([costs[k][0] for k in candidates], same, lambda k: costs[k][0]))
-    (first, *rest), heavy = _parted(
-        candidates, _at_most([costs[k][1] for k in candidates], SAME_COST, lambda k: costs[k][1])
-    )
+    candidates, slow = _cheapest(candidates, lambda k: costs[k][0], same)
+    (first, *rest), heavy = _cheapest(candidates, lambda k: costs[k][1], SAME_COST)
     return Choice(first, broken, far, slow, heavy, rest)
 
 
@@ -69,9 +67,9 @@ def _parted(places: Sequence[int], keep: Callable[[int], bool]) -> tuple[list[in
     return [k for k in places if keep(k)], [k for k in places if not keep(k)]
 
 
-def _at_most(values: Sequence[float], same: float, of: Callable[[int], float]) -> Callable[[int], bool]:
-    limit = min(values) * (1 + same)
-    return lambda k: of(k) <= limit
+def _cheapest(places: Sequence[int], of: Callable[[int], float], same: float) -> tuple[list[int], list[int]]:
+    limit = min(map(of, places)) * (1 + same)
+    return _parted(places, lambda k: of(k) <= limit)
 
 
 def same_cost(log_seconds: Sequence[Sequence[float]]) -> float:

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from normwise import __version__, records
 from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
-from normwise.errors import InputError, NormwiseError, described
-from normwise.findings import ModelFacts
+from normwise.errors import InputError, NormwiseError, blaming
 from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
 from normwise.surgery._lazy import settled
-from normwise.surgery.causality import leaks, sights
+from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
@@ -96,7 +95,8 @@ def advise(
     model = settled(model, once)
     if measure or verify is not None:
         deep_copy(model)  # refused here, where nothing has been run
-    facts = _surveyed(model, example_inputs, batch_size, forward)
+    with blaming(f"{type(model).__name__} does not run on example_inputs"):
+        facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
@@ -115,15 +115,6 @@ def advise(
             "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
         )
     return dataclasses.replace(advice, check=check_by_training(model, advice, data, verify))
-
-
-def _surveyed(model: nn.Module, example_inputs: Any, batch_size: int | None, forward: Forward | None) -> ModelFacts:
-    try:
-        return survey(model, example_inputs, batch_size=batch_size, forward=forward)
-    except NormwiseError:
-        raise
-    except Exception as error:  # whatever the user's model raises
-        raise InputError(f"{type(model).__name__} does not run on example_inputs: {described(error)}") from error
 
 
 def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: float) -> Check:
@@ -198,11 +189,7 @@ def leaking(model: nn.Module, run: Forward, inputs: Any, methods: Mapping[str, M
             continue
         moved = leaks(before, sights(converted, run, inputs))
         if moved:
-            by = max(moved.values())
-            found[method] = (
-                f"the model is causal, and would see what it is to predict: outputs at earlier positions move by "
-                f"{by:.2g} of their size when only the last one changes"
-            )
+            found[method] = f"the model is causal, and would see what it is to predict: {told(moved)}"
     return found
 
 

@@ -21,7 +21,7 @@ class Decision:
 
     ``near`` is each racing method's share of resamples in which it is within the tolerance of the highest; ``same`` the
     relative difference up to which two steps count as equally long. ``rising`` are the methods whose mean score still
-    rose by more than the tolerance in the last part of training, and by how much. ``outcome`` is one of
+    rose by more than the tolerance between the last two points of the curves, and by how much. ``outcome`` is one of
 
     - ``"lost"``: no run of any method completed;
     - ``"unlearned"``: the best is not shown to score above ``settings.floor``, what no training scores;
@@ -65,17 +65,7 @@ class Decision:
 def decide(
     settings: Settings, trials: Sequence[Trial], standings: Sequence[Standing], resampled: np.ndarray
 ) -> Decision:
-    """Decide at one batch size.
-
-    Args:
-        settings: of the study.
-        trials: of the study.
-        standings: of that batch size, best first; not empty.
-        resampled: the resampled validation means of those that were not stopped, in the same order.
-
-    Returns:
-        The decision.
-    """
+    """Decide at one batch size, whose standings come best first; ``resampled`` as :func:`standings_at` gives them."""
     racers = [s for s in standings if not s.stopped]
     near = {s.method: share_near_best(resampled, k, settings.tolerance) for k, s in enumerate(racers)}
     tied = [s for s in standings if s.tied]
@@ -113,9 +103,9 @@ def _rows(trials: Sequence[Trial], methods: Sequence[str], of: Callable[[Trial],
 
 
 def _rising(settings: Settings, finals: Sequence[Trial]) -> dict[str, float]:
-    """What each method still gained on average from the last but one point of its curves to the last."""
+    """What each method still gained on average from the last but one point of its whole curves to the last."""
     gains: dict[str, list[float]] = {}
-    for trial in finals:
+    for trial in (t for t in finals if t.state == "complete"):
         ends = [point.valid_score for point in trial.curve[-2:]]
         if len(ends) == 2 and None not in ends:
             gains.setdefault(trial.cell.method, []).append(ends[1] - ends[0])  # type: ignore[operator]

@@ -42,17 +42,7 @@ def judge(settings: Settings, trials: Sequence[Trial]) -> tuple[list[Standing], 
 def verdict_of(
     settings: Settings, trials: Sequence[Trial], standings: Sequence[Standing], resampled: np.ndarray
 ) -> Verdict:
-    """Give the verdict of one batch size.
-
-    Args:
-        settings: of the study.
-        trials: of the study.
-        standings: of that batch size, best first; not empty.
-        resampled: the resampled validation means, in the same order.
-
-    Returns:
-        The verdict.
-    """
+    """Put a decision into words; see :func:`decide`."""
     decision = decide(settings, trials, standings, resampled)
     use, decided = decision.use, decision.decided
     return Verdict(
@@ -248,8 +238,8 @@ def _cautions(decision: Decision) -> list[str]:
     if decision.rising:
         gains = ", ".join(f"{_said(method)} ({write.gap(gain)})" for method, gain in decision.rising.items())
         said.append(
-            f"Training has not settled: in its last sixth the score still rose with {gains}. Longer runs may rank "
-            "otherwise."
+            f"Training has not settled: between the last two points of the curves the score still rose with {gains}. "
+            "Longer runs may rank otherwise."
         )
     if not decision.decided:
         return [*said, "Train longer, try other learning rates, and check loss and metric."]

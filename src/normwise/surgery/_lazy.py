@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normwise.errors import InputError, NormwiseError, described
+from normwise.errors import InputError, blaming
 from normwise.nn._checks import model_given
 from normwise.surgery.running import deep_copy, evaluating, unwrapped
 
@@ -41,15 +41,9 @@ def settle(model: nn.Module, run: Run) -> None:
     if not uninitialized(model):
         return
     title = type(model).__name__
-    try:
-        with evaluating(model), keeping_random_state():
-            run(model)
-    except NormwiseError:
-        raise
-    except Exception as error:  # whatever the user's model raises
-        raise InputError(
-            f"{title} has lazy layers, and does not run on the given data to settle them: {described(error)}"
-        ) from error
+    failed = f"{title} has lazy layers, and does not run on the given data to settle them"
+    with blaming(failed), evaluating(model), keeping_random_state():
+        run(model)
     left = uninitialized(model)
     if left:
         raise InputError(f"{title} has lazy layers that its forward pass does not reach: {', '.join(left[:4])}")

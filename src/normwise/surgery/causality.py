@@ -105,6 +105,12 @@ def leaks(before: Mapping[tuple[str, int], Sight], after: Mapping[tuple[str, int
     }
 
 
+def told(moved: Mapping[str, float]) -> str:
+    """Put what :func:`leaks` gave into words."""
+    modes = " and ".join(f"by {by:.2g} of their size in {mode}" for mode, by in moved.items())
+    return f"outputs at earlier positions move {modes} when only the last one changes"
+
+
 def _sequence(batch: Any) -> Tensor | None:
     """The tensor that holds the sequences: token numbers, the most varied if there are several, else values."""
     tensors = [t for t in tensors_in(batch) if t.ndim in (2, 3) and t.numel()]

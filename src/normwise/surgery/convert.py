@@ -17,7 +17,7 @@ from normwise.parametrize._splits import splits
 from normwise.surgery import weights
 from normwise.surgery._lazy import working_copy
 from normwise.surgery.carry import Built, Order, build, refusal, unneeded
-from normwise.surgery.causality import leaks, sights
+from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
 from normwise.surgery.layers import Found, find
@@ -175,10 +175,9 @@ def _data(
 
 def _refuse_leak(to: str, moved: dict[str, float]) -> None:
     if moved:
-        modes = " and ".join(f"by {by:.2g} of their size in {mode}" for mode, by in moved.items())
         raise InputError(
-            f"the model is causal, and with {to} norm it would see what it is to predict: outputs at earlier positions "
-            f"move {modes} when only the last one changes. Nothing was changed: keep layers that normalize each token "
+            f"the model is causal, and with {to} norm it would see what it is to predict: {told(moved)}. "
+            "Nothing was changed: keep layers that normalize each token "
             "by itself (normwise.nn.LayerNorm, RMSNorm), or give allow_leak=True"
         )
 
