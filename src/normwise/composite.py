@@ -16,15 +16,7 @@ from normwise.moments import Moments
 
 
 def needs_plain_graph() -> bool:
-    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation, export, ``make_fx``.
-
-    Returns:
-        ``True`` where a composite of plain operators must run in the place of fused ones.
-
-    Example:
-        >>> needs_plain_graph()
-        False
-    """
+    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation, export, ``make_fx``."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
@@ -39,18 +31,7 @@ _TRACERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey
 
 
 def elements_per_cell(x: Tensor) -> int:
-    """How many elements each cell (n, c) holds; 1 without spatial axes.
-
-    Args:
-        x: (N, C, ...).
-
-    Returns:
-        The product of the spatial sizes.
-
-    Example:
-        >>> elements_per_cell(torch.zeros(2, 3, 4, 5))
-        20
-    """
+    """How many elements each cell (n, c) holds; 1 without spatial axes."""
     count = 1
     for size in x.shape[2:]:
         count *= size
@@ -58,19 +39,7 @@ def elements_per_cell(x: Tensor) -> int:
 
 
 def element_counts(x: Tensor, inputs: Inputs) -> int | Tensor:
-    """Elements per cell, or under a mask how many of them count.
-
-    Args:
-        x: (N, C, ...).
-        inputs: whose mask counts.
-
-    Returns:
-        A number, or (N, C) numbers.
-
-    Example:
-        >>> element_counts(torch.zeros(1, 2, 3), Inputs())
-        3
-    """
+    """Elements per cell, or under a mask how many of them count."""
     if inputs.mask is None:
         return elements_per_cell(x)
     mask = inputs.mask.expand(x.shape[0], inputs.mask.shape[1], *x.shape[2:])
@@ -78,22 +47,7 @@ def element_counts(x: Tensor, inputs: Inputs) -> int | Tensor:
 
 
 def cells_of(x: Tensor, row: Method, inputs: Inputs, moments: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
-    """The moments of ``x``, or a placeholder where the method does not read them.
-
-    Args:
-        x: (N, C, ...).
-        row: the method.
-        inputs: its inputs.
-        moments: what computes the moments where there is no mask.
-
-    Returns:
-        The cells' moments.
-
-    Example:
-        >>> from normwise.methods import METHODS
-        >>> cells_of(torch.tensor([[[1.0, 3.0]]]), METHODS["batch"], Inputs(), ops.moments).mean
-        tensor([[2.]])
-    """
+    """The moments of ``x``, or a placeholder where the method does not read them."""
     if row.reads_cells(inputs):
         # Masked moments have no native kernel: the plain ones serve.
         values = moments(x) if inputs.mask is None else ops.reference.moments(x, inputs.mask)
@@ -103,23 +57,7 @@ def cells_of(x: Tensor, row: Method, inputs: Inputs, moments: Callable[[Tensor],
 
 
 def compose(x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float) -> tuple[Tensor, Moments]:
-    """Normalize by differentiable operators alone, for derivatives of any order.
-
-    Args:
-        x: (N, C, ...).
-        row: the method.
-        inputs: its inputs.
-        activation: applied to the result; see :func:`normwise.ops.activate`.
-        slope: of ``"leaky_relu"``.
-
-    Returns:
-        The result and the cells' moments.
-
-    Example:
-        >>> from normwise.methods import METHODS
-        >>> compose(torch.tensor([[[1.0, 3.0]]]), METHODS["instance"], Inputs(eps=0.0), None, 0.0)[0]
-        tensor([[[-1.,  1.]]])
-    """
+    """Normalize by differentiable operators alone, for derivatives of any order."""
     cells = cells_of(x, row, inputs, ops.reference.moments)
     return ops.reference.apply(x, *row.function(cells, inputs), activation, slope), cells
 
@@ -131,23 +69,7 @@ def gradients(
     wanted: Sequence[bool],
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Give ``torch.autograd.grad`` for the wanted inputs, ``None`` for the others.
-
-    Args:
-        outputs: what to differentiate; of nothing there are no gradients.
-        inputs: by what.
-        grads: the gradients of the outputs.
-        wanted: which of the inputs want theirs.
-        create_graph: whether the gradients have a graph of their own.
-
-    Returns:
-        One for each input.
-
-    Example:
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> gradients([3 * x], [x, None], [torch.ones(2)], [True, False])
-        [tensor([3., 3.]), None]
-    """
+    """Give ``torch.autograd.grad`` for the wanted inputs, ``None`` for the others."""
     chosen = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
     if not outputs:
         return [None] * len(inputs)
@@ -158,22 +80,7 @@ def gradients(
 def graph_of_gradients(
     formula: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad: Tensor
 ) -> list[Tensor | None]:
-    """Give the gradients of a formula by all its tensors, with gradients of their own.
-
-    Args:
-        formula: in differentiable operators, of ``tensors``.
-        tensors: by what; one that asks for no gradient stays apart from the graph.
-        grad: the gradient of the result.
-
-    Returns:
-        One for each tensor, ``None`` for ``None``.
-
-    Example:
-        >>> x = torch.full((2,), 3.0, requires_grad=True)
-        >>> dx, _ = graph_of_gradients(lambda x, _: x * x, [x, None], torch.ones(2))
-        >>> torch.autograd.grad(dx.sum(), x)
-        (tensor([2., 2.]),)
-    """
+    """Give the gradients of a formula by all its tensors, with gradients of their own."""
     leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
     return gradients([formula(*leaves)], leaves, [grad], [t is not None for t in leaves], create_graph=True)
 
@@ -186,13 +93,6 @@ def differentiate_by(operator: str, graph: Callable[..., list[Tensor | None]]) -
 
     Autograd in C++ calls ``operator_backward``; with ``create_graph=True`` it finds there what is given here. Without
     that library nothing happens.
-
-    Args:
-        operator: its name.
-        graph: of the arguments of ``operator_backward``, the same gradients by differentiable operators.
-
-    Example:
-        >>> differentiate_by("no_such_operator", lambda g, x: [g]) if not ops.native.differentiates() else None
     """
     if _LIBRARY is None:
         return

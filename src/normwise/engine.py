@@ -32,28 +32,7 @@ def run(
     slope: float = 0.01,
     running: Running | None = None,
 ) -> tuple[Tensor, Moments | None]:
-    """Normalize by one method, and give the cells' moments that it was computed from.
-
-    Args:
-        x: (N, C, ...).
-        row: the method.
-        inputs: its inputs.
-        activation: applied to the result; see :func:`normwise.ops.activate`.
-        slope: of ``"leaky_relu"``.
-        running: what the caller will move by the cells' moments, unless that happens on the way.
-
-    Returns:
-        The result, differentiable to any order in ``x``, the tensors among ``inputs`` and what the method's function
-        draws on besides, and the moments per cell,
-        which are for bookkeeping and carry no gradient where the backward pass is fused; ``None`` where there is
-        nothing left to do with them.
-
-    Example:
-        >>> from normwise.methods import METHODS
-        >>> y, _ = run(torch.tensor([[[1.0, 3.0]]]), METHODS["instance"], Inputs(eps=0.0))
-        >>> y
-        tensor([[[-1.,  1.]]])
-    """
+    """Normalize by one method, and give the cells' moments that it was computed from."""
     if needs_plain_graph():
         return compose(x, row, inputs, activation, slope)
     pools = pools_of(x, row, inputs, running)

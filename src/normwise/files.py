@@ -41,21 +41,6 @@ def check_target(path: str | os.PathLike[str] | None, kind: str, page: bool = Fa
 
     A file that is there is replaced only where its content shows that normwise wrote it, as the same kind of thing, or
     where it is empty. What a killed process left of one is removed.
-
-    Args:
-        path: the file; ``None`` where nothing will be written.
-        kind: ``"study"``, ``"diagnosis"``, ``"advice"`` or ``"claims"``; ``"weights"``, ``"table"`` or ``"docs"``.
-        page: whether one of the first four is written as HTML, not as JSON.
-
-    Raises:
-        InputError: there is a file that is not normwise's, or of another kind.
-        StoreError: there is no such folder, it cannot be written to, or a folder has that name.
-
-    Example:
-        >>> check_target("nowhere/report.html", "study")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: cannot write nowhere/report.html: there is no folder nowhere
     """
     if path is None:
         return
@@ -74,61 +59,20 @@ def check_target(path: str | os.PathLike[str] | None, kind: str, page: bool = Fa
 
 
 def check_folder(folder: str | os.PathLike[str] | None, kind: str, names: tuple[str, str]) -> None:
-    """See that a record and its page can be kept in a folder, before they are made.
-
-    Args:
-        folder: to write into; ``None`` where nothing will be written.
-        kind: see :func:`check_target`, which says what is refused.
-        names: of the record's file and of the page.
-
-    Example:
-        >>> check_folder("nowhere", "study", ("study.json", "report.html"))
-    """
+    """See that a record and its page can be kept in a folder, before they are made."""
     if folder is not None and Path(folder).is_dir():
         for name, page in zip(names, (False, True), strict=True):
             check_target(Path(folder) / name, kind, page)
 
 
 def write_own(path: str | os.PathLike[str], text: str, kind: str, page: bool = False) -> None:
-    """Write a text file where a user says; see :func:`check_target` for what is refused.
-
-    Args:
-        path: the file; its folder must exist.
-        text: the whole content.
-        kind: see :func:`check_target`, as ``page``.
-        page: likewise.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     mine = Path(folder) / "model.py"
-        ...     _ = mine.write_text("precious")
-        ...     write_own(mine, "{}", "advice")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.InputError: /...model.py is there already and holds no advice that normwise wrote: ...
-    """
+    """Write a text file where a user says; see :func:`check_target` for what is refused."""
     check_target(path, kind, page)
     write_atomic(path, text)
 
 
 def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that readers see the old content or the new, never a part.
-
-    Args:
-        path: the file; its folder must exist. Whatever it holds is replaced: for a path that a user gives see
-            :func:`write_own`.
-        text: the whole content.
-
-    Raises:
-        StoreError: the folder is missing or cannot be written; an older file is left as it was.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomic(pathlib.Path(folder) / "a.txt", "hello")
-        ...     print((pathlib.Path(folder) / "a.txt").read_text())
-        hello
-    """
+    """Write a text file so that readers see the old content or the new, never a part."""
     try:
         with replacing(path) as temporary:
             # Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes what JSON writes for it.
@@ -139,24 +83,7 @@ def write_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a file to write into that takes a file's place when the body ends without an error.
-
-    Args:
-        path: the file that is made or replaced; where it is a link, what it points to.
-
-    Yields:
-        The file to write.
-
-    Raises:
-        OSError: the folder is missing or cannot be written.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder) / "a.txt") as new:
-        ...         _ = new.write_text("hello")
-        ...     (Path(folder) / "a.txt").read_text()
-        'hello'
-    """
+    """Give a file to write into that takes a file's place when the body ends without an error."""
     target = Path(path)
     target = target.resolve() if target.is_symlink() else target
     sweep(target.parent)
@@ -177,14 +104,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:
-    """Remove what processes of this machine that were killed while they wrote have left in a folder.
-
-    Args:
-        folder: that they wrote into.
-
-    Example:
-        >>> sweep("nowhere")
-    """
+    """Remove what processes of this machine that were killed while they wrote have left in a folder."""
     with contextlib.suppress(OSError):
         for left in Path(folder).glob(f"{_MARK}*"):
             host, _, rest = left.name.rpartition(".")[2].partition("-")
@@ -194,45 +114,12 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomic(Path(folder) / "a.json", "[1]")
-        ...     read_json(Path(folder) / "a.json")
-        [1]
-    """
+    """Read a JSON file."""
     return parse_json(Path(path).read_text(encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON; what is nested too deeply is refused like all else that is none.
-
-    Args:
-        text: to read.
-
-    Returns:
-        What it says.
-
-    Raises:
-        ValueError: it is not JSON.
-
-    Example:
-        >>> parse_json("[" * 100_000)
-        Traceback (most recent call last):
-        ...
-        ValueError: it is nested too deeply
-    """
+    """Read JSON; what is nested too deeply is refused like all else that is none."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -243,11 +130,6 @@ def make_printable() -> None:
     r"""Let standard output and standard error take every character: what their encoding lacks is written ``\uXXXX``.
 
     That is what JSON has for it, too.
-
-    Example:
-        >>> make_printable()
-        >>> "√2".encode("ascii", "normwise")
-        b'\\u221a2'
     """
     codecs.register_error("normwise", _escaped)
     for stream in (sys.stdout, sys.stderr):
@@ -263,23 +145,7 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder to write into, unless it is there.
-
-    Args:
-        path: of the folder; those that it lies in are made likewise.
-
-    Returns:
-        The folder.
-
-    Raises:
-        StoreError: it cannot be made.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     make_folder(pathlib.Path(folder) / "a" / "b").is_dir()
-        True
-    """
+    """Make a folder to write into, unless it is there."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -241,17 +241,7 @@ def _from_lengths(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def refuse_nested(x: Tensor) -> None:
-    """Refuse a nested tensor, whose sizes these functions cannot read.
-
-    Args:
-        x: any tensor.
-
-    Raises:
-        InputError: it is nested.
-
-    Example:
-        >>> refuse_nested(torch.zeros(2, 3))
-    """
+    """Refuse a nested tensor, whose sizes these functions cannot read."""
     if x.is_nested:
         raise InputError(
             "a nested tensor cannot be normalized over samples, channels or space: pad it "

@@ -23,12 +23,7 @@ from normwise.ops import fused, native
 
 
 class Running(NamedTuple):
-    """Running averages (C,) to move towards the batch; see :func:`normwise.moments.update_running`.
-
-    Example:
-        >>> Running(torch.zeros(3), torch.ones(3), momentum=0.1).skipped is None
-        True
-    """
+    """Running averages (C,) to move towards the batch; see :func:`normwise.moments.update_running`."""
 
     mean: Tensor
     var: Tensor
@@ -73,33 +68,6 @@ def normalize_at_once(
     """Normalize by a pool or a mix of pools, checking no more than that needs.
 
     The ordinary case of :func:`normwise.normalize`, before all checks: a small tensor spends its time on them.
-
-    Args:
-        x: (N, C, ...).
-        members: of the mix, a tuple; or the one pool by its name.
-        mean_weight: (K,) or ``None``.
-        var_weight: likewise.
-        logits: whether these are logits.
-        num_groups: of group norm.
-        weight: (C,) or ``None``.
-        bias: likewise.
-        eps: added to the variance.
-        activation: applied to the result.
-        slope: of ``"leaky_relu"``.
-        running: averages to move towards the pool over samples: what a :class:`Running` holds.
-        population: mean and variance (C,) in the place of the pool over samples.
-
-    Returns:
-        The result; ``None`` where anything is out of the ordinary, whether valid or not.
-
-    Raises:
-        RuntimeError: what a hook on saved tensors raises, or the system, as for want of memory.
-
-    Example:
-        >>> x, unmixed = torch.tensor([[[1.0, 3.0]]]), (None, None, True)
-        >>> y = normalize_at_once(x, "layer", *unmixed, 1, None, None, 0.0, None, 0.01)
-        >>> y is None or y.tolist() == [[[-1.0, 1.0]]]
-        True
     """
     if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2 or not x.is_cpu or x.is_nested:
         return None
@@ -141,21 +109,7 @@ def normalize_at_once(
 
 
 def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tuple[int, ...] | None:
-    """Give the pools that a method mixes, if it does no more than that and the kernels serve.
-
-    Args:
-        x: (N, C, ...).
-        row: the method.
-        p: its inputs.
-        running: averages that the call should move.
-
-    Returns:
-        For each pool into how many groups it divides a sample's channels, 0 for the pool over samples; or ``None``.
-
-    Example:
-        >>> pools_of(torch.zeros(2, 6, 4), METHODS["group"], Inputs(num_groups=3), None) in ((3,), None)
-        True
-    """
+    """Give the pools that a method mixes, if it does no more than that and the kernels serve."""
     if row.members is None or p.mask is not None or p.exchange is not None or not native.supports(x):
         return None
     if p.parts != "both" or p.variance != "paper" or x.numel() == 0:
@@ -171,19 +125,7 @@ def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tupl
 
 
 def movable(running: Running, x: Tensor) -> bool:
-    """Whether a native kernel can move running averages.
-
-    Args:
-        running: the averages.
-        x: the input that they belong to.
-
-    Returns:
-        Whether it can.
-
-    Example:
-        >>> movable(Running(torch.zeros(3), torch.ones(3), 0.1), torch.zeros(2, 3))
-        True
-    """
+    """Whether a native kernel can move running averages."""
     mean, var = running.mean, running.var
     fits = mean.dtype in (x.dtype, ops.accumulation_dtype(x.dtype))
     alike = fits and mean.dtype == var.dtype and mean.is_cpu and var.is_cpu
@@ -204,31 +146,7 @@ def normalize_by_mix(
     activation: str | None,
     slope: float,
 ) -> Tensor:
-    """Normalize by a mix of pools in one native call.
-
-    Args:
-        x: (N, C, ...).
-        pools: as :func:`pools_of` gives them.
-        weight: as :func:`normwise.ops.fused.mix_norm` takes it, as is all that follows.
-        bias: likewise.
-        mean_weight: likewise.
-        var_weight: likewise.
-        logits: likewise.
-        eps: likewise.
-        population: likewise.
-        running: likewise.
-        activation: likewise.
-        slope: likewise.
-
-    Returns:
-        The result, differentiable to any order in ``x`` and the parameters.
-
-    Example:
-        >>> given = (None, None, None, None, True, 0.0, None, None, None, 0.01)
-        >>> x = torch.tensor([[[1.0, 3.0]]])
-        >>> not native.available() or normalize_by_mix(x, (1,), *given).tolist() == [[[-1.0, 1.0]]]
-        True
-    """
+    """Normalize by a mix of pools in one native call."""
     tensors = (x, weight, bias, mean_weight, var_weight)
     if population is not None:
         population = _lasting(population, x, pools)
@@ -248,18 +166,7 @@ def _lasting(population: Sequence[Any], x: Tensor, pools: Sequence[int]) -> Sequ
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether one of some tensors wants a gradient.
-
-    Args:
-        tensors: those that there are.
-
-    Returns:
-        Whether one does.
-
-    Example:
-        >>> any_requires_grad(torch.zeros(2), None)
-        False
-    """
+    """Whether one of some tensors wants a gradient."""
     for t in tensors:  # noqa: SIM110 - a generator would take longer than the loop
         if t is not None and t.requires_grad:
             return True

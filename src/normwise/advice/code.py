@@ -50,18 +50,7 @@ def options_for(method: str, situation: Situation) -> dict[str, Any]:
 
 
 def usual_groups(channels: int) -> int:
-    """The groups that a layer takes by itself: 32, or the divisor next to it that leaves two channels to a group.
-
-    Args:
-        channels: C.
-
-    Returns:
-        A divisor; as ``normwise.nn.groups_for``, which needs torch.
-
-    Example:
-        >>> [usual_groups(c) for c in (64, 48, 16, 1)]
-        [32, 24, 8, 1]
-    """
+    """The groups that a layer takes by itself: 32, or the divisor next to it that leaves two channels to a group."""
     divisors = [g for g in range(1, max(channels // 2, 1) + 1) if channels % g == 0]
     return min(divisors, key=lambda g: (abs(g - GROUPS), -g))
 

@@ -27,10 +27,6 @@ class Stylized(Watch):
     ``style`` and ``content`` are the two parts of its loss; ``contrast`` is how much its output changes when the
     photograph's contrast is halved, as the root mean square difference in units of the output's deviation. The run of
     the first seed also keeps ``pictures``, PNG files as base64.
-
-    Example:
-        >>> Stylized.of_model
-        True
     """
 
     @torch.no_grad()
@@ -64,37 +60,12 @@ class Stylized(Watch):
 
 
 def half_contrast(pictures: Tensor) -> Tensor:
-    """Draw each picture's colours half way to their mean.
-
-    Args:
-        pictures: (N, C, H, W).
-
-    Returns:
-        The pale pictures.
-
-    Example:
-        >>> half_contrast(torch.tensor([[[[0.0, 1.0]]]]))
-        tensor([[[[0.2500, 0.7500]]]])
-    """
+    """Draw each picture's colours half way to their mean."""
     return pictures.lerp(pictures.mean((2, 3), keepdim=True), 0.5)
 
 
 def whole(pieces: Tensor) -> Tensor:
-    """Join pieces of a photograph, which overlap by half, to a square of twice their side.
-
-    Args:
-        pieces: (N, C, H, H), row by row from the top left corner.
-
-    Returns:
-        (1, C, 2 H, 2 H).
-
-    Raises:
-        ValueError: the pieces do not form such a square.
-
-    Example:
-        >>> whole(torch.zeros(9, 1, 2, 2)).shape
-        torch.Size([1, 1, 4, 4])
-    """
+    """Join pieces of a photograph, which overlap by half, to a square of twice their side."""
     side = pieces.shape[-1]
     first = pieces[0]
     # A row's first piece repeats the lower half of the one above it.
@@ -108,18 +79,7 @@ def whole(pieces: Tensor) -> Tensor:
 
 
 def png(picture: Tensor) -> str:
-    """Write a picture as a PNG file in base64.
-
-    Args:
-        picture: (3, H, W) from 0 to 1.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> base64.b64decode(png(torch.zeros(3, 2, 2)))[1:4]
-        b'PNG'
-    """
+    """Write a picture as a PNG file in base64."""
     pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     height, width, _ = pixels.shape
     # Each line says how it is filtered: 2 is the difference to the line above, which packs better.

@@ -22,21 +22,11 @@ SEEDS, QUICK_SEEDS = 5, 3
 
 
 class UnmeasuredError(NormwiseError):
-    """A trial did not give the number that a measure asks for.
-
-    Example:
-        >>> str(UnmeasuredError("no gradients"))
-        'no gradients'
-    """
+    """A trial did not give the number that a measure asks for."""
 
 
 class Unit(NamedTuple):
-    """How a number is written: multiplied by ``factor``, followed by ``name``.
-
-    Example:
-        >>> POINTS
-        Unit(name='points', factor=100.0)
-    """
+    """How a number is written: multiplied by ``factor``, followed by ``name``."""
 
     name: str = ""
     factor: float = 1.0

@@ -97,18 +97,7 @@ def run(
 
 
 class Bench:
-    """The experiments of a run: their tasks, settings and stores.
-
-    Args:
-        experiments: what may be run.
-        quick: see :func:`run`.
-        folder: to keep them in; ``None`` for memory only.
-        fresh: start over.
-
-    Example:
-        >>> Bench([], quick=True, folder=None).total
-        0
-    """
+    """The experiments of a run: their tasks, settings and stores."""
 
     def __init__(
         self, experiments: Sequence[Experiment], quick: bool, folder: Path | None, fresh: bool = False
@@ -126,19 +115,7 @@ class Bench:
     def trials(
         self, experiment: Experiment, on_change: Callable[[list[Trial], str | None], None] | None = None
     ) -> list[Trial]:
-        """Run what is open of an experiment and give all its trials.
-
-        Args:
-            experiment: which.
-            on_change: see :meth:`normwise.study.store.Store.work`.
-
-        Returns:
-            The trials.
-
-        Example:
-            >>> callable(Bench.trials)
-            True
-        """
+        """Run what is open of an experiment and give all its trials."""
         settings, task = self.settings[experiment.name], self._tasks[experiment.name]
         train = trainer_of(task, settings, experiment.memory)
         store, told = self._stores[experiment.name], filter(None, [on_change])
@@ -146,36 +123,12 @@ class Bench:
 
 
 def experiments_of(claims: Sequence[Claim]) -> list[Experiment]:
-    """List the experiments of claims, each once.
-
-    Args:
-        claims: in order.
-
-    Returns:
-        The experiments, in the order in which they are run.
-
-    Example:
-        >>> [e.name for e in experiments_of([CLAIMS["small-batches"]])][0]
-        'batch-sizes'
-    """
+    """List the experiments of claims, each once."""
     return list({e.name: e for claim in claims for e in claim.experiments}.values())
 
 
 def outcome_of(claim: Claim, runs: Runs, quick: bool) -> Outcome:
-    """Judge a claim by its runs.
-
-    Args:
-        claim: what was asked.
-        runs: what was measured.
-        quick: whether they were short.
-
-    Returns:
-        The outcome.
-
-    Example:
-        >>> callable(outcome_of)
-        True
-    """
+    """Judge a claim by its runs."""
     answers = [answer_of(part, runs) for part in claim.parts]
     figures, missing = _drawn(claim.figures, runs)
     galleries, more = _drawn(claim.galleries, runs)
@@ -202,19 +155,7 @@ def outcome_of(claim: Claim, runs: Runs, quick: bool) -> Outcome:
 
 
 def answer_of(part: Part, runs: Runs) -> Answer:
-    """Measure one hypothesis and judge it; what cannot be measured is undecided and says why.
-
-    Args:
-        part: the hypothesis.
-        runs: what was measured.
-
-    Returns:
-        The answer.
-
-    Example:
-        >>> answer_of(Part("It is positive", lambda runs: [1.0, 1.0], at_least=0.0), Runs({}, {})).verdict
-        'holds'
-    """
+    """Measure one hypothesis and judge it; what cannot be measured is undecided and says why."""
     values: list[float] = []
     interval, verdict, note = None, UNDECIDED, ""
     try:
@@ -241,22 +182,7 @@ def answer_of(part: Part, runs: Runs) -> Answer:
 
 
 def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Write ``claims.json`` and ``claims.html``; each is replaced whole or not at all.
-
-    Args:
-        record: the outcomes.
-        folder: made if it is missing.
-
-    Returns:
-        The two files.
-
-    Raises:
-        StoreError: the folder cannot be written.
-
-    Example:
-        >>> callable(save)
-        True
-    """
+    """Write ``claims.json`` and ``claims.html``; each is replaced whole or not at all."""
     folder = make_folder(folder)
     stored, page = folder / STORED, folder / PAGE
     check_folder(folder, "claims", (STORED, PAGE))

@@ -48,20 +48,7 @@ DISTURBED = Experiment(
 
 
 def steps_to_loss(runs: Runs, experiment: Experiment, method: str) -> np.ndarray:
-    """Count the steps after which a method's loss has come down to where no normalization ends.
-
-    Args:
-        runs: with ``SPEED`` among them.
-        experiment: ``SPEED`` or ``DISTURBED``.
-        method: one of its methods.
-
-    Returns:
-        (seeds,) steps, one more than there were where the loss never gets there.
-
-    Example:
-        >>> callable(steps_to_loss)
-        True
-    """
+    """Count the steps after which a method's loss has come down to where no normalization ends."""
     return np.array(
         [
             next((k for k, loss in enumerate(losses, 1) if loss <= aim[-1]), len(aim) + 1)

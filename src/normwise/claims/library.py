@@ -18,21 +18,7 @@ CLAIMS: dict[str, Claim] = {
 
 
 def claims_named(names: Sequence[str]) -> list[Claim]:
-    """Look claims up.
-
-    Args:
-        names: of claims, or ``"all"``.
-
-    Returns:
-        The claims, each once, in the order of their numbers.
-
-    Raises:
-        InputError: there is no such claim; the message names the nearest.
-
-    Example:
-        >>> [claim.number for claim in claims_named(["memory", "small-batches"])]
-        [4, 5]
-    """
+    """Look claims up."""
     if not names:
         raise InputError(f"no claim given: expected all or some of {', '.join(CLAIMS)}")
     for name in names:

@@ -32,19 +32,7 @@ _TINY = 1e-30
 
 
 class Watch:
-    """An observer that notes nothing; others override what they need.
-
-    Args:
-        model: that is trained.
-        task: what it is trained on.
-        cell: of the trial.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> Watch(task.build("none"), task, Cell("final", "none", 32, 0.1, 0)).result()
-        {}
-    """
+    """An observer that notes nothing; others override what they need."""
 
     #: Whether the result is of the trained model; where the model broke down there is none.
     of_model = True
@@ -71,21 +59,7 @@ class Watch:
 
 
 def watching(*kinds: Kind, final_only: bool = True) -> Observe:
-    """Let several observers watch the same trials.
-
-    Args:
-        *kinds: the classes.
-        final_only: leave trials alone that only choose a learning rate.
-
-    Returns:
-        What ``Task.observe`` wants.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> watching(Watch, Watch)(task.build("none"), task, Cell("final", "none", 32, 0.1, 0)).result()
-        {}
-    """
+    """Let several observers watch the same trials."""
 
     def observe(model: nn.Module, task: Task, cell: Cell) -> Observer:
         watched = not final_only or cell.stage == "final"
@@ -109,15 +83,7 @@ class _Several:
 
 
 class LossCurve(Watch):
-    """The training loss, averaged over the last ``WINDOW`` steps: ``losses``, one number a step from the first on.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> LossCurve(task.build("batch"), task, cell).result()
-        {'losses': []}
-    """
+    """The training loss, averaged over the last ``WINDOW`` steps: ``losses``, one number a step from the first on."""
 
     of_model = False
     WINDOW = 20
@@ -143,13 +109,6 @@ class InputDrift(Watch):
     two such looks is the 2-Wasserstein distance of normal distributions with the channels' means and deviations,
     √(Σ_c (Δμ_c² + Δσ_c²) / Σ_c σ_c²), in units of their deviation; ``drift`` is its mean over looks and layers, the
     first layer left out, whose inputs are the data.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> InputDrift(task.build("batch"), task, cell).result()
-        {}
     """
 
     of_model = False
@@ -198,13 +157,6 @@ class Gradients(Watch):
     """The gradients of a new model: the root mean square over each layer's weight, from first to last.
 
     ``gradients`` are their decimal logarithms, ``decades`` that of the first layer's over the last hidden layer's.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> len(Gradients(task.build("batch"), task, cell).result()["gradients"])
-        3
     """
 
     of_model = False
@@ -227,13 +179,6 @@ class BatchErrors(Watch):
     At the inputs of the trained model's normalization layers: ``errors`` are root mean squares over batches, channels
     and layers, of the mean in population deviations and of the variance relative to the population's; ``slopes`` are
     those of their logarithms over that of the size.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> sorted(BatchErrors(task.build("batch"), task, cell).result())
-        ['errors', 'slopes']
     """
 
     SIZES = (2, 4, 8, 16, 32, 64, 128)
@@ -285,13 +230,6 @@ class Modes(Watch):
     ``mode_gap``: root mean square difference of its outputs for 32 samples in training and in evaluation mode;
     ``neighbour_gap``: the same in training mode between two batches that share half their samples. Both in units of
     the outputs' deviation.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> Modes(task.build("layer"), task, cell).result()["mode_gap"] < 1e-4
-        True
     """
 
     @torch.no_grad()
@@ -314,13 +252,6 @@ class Directions(Watch):
     ``cosine``: the largest |cosine| between a weight's direction parameter (or, without weight norm, the weight) and
     its gradient, over units and layers; 0 where a step cannot change the length. ``rescaling``: how much the outputs
     change when those parameters are made three times as long, in units of the outputs' deviation.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> Directions(task.build("weight"), task, cell).result()["rescaling"] < 1e-4
-        True
     """
 
     def result(self) -> dict[str, Any]:
@@ -352,10 +283,6 @@ class Hardening(Watch):
     training data, without further training. ``soft`` and ``hard`` are test scores before and after, ``single`` the
     share of layers that became a single method, ``seconds`` the processor's time for an evaluation of ``PROBE``
     samples: the least median over turns, all models taking turns, so that what else runs disturbs them alike.
-
-    Example:
-        >>> Hardening.SINGLES
-        ('batch', 'layer', 'instance', 'group')
     """
 
     SINGLES = ("batch", "layer", "instance", "group")
@@ -395,15 +322,7 @@ class Hardening(Watch):
 
 
 class StateBytes(Watch):
-    """What a model keeps beside its parameters, in bytes: ``state_bytes``.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> cell = Cell("final", "batch", 32, 0.1, 0)
-        >>> StateBytes(task.build("layer"), task, cell).result()
-        {'state_bytes': 0}
-    """
+    """What a model keeps beside its parameters, in bytes: ``state_bytes``."""
 
     def result(self) -> dict[str, Any]:
         """Sum its buffers."""
@@ -411,18 +330,7 @@ class StateBytes(Watch):
 
 
 def weighted(model: nn.Module) -> list[nn.Module]:
-    """List the convolutions and linear layers of a model, in order.
-
-    Args:
-        model: any model.
-
-    Returns:
-        The layers.
-
-    Example:
-        >>> weighted(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
-        [Linear(in_features=3, out_features=2, bias=True)]
-    """
+    """List the convolutions and linear layers of a model, in order."""
     return [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 

@@ -15,21 +15,7 @@ from normwise.study.progress import Live, live_line
 
 
 class Display(Live):
-    """Shows which claim is being tested and each verdict as it falls; a context manager.
-
-    Args:
-        total: trials of all experiments.
-        claims: to be tested.
-        stream: where to write; default standard error.
-
-    Example:
-        >>> import io
-        >>> stream = io.StringIO()
-        >>> with Display(10, [], stream=stream):
-        ...     pass
-        >>> stream.getvalue()
-        ''
-    """
+    """Shows which claim is being tested and each verdict as it falls; a context manager."""
 
     def __init__(self, total: int, claims: Sequence[Claim], stream: TextIO | None = None) -> None:
         self.total = total
@@ -42,19 +28,7 @@ class Display(Live):
             self._bar = self._live.add_task("", total=total, claim="", doing="")
 
     def watch(self, claim: Claim, experiment: Experiment) -> Callable[[list[Trial], str | None], None]:
-        """Give what a store is to tell about an experiment.
-
-        Args:
-            claim: that is being tested.
-            experiment: that is being run.
-
-        Returns:
-            A function of the finished trials and of what is being done.
-
-        Example:
-            >>> callable(Display.watch)
-            True
-        """
+        """Give what a store is to tell about an experiment."""
         place = f"claim {self._order.index(claim.name) + 1} of {len(self._order)}: {claim.name}"
 
         def update(trials: list[Trial], doing: str | None) -> None:
@@ -68,13 +42,5 @@ class Display(Live):
         return update
 
     def judged(self, outcome: Outcome) -> None:
-        """Say a verdict.
-
-        Args:
-            outcome: of a claim.
-
-        Example:
-            >>> callable(Display.judged)
-            True
-        """
+        """Say a verdict."""
         self._console.print(f"{outcome.number:>2} {outcome.title}: {outcome.verdict}", markup=False)

@@ -20,21 +20,7 @@ _EVALUATED = 256
 
 
 class RecurrentNet(nn.Module):
-    """h[t] = tanh(norm(W x[t] + U h[t−1] + b)), the same layer in every step, which sees the (N, C) states of a batch.
-
-    Args:
-        norm: gives the normalization layer.
-        inputs: channels of x.
-        outputs: of the head.
-        width: of the state.
-        masked: tell the layer which sequences are still going on; else padding counts as data.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> net = RecurrentNet(norm_layer("layer"), 12, 9)
-        >>> net.states(torch.zeros(2, 12, 5)).shape
-        torch.Size([2, 5, 48])
-    """
+    """h[t] = tanh(norm(W x[t] + U h[t−1] + b)), the same layer in every step, which sees the (N, C) states of a batch."""
 
     def __init__(self, norm: NormFactory, inputs: int, outputs: int, width: int = 48, masked: bool = True) -> None:
         super().__init__()
@@ -57,13 +43,7 @@ class RecurrentNet(nn.Module):
 
 
 class SpeakerNet(RecurrentNet):
-    """Reads a padded sequence and tells its class from the state at its last real frame.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> SpeakerNet(norm_layer("batch"), 12, 9)(torch.zeros(3, 12, 29), torch.tensor([7, 29, 11])).shape
-        torch.Size([3, 9])
-    """
+    """Reads a padded sequence and tells its class from the state at its last real frame."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Give a score per class."""
@@ -72,13 +52,7 @@ class SpeakerNet(RecurrentNet):
 
 
 class WriterNet(RecurrentNet):
-    """Reads characters and gives the scores of the next at every position.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> WriterNet(norm_layer("layer"), 32, 128)(torch.zeros(2, 5, dtype=torch.long)).shape
-        torch.Size([2, 128, 5])
-    """
+    """Reads characters and gives the scores of the next at every position."""
 
     def __init__(self, norm: NormFactory, inputs: int, outputs: int, width: int = 96) -> None:
         super().__init__(norm, inputs, outputs, width)
@@ -90,31 +64,12 @@ class WriterNet(RecurrentNet):
 
 
 def speakers(masked: bool) -> Callable[[], Task]:
-    """Give the Japanese vowels with a recurrent network.
-
-    Args:
-        masked: see :class:`RecurrentNet`.
-
-    Returns:
-        Makes the task.
-
-    Example:
-        >>> callable(speakers(masked=True))
-        True
-    """
+    """Give the Japanese vowels with a recurrent network."""
     return functools.partial(_recurrent, "japanese-vowels", functools.partial(_speaker_net, masked=masked))
 
 
 def writing() -> Task:
-    """Give Jane Austen's novels, in windows of 32 characters, with a recurrent network.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> callable(writing)
-        True
-    """
+    """Give Jane Austen's novels, in windows of 32 characters, with a recurrent network."""
     task = _recurrent("austen", _writer_net)
     whole = [p.load() for p in task.splits]
     parts = [Part(tensors_of(p.inputs)[0][:, :_WINDOW], tensors_of(p.targets)[0][:, :_WINDOW]) for p in whole]

@@ -21,22 +21,7 @@ _ROUNDING = 1e-12
 
 
 def estimate(values: Sequence[float] | np.ndarray, ratio: bool = False) -> Interval:
-    """The mean of paired numbers with its bootstrap interval, as in ``study.standings``.
-
-    Args:
-        values: one per seed, at least two.
-        ratio: they are ratios: the geometric mean, by way of the logarithms.
-
-    Returns:
-        The interval.
-
-    Raises:
-        InputError: fewer than two values, one that is not finite, or a ratio that is not positive.
-
-    Example:
-        >>> estimate([2.0, 2.0, 2.0], ratio=True).value
-        2.0
-    """
+    """The mean of paired numbers with its bootstrap interval, as in ``study.standings``."""
     numbers = np.asarray(values, dtype=float)
     if numbers.ndim != 1 or len(numbers) < 2:
         raise InputError(f"an interval needs one number per seed and at least two seeds, got {numbers.tolist()}")
@@ -54,23 +39,7 @@ def estimate(values: Sequence[float] | np.ndarray, ratio: bool = False) -> Inter
 
 
 def judge(interval: Interval, at_least: float | None = None, at_most: float | None = None) -> str:
-    """Hold an interval against a hypothesis.
-
-    Args:
-        interval: of the quantity.
-        at_least: the hypothesis' lower bound; ``None`` for none.
-        at_most: the upper bound.
-
-    Returns:
-        ``HOLDS`` where the interval lies within the bounds, ``FAILS`` where it lies outside, else ``UNDECIDED``.
-
-    Raises:
-        InputError: no bound is given.
-
-    Example:
-        >>> judge(Interval(0.5, 0.2, 0.8), at_least=0.1), judge(Interval(0.5, 0.2, 0.8), at_least=0.4)
-        ('holds', 'undecided')
-    """
+    """Hold an interval against a hypothesis."""
     if at_least is None and at_most is None:
         raise InputError("a hypothesis needs a bound: at_least, at_most or both")
     low = -np.inf if at_least is None else at_least - _ROUNDING
@@ -83,18 +52,7 @@ def judge(interval: Interval, at_least: float | None = None, at_most: float | No
 
 
 def together(verdicts: Iterable[str]) -> str:
-    """The verdict on a claim with several parts: it holds if all do, and fails if one does.
-
-    Args:
-        verdicts: of the parts.
-
-    Returns:
-        The claim's verdict; undecided for no parts.
-
-    Example:
-        >>> together(["holds", "undecided"]), together(["undecided", "does not hold here"])
-        ('undecided', 'does not hold here')
-    """
+    """The verdict on a claim with several parts: it holds if all do, and fails if one does."""
     found = list(verdicts)
     if FAILS in found:
         return FAILS

@@ -22,29 +22,13 @@ _SMALL = {"train": 4000, "valid": 1000, "test": 4000}
 
 @functools.cache
 def digits() -> Task:
-    """Give scikit-learn's digits with the reference model.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> digits().name
-        'digits'
-    """
+    """Give scikit-learn's digits with the reference model."""
     return load_task("digits")
 
 
 @functools.cache
 def fashion_28() -> Task:
-    """Give some of Fashion-MNIST in its own size with the reference model.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> callable(fashion_28)
-        True
-    """
+    """Give some of Fashion-MNIST in its own size with the reference model."""
     task = load_task("fashion-mnist")
     parts = {name: getattr(task.splits, name).take(slice(size)) for name, size in _SMALL.items()}
     return dataclasses.replace(task, splits=Splits(**parts), source=None)
@@ -52,15 +36,7 @@ def fashion_28() -> Task:
 
 @functools.cache
 def fashion() -> Task:
-    """Give the same images averaged to 14 × 14, which makes a trial four times as short.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> callable(fashion)
-        True
-    """
+    """Give the same images averaged to 14 × 14, which makes a trial four times as short."""
     task = fashion_28()
     whole = [p.load() for p in task.splits]
     halved = [Part(nn.functional.avg_pool2d(tensors_of(p.inputs)[0], 2), p.targets) for p in whole]
@@ -68,36 +44,12 @@ def fashion() -> Task:
 
 
 def even_convnet(norm: NormFactory) -> nn.Module:
-    """Build a convolutional network whose layers have 16 channels each, so that 16 groups are instance norm.
-
-    Args:
-        norm: gives the normalization layers.
-
-    Returns:
-        The model.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> even_convnet(norm_layer("instance"))(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
-    """
+    """Build a convolutional network whose layers have 16 channels each, so that 16 groups are instance norm."""
     return ConvNet(norm, channels=1, classes=10, widths=(16, 16, 16))
 
 
 class DeepNet(nn.Sequential):
-    """Fully connected layers of 32 units in a row, each normalized before its activation, in Glorot's initialization.
-
-    Args:
-        norm: gives the normalization layers.
-        depth: hidden layers.
-        activation: between them.
-        inputs: numbers per sample.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> DeepNet(norm_layer("batch"), 2, nn.Tanh)(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
-    """
+    """Fully connected layers of 32 units in a row, each normalized before its activation, in Glorot's initialization."""
 
     def __init__(self, norm: NormFactory, depth: int, activation: type[nn.Module], inputs: int = 64) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
@@ -118,13 +70,6 @@ class Jitter(nn.Module):
 
     y = x · exp(a) + b with a, b drawn from normal distributions of deviation ``strength``, per channel and step;
     identity in evaluation.
-
-    Args:
-        strength: deviation.
-
-    Example:
-        >>> Jitter(0.5).eval()(torch.ones(1, 2, 3)).unique()
-        tensor([1.])
     """
 
     def __init__(self, strength: float) -> None:
@@ -141,20 +86,7 @@ class Jitter(nn.Module):
 
 
 def jittered(make_model: MakeModel, strength: float) -> MakeModel:
-    """Put a :class:`Jitter` behind every normalization layer of a model.
-
-    Args:
-        make_model: builds it.
-        strength: of the jitter.
-
-    Returns:
-        Builds the disturbed one.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> jittered(even_convnet, 0.5)(norm_layer("batch"))[1][1]
-        Jitter()
-    """
+    """Put a :class:`Jitter` behind every normalization layer of a model."""
 
     def make(norm: NormFactory) -> nn.Module:
         def disturbed(num_features: int, dim: int | None = None, **more: Any) -> nn.Module:
@@ -166,21 +98,7 @@ def jittered(make_model: MakeModel, strength: float) -> MakeModel:
 
 
 def scaled(make_model: MakeModel, factor: float) -> MakeModel:
-    """Multiply the initial weights of a model's convolutions and linear layers.
-
-    Args:
-        make_model: builds it.
-        factor: on every such weight, the last layer's included.
-
-    Returns:
-        Builds the scaled one.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> model = scaled(lambda norm: nn.Sequential(nn.Linear(1, 1)), 0.0)(norm_layer("none"))
-        >>> model[0].weight.abs().item()
-        0.0
-    """
+    """Multiply the initial weights of a model's convolutions and linear layers."""
 
     def make(norm: NormFactory) -> nn.Module:
         model = make_model(norm)
@@ -194,19 +112,7 @@ def scaled(make_model: MakeModel, factor: float) -> MakeModel:
 
 
 def variant(base: Callable[[], Task], **changes: object) -> Callable[[], Task]:
-    """Give a task with some fields changed, made when it is asked for.
-
-    Args:
-        base: gives the task.
-        **changes: fields of the task; a ``wrap`` is applied to its ``make_model``.
-
-    Returns:
-        A function that gives the changed task.
-
-    Example:
-        >>> variant(digits, name="mine")().name
-        'mine'
-    """
+    """Give a task with some fields changed, made when it is asked for."""
 
     def make() -> Task:
         task = base()
@@ -223,19 +129,6 @@ class Sharpening:
     """A schedule that also takes a model's sparse switchable layers from a mix to one method.
 
     The least distance from an even mix is 0 for the first fifth of the steps, then rises to 1 at four fifths.
-
-    Args:
-        model: any model; without sparse layers it is left as it is.
-        rest: the schedule of the learning rate.
-        total: steps to do.
-
-    Example:
-        >>> from normwise.nn import SwitchableNorm2d
-        >>> layer = SwitchableNorm2d(3, sparse=True)
-        >>> schedule = Sharpening(layer, warm_sgd(layer, 0.1, 2)[1], total=2)
-        >>> schedule.step()
-        >>> round(layer.sparsity.item(), 3)
-        0.5
     """
 
     def __init__(self, model: nn.Module, rest: Steps, total: int) -> None:
@@ -250,18 +143,6 @@ class Sharpening:
 
 
 def sharpening_sgd(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
-    """Make the study's optimizer with a :class:`Sharpening` schedule.
-
-    Args:
-        model: to optimize.
-        lr: the highest learning rate.
-        steps: to do.
-
-    Returns:
-        Both.
-
-    Example:
-        >>> optimizer, schedule = sharpening_sgd(nn.Linear(1, 1), lr=0.1, steps=100)
-    """
+    """Make the study's optimizer with a :class:`Sharpening` schedule."""
     optimizer, schedule = warm_sgd(model, lr, steps)
     return optimizer, Sharpening(model, schedule, steps)

@@ -79,11 +79,7 @@ class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_n
 
 
 class Eps:
-    """The attribute ``eps`` of our layers: the number, or what refuses to be one.
-
-    Args:
-        guards: whether the layers compute something else than their tensors suggest, whatever follows.
-    """
+    """The attribute ``eps`` of our layers: the number, or what refuses to be one."""
 
     def __init__(self, guards: bool = False) -> None:
         self.guards = guards

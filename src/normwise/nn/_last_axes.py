@@ -34,21 +34,6 @@ def layer_norm(
 
     Torch's own third derivatives and nested forward mode are wrong (pytorch#186256, #196699), and its result is always
     contiguous. Compiled, exported and under autocast this *is* ``torch.nn.functional.layer_norm``.
-
-    Args:
-        x: (*, *shape).
-        shape: the last axes.
-        weight: of that shape.
-        bias: of that shape.
-        eps: added to the variance.
-        activation: applied to the result.
-
-    Returns:
-        A tensor like ``x``.
-
-    Example:
-        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
-        tensor([[-1.,  1.]])
     """
     if x.is_nested:
         if x.layout is torch.strided:  # torch takes these with both parameters only
@@ -62,25 +47,7 @@ def layer_norm(
 def rms_norm(
     x: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, activation: str | None = None
 ) -> Tensor:
-    """Root-mean-square normalization; where no native kernel serves this *is* ``torch.nn.functional.rms_norm``.
-
-    Args:
-        x: (*, *shape).
-        shape: the last axes.
-        weight: of that shape.
-        eps: added to the mean square; ``None`` is the machine epsilon of the type that it is computed in.
-        activation: applied to the result.
-
-    Returns:
-        A tensor like ``x``.
-
-    Raises:
-        InputError: a strided nested tensor.
-
-    Example:
-        >>> rms_norm(torch.tensor([[3.0, 4.0]]), (2,), torch.full((2,), 12.5**0.5), 0.0)
-        tensor([[3., 4.]])
-    """
+    """Root-mean-square normalization; where no native kernel serves this *is* ``torch.nn.functional.rms_norm``."""
     if x.is_nested and x.layout is torch.strided:
         raise InputError(
             "RMSNorm takes nested tensors of layout=torch.jagged only, as torch does: make it one of these"

@@ -23,17 +23,7 @@ _NAMED = 4
 
 
 def load_tensors(source: str | os.PathLike[str]) -> Any:
-    """Read a file of ``torch.save`` with ``weights_only=True``, on the CPU.
-
-    Args:
-        source: the file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        DataError: it cannot be read, is no such file, or holds more than tensors: the message names what.
-    """
+    """Read a file of ``torch.save`` with ``weights_only=True``, on the CPU."""
     path = Path(source)
     if not path.is_file():
         raise DataError(f"cannot read the checkpoint {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
@@ -65,15 +55,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def blocked_names(path: Path, said: str = "") -> list[str]:
-    """The functions and classes that a pickled file would call, other than those that make tensors.
-
-    Args:
-        path: the file; nothing of it is run.
-        said: torch's words, which name one.
-
-    Returns:
-        Their full names, in the order of the file.
-    """
+    """The functions and classes that a pickled file would call, other than those that make tensors."""
     names: dict[str, None] = {}
     with contextlib.suppress(Exception):  # of a damaged file what comes before the damage is named
         for stream in _pickles(path):

@@ -174,19 +174,7 @@ def projected(cell: Cell) -> Cell:
 def walk(
     cell: Cell, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float
 ) -> tuple[Tensor, State]:
-    """Run the recurrence over all steps.
-
-    Args:
-        cell: the kind.
-        x: (rows, F), the input's part of the gates with all biases, packed; (2, rows, F) for two directions.
-        state: the initial state, each (N, H) or (2, N, H), the output first; P for H of a projected output.
-        parameters: of the cell: weight (F, H) and vectors, or (2, F, H) and (2, 1, ·).
-        batch_sizes: sequences running at each step, never rising, the first N.
-        eps: of the norms.
-
-    Returns:
-        The outputs (rows, H) or (2, rows, H), and each sequence's last state.
-    """
+    """Run the recurrence over all steps."""
     if needs_plain_graph() or not torch.is_grad_enabled():
         output, last, _ = _plain_walk(cell, x, state, parameters, batch_sizes, eps, keep=False)
         return output, last

@@ -43,13 +43,7 @@ _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\)\s*)?")
 
 
 class Identity(torch.nn.Identity):
-    """Stands where a method normalizes no activations; padding becomes 0, as with every other layer.
-
-    Example:
-        >>> Identity()(torch.ones(1, 2, 3), lengths=torch.tensor([1]))
-        tensor([[[1., 0., 0.],
-                 [1., 0., 0.]]])
-    """
+    """Stands where a method normalizes no activations; padding becomes 0, as with every other layer."""
 
     def forward(self, input: torch.Tensor, *, mask: Any = None, lengths: Any = None) -> torch.Tensor:
         """Give the input."""

@@ -46,22 +46,7 @@ def groups_for(num_channels: int, target: int = 32) -> int:
 
 
 def check_groups(name: str, channels: int, num_groups: int) -> None:
-    """Refuse a group count that does not divide the channels, and name one that does.
-
-    Args:
-        name: what the channels are called.
-        channels: C.
-        num_groups: G.
-
-    Raises:
-        InputError: G does not divide C.
-
-    Example:
-        >>> check_groups("num_channels", 6, 4)
-        Traceback (most recent call last):
-        ...
-        normwise.errors.InputError: num_channels (6) must be divisible by num_groups (4): 3 would do
-    """
+    """Refuse a group count that does not divide the channels, and name one that does."""
     if num_groups >= 1 and channels % num_groups == 0:
         return
     choice = f": {groups_for(channels, max(num_groups, 1))} would do" if channels > 0 else ""

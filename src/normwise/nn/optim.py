@@ -88,17 +88,6 @@ def spare_norms(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Non
 
     All other settings and the optimizer's state stay. Groups that hold both kinds of parameters are split, so call it
     before a learning rate scheduler is made: one that exists does not know the new groups.
-
-    Args:
-        optimizer: changed in place.
-        model: whose norms are meant, as in :func:`param_groups`.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-        >>> spare_norms(optimizer, model)
-        >>> [(len(group["params"]), group["weight_decay"], group["momentum"]) for group in optimizer.param_groups]
-        [(2, 0.01, 0.9), (2, 0.0, 0.9)]
     """
     spared = {
         id(parameter)

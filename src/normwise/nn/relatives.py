@@ -18,24 +18,7 @@ from normwise.nn._state import TrackingNorm, boundary, checked_size, exporting
 
 
 class RelativeNorm(TrackingNorm):
-    """What the relatives share: torch's arguments for a batch norm, and a forward pass by the method of their name.
-
-    Args:
-        num_features: C.
-        eps: added to the variance.
-        momentum: weight of the *new* batch in the running averages, where the method keeps them.
-        affine: whether ``weight`` and ``bias`` (C,) are learned.
-        track_running_stats: whether running averages are kept, where the method can.
-        device: of the parameters and buffers.
-        dtype: of the parameters and buffers.
-        bias: whether ``bias`` is learned where ``affine`` is.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
-        skip_nonfinite: whether a batch with NaN or infinity leaves the running averages as they are.
-
-    Example:
-        >>> isinstance(MeanOnlyBatchNorm(3), RelativeNorm)
-        True
-    """
+    """What the relatives share: torch's arguments for a batch norm, and a forward pass by the method of their name."""
 
     method = ""
     eps = Eps(guards=True)

@@ -21,22 +21,6 @@ class ConditionalNorm(TrackingNorm):
 
     Formula: y[n] = (weight + Δw[n]) · x̂[n] + (bias + Δb[n]), where x̂ is normalized by the method and (Δw, Δb) come from
     the condition: a row of a table, or a linear map of features. They start at 0, so the layer starts unconditional.
-
-    Args:
-        num_features: C.
-        num_conditions: rows of the table; the condition is then (N,) integers.
-        condition_features: D; the condition is then (N, D).
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
-        skip_nonfinite: whether a batch with NaN or infinity leaves the running averages as they are.
-        **options: ``eps``, ``momentum``, ``affine``, ``track_running_stats``, ``device``, ``dtype`` and ``bias``, as of
-            a batch norm.
-
-    Raises:
-        InputError: not exactly one of ``num_conditions`` and ``condition_features``, or a condition that does not fit.
-
-    Example:
-        >>> isinstance(ConditionalBatchNorm(3, num_conditions=2), ConditionalNorm)
-        True
     """
 
     method = ""

@@ -31,76 +31,20 @@ __all__ = [
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every cell: :func:`normwise.ops.reference.moments` without a mask.
-
-    Args:
-        x: (N, C, ...).
-
-    Returns:
-        ``(mean, var)``, both (N, C).
-
-    Example:
-        >>> import torch
-        >>> [t.item() for t in moments(torch.tensor([[[1.0, 3.0]]]))]
-        [2.0, 1.0]
-    """
+    """Mean and variance of every cell: :func:`normwise.ops.reference.moments` without a mask."""
     return (native if native.supports(x) else reference).moments(x)
 
 
 def apply(x: Tensor, *args: Any) -> Tensor:
-    """Normalize: :func:`normwise.ops.reference.apply`.
-
-    Args:
-        x: (N, C, ...).
-        *args: its other arguments.
-
-    Returns:
-        A tensor like ``x``.
-
-    Example:
-        >>> import torch
-        >>> cell = torch.tensor([[2.0]])
-        >>> apply(torch.tensor([[[1.0, 3.0]]]), cell, cell, torch.zeros(1, 1))
-        tensor([[[-2.,  2.]]])
-    """
+    """Normalize: :func:`normwise.ops.reference.apply`."""
     return (native if native.supports(x) else reference).apply(x, *args)
 
 
 def grad_sums(g: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    """Sum the gradient: :func:`normwise.ops.reference.grad_sums`.
-
-    Args:
-        g: the gradient of the output.
-        x: the input.
-        *args: its other arguments.
-
-    Returns:
-        ``(S1, S2)``, both (N, C).
-
-    Example:
-        >>> import torch
-        >>> x, one, zero = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1), torch.zeros(1, 1)
-        >>> [s.item() for s in grad_sums(x, x, 2 * one, zero, one, zero)]
-        [4.0, 2.0]
-    """
+    """Sum the gradient: :func:`normwise.ops.reference.grad_sums`."""
     return (native if native.supports(x) else reference).grad_sums(g, x, *args)
 
 
 def grad_input(g: Tensor, x: Tensor, *args: Any) -> Tensor:
-    """Give the gradient of the input: :func:`normwise.ops.reference.grad_input`.
-
-    Args:
-        g: the gradient of the output.
-        x: the input.
-        *args: its other arguments.
-
-    Returns:
-        A tensor like ``x``.
-
-    Example:
-        >>> import torch
-        >>> x, one, zero = torch.ones(1, 1, 2), torch.ones(1, 1), torch.zeros(1, 1)
-        >>> grad_input(x, x, one, one, 3 * one, zero, 4 * one, zero)
-        tensor([[[5., 5.]]])
-    """
+    """Give the gradient of the input: :func:`normwise.ops.reference.grad_input`."""
     return (native if native.supports(x) else reference).grad_input(g, x, *args)

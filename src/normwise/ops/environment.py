@@ -11,15 +11,7 @@ from normwise.ops import native
 
 
 def describe_environment() -> dict[str, str]:
-    """Describe what the kernels run on, for ``normwise env`` and for the records of measurements.
-
-    Returns:
-        Titles and values, in the order to print them in; no host names and no paths.
-
-    Example:
-        >>> list(describe_environment())
-        ['python', 'torch', 'native kernels', 'autograd', 'instruction set', 'threads', 'processor']
-    """
+    """Describe what the kernels run on, for ``normwise env`` and for the records of measurements."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -39,15 +31,7 @@ def _autograd() -> str:
 
 
 def processor_name() -> str:
-    """Name the processor's model, with the numbers that tell apart what is sold under one name.
-
-    Returns:
-        Such as ``"AMD EPYC (family 26, model 2)"``, or the architecture where the system does not tell.
-
-    Example:
-        >>> len(processor_name()) > 0
-        True
-    """
+    """Name the processor's model, with the numbers that tell apart what is sold under one name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             # Of the first processor, whose lines end with an empty one.

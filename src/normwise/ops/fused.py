@@ -27,25 +27,7 @@ def sample_norm(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip.
-
-    Args:
-        x: (N, C, ...).
-        groups: into how many groups C is divided; 1 is layer norm, C is instance norm.
-        weight: (C,), or (N, C) for a weight per sample; ``None`` is 1.
-        bias: like ``weight``; ``None`` is 0.
-        eps: added to the variance.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-        slope: the negative slope of ``"leaky_relu"``.
-
-    Returns:
-        ``(y, moments)``: the output, and the groups' means and variances (2, N, groups), float64.
-
-    Example:
-        >>> x = torch.tensor([[[1.0, 3.0]]])
-        >>> sample_norm(x, 1, eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
-        [[[-1.0, 1.0]]]
-    """
+    """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip."""
     return _OPERATORS["sample_norm"](x, groups, weight, bias, eps, CODES[activation], slope)
 
 
@@ -60,28 +42,7 @@ def sample_norm_backward(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`sample_norm`, in one trip through ``g`` and ``x``.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: as given to :func:`sample_norm`.
-        moments: as returned by :func:`sample_norm`.
-        groups: as given to :func:`sample_norm`.
-        weight: as given to :func:`sample_norm`.
-        bias: as given to :func:`sample_norm`.
-        eps: as given to :func:`sample_norm`.
-        activation: as given to :func:`sample_norm`.
-        slope: as given to :func:`sample_norm`.
-
-    Returns:
-        ``(dx, dweight, dbias)``. The last two have the parameter's type and shape; of an absent parameter they are what
-        a (C,) one of the accumulation type would get.
-
-    Example:
-        >>> x, moments = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0]], [[1.0]]], dtype=torch.float64)
-        >>> sample_norm_backward(x, x, moments, 1, eps=0.0)[2].tolist() if available() else [4.0]
-        [4.0]
-    """
+    """The gradients of :func:`sample_norm`, in one trip through ``g`` and ``x``."""
     return _OPERATORS["sample_norm_backward"](g, x, moments, groups, weight, bias, eps, CODES[activation], slope)
 
 
@@ -104,34 +65,7 @@ def mix_norm(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize by a mix of pooled moments, ``act((x − Σ wₖμₖ) / √(Σ w′ₖσ²ₖ + eps) · weight + bias)``, in one call.
-
-    Args:
-        x: (N, C, ...).
-        groups: one number a member: how many groups it pools over within a sample (1 is layer norm, C instance norm),
-            or 0 for the pool over samples. Batch norm is ``[0]``.
-        weight: (C,), or (N, C) for a weight per sample; ``None`` is 1.
-        bias: like ``weight``; ``None`` is 0.
-        mean_weight: (K,), logits of the softmax mix of means; ``None`` mixes equally.
-        var_weight: (K,), logits of the softmax mix of variances.
-        logits: ``False`` where these are shares that sum to 1.
-        eps: added to the variance.
-        population: mean and variance (C,), in the place of the pool over samples; what follows is not read.
-        running: running mean and variance (C,), of the type of ``x`` or the accumulation type, and moved in place
-            towards the pool over samples; the momentum; a count of batches that were not finite, or would have taken
-            them beyond their type, and left them as they are, or ``None``; a count of those that moved them, or
-            ``None``.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-        slope: the negative slope of ``"leaky_relu"``.
-
-    Returns:
-        ``(y, moments)``: the output, and the means and variances, float64, that :func:`mix_norm_backward` wants back.
-
-    Example:
-        >>> x = torch.tensor([[[1.0, 3.0]]])
-        >>> mix_norm(x, [0], eps=0.0)[0].tolist() if available() else [[[-1.0, 1.0]]]
-        [[[-1.0, 1.0]]]
-    """
+    """Normalize by a mix of pooled moments, ``act((x − Σ wₖμₖ) / √(Σ w′ₖσ²ₖ + eps) · weight + bias)``, in one call."""
     name, args = operator_for_mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
     return _OPERATORS[name](*args, CODES[activation], slope)
 
@@ -148,27 +82,7 @@ def operator_for_mix(
     population: Sequence[Any] | None,
     running: Sequence[Any] | None,
 ) -> tuple[str, tuple[Any, ...]]:
-    """Which operator serves a mix: of one pool there are some that take less.
-
-    Args:
-        x: as :func:`mix_norm` takes it, as is all that follows.
-        groups: likewise.
-        weight: likewise.
-        bias: likewise.
-        mean_weight: likewise.
-        var_weight: likewise.
-        logits: likewise.
-        eps: likewise.
-        population: likewise.
-        running: likewise.
-
-    Returns:
-        Its name in ``torch.ops.normwise``, and what it takes before the activation's number and its slope.
-
-    Example:
-        >>> operator_for_mix(torch.zeros(2, 6, 4), [3], *[None] * 4, True, 1e-5, None, None)[0]
-        'sample_norm'
-    """
+    """Which operator serves a mix: of one pool there are some that take less."""
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
         return "sample_norm", (x, groups[0], weight, bias, eps)
@@ -198,32 +112,7 @@ def mix_norm_backward(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The gradients of :func:`mix_norm`, by the closed-form vjp of pools and mix.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: as given to :func:`mix_norm`.
-        moments: as returned by :func:`mix_norm`.
-        groups: as given to :func:`mix_norm`, as is everything that follows.
-        weight: as given.
-        bias: as given.
-        mean_weight: as given.
-        var_weight: as given.
-        logits: as given.
-        eps: as given.
-        population: as given.
-        activation: as given.
-        slope: as given.
-
-    Returns:
-        The gradients of x, weight, bias, mean_weight and var_weight, each of the type of what it belongs to; where a
-        parameter is absent they have no meaning, or are ``None``.
-
-    Example:
-        >>> x, moments = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0]], [[1.0]]], dtype=torch.float64)
-        >>> mix_norm_backward(x, x, moments, [0], eps=0.0)[2].tolist() if available() else [4.0]
-        [4.0]
-    """
+    """The gradients of :func:`mix_norm`, by the closed-form vjp of pools and mix."""
     act = (CODES[activation], slope)
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
@@ -249,26 +138,7 @@ def layer_norm(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize the last axes of every position: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip.
-
-    Args:
-        x: of at least ``axes`` axes.
-        axes: how many of the last axes are normalized together.
-        weight: of their shape; ``None`` is 1.
-        bias: like ``weight``; ``None`` is 0.
-        eps: added to the variance.
-        centered: ``False`` takes 0 in the place of the mean, as RMS norm does: σ² is then the mean square.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-        slope: the negative slope of ``"leaky_relu"``.
-
-    Returns:
-        ``(y, moments)``: the output, contiguous, and the positions' means and variances (2, positions), float64.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 3.0]])
-        >>> layer_norm(x, 1, eps=0.0)[0].tolist() if available() else [[-1.0, 1.0]]
-        [[-1.0, 1.0]]
-    """
+    """Normalize the last axes of every position: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip."""
     return _OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
@@ -284,29 +154,7 @@ def layer_norm_backward(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`layer_norm`, in one trip through ``g`` and ``x``.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: as given to :func:`layer_norm`.
-        moments: as returned by :func:`layer_norm`.
-        axes: as given to :func:`layer_norm`, as is everything that follows.
-        weight: as given.
-        bias: as given.
-        eps: as given.
-        centered: as given.
-        activation: as given.
-        slope: as given.
-
-    Returns:
-        ``(dx, dweight, dbias)``. The last two have the parameter's type and shape; of an absent parameter they are what
-        one of a single axis and the accumulation type would get.
-
-    Example:
-        >>> x, moments = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
-        >>> layer_norm_backward(x, x, moments, 1, eps=0.0)[2].tolist() if available() else [1.0, 3.0]
-        [1.0, 3.0]
-    """
+    """The gradients of :func:`layer_norm`, in one trip through ``g`` and ``x``."""
     return _OPERATORS["layer_norm_backward"](g, x, moments, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 

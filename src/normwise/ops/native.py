@@ -85,28 +85,12 @@ CALLS = _load_calls()
 
 
 def available() -> bool:
-    """Whether the native kernels are loaded.
-
-    Returns:
-        Whether they are.
-
-    Example:
-        >>> available() == (why_not() is None)
-        True
-    """
+    """Whether the native kernels are loaded."""
     return _problem is None
 
 
 def why_not() -> str | None:
-    """Why the native kernels are not available and how to get them.
-
-    Returns:
-        A sentence, or ``None`` if they are available.
-
-    Example:
-        >>> why_not() is None or "build it with" in why_not()
-        True
-    """
+    """Why the native kernels are not available and how to get them."""
     return _problem
 
 
@@ -114,27 +98,12 @@ def differentiates() -> bool:
     """Whether the operators of :mod:`normwise.ops.fused` are differentiable, by autograd in C++.
 
     Where not, the caller does it in Python.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> differentiates() == (why_not_differentiable() is None)
-        True
     """
     return _graph_problem is None
 
 
 def why_not_differentiable() -> str | None:
-    """Why autograd does not reach the native kernels from C++, and how to get that.
-
-    Returns:
-        A sentence, or ``None`` if it does.
-
-    Example:
-        >>> why_not_differentiable() is None or not differentiates()
-        True
-    """
+    """Why autograd does not reach the native kernels from C++, and how to get that."""
     return _graph_problem
 
 
@@ -142,30 +111,12 @@ def instruction_set() -> str:
     """The instruction set that the kernels chose for this processor.
 
     The environment variable ``NORMWISE_ISA``, read once at the first call of a kernel, may ask for less.
-
-    Returns:
-        ``"baseline"``, ``"avx2"`` or ``"avx512"``.
-
-    Example:
-        >>> not available() or instruction_set() in ("baseline", "avx2", "avx512")
-        True
     """
     return ("baseline", "avx2", "avx512")[torch.ops.normwise.isa()]
 
 
 def supports(x: Tensor) -> bool:
-    """Whether the kernels take this tensor.
-
-    Args:
-        x: any tensor.
-
-    Returns:
-        Whether it is a strided CPU tensor of a supported type with at least two axes, and the kernels are available.
-
-    Example:
-        >>> supports(torch.zeros(2, 3, dtype=torch.int64))
-        False
-    """
+    """Whether the kernels take this tensor."""
     return _problem is None and x.is_cpu and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
 
 
@@ -173,58 +124,19 @@ def refuses(problem: RuntimeError) -> bool:
     """Whether an error says that the kernels do not take what they were given.
 
     They say so before they have changed anything: another way may be tried.
-
-    Args:
-        problem: what an operator raised.
-
-    Returns:
-        Whether it is such a one.
-
-    Example:
-        >>> refuses(RuntimeError("out of memory"))
-        False
     """
     return "normwise: " in str(problem)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every cell, as :func:`normwise.ops.reference.moments`.
-
-    Args:
-        x: (N, C, ...).
-
-    Returns:
-        ``(mean, var)``, both (N, C).
-
-    Example:
-        >>> x = torch.tensor([[[1.0, 3.0]]])
-        >>> [t.item() for t in moments(x)] if available() else [2.0, 1.0]
-        [2.0, 1.0]
-    """
+    """Mean and biased variance of every cell, as :func:`normwise.ops.reference.moments`."""
     return torch.ops.normwise.moments(x)
 
 
 def apply(
     x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None = None, slope: float = 0.01
 ) -> Tensor:
-    """Normalize: ``act((x − center) · scale + shift)``, as :func:`normwise.ops.reference.apply`.
-
-    Args:
-        x: (N, C, ...).
-        center: what to subtract, per cell.
-        scale: what to multiply with, per cell.
-        shift: what to add, per cell.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-        slope: the negative slope of ``"leaky_relu"``.
-
-    Returns:
-        A tensor of the shape, dtype and memory format of ``x``.
-
-    Example:
-        >>> x, two, zero = torch.tensor([[[1.0, 3.0]]]), torch.full((1, 1), 2.0), torch.zeros(1, 1)
-        >>> apply(x, two, two, zero, "relu").tolist() if available() else [[[0.0, 2.0]]]
-        [[[0.0, 2.0]]]
-    """
+    """Normalize: ``act((x − center) · scale + shift)``, as :func:`normwise.ops.reference.apply`."""
     return torch.ops.normwise.apply(x, center, scale, shift, CODES[activation], slope)
 
 
@@ -238,27 +150,7 @@ def grad_sums(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """S1 = Σ g and S2 = Σ g · (x − mean) per cell, as :func:`normwise.ops.reference.grad_sums`.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: the input of :func:`apply`.
-        mean: the cells' means.
-        center: as given to :func:`apply`.
-        scale: as given to :func:`apply`.
-        shift: as given to :func:`apply`.
-        activation: as given to :func:`apply`; g is first taken through it.
-        slope: as given to :func:`apply`.
-
-    Returns:
-        ``(S1, S2)``, both (N, C).
-
-    Example:
-        >>> g, x = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]])
-        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        >>> [s.item() for s in grad_sums(g, x, 2 * one, zero, one, zero)] if available() else [3.0, 1.0]
-        [3.0, 1.0]
-    """
+    """S1 = Σ g and S2 = Σ g · (x − mean) per cell, as :func:`normwise.ops.reference.grad_sums`."""
     return torch.ops.normwise.grad_sums(g, x, mean, center, scale, shift, CODES[activation], slope)
 
 
@@ -274,28 +166,7 @@ def grad_input(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> Tensor:
-    """``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``, as :func:`normwise.ops.reference.grad_input`.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: the input of :func:`apply`.
-        mean: the cells' means.
-        center: as given to :func:`apply`.
-        scale: as given to :func:`apply`.
-        shift: as given to :func:`apply`.
-        grad_mean: the gradient of the cells' means.
-        grad_var: the gradient of the cells' variances.
-        activation: as given to :func:`apply`; g is first taken through it.
-        slope: as given to :func:`apply`.
-
-    Returns:
-        A tensor of the shape, dtype and memory format of ``x``.
-
-    Example:
-        >>> x, one, zero = torch.ones(1, 1, 2), torch.ones(1, 1), torch.zeros(1, 1)
-        >>> grad_input(x, x, one, one, 3 * one, zero, 4 * one, zero).tolist() if available() else [[[5.0, 5.0]]]
-        [[[5.0, 5.0]]]
-    """
+    """``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``, as :func:`normwise.ops.reference.grad_input`."""
     return torch.ops.normwise.grad_input(
         g, x, mean, center, scale, shift, grad_mean, grad_var, CODES[activation], slope
     )

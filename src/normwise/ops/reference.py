@@ -17,36 +17,12 @@ ACTIVATIONS = (None, "relu", "leaky_relu", "silu")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Give the type in which statistics of ``dtype`` are held: float64 for float64, else float32.
-
-    Args:
-        dtype: a floating type.
-
-    Returns:
-        The accumulation type.
-
-    Example:
-        >>> accumulation_dtype(torch.bfloat16)
-        torch.float32
-    """
+    """Give the type in which statistics of ``dtype`` are held: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every cell.
-
-    Args:
-        x: (N, C, ...).
-        mask: elements to count, broadcastable to ``x``; ``None`` counts all. A cell without any has moments 0.
-
-    Returns:
-        ``(mean, var)``, both (N, C).
-
-    Example:
-        >>> mean, var = moments(torch.tensor([[[1.0, 3.0]]]))
-        >>> mean.item(), var.item()
-        (2.0, 1.0)
-    """
+    """Mean and biased variance of every cell."""
     values = x.to(accumulation_dtype(x.dtype))
     axes = tuple(range(2, x.ndim))
     if mask is not None:
@@ -73,46 +49,13 @@ def _masked_moments(values: Tensor, mask: Tensor, axes: tuple[int, ...]) -> tupl
 def apply(
     x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None = None, slope: float = 0.01
 ) -> Tensor:
-    """Normalize: ``act((x − center) · scale + shift)``.
-
-    Args:
-        x: (N, C, ...).
-        center: what to subtract, per cell.
-        scale: what to multiply with, per cell.
-        shift: what to add, per cell.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-        slope: the negative slope of ``"leaky_relu"``.
-
-    Returns:
-        A tensor of the shape, dtype and memory format of ``x``.
-
-    Example:
-        >>> cell = torch.tensor([[2.0]])
-        >>> apply(torch.tensor([[[1.0, 3.0]]]), cell, cell, torch.zeros(1, 1), activation="relu")
-        tensor([[[0., 2.]]])
-    """
+    """Normalize: ``act((x − center) · scale + shift)``."""
     center, scale, shift = (_over_cells(t, x) for t in (center, scale, shift))
     return activate((x.to(center.dtype) - center) * scale + shift, activation, slope).to(x.dtype)
 
 
 def activate(z: Tensor, activation: str | None, slope: float = 0.01) -> Tensor:
-    """Apply the named activation.
-
-    Args:
-        z: any tensor.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-        slope: the negative slope of ``"leaky_relu"``.
-
-    Returns:
-        A tensor like ``z``.
-
-    Raises:
-        InputError: the name is not one of these.
-
-    Example:
-        >>> activate(torch.tensor([-1.0, 2.0]), "leaky_relu", slope=0.5)
-        tensor([-0.5000,  2.0000])
-    """
+    """Apply the named activation."""
     match known_activation(activation):
         case "relu":
             return F.relu(z)
@@ -124,21 +67,7 @@ def activate(z: Tensor, activation: str | None, slope: float = 0.01) -> Tensor:
 
 
 def known_activation(activation: str | None) -> str | None:
-    """Check an activation's name before it is needed.
-
-    Args:
-        activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
-
-    Returns:
-        The name.
-
-    Raises:
-        InputError: the name is not one of these.
-
-    Example:
-        >>> known_activation("relu")
-        'relu'
-    """
+    """Check an activation's name before it is needed."""
     if activation not in ACTIVATIONS:
         raise InputError(f"unknown activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
     return activation
@@ -178,26 +107,7 @@ def grad_sums(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """The two sums from which every gradient of the affine follows: S1 = Σ g and S2 = Σ g · (x − mean), per cell.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: the input of :func:`apply`.
-        mean: the cells' means.
-        center: as given to :func:`apply`.
-        scale: as given to :func:`apply`.
-        shift: as given to :func:`apply`.
-        activation: as given to :func:`apply`; g is first taken through it.
-        slope: as given to :func:`apply`.
-
-    Returns:
-        ``(S1, S2)``, both (N, C).
-
-    Example:
-        >>> x, one, zero = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1), torch.zeros(1, 1)
-        >>> [s.item() for s in grad_sums(torch.tensor([[[1.0, 2.0]]]), x, 2 * one, zero, one, zero)]
-        [3.0, 1.0]
-    """
+    """The two sums from which every gradient of the affine follows: S1 = Σ g and S2 = Σ g · (x − mean), per cell."""
     g = _through_activation(g, x, center, scale, shift, activation, slope)
     deviation = x.to(g.dtype) - _over_cells(mean, x)
     axes = tuple(range(2, x.ndim))
@@ -216,28 +126,7 @@ def grad_input(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> Tensor:
-    """The gradient of the input: ``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``.
-
-    Args:
-        g: the gradient of the output, shaped like ``x``.
-        x: the input of :func:`apply`.
-        mean: the cells' means.
-        center: as given to :func:`apply`.
-        scale: as given to :func:`apply`.
-        shift: as given to :func:`apply`.
-        grad_mean: the gradient of the cells' means.
-        grad_var: the gradient of the cells' variances.
-        activation: as given to :func:`apply`; g is first taken through it.
-        slope: as given to :func:`apply`.
-
-    Returns:
-        A tensor of the shape, dtype and memory format of ``x``.
-
-    Example:
-        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        >>> grad_input(torch.ones(1, 1, 2), torch.ones(1, 1, 2), one, one, 3 * one, zero, 4 * one, zero)
-        tensor([[[5., 5.]]])
-    """
+    """The gradient of the input: ``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``."""
     g = _through_activation(g, x, center, scale, shift, activation, slope)
     # Where the variance overflowed its gradient is 0, and the deviation may have overflowed, too.
     deviation = x.to(g.dtype) - _over_cells(torch.where(grad_var == 0, 0, mean), x)

@@ -23,22 +23,7 @@ from normwise.errors import InputError, described
 
 
 def deep_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy that shares nothing with the model, classes of parametrized modules included.
-
-    Args:
-        model: any module; it is not changed.
-
-    Returns:
-        The copy.
-
-    Raises:
-        InputError: something in the model cannot be copied; the message names it.
-
-    Example:
-        >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 3))
-        >>> type(deep_copy(model)) is type(model)
-        False
-    """
+    """A copy that shares nothing with the model, classes of parametrized modules included."""
     computed = [(module, name, compute) for module in model.modules() for name, compute in _computed(module)]
     memo = _prepared(model, {(id(module), name) for module, name, _ in computed})
     try:

@@ -21,11 +21,6 @@ class Split:
     """A weight that is kept as length g and direction v, in one of three ways: ours, torch's, torch's older hook.
 
     ``keys`` are those of g and v in the module's state_dict, ``norm`` joins and splits values.
-
-    Example:
-        >>> from normwise.parametrize import weight_norm
-        >>> next(splits(weight_norm(torch.nn.Linear(2, 2)))).keys
-        ('parametrizations.weight.original0', 'parametrizations.weight.original1')
     """
 
     def __init__(self, module: Any, name: str) -> None:
@@ -85,18 +80,7 @@ class _Hooked(Split):
 
 
 def splits(module: torch.nn.Module) -> Iterator[Split]:
-    """Find the weight norms of one module, whoever put them on, without those of its children.
-
-    Args:
-        module: any module.
-
-    Yields:
-        One for each weight.
-
-    Example:
-        >>> [split.name for split in splits(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)))]
-        ['weight']
-    """
+    """Find the weight norms of one module, whoever put them on, without those of its children."""
     lists: Any = getattr(module, "parametrizations", {})
     for name in list(lists):
         if len(lists[name]) == 1 and isinstance(lists[name][0], KINDS):

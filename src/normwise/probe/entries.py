@@ -17,22 +17,6 @@ class Entries:
 
     Parts that ran inside the whole model lose their hooks, so that training through ``forward`` is watched at one
     place. Runs within a backward pass (activation checkpointing) do not count.
-
-    Args:
-        model: the whole.
-        layers: the ids of modules that matter; what holds none of them is not looked at.
-        begin: called before an outermost run.
-        end: called after it, also by an exception, with ``None`` for the output.
-
-    Example:
-        >>> seen = []
-        >>> model = nn.Sequential(nn.Linear(2, 2))
-        >>> entries = Entries(model, {id(model[0])}, lambda module, *_: seen.append(module), lambda *_: None)
-        >>> entries.open()
-        >>> _ = model[0](torch.zeros(1, 2)), model(torch.zeros(1, 2))
-        >>> seen == [model[0], model]
-        True
-        >>> entries.close()
     """
 
     def __init__(self, model: nn.Module, layers: Collection[int], begin: Begin, end: End) -> None:

@@ -87,20 +87,7 @@ def survey(
 
 
 def survey_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> ModelFacts:
-    """Survey a model on a batch as its loader gives it, targets and all.
-
-    Args:
-        model: any module.
-        batch: a tensor, (input, target) or a mapping, as :func:`normwise.surgery.running.feed` takes it.
-        forward: runs the model on a batch; default ``feed``.
-
-    Returns:
-        The facts at the batch's own size.
-
-    Example:
-        >>> survey_batch(nn.Linear(2, 3), (torch.zeros(5, 2), torch.zeros(5))).batch_size
-        5
-    """
+    """Survey a model on a batch as its loader gives it, targets and all."""
     return survey(model, batch, forward=forward or feed)
 
 
@@ -121,15 +108,7 @@ class _Run:
 
 
 class Log(TorchFunctionMode):
-    """Notes which modules and functions run, in order, while it is entered.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
-        >>> with Log(model) as log:
-        ...     _ = model(torch.zeros(4, 2))
-        >>> dict(log.activations)
-        {'tanh': 1}
-    """
+    """Notes which modules and functions run, in order, while it is entered."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -260,18 +239,7 @@ def _rate_of(args: tuple, kwargs: Any) -> float:
 
 
 def dropout_rate(module: nn.Module) -> float:
-    """The share of values that a module of the dropout kind (torch's, stochastic depth) drops in training.
-
-    Args:
-        module: any module.
-
-    Returns:
-        The share; 0 for modules that are no dropout.
-
-    Example:
-        >>> dropout_rate(nn.Dropout(0.3)), dropout_rate(nn.ReLU())
-        (0.3, 0.0)
-    """
+    """The share of values that a module of the dropout kind (torch's, stochastic depth) drops in training."""
     if "drop" not in type(module).__name__.lower() or next(module.children(), None) is not None:
         return 0.0
     rates = (getattr(module, name, None) for name in ("p", "drop_prob", "drop_rate"))
@@ -331,27 +299,7 @@ def facts_of(
     batch_size: int,
     padded: float | None,
 ) -> ModelFacts:
-    """Make facts of what a :class:`Log` noted.
-
-    Args:
-        model: that ran.
-        log: what it did.
-        inputs: of the run.
-        outputs: of the run.
-        example: samples in the run.
-        batch_size: samples that are meant.
-        padded: see :func:`normwise.probe.padding.padded_share`.
-
-    Returns:
-        The facts.
-
-    Example:
-        >>> model, x = nn.Linear(2, 3), torch.zeros(4, 2)
-        >>> with Log(model) as log:
-        ...     y = model(x)
-        >>> facts_of(model, log, [x], [y], 4, 4, None).depth
-        1
-    """
+    """Make facts of what a :class:`Log` noted."""
     norms = [_norm_facts(found, log.runs.get(key), batch_size / max(example, 1)) for key, found in log.norms.items()]
     modules = {id(module): module for module in model.modules()}
     calls = {name: log.runs[key].calls for key, name in log.named() if key in log.runs}
@@ -389,21 +337,7 @@ def facts_of(
 
 
 def joined(facts: ModelFacts, more: ModelFacts) -> ModelFacts:
-    """Add what a further pass showed of layers that had not run before.
-
-    Args:
-        facts: what is known.
-        more: of a later pass of the same model.
-
-    Returns:
-        The facts of both.
-
-    Example:
-        >>> model, x = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), torch.zeros(4, 2)
-        >>> first, second = (survey(model, x, forward=lambda m, batch: m[i](batch)) for i in (0, 1))
-        >>> [weight.order for weight in joined(first, second).weights]
-        [0, 1]
-    """
+    """Add what a further pass showed of layers that had not run before."""
     orders = [*(norm.order for norm in facts.norms), *(weight.order for weight in facts.weights)]
     after = max((order for order in orders if order is not None), default=-1) + 1
 

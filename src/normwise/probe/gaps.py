@@ -21,21 +21,7 @@ _MOST = 12
 
 @contextmanager
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Give every buffer back as it was.
-
-    Args:
-        model: any module.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(2)
-        >>> with keeping_buffers(norm):
-        ...     _ = norm(torch.randn(8, 2))
-        >>> norm.running_mean
-        tensor([0., 0.])
-    """
+    """Give every buffer back as it was."""
     kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
@@ -55,25 +41,6 @@ def measure_gap(
     """Score a model by running and by batch statistics.
 
     Accuracy where targets are classes, else the loss, negative; without targets only how far the outputs differ.
-
-    Args:
-        model: left as it was.
-        batches: what to score on.
-        layers: the norms that may choose between the two.
-        forward: runs the model on a batch.
-        loss: ``(output, target) -> scalar``.
-
-    Returns:
-        The gap.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> from normwise.surgery.running import feed
-        >>> model = nn.Sequential(nn.BatchNorm1d(2, affine=False))
-        >>> x = torch.tensor([[5.0, 9.0], [5.0, 7.0], [9.0, 5.0]])
-        >>> gap = measure_gap(model, [(x, torch.tensor([1, 1, 0]))], find(model), feed, None)
-        >>> gap.score, gap.running, gap.batch
-        ('accuracy', 1.0, 1.0)
     """
     running, outputs = _score(model, batches, (), forward, loss)
     batch, others = _score(model, batches, layers, forward, loss)
@@ -94,25 +61,7 @@ def _most_frequent(targets: Sequence[Tensor]) -> float:
 def dropout_factors(
     model: nn.Module, batches: Sequence[Any], layers: Sequence[Found], forward: Forward
 ) -> dict[str, tuple[float, float]]:
-    """By what factor dropout changes the variance of norms' inputs when it goes off; all else as in training.
-
-    Args:
-        model: in training mode; left as it was but for its buffers.
-        batches: what to run on; a few are enough.
-        layers: the norms, which keep running statistics.
-        forward: runs the model on a batch.
-
-    Returns:
-        Layer → the typical factors over its channels: off over on, and off over the running variance.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> from normwise.surgery.running import feed
-        >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4))
-        >>> factors = dropout_factors(model, [torch.randn(4096, 4)], find(model), feed)
-        >>> 0.4 < factors["1"][0] < 0.6
-        True
-    """
+    """By what factor dropout changes the variance of norms' inputs when it goes off; all else as in training."""
     # Dropout may be a function that asks the module around it.
     norms = {id(part) for found in find(model) for part in found.module.modules()}
     dropping = [module for module in model.modules() if module.training and id(module) not in norms]
@@ -177,23 +126,7 @@ def gains(
     loss: Loss | None,
     running: float | None,
 ) -> dict[str, float]:
-    """What evaluation gains where one layer alone takes batch statistics, for the layers that are furthest off.
-
-    Args:
-        model: left as it was.
-        batches: what to score on.
-        suspects: layers with what was measured of them.
-        forward: runs the model on a batch.
-        loss: ``(output, target) -> scalar``.
-        running: the score by running statistics.
-
-    Returns:
-        Layer → gain; empty without a score.
-
-    Example:
-        >>> gains(nn.Identity(), [], [], lambda model, batch: None, None, running=None)
-        {}
-    """
+    """What evaluation gains where one layer alone takes batch statistics, for the layers that are furthest off."""
     if running is None:
         return {}
     worst = sorted(suspects, key=lambda s: -max(s[1].mean_gap or 0.0, (s[1].var_factor or 1.0) - 1))[:_MOST]

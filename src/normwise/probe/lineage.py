@@ -28,15 +28,7 @@ class _Mark:
 
 
 class Lineage:
-    """Marks on tensors, as long as they live and nobody writes into them.
-
-    Example:
-        >>> import torch
-        >>> made, lineage = torch.zeros(2, 3, 4), Lineage()
-        >>> lineage.mark(made, "conv", axis=1)
-        >>> lineage.maker(made), lineage.axis(made), lineage.maker(made + 1)
-        ('conv', 1, None)
-    """
+    """Marks on tensors, as long as they live and nobody writes into them."""
 
     def __init__(self) -> None:
         self.uses: Counter[str] = Counter()

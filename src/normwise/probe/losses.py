@@ -16,23 +16,7 @@ from normwise.surgery.running import tensors_in
 
 
 def loss_of(loss: Loss | str | None) -> Loss | None:
-    """Give the function that a user means.
-
-    Args:
-        loss: ``(output, target) -> scalar``, the name of one of ``torch.nn.functional``, or ``None``.
-
-    Returns:
-        The function, which refuses in one line what does not fit it.
-
-    Raises:
-        InputError: there is no such function, or it is none.
-
-    Example:
-        >>> loss_of("cros_entropy")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.InputError: unknown loss 'cros_entropy': torch.nn.functional has no such function ...
-    """
+    """Give the function that a user means."""
     if loss is None or isinstance(loss, _Checked):
         return loss
     if isinstance(loss, str):

@@ -27,15 +27,7 @@ _FROZEN = ("running_mean", "running_var", "weight", "bias")
 
 
 class NormMeter:
-    """Gathers what is known of one normalization layer.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> meter = NormMeter(find(nn.BatchNorm1d(2))[0])
-        >>> meter.look(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), {})
-        >>> meter.trace(NormFacts([""], "", "batch", 0, 1, 2)).constant
-        1
-    """
+    """Gathers what is known of one normalization layer."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
@@ -155,16 +147,7 @@ class NormMeter:
         self._gaps.append((at, (mean - stored[0]) / scale.sqrt(), (unbiased + eps) / scale))
 
     def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
-        """Sum up.
-
-        Args:
-            facts: of the layer.
-            since: the pass from which on running statistics are held against those of the batches.
-            **more: further fields.
-
-        Returns:
-            The record.
-        """
+        """Sum up."""
         module = self.found.module
         weight = _largest(module)
         return NormTrace(
@@ -268,14 +251,7 @@ class NormMeter:
 
 
 class WeightMeter:
-    """Gathers what is known of one weighted layer.
-
-    Example:
-        >>> meter = WeightMeter()
-        >>> meter.look(torch.tensor([[0.0, 1.0], [0.0, 2.0]], requires_grad=True), channel_axis=-1)
-        >>> meter.trace(WeightFacts(["fc"], "Linear", 0, 1)).dead
-        1
-    """
+    """Gathers what is known of one weighted layer."""
 
     def __init__(self, module: nn.Module | None = None) -> None:
         self.gradients: list[float] = []
@@ -299,15 +275,7 @@ class WeightMeter:
         self.gradients.append(float(torch.linalg.vector_norm(gradient.detach().float())))
 
     def trace(self, facts: WeightFacts, **more: Any) -> WeightTrace:
-        """Sum up.
-
-        Args:
-            facts: of the layer.
-            **more: further fields.
-
-        Returns:
-            The record.
-        """
+        """Sum up."""
         finite = [g for g in self.gradients if math.isfinite(g)]
         size = None if self._module is None else _size_of(self._module)
         growth = None if size is None or not self._start else size / self._start
@@ -360,19 +328,7 @@ def _size_of(module: nn.Module) -> float | None:
 
 
 def count_of(module: nn.Module, name: str) -> int | None:
-    """A counter of a layer.
-
-    Args:
-        module: the layer.
-        name: of the buffer.
-
-    Returns:
-        Its value; ``None`` where there is none.
-
-    Example:
-        >>> count_of(nn.BatchNorm1d(2), "num_batches_tracked"), count_of(nn.LayerNorm(2), "num_batches_tracked")
-        (0, None)
-    """
+    """A counter of a layer."""
     counter = getattr(module, name, None)
     return int(counter) if isinstance(counter, Tensor) else None
 

@@ -11,18 +11,7 @@ _MIXING = ("mean_weight", "var_weight")
 
 
 class Decays:
-    """The optimizers that step on a model, and the weight decay that each of its parameters gets.
-
-    Args:
-        model: the model.
-        optimizer: one that is known from the start, if any.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(2)
-        >>> decays = Decays(norm, torch.optim.SGD(norm.parameters(), lr=0.1, weight_decay=0.01))
-        >>> decays.of(norm)
-        {'decay': 0.01, 'mixing_decay': 0.0}
-    """
+    """The optimizers that step on a model, and the weight decay that each of its parameters gets."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._parameters = {id(p) for p in model.parameters()}
@@ -45,28 +34,14 @@ class Decays:
         return id(optimizer) in self._optimizers
 
     def of(self, norm: nn.Module) -> dict[str, float]:
-        """The weight decay on a norm's weight and bias, and on its mixing weights.
-
-        Args:
-            norm: a normalization layer.
-
-        Returns:
-            ``decay`` and ``mixing_decay``.
-        """
+        """The weight decay on a norm's weight and bias, and on its mixing weights."""
         own = dict(norm.named_parameters(recurse=False))
         mixing = {id(p) for name, p in own.items() if name in _MIXING}
         plain = {id(p) for p in own.values()} - mixing
         return {"decay": self._highest(plain), "mixing_decay": self._highest(mixing)}
 
     def on(self, module: nn.Module) -> float:
-        """The highest weight decay on a layer's matrices and kernels.
-
-        Args:
-            module: a weighted layer.
-
-        Returns:
-            The decay.
-        """
+        """The highest weight decay on a layer's matrices and kernels."""
         return self._highest({id(p) for p in module.parameters() if p.ndim >= 2})
 
     @property
@@ -88,11 +63,7 @@ class Decays:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Name, highest learning rate and decay of the optimizers, as :class:`normwise.findings.RunTrace` has them.
-
-        Returns:
-            ``optimizer``, ``lr`` and ``decay``; empty without an optimizer.
-        """
+        """Name, highest learning rate and decay of the optimizers, as :class:`normwise.findings.RunTrace` has them."""
         if not self._optimizers:
             return {}
         groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]

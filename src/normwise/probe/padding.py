@@ -16,19 +16,6 @@ def padded_share(batch: Any) -> float | None:
 
     Told by a mask among named inputs, or seen: samples of different length that end in zeros (floating-point features,
     all of them) or in one repeated token (integers).
-
-    Args:
-        batch: as a loader gives it: a tensor, a tuple, or a mapping.
-
-    Returns:
-        Between 0 and 1; ``None`` where the batch holds no sequence.
-
-    Example:
-        >>> import torch
-        >>> x = torch.ones(2, 4, 3)
-        >>> x[1, 2:] = 0
-        >>> padded_share(x)
-        0.25
     """
     if isinstance(batch, Mapping):
         for name in _MASKS:
@@ -75,16 +62,5 @@ def _trailing(blank: Tensor) -> float:
 
 
 def is_sequence(spatial: list[int]) -> bool:
-    """Whether a layer's input has one axis beside samples and channels, so that padding may lie along it.
-
-    Args:
-        spatial: its sizes.
-
-    Returns:
-        Whether it has.
-
-    Example:
-        >>> is_sequence([100]), is_sequence([8, 8])
-        (True, False)
-    """
+    """Whether a layer's input has one axis beside samples and channels, so that padding may lie along it."""
     return len(spatial) == 1 and spatial[0] > 1

@@ -15,41 +15,13 @@ _POOL = {"rms": "layer", "conditional": "instance", "batch_instance": "instance"
 
 
 def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
-    """The tensor that a layer is called with.
-
-    Args:
-        args: of a forward hook.
-        kwargs: of a forward hook.
-
-    Returns:
-        The first argument; ``None`` where that is no tensor.
-
-    Example:
-        >>> import torch
-        >>> input_of((), {"input": torch.zeros(2)}).shape
-        torch.Size([2])
-    """
+    """The tensor that a layer is called with."""
     x = args[0] if args else next(iter(kwargs.values()), None)
     return x if isinstance(x, Tensor) else None
 
 
 def sizes_of(layer: NormLayer, shape: list[int]) -> tuple[int, int, list[int]]:
-    """Samples, channels and spatial sizes of a layer's input.
-
-    Args:
-        layer: its description.
-        shape: of the input.
-
-    Returns:
-        ``(N, C, spatial)``; N is 1 for an unbatched input.
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> sizes_of(describe(nn.BatchNorm2d(3)), [8, 3, 4, 5])
-        (8, 3, [4, 5])
-        >>> sizes_of(describe(nn.LayerNorm(6)), [8, 10, 6])
-        (8, 6, [10])
-    """
+    """Samples, channels and spatial sizes of a layer's input."""
     if layer.channel_axis == -1:
         return (shape[0] if len(shape) > 1 else 1), shape[-1], shape[1:-1]
     if layer.method == "instance" and layer.dim is not None and len(shape) == layer.dim + 1:
@@ -58,23 +30,7 @@ def sizes_of(layer: NormLayer, shape: list[int]) -> tuple[int, int, list[int]]:
 
 
 def elements_of_layer(layer: NormLayer, module: nn.Module, samples: int, spatial: list[int]) -> int | None:
-    """How many values stand behind the statistic that a layer divides by, in training, on one device.
-
-    Args:
-        layer: its description.
-        module: the layer.
-        samples: rows of axis 0.
-        spatial: sizes of the other axes.
-
-    Returns:
-        The number, of a mix the smallest member's; ``None`` for a layer that takes no statistic.
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> norm = nn.GroupNorm(2, 8)
-        >>> elements_of_layer(describe(norm), norm, samples=4, spatial=[3, 3])
-        36
-    """
+    """How many values stand behind the statistic that a layer divides by, in training, on one device."""
     channels = layer.channels
     if layer.per_token:
         # Layers over several trailing axes count all of them.

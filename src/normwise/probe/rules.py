@@ -17,10 +17,6 @@ class Hit:
     """A rule's find at one layer; ``severity`` and ``effect`` override the rule's.
 
     ``command`` is the fix on the command line; MODEL and DATA in it stand for what the caller named.
-
-    Example:
-        >>> Hit("bn1", "too few", {"elements": 2.0}).severity is None
-        True
     """
 
     layer: str
@@ -34,12 +30,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of finding: its code, how grave it is, how it is found, and what it does to training.
-
-    Example:
-        >>> Rule("few-elements", "warning", lambda seen: iter(()), "noise").code
-        'few-elements'
-    """
+    """A kind of finding: its code, how grave it is, how it is found, and what it does to training."""
 
     code: str
     severity: str
@@ -48,21 +39,7 @@ class Rule:
 
 
 def judge(seen: Diagnosis, rules: Iterable[Rule]) -> list[Finding]:
-    """Apply rules to what was measured.
-
-    Args:
-        seen: a diagnosis; its findings are not read.
-        rules: the table.
-
-    Returns:
-        The findings, in the order of the rules.
-
-    Example:
-        >>> from normwise.findings import ModelFacts, RunTrace
-        >>> rule = Rule("odd", "info", lambda seen: iter([Hit("fc", "is odd")]), "nothing")
-        >>> print(*judge(Diagnosis("", ModelFacts("Net", "mlp", ["mlp"], 1, 1), RunTrace()), [rule]))
-        info     fc: is odd
-    """
+    """Apply rules to what was measured."""
     return [
         Finding(
             layer=hit.layer,
@@ -80,118 +57,37 @@ def judge(seen: Diagnosis, rules: Iterable[Rule]) -> list[Finding]:
 
 
 def at(layer: str) -> str:
-    """The expression that gives a layer of ``model``.
-
-    Args:
-        layer: its name.
-
-    Returns:
-        Python.
-
-    Example:
-        >>> at("body.0"), at("")
-        ('model.get_submodule("body.0")', 'model')
-    """
+    """The expression that gives a layer of ``model``."""
     return f'model.get_submodule("{layer}")' if layer else "model"
 
 
 def put(layer: str, new: str) -> str:
-    """The statement that puts a module in a layer's place.
-
-    Args:
-        layer: its name.
-        new: an expression.
-
-    Returns:
-        Python.
-
-    Example:
-        >>> put("bn", "torch.nn.Identity()")
-        'model.set_submodule("bn", torch.nn.Identity())'
-    """
+    """The statement that puts a module in a layer's place."""
     return f'model.set_submodule("{layer}", {new})' if layer else f"model = {new}"
 
 
 def convert_to(method: str, layer: str) -> str:
-    """The call that converts one layer.
-
-    Args:
-        method: a method's name.
-        layer: the layer's.
-
-    Returns:
-        Python.
-
-    Example:
-        >>> convert_to("group", "bn1")
-        'model = normwise.convert(model, "group", where="bn1").model'
-    """
+    """The call that converts one layer."""
     return f'model = normwise.convert(model, "{method}", where="{layer}").model'
 
 
 def calibrate_at(layer: str) -> str:
-    """The call that measures one layer's statistics anew, or all layers'.
-
-    Args:
-        layer: its name; empty for all.
-
-    Returns:
-        Python.
-
-    Example:
-        >>> calibrate_at("bn1"), calibrate_at("")
-        ('normwise.calibrate(model, loader, where="bn1")', 'normwise.calibrate(model, loader)')
-    """
+    """The call that measures one layer's statistics anew, or all layers'."""
     return f'normwise.calibrate(model, loader, where="{layer}")' if layer else "normwise.calibrate(model, loader)"
 
 
 def calibrate_command(layer: str) -> str:
-    """The command that does what :func:`calibrate_at` does.
-
-    Args:
-        layer: its name; empty for all.
-
-    Returns:
-        A shell command.
-
-    Example:
-        >>> calibrate_command("bn1")
-        "normwise calibrate MODEL --data DATA --where 'bn1' --out mended.pt"
-    """
+    """The command that does what :func:`calibrate_at` does."""
     where = f" --where '{layer}'" if layer else ""
     return f"normwise calibrate MODEL --data DATA{where} --out mended.pt"
 
 
 def convert_command(method: str, layer: str) -> str:
-    """The command that does what :func:`convert_to` does.
-
-    Args:
-        method: a method's name.
-        layer: the layer's.
-
-    Returns:
-        A shell command.
-
-    Example:
-        >>> convert_command("group", "bn1")
-        "normwise convert MODEL --to group --where 'bn1' --out mended.pt"
-    """
+    """The command that does what :func:`convert_to` does."""
     return f"normwise convert MODEL --to {method} --where '{layer}' --out mended.pt"
 
 
 def count(number: float, noun: str) -> str:
-    """A number with its noun.
-
-    Args:
-        number: how many.
-        noun: in the singular.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> count(1, "pass"), count(2, "channel")
-        ('1 pass', '2 channels')
-    """
+    """A number with its noun."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,.0f} {noun if number == 1 else plural}"

@@ -24,26 +24,7 @@ class Writer(Protocol):
 
 
 class Scalars:
-    """Writes what the meters hold.
-
-    Args:
-        writer: anything with ``add_scalar``, or a folder for TensorBoard.
-
-    Raises:
-        InputError: it cannot be written to: no folder, and no ``add_scalar(tag, value, step)``.
-        MissingDependencyError: a folder is given and tensorboard is not installed.
-
-    Example:
-        >>> class Printer:
-        ...     def add_scalar(self, tag, value, step):
-        ...         print(tag, value, step)
-        >>> from torch import nn
-        >>> from normwise.surgery.layers import find
-        >>> norm = nn.GroupNorm(1, 2)
-        >>> Scalars(Printer()).write(3, {id(norm): NormMeter(find(norm)[0])}, {}, {id(norm): "gn"})
-        normwise/gn/weight_max 1.0 3
-        normwise/gn/near_eps 0 3
-    """
+    """Writes what the meters hold."""
 
     def __init__(self, writer: Writer | str | os.PathLike[str]) -> None:
         self._own = isinstance(writer, str | os.PathLike)

@@ -98,22 +98,7 @@ def _step(
 def own_step(
     parameters: list[Tensor], gradients: Mapping[int, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[int, Tensor] | None:
-    """What an optimizer's next step subtracts from each parameter, found on a copy of the optimizer and of its state.
-
-    Args:
-        parameters: those that are asked for; they do not move.
-        gradients: by the parameters' ids.
-        optimizer: is not changed.
-
-    Returns:
-        By id: 0 for what the optimizer does not hold; ``None`` where it cannot be copied, or not stepped so.
-
-    Example:
-        >>> p = nn.Parameter(torch.ones(2))
-        >>> optimizer = torch.optim.SGD([p], lr=0.5, weight_decay=0.1)
-        >>> own_step([p], {id(p): torch.ones(2)}, optimizer)[id(p)]
-        tensor([0.5500, 0.5500])
-    """
+    """What an optimizer's next step subtracts from each parameter, found on a copy of the optimizer and of its state."""
     try:
         twin = copy.deepcopy(optimizer)
         # Deep copies keep groups and state only, and subclasses may have more.

@@ -16,15 +16,7 @@ LOW = 0.1
 
 
 class Calls:
-    """Compares the statistics of later calls of a layer with those of the first in the same pass.
-
-    Example:
-        >>> calls, zeros = Calls(), torch.zeros(2)
-        >>> for mean in (0.0, 3.0):
-        ...     calls.take(zeros + mean, zeros + 1, elements=1000)
-        >>> round(calls.apart()["apart_mean"], 2)
-        3.0
-    """
+    """Compares the statistics of later calls of a layer with those of the first in the same pass."""
 
     def __init__(self) -> None:
         self._first: tuple[Tensor, Tensor] | None = None
@@ -65,21 +57,7 @@ def _beyond_chance(values: Tensor, chance: float) -> float:
 
 
 def drowned(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Where eps, and not the weight, makes an output small.
-
-    Args:
-        var: variances (pools, channels).
-        weight: of the layer, if any; counted per channel where the shapes agree, else by its median.
-        eps: of the layer.
-
-    Returns:
-        Booleans of the variances' shape: the variance is at most eps, the output's deviation |w| √(var/(var+eps)) below
-        0.1, and the weight not that small itself.
-
-    Example:
-        >>> drowned(torch.tensor([[1e-8, 1e-8, 1.0]]), torch.tensor([1.0, 300.0, 1.0]), 1e-3)
-        tensor([[ True, False, False]])
-    """
+    """Where eps, and not the weight, makes an output small."""
     size: Tensor | float = 1.0
     if weight is not None and weight.numel():
         size = weight.detach().abs().to(var).flatten()
@@ -89,18 +67,7 @@ def drowned(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def initial(module: nn.Module) -> bool:
-    """Whether a layer's weight and bias are still exactly what layers start with: all 1 (or all 0), and 0.
-
-    Args:
-        module: a normalization layer.
-
-    Returns:
-        Whether they are; false where it has neither.
-
-    Example:
-        >>> initial(nn.LayerNorm(3)), initial(nn.LayerNorm(3, elementwise_affine=False))
-        (True, False)
-    """
+    """Whether a layer's weight and bias are still exactly what layers start with: all 1 (or all 0), and 0."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, Tensor) or torch.nn.parameter.is_lazy(weight) or not weight.numel():
         return False

@@ -28,23 +28,6 @@ def tried(
     """Run each finding's fix on a copy of the model and note how far the outputs in evaluation move.
 
     A finding that says that something has no effect is withdrawn where taking it out has one.
-
-    Args:
-        model: is not changed.
-        findings: what was found.
-        batches: what fixes calibrate on; outputs are compared on the first.
-        forward: runs the model on a batch.
-        given: whether ``forward`` is the caller's own: then fixes that calibrate need it, too.
-
-    Returns:
-        The findings, with ``changes`` where it was measured.
-
-    Example:
-        >>> from normwise.surgery.running import feed
-        >>> found = [Finding("", "info", "x", "", fix="torch.nn.init.ones_(model.bias)")]
-        >>> model = nn.Linear(2, 1)
-        >>> tried(model, found, [torch.zeros(3, 2)], feed, given=False)[0].changes > 0
-        True
     """
     if given:
         call = "normwise.calibrate(model, loader"

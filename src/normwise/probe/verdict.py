@@ -64,31 +64,7 @@ def diagnosis_of(
     of_norms: Mapping[str, Mapping[str, Any]] | None = None,
     of_weights: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Diagnosis:
-    """Sum up what meters hold and judge it.
-
-    Args:
-        model: the model.
-        facts: of the model.
-        run: how it was run.
-        norms: meters by module id.
-        weights: meters by module id.
-        decays: the optimizers.
-        since: the pass from which on running statistics are held against those of batches.
-        gap: train against evaluation, where measured.
-        of_norms: further fields of :class:`normwise.findings.NormTrace`, by layer.
-        of_weights: further fields of :class:`normwise.findings.WeightTrace`, by layer.
-
-    Returns:
-        The diagnosis.
-
-    Example:
-        >>> from normwise.probe.facts import survey
-        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-        >>> facts = survey(model, torch.zeros(4, 2))
-        >>> found = diagnosis_of(model, facts, RunTrace(), {}, {}, Decays(model))
-        >>> [finding.code for finding in found.findings]
-        ['never-updated']
-    """
+    """Sum up what meters hold and judge it."""
     meters = {meter.found.names[0]: meter for meter in norms.values()}
     modules = dict(model.named_modules(remove_duplicate=False))
     named = {name: weights[id(module)] for name, module in modules.items() if id(module) in weights}

@@ -411,18 +411,7 @@ def _unseen(facts: ModelFacts) -> bool:
 
 
 def held_still(module: nn.Module) -> bool:
-    """Whether a norm's own parameters are all without gradients: somebody means it to stay.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Whether it is a norm with running statistics and parameters, none of which trains.
-
-    Example:
-        >>> held_still(nn.BatchNorm1d(2)), held_still(nn.BatchNorm1d(2).requires_grad_(False))
-        (False, True)
-    """
+    """Whether a norm's own parameters are all without gradients: somebody means it to stay."""
     own = list(module.parameters(recurse=False))
     tracked = isinstance(getattr(module, "running_mean", None), Tensor)
     return tracked and bool(own) and not any(p.requires_grad for p in own)
@@ -438,19 +427,7 @@ def _is_sampled(step: int, every: int) -> bool:
 
 
 def training_norms(layers: list[Found]) -> list[str]:
-    """The norms that would move their running statistics now.
-
-    Args:
-        layers: the norms of a model.
-
-    Returns:
-        Their names.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> training_norms(find(nn.Sequential(nn.BatchNorm1d(2), nn.LayerNorm(2))))
-        ['0']
-    """
+    """The norms that would move their running statistics now."""
     return [found.names[0] for found in layers if found.module.training and _moves(found.module)]
 
 

@@ -39,28 +39,14 @@ WEIGHT_COLUMNS = (
 
 
 def headline(seen: Diagnosis) -> str:
-    """One sentence on how it stands.
-
-    Args:
-        seen: the diagnosis.
-
-    Returns:
-        The sentence, without its full stop.
-    """
+    """One sentence on how it stands."""
     counts = [(sum(f.severity == s for f in seen.findings), s) for s in reversed(SEVERITIES)]
     said = [f"{n} {severity}{'s' if n != 1 else ''}" for n, severity in counts if n]
     return ", ".join(said) if said else "nothing found"
 
 
 def circumstances(seen: Diagnosis) -> list[tuple[str, str]]:
-    """What was looked at, as pairs of title and value.
-
-    Args:
-        seen: the diagnosis.
-
-    Returns:
-        The pairs.
-    """
+    """What was looked at, as pairs of title and value."""
     run, gap = seen.run, seen.gap
     facts = [
         ("Architecture", seen.facts.architecture),
@@ -79,14 +65,7 @@ def circumstances(seen: Diagnosis) -> list[tuple[str, str]]:
 
 
 def kinds(seen: Diagnosis) -> list[list[Finding]]:
-    """The findings, those of one code and severity together.
-
-    Args:
-        seen: the diagnosis.
-
-    Returns:
-        Lists of findings that are alike, the gravest first.
-    """
+    """The findings, those of one code and severity together."""
     alike: dict[tuple[str, str], list[Finding]] = {}
     for finding in gravest_first(seen.findings):
         alike.setdefault((finding.severity, finding.code), []).append(finding)
@@ -94,15 +73,7 @@ def kinds(seen: Diagnosis) -> list[list[Finding]]:
 
 
 def norm_row(norm: NormTrace, seen: Diagnosis) -> list[str]:
-    """The cells of ``NORM_COLUMNS``.
-
-    Args:
-        norm: the layer.
-        seen: its diagnosis.
-
-    Returns:
-        Text for each column.
-    """
+    """The cells of ``NORM_COLUMNS``."""
     accuracy = seen.gap is not None and seen.gap.score == "accuracy"
     gain = norm.gain if norm.gain is None or not accuracy else 100 * norm.gain
     return [
@@ -118,14 +89,7 @@ def norm_row(norm: NormTrace, seen: Diagnosis) -> list[str]:
 
 
 def weight_row(weight: WeightTrace) -> list[str]:
-    """The cells of ``WEIGHT_COLUMNS``.
-
-    Args:
-        weight: the layer.
-
-    Returns:
-        Text for each column.
-    """
+    """The cells of ``WEIGHT_COLUMNS``."""
     return [
         ", ".join(weight.layer.names) or "the model",
         weight.layer.type,

@@ -37,18 +37,7 @@ class Scale:
 
 
 def scale_of(study: Study) -> Scale:
-    """Choose how scores are written: percent for accuracies, about two significant digits of the intervals' width.
-
-    Args:
-        study: the comparison.
-
-    Returns:
-        The scale.
-
-    Example:
-        >>> Scale("accuracy", 100, " %", "points", 1).number(0.9712)
-        '97.1'
-    """
+    """Choose how scores are written: percent for accuracies, about two significant digits of the intervals' width."""
     percent = "accuracy" in study.settings.score_name.lower()
     factor = 100.0 if percent else 1.0
     widths = [(s.test.high - s.test.low) * factor for s in study.standings]

@@ -37,22 +37,7 @@ def render(
     scripts: Sequence[str] = (),
     **context: Any,
 ) -> str:
-    """Fill a template that extends ``page.html``.
-
-    Args:
-        template: its file.
-        script: the file that draws its charts, on top of ``page.js``.
-        data: what the charts read; the looks of all methods are added.
-        versions: of what made the record.
-        methods: names with a colour and symbol, in a fixed order.
-        drawn: further names that charts draw.
-        styles: style sheets beside ``report.css``.
-        scripts: files that ``script`` builds on, beside ``page.js``.
-        **context: what the template reads.
-
-    Returns:
-        The document's text.
-    """
+    """Fill a template that extends ``page.html``."""
     shown = formats.unique([*methods, *drawn])
     return (
         _environment()

@@ -52,17 +52,6 @@ NAMES = {
 
 
 def looks(methods: list[str]) -> dict[str, Look]:
-    """Give every method its look, the known ones always the same.
-
-    Args:
-        methods: names in a fixed order; the order decides the looks of unknown ones.
-
-    Returns:
-        Name → look.
-
-    Example:
-        >>> looks(["batch", "mine"])["mine"].symbol
-        'pentagon'
-    """
+    """Give every method its look, the known ones always the same."""
     own = [m for m in methods if m not in LOOKS]
     return {m: LOOKS[m] if m in LOOKS else EXTRA[own.index(m) % len(EXTRA)] for m in methods}

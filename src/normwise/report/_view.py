@@ -115,20 +115,7 @@ def finals_of(study: Study) -> list[Trial]:
 
 
 def blends_of(study: Study) -> list[Blend]:
-    """Average the mixing weights of each layer over the complete final runs of a method at a batch size.
-
-    Args:
-        study: the comparison.
-
-    Returns:
-        One blend per method and batch size that has mixtures, in the order of the trials.
-
-    Example:
-        >>> from normwise.records import Settings
-        >>> settings = Settings("digits", [], [2], [0], [0], {}, {}, "accuracy", "SGD", "", {}, "net")
-        >>> blends_of(Study("Digits", "", "", settings, {}, {}, [], [], [], 0.0))
-        []
-    """
+    """Average the mixing weights of each layer over the complete final runs of a method at a batch size."""
     runs: dict[tuple[str, int], list[Trial]] = defaultdict(list)
     for trial in finals_of(study):
         if trial.state == "complete" and trial.mixtures:

@@ -24,27 +24,7 @@ _OWN_NAMES = {LOOPBACK, "localhost"}
 
 @contextmanager
 def serving(read: Callable[[], Study], port: int = 0) -> Iterator[str]:
-    """Serve a study's page while the body runs.
-
-    Args:
-        read: gives the study as it stands; called for every request, one at a time.
-        port: to listen on; 0 takes a free one.
-
-    Yields:
-        The page's address.
-
-    Raises:
-        InputError: the port cannot be used.
-
-    Example:
-        >>> from urllib.request import urlopen
-        >>> from normwise.records import Settings
-        >>> settings = Settings("digits", ["batch"], [2], [0], [0], {}, {}, "accuracy", "SGD", "", {}, "net")
-        >>> study = Study("Digits", "2026-01-01", "normwise compare", settings, {}, {}, [], [], [], 0.0)
-        >>> with serving(lambda: study) as address:
-        ...     urlopen(address).read(15)
-        b'<!doctype html>'
-    """
+    """Serve a study's page while the body runs."""
     try:
         server = _Server((LOOPBACK, port), _handler(read))
     except (OSError, OverflowError) as error:

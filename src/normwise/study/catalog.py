@@ -26,25 +26,7 @@ from normwise.study.server import Server
 
 
 def open_database(where: str | os.PathLike[str] | Database | None) -> Database:
-    """Give the database that a user names. Nothing is opened or made yet.
-
-    Args:
-        where: ``None`` for memory, a folder, a SQLite file, ``sqlite:///FILE``, or ``postgresql://USER@HOST/DATABASE``.
-
-    Returns:
-        The database.
-
-    Raises:
-        InputError: it is neither.
-
-    Example:
-        >>> open_database("results").name
-        'results/study.db'
-        >>> open_database("mysql://db/x")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.InputError: cannot keep studies in mysql://db/x: expected postgresql://USER@HOST/DATABASE, ...
-    """
+    """Give the database that a user names. Nothing is opened or made yet."""
     if where is None:
         return Memory()
     if isinstance(where, Database):
@@ -64,41 +46,12 @@ def open_database(where: str | os.PathLike[str] | Database | None) -> Database:
 
 
 def names(storage: BaseStorage) -> list[str]:
-    """List the studies of a storage.
-
-    Args:
-        storage: Optuna's.
-
-    Returns:
-        Their names, oldest first.
-
-    Example:
-        >>> names(Memory().storage())
-        []
-    """
+    """List the studies of a storage."""
     return [study.study_name for study in storage.get_all_studies()]
 
 
 def find(storage: BaseStorage, database: Database, name: str | None) -> str:
-    """Find a study, or the only one.
-
-    Args:
-        storage: Optuna's.
-        database: for the message.
-        name: of the study; ``None`` for the only one.
-
-    Returns:
-        Its name.
-
-    Raises:
-        StoreError: there is none, or there are several and none is named; the message lists them.
-
-    Example:
-        >>> find(Memory().storage(), Memory(), None)
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: memory holds no study
-    """
+    """Find a study, or the only one."""
     there = names(storage)
     if name in there or (name is None and len(there) == 1):
         return name or there[0]
@@ -110,21 +63,7 @@ def find(storage: BaseStorage, database: Database, name: str | None) -> str:
 
 
 def check_version(about: dict[str, Any], what: str) -> None:
-    """Refuse what a newer normwise has written; what an older one has written can be read.
-
-    Args:
-        about: the study's attributes.
-        what: the study, for the message.
-
-    Raises:
-        StoreError: its version is newer, or it is no study of normwise's.
-
-    Example:
-        >>> check_version({"settings": {}, "version": 99}, "this study")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: this study has version 99, this normwise reads up to ...: upgrade normwise
-    """
+    """Refuse what a newer normwise has written; what an older one has written can be read."""
     version = about.get("version", 1)
     if not isinstance(version, int) or version > STUDY_VERSION:
         raise StoreError(f"{what} has version {version}, this normwise reads up to {STUDY_VERSION}: upgrade normwise")
@@ -133,25 +72,13 @@ def check_version(about: dict[str, Any], what: str) -> None:
 
 
 class Finished:
-    """Turns Optuna's trials into the finished ones, each cell once; remembers those it has turned.
-
-    Example:
-        >>> Finished().of([])
-        []
-    """
+    """Turns Optuna's trials into the finished ones, each cell once; remembers those it has turned."""
 
     def __init__(self) -> None:
         self._known: dict[int, Trial] = {}
 
     def of(self, trials: list[FrozenTrial]) -> list[Trial]:
-        """Choose and turn them.
-
-        Args:
-            trials: of one study.
-
-        Returns:
-            Those that are complete, in the same order; the first where a cell was finished twice.
-        """
+        """Choose and turn them."""
         found: dict[str, Trial] = {}
         for frozen in trials:
             if frozen.state == TrialState.COMPLETE:
@@ -163,16 +90,7 @@ class Finished:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna's log lines and its notices about experimental features away from the user.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> with quiet():
-        ...     optuna.logging.get_verbosity() == optuna.logging.CRITICAL
-        True
-    """
+    """Keep Optuna's log lines and its notices about experimental features away from the user."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:
@@ -184,19 +102,7 @@ def quiet() -> Iterator[None]:
 
 
 def create(storage: BaseStorage, name: str) -> optuna.Study:
-    """Open a study, made where there is none of this name.
-
-    Args:
-        storage: Optuna's.
-        name: of the study.
-
-    Returns:
-        Optuna's study.
-
-    Example:
-        >>> create(Memory().storage(), "mine").study_name
-        'mine'
-    """
+    """Open a study, made where there is none of this name."""
     return optuna.create_study(
         storage=storage,
         study_name=name,
@@ -208,15 +114,7 @@ def create(storage: BaseStorage, name: str) -> optuna.Study:
 
 
 def rename(storage: BaseStorage, name: str) -> None:
-    """Make room for a study of this name: one that has it is ``NAME.old-1`` from now on. Optuna itself cannot rename.
-
-    Args:
-        storage: Optuna's.
-        name: of the study.
-
-    Example:
-        >>> rename(Memory().storage(), "mine")
-    """
+    """Make room for a study of this name: one that has it is ``NAME.old-1`` from now on. Optuna itself cannot rename."""
     there = names(storage)
     engine = getattr(getattr(storage, "_backend", None), "engine", None)
     if name in there and engine is not None:
@@ -227,20 +125,7 @@ def rename(storage: BaseStorage, name: str) -> None:
 
 
 def damage_of(database: Database) -> str | None:
-    """Look for damage in a file of studies: in its structure, and by reading all that it holds.
-
-    Args:
-        database: any; only files can be damaged.
-
-    Returns:
-        What is wrong with the file, ``None`` where nothing is.
-
-    Raises:
-        StoreError: the file belongs to another program, or a newer Optuna has written it.
-
-    Example:
-        >>> damage_of(Memory())
-    """
+    """Look for damage in a file of studies: in its structure, and by reading all that it holds."""
     if not isinstance(database, File) or not database.exists():
         return None
     if (found := database.damage()) is not None:
@@ -285,20 +170,7 @@ def _belongs(cell: Cell, settings: Settings) -> bool:
 
 
 def restore(storage: BaseStorage, name: str, kept: Salvaged, settings: Settings | None = None) -> None:
-    """Make a study of what was read from a damaged file.
-
-    Args:
-        storage: Optuna's.
-        name: of the study.
-        kept: its attributes and results.
-        settings: those of the command that goes on with it, where its own were lost.
-
-    Example:
-        >>> storage = Memory().storage()
-        >>> restore(storage, "mine", Salvaged({"title": "Mine"}))
-        >>> create(storage, "mine").user_attrs
-        {'title': 'Mine'}
-    """
+    """Make a study of what was read from a damaged file."""
     study = create(storage, name)
     own = _settings_of(kept) or settings
     about = {key: value for key, value in kept.attributes.items() if key != "settings"}
@@ -316,19 +188,7 @@ def _settings_of(kept: Salvaged) -> Settings | None:
 
 
 def whole(kept: Salvaged, settings: Settings | None = None) -> dict[str, Any]:
-    """Choose the results that are whole and of cells of their study.
-
-    Args:
-        kept: what was read from a damaged file.
-        settings: of the study, where its own were lost.
-
-    Returns:
-        The key of a cell → its result.
-
-    Example:
-        >>> whole(Salvaged(results=[{"half": 1}]))
-        {}
-    """
+    """Choose the results that are whole and of cells of their study."""
     found: dict[str, Any] = {}
     settings = _settings_of(kept) or settings
     for result in kept.results:
@@ -344,20 +204,6 @@ def as_frozen(settings: Settings, cell: Cell, result: dict[str, Any] | None = No
 
     Its parameters are the cell's, so that Optuna's own tools show them; they are stored with the trial, which is much
     faster than to suggest them one by one when it runs.
-
-    Args:
-        settings: of the study: the choices that there are.
-        cell: what is trained.
-        result: the trial as plain data, when it is finished.
-
-    Returns:
-        To be added to a study.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> trial = as_frozen(settings, Cell("tune", "none", 2, 0.1, 9))
-        >>> trial.state.name, trial.params["method"]
-        ('WAITING', 'none')
     """
     choices: dict[str, list[Any]] = {
         "stage": ["tune", "final"],

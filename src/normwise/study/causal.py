@@ -22,17 +22,6 @@ def without_leaks(task: Task, settings: Settings, chosen: bool) -> Settings:
 
     In evaluation that would score a model for what it is to predict. A method that does so in training alone, by the
     statistics of the batch, stays and is noted.
-
-    Args:
-        task: whose model is tried on some training samples.
-        settings: with the methods.
-        chosen: whether the user named them; then they are refused instead of left out.
-
-    Returns:
-        The settings, with what was left out among the notes.
-
-    Raises:
-        InputError: a method that the user named leaks, or none is left.
     """
     batch = task.splits.train.take(slice(_SAMPLES)).load()
     before = _seen(task, AS_IS if task.converts else "none", batch) if isinstance(batch, Part) else {}

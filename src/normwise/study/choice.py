@@ -41,19 +41,6 @@ def choose(near: Sequence[float], lost: Sequence[bool], costs: Sequence[Cost], s
     Cheapest is the shortest step, then the least memory, then the highest validation mean. A method that lost runs is
     chosen only if every one of them did, and one other than the best only if it is near the highest in at least a
     fifth of the resamples.
-
-    Args:
-        near: for each method, best first, the share of resamples in which it is within the tolerance of the highest.
-        lost: whether any of its runs diverged or failed.
-        costs: the time and memory of a step, infinite where they are not known.
-        same: relative difference up to which two times count as equal; memory does not scatter, so for it 10 % do.
-
-    Returns:
-        The choice and its reasons.
-
-    Example:
-        >>> choose([0.9, 0.6, 0.1], [False, False, False], [(0.003, 9.0), (0.002, 9.0), (0.001, 9.0)])
-        Choice(place=1, lost=[], far=[2], slow=[0], heavy=[], lower=[])
     """
     places = list(range(len(lost)))
     whole, broken = _parted(places, lambda k: not lost[k] or all(lost))
@@ -77,16 +64,6 @@ def same_cost(log_seconds: Sequence[Sequence[float]]) -> float:
 
     The methods take turns, seed by seed, so what a busy machine adds to one seed falls on all of them and is taken out;
     what is left scatters. Half the 95 % interval of a difference of two methods' means is the noise.
-
-    Args:
-        log_seconds: (K, n) logarithms of the trials' median step times, one column per seed.
-
-    Returns:
-        The noise, but at least a tenth.
-
-    Example:
-        >>> same_cost([[0.0, 0.0], [1.0, 1.0]])
-        0.1
     """
     times = np.array(log_seconds, dtype=float)
     if times.ndim < 2 or min(times.shape) < 2:
@@ -101,48 +78,15 @@ def step_seconds(runs: Sequence[Trial]) -> float | None:
     """The time of a method's training step: the lowest of the trials' medians.
 
     Whatever else ran on the machine only ever made a step slower.
-
-    Args:
-        runs: of one method and batch size.
-
-    Returns:
-        Seconds; ``None`` where no run came so far.
-
-    Example:
-        >>> step_seconds([]) is None
-        True
     """
     return min((t.step_seconds for t in runs if t.step_seconds is not None), default=None)
 
 
 def step_bytes(runs: Sequence[Trial]) -> int | None:
-    """The memory of a method's training step: the most that any run held.
-
-    Args:
-        runs: of one method and batch size.
-
-    Returns:
-        Bytes; ``None`` where it was not measured.
-
-    Example:
-        >>> step_bytes([]) is None
-        True
-    """
+    """The memory of a method's training step: the most that any run held."""
     return max((t.peak_bytes for t in runs if t.peak_bytes is not None), default=None)
 
 
 def cost(seconds: float | None, size: float | None) -> Cost:
-    """Give costs for :func:`choose`: what is not known counts as infinite.
-
-    Args:
-        seconds: of a step.
-        size: its memory.
-
-    Returns:
-        Both.
-
-    Example:
-        >>> cost(0.5, None)
-        (0.5, inf)
-    """
+    """Give costs for :func:`choose`: what is not known counts as infinite."""
     return tuple(float("inf") if value is None else float(value) for value in (seconds, size))  # type: ignore[return-value]

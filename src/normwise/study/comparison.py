@@ -180,31 +180,7 @@ def make_settings(
     race: bool = False,
     devices: int = 1,
 ) -> Settings:
-    """Check the arguments of :func:`compare` and fix what they leave open.
-
-    Args:
-        task: what is trained.
-        methods: see :func:`compare`, as all that follow.
-        batch_sizes: to compare at.
-        seeds: how many, or which.
-        lrs: at batch size 32.
-        epochs: passes over the data.
-        quick: short.
-        race: stop methods early.
-        devices: that train one trial.
-
-    Returns:
-        The settings.
-
-    Raises:
-        InputError: an argument cannot be used; the message says why.
-
-    Example:
-        >>> make_settings(load_task("digits"), ["bacth"])
-        Traceback (most recent call last):
-        ...
-        normwise.errors.InputError: unknown method 'bacth': did you mean 'batch'? Known are none, batch, ...
-    """
+    """Check the arguments of :func:`compare` and fix what they leave open."""
     samples = task.splits.train.size
     methods = _checked_methods(task.methods if methods is None else methods, own=task.converts)
     sizes = _checked_sizes(batch_sizes, samples)

@@ -118,21 +118,7 @@ def advise(
 
 
 def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: float) -> Check:
-    """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has.
-
-    Args:
-        model: with normalization layers; modules with ``reset_parameters`` start anew for each seed.
-        advice: to check.
-        data: what :func:`normwise.compare` takes.
-        seconds: how long it may take, about.
-
-    Returns:
-        What came out; too short a training is said, and decides nothing.
-
-    Example:
-        >>> callable(check_by_training)
-        True
-    """
+    """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has."""
     from normwise.study.comparison import compare
     from normwise.study.tasks import make_task
 
@@ -200,20 +186,6 @@ def measured_costs(
 
     The copies take turns; a method's time is its shortest, since whatever else runs on the machine only makes a step
     slower.
-
-    Args:
-        model: has normalization layers.
-        run: runs a model on the inputs.
-        methods: to measure, with the options of their layers.
-
-    Returns:
-        Method → cost, for the methods that ran.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> costs = measured_costs(model, lambda m: m(torch.zeros(4, 3, 8, 8)), {"batch": {}, "none": {}})
-        >>> costs["none"].step_seconds > 0
-        True
     """
     steps: dict[str, Callable[[], None]] = {}
     peaks = {}

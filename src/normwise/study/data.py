@@ -97,18 +97,7 @@ class Part(NamedTuple):
 
 
 class Samples:
-    """One part of a torch data set of the user's, read when it is needed.
-
-    Args:
-        dataset: gives samples by number, and has a length.
-        collate: makes a batch of a list of samples; default torch's.
-        index: which samples; default all.
-
-    Example:
-        >>> data = torch.utils.data.TensorDataset(torch.zeros(5, 3), torch.arange(5))
-        >>> Samples(data).take(slice(1, 3)).load().targets
-        tensor([1, 2])
-    """
+    """One part of a torch data set of the user's, read when it is needed."""
 
     def __init__(self, dataset: Any, collate: Callable | None = None, index: Tensor | None = None) -> None:
         self.dataset = dataset
@@ -121,18 +110,7 @@ class Samples:
         return len(self.index)
 
     def take(self, index: Tensor | slice) -> Samples:
-        """Select samples, without reading them.
-
-        Args:
-            index: positions, a mask or a slice.
-
-        Returns:
-            The part with those samples.
-
-        Example:
-            >>> Samples([1, 2, 3]).take(torch.tensor([2])).load()
-            tensor([3])
-        """
+        """Select samples, without reading them."""
         return Samples(self.dataset, self.collate, self.index[index])
 
     def load(self, seed: int = 0) -> Any:
@@ -140,16 +118,6 @@ class Samples:
 
         What the data set draws at random while it is read depends on ``seed`` only, and moves no generator of the
         program's.
-
-        Args:
-            seed: of torch's, NumPy's and Python's generators meanwhile.
-
-        Returns:
-            A :class:`Part` where the batch is a pair of tensors (or tuples of them), else what ``collate`` gives.
-
-        Example:
-            >>> Samples([{"x": 1.0}, {"x": 2.0}]).load()
-            {'x': tensor([1., 2.], dtype=torch.float64)}
         """
         from torch.utils.data import default_collate
 
@@ -163,31 +131,12 @@ class Samples:
         return batch
 
     def batches(self, size: int) -> Iterator[Samples]:
-        """Go through the samples in order, the last batch being what is left.
-
-        Args:
-            size: samples a batch.
-
-        Yields:
-            The batches, not read yet.
-
-        Example:
-            >>> [batch.size for batch in Samples([1, 2, 3]).batches(2)]
-            [2, 1]
-        """
+        """Go through the samples in order, the last batch being what is left."""
         for start in range(0, self.size, size):
             yield self.take(slice(start, start + size))
 
     def sketch(self) -> Iterator[Tensor]:
-        """Give some of the content to tell data sets apart by: sixteen samples, evenly spread, and the size.
-
-        Yields:
-            Tensors.
-
-        Example:
-            >>> len(list(Samples([1, 2, 3]).sketch()))
-            4
-        """
+        """Give some of the content to tell data sets apart by: sixteen samples, evenly spread, and the size."""
         yield torch.tensor(self.size)
         for i in range(min(self.size, 16)):
             yield from _leaves(self.take(slice(i * self.size // min(self.size, 16), None)).take(slice(1)).load())
@@ -220,35 +169,12 @@ def _leaves(batch: Any) -> Iterator[Tensor]:
 
 
 def tensors_of(values: Values) -> tuple[Tensor, ...]:
-    """Give one or several tensors as several.
-
-    Args:
-        values: a tensor or a tuple of them.
-
-    Returns:
-        A tuple.
-
-    Example:
-        >>> len(tensors_of(torch.zeros(3)))
-        1
-    """
+    """Give one or several tensors as several."""
     return values if isinstance(values, tuple) else (values,)
 
 
 def run(model: nn.Module, inputs: Values) -> Any:
-    """Call a model on one input or several.
-
-    Args:
-        model: what to call.
-        inputs: a tensor, or a tuple of the arguments.
-
-    Returns:
-        What the model gives.
-
-    Example:
-        >>> run(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3))).shape
-        torch.Size([5, 4])
-    """
+    """Call a model on one input or several."""
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
@@ -305,20 +231,6 @@ def split(inputs: Any, targets: Any) -> Splits:
     """Split data 60/20/20 into training, validation and test, with each class in proportion.
 
     The split depends on the targets only, never on the machine or on torch's global seed.
-
-    Args:
-        inputs: (N, ...) tensor or array, or a tuple of such.
-        targets: (N,) class numbers, or (N, ...) real values, or a tuple of such.
-
-    Returns:
-        The parts.
-
-    Raises:
-        InputError: the lengths differ or there are too few samples.
-
-    Example:
-        >>> split(torch.zeros(100, 1, 8, 8), torch.arange(100) % 2).sizes()
-        {'train': 60, 'valid': 20, 'test': 20}
     """
     whole = as_part(inputs, targets, "the data")
     if whole.size < 10:
@@ -333,24 +245,7 @@ def split(inputs: Any, targets: Any) -> Splits:
 
 
 def as_part(inputs: Any, targets: Any, name: str) -> Part:
-    """Check one part's inputs and targets and turn arrays into tensors.
-
-    Args:
-        inputs: (N, ...) tensor or array, or a tuple of such; float64 becomes float32.
-        targets: likewise.
-        name: what to call it in an error.
-
-    Returns:
-        The part.
-
-    Raises:
-        InputError: something other than tensors or arrays, unequal lengths, or non-finite inputs.
-
-    Example:
-        >>> import numpy as np
-        >>> as_part(np.zeros((4, 3)), [0, 1, 0, 1], "train").inputs.dtype
-        torch.float32
-    """
+    """Check one part's inputs and targets and turn arrays into tensors."""
     x, y = (_as_values(values, name) for values in (inputs, targets))
     lengths = {len(t) if t.ndim else None for t in (*tensors_of(x), *tensors_of(y))}
     if None in lengths or len(lengths) != 1:

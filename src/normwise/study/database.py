@@ -59,10 +59,6 @@ class Database(ABC):
     ``name`` is for people and holds no password. A worker that has been silent for ``grace`` seconds counts as dead;
     it gives a sign of life every ``heartbeat`` seconds. One that waits looks again after ``poll`` seconds, and ever
     more seldom up to ``poll_at_most``, so that many that wait do not keep those that work from their claims.
-
-    Example:
-        >>> Memory().name
-        'memory'
     """
 
     name: str
@@ -87,54 +83,18 @@ class Database(ABC):
         """Tell whether there are studies to read, without making anything."""
 
     def error(self, error: BaseException) -> StoreError:
-        """Put what went wrong with the database into one line for the user.
-
-        Args:
-            error: what Optuna, SQLAlchemy or the driver raised.
-
-        Returns:
-            The error to raise.
-
-        Example:
-            >>> File(Path("a/study.db")).error(ValueError("no such table"))
-            StoreError('a/study.db cannot be used (no such table): add --out for another folder')
-        """
+        """Put what went wrong with the database into one line for the user."""
         return StoreError(f"{self.name} cannot be used ({self.detail(error)}): add {self.other}")
 
     def detail(self, error: BaseException) -> str:
-        """Give the driver's own words for an error, in one line without a password.
-
-        Args:
-            error: what Optuna, SQLAlchemy or the driver raised.
-
-        Returns:
-            The line.
-
-        Example:
-            >>> Memory().detail(ValueError("no"))
-            'no'
-        """
+        """Give the driver's own words for an error, in one line without a password."""
         cause = error.__cause__ or error
         lines = str(getattr(cause, "orig", None) or cause).strip().splitlines()
         return redact(lines[0]) if lines else type(cause).__name__
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn what goes wrong with the database in the body into one clear line.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            StoreError: for what Optuna, SQLAlchemy, the lock or the system raised.
-
-        Example:
-            >>> with Memory().guarded():
-            ...     raise SQLAlchemyError("no such table")
-            Traceback (most recent call last):
-            ...
-            normwise.errors.StoreError: memory cannot be used (no such table): add --out for another folder
-        """
+        """Turn what goes wrong with the database in the body into one clear line."""
         try:
             yield
         except (SQLAlchemyError, StorageInternalError, filelock.Timeout, OSError) as error:
@@ -143,12 +103,7 @@ class Database(ABC):
 
 
 class Memory(Database):
-    """Holds a study as long as the process lives.
-
-    Example:
-        >>> Memory().exists()
-        False
-    """
+    """Holds a study as long as the process lives."""
 
     name = "memory"
 
@@ -174,12 +129,7 @@ class _NoLock:
 
 
 class File(Database):
-    """One SQLite file, for any number of processes of one machine.
-
-    Example:
-        >>> File(Path("results/study.db")).exists()
-        False
-    """
+    """One SQLite file, for any number of processes of one machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -207,14 +157,7 @@ class File(Database):
         return self.path.is_file() and self.path.stat().st_size > 0
 
     def damage(self) -> str | None:
-        """Look for damage.
-
-        Returns:
-            What is wrong with the file, ``None`` where nothing is.
-
-        Raises:
-            StoreError: the file belongs to another program.
-        """
+        """Look for damage."""
         if not self.exists():
             return None
         with self.path.open("rb") as file:
@@ -240,11 +183,7 @@ class File(Database):
         return None if verdict == "ok" else str(verdict).splitlines()[-1]
 
     def put_aside(self) -> Path:
-        """Rename the file, and what SQLite keeps beside it, to the first free ``study.db.damaged-N``.
-
-        Returns:
-            The new name.
-        """
+        """Rename the file, and what SQLite keeps beside it, to the first free ``study.db.damaged-N``."""
         numbered = (self.path.with_name(f"{self.path.name}.damaged-{n}") for n in range(1, 10**6))
         aside = next(path for path in numbered if not path.exists())
         self.path.rename(aside)
@@ -267,17 +206,7 @@ class File(Database):
 
 
 class Storage(RDBStorage):
-    """Optuna's storage, whose heartbeat outlives a database that is away for a moment.
-
-    Args:
-        database: says how often to beat.
-        url: SQLAlchemy's.
-        engine_kwargs: SQLAlchemy's.
-
-    Example:
-        >>> issubclass(Storage, RDBStorage)
-        True
-    """
+    """Optuna's storage, whose heartbeat outlives a database that is away for a moment."""
 
     def __init__(self, database: Database, url: str, engine_kwargs: dict[str, Any]) -> None:
         self._database = database
@@ -307,18 +236,7 @@ class Storage(RDBStorage):
 
 
 def is_hindered(error: BaseException) -> bool:
-    """Tell whether an error says that a file could not be used just now, which is no word about its content.
-
-    Args:
-        error: what SQLite, SQLAlchemy, the lock or the system raised.
-
-    Returns:
-        Whether.
-
-    Example:
-        >>> is_hindered(sqlite3.OperationalError("database is locked"))
-        True
-    """
+    """Tell whether an error says that a file could not be used just now, which is no word about its content."""
     if isinstance(error, (filelock.Timeout, OSError)):
         return True
     if not isinstance(error, (sqlite3.Error, SQLAlchemyError, StorageInternalError)):
@@ -328,18 +246,7 @@ def is_hindered(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Tell whether an error says that the connection broke: what was asked may be asked again.
-
-    Args:
-        error: what Optuna or SQLAlchemy raised.
-
-    Returns:
-        Whether.
-
-    Example:
-        >>> is_away(ValueError("no"))
-        False
-    """
+    """Tell whether an error says that the connection broke: what was asked may be asked again."""
     while error is not None:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True

@@ -49,18 +49,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Processes:
-    """Workers on this machine, this process being the first; none at all watches those that others start.
-
-    Args:
-        workers: how many.
-
-    Raises:
-        InputError: fewer than 0.
-
-    Example:
-        >>> Processes(4).trains, Processes(0).trains
-        (True, False)
-    """
+    """Workers on this machine, this process being the first; none at all watches those that others start."""
 
     workers: int = 1
 
@@ -154,22 +143,7 @@ class RayCluster:
 
 
 def engine_of(name: str | Engine, workers: int | None = 1) -> Engine:
-    """Give an engine by its name.
-
-    Args:
-        name: ``"processes"`` or ``"ray"``; an engine is given back.
-        workers: how many.
-
-    Returns:
-        The engine.
-
-    Raises:
-        InputError: there is no such engine.
-
-    Example:
-        >>> engine_of("processes", 2)
-        Processes(workers=2)
-    """
+    """Give an engine by its name."""
     if not isinstance(name, str):
         return name
     if name == "processes":
@@ -180,22 +154,7 @@ def engine_of(name: str | Engine, workers: int | None = 1) -> Engine:
 
 
 def run(store: Store, task: Task, engine: Engine, job: Job, progress: bool = True) -> list[Trial]:
-    """Run a study's open trials through an engine, showing how far it is.
-
-    Args:
-        store: of the study.
-        task: what is trained.
-        engine: starts the workers.
-        job: what they are told.
-        progress: whether to show it, on standard error.
-
-    Returns:
-        All trials.
-
-    Example:
-        >>> callable(run)
-        True
-    """
+    """Run a study's open trials through an engine, showing how far it is."""
     settings = store.settings
     done = store.trials()
     missing = total_cells(settings, done) - len(done)
@@ -267,9 +226,6 @@ def _keep_to_loopback() -> None:
 
     Ray's variable for this is read when it is imported; ``_node_ip_address="127.0.0.1"`` is taken for the machine's own
     address, and the processes listen on all.
-
-    Raises:
-        InputError: it is too late for that.
     """
     if "ray" in sys.modules and os.environ.get(_ON_NETWORK) != "0":
         raise InputError(

@@ -18,12 +18,7 @@ EVALUATION_BATCH = 512
 
 
 class DivergedError(ArithmeticError):
-    """The loss or the outputs of a training run became infinite or NaN.
-
-    Example:
-        >>> str(DivergedError("the loss is nan at step 3"))
-        'the loss is nan at step 3'
-    """
+    """The loss or the outputs of a training run became infinite or NaN."""
 
 
 @torch.no_grad()
@@ -32,24 +27,6 @@ def evaluate(model: nn.Module, task: Task, part: Part | Samples) -> tuple[float,
 
     A task with a loss of batches or a metric of its own is taken batch by batch; else the outputs of the whole part
     are compared with its targets.
-
-    Args:
-        model: left in training mode.
-        task: says how to score.
-        part: of its data.
-
-    Returns:
-        The score and the loss.
-
-    Raises:
-        DivergedError: the loss, the outputs or the score are not finite.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> task = load_task("digits")
-        >>> score, loss = evaluate(task.build("none"), task, task.splits.valid)
-        >>> 0 <= score <= 1
-        True
     """
     model.eval()
     outputs = targets = None

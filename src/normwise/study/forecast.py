@@ -22,12 +22,7 @@ _RESAMPLES = 200
 
 
 class Forecast(NamedTuple):
-    """How likely the full grid's advice is that of today, and how much better its choice is expected to be.
-
-    Example:
-        >>> Forecast(0.97, 0.0).same
-        0.97
-    """
+    """How likely the full grid's advice is that of today, and how much better its choice is expected to be."""
 
     same: float
     gain: float
@@ -42,24 +37,7 @@ def forecast(
     costs: tuple[Cost, ...],
     tolerance: float,
 ) -> Forecast:
-    """Foretell the advice of the full grid. The random numbers are always the same.
-
-    Args:
-        scores: of each method, one per seed that all have run, at least two.
-        total: seeds of the full grid.
-        lost: for each method whether any run was lost; it is taken to stay so.
-        costs: of each method, see :func:`~normwise.study.choice.choose`.
-        tolerance: of the study.
-
-    Returns:
-        The probability that the advice is the same, and the expected difference in level between the method that the
-        full grid would advise and that of today.
-
-    Example:
-        >>> rows = ((0.9, 0.92, 0.91), (0.7, 0.71, 0.72))
-        >>> forecast(rows, 10, (False, False), ((1.0, 1.0), (1.0, 1.0)), 0.005).same
-        1.0
-    """
+    """Foretell the advice of the full grid. The random numbers are always the same."""
     rng = np.random.default_rng(0)
     there = np.array(scores)
     count, n = there.shape
@@ -81,19 +59,6 @@ def advice(
     """Work out the advice for many studies at once, as :func:`~normwise.study.verdict.judge` does for one.
 
     Who is tied is told by t intervals, whose bootstrapped counterparts the verdict has.
-
-    Args:
-        scores: (studies, K, n).
-        lost: for each method whether any run was lost.
-        costs: of each method.
-        tolerance: of the study.
-
-    Returns:
-        (studies,) which of the K.
-
-    Example:
-        >>> advice(np.array([[[0.5, 0.6], [0.9, 0.9]]]), (False, False), ((1.0, 1.0), (1.0, 1.0)), 0.005)
-        array([1])
     """
     n = scores.shape[2]
     means = scores.mean(axis=2)

@@ -11,32 +11,13 @@ from normwise.ops.environment import processor_name
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of what computes.
-
-    Returns:
-        Name → version.
-
-    Example:
-        >>> list(versions())[:2]
-        ['normwise', 'python']
-    """
+    """Give the versions of what computes."""
     names = ("torch", "optuna", "scipy", "numpy")
     return {"normwise": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def machine(threads: int | None) -> dict[str, str]:
-    """Describe the machine.
-
-    Args:
-        threads: that torch uses in a trial; ``None`` leaves them.
-
-    Returns:
-        Name → value.
-
-    Example:
-        >>> machine(1)["threads per trial"]
-        '1'
-    """
+    """Describe the machine."""
     return {
         "system": platform.platform(),
         "processor": processor_name(),

@@ -11,19 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -> int | None:
-    """Measure the most memory that one call holds at once beyond what is held before it.
-
-    Args:
-        step: what to measure; it is called once. Call it once before, so that what it keeps (optimizer state) exists.
-        device: the CPU or a CUDA device.
-
-    Returns:
-        The bytes, or ``None`` where this build of torch cannot tell.
-
-    Example:
-        >>> peak_bytes(lambda: torch.zeros(1000) + torch.zeros(1000)) in range(12_000, 13_000)
-        True
-    """
+    """Measure the most memory that one call holds at once beyond what is held before it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

@@ -20,12 +20,7 @@ _BY_BATCH_SIZE = ("lrs", "epochs")
 
 @dataclass(frozen=True)
 class Union:
-    """What several studies are together, and which of their trials differ though their cells are the same.
-
-    Example:
-        >>> callable(Union)
-        True
-    """
+    """What several studies are together, and which of their trials differ though their cells are the same."""
 
     settings: Settings
     trials: list[Trial]
@@ -34,24 +29,7 @@ class Union:
 
 
 def union(studies: Sequence[records.Study]) -> Union:
-    """Unite the settings and the trials of studies.
-
-    Args:
-        studies: at least one.
-
-    Returns:
-        Their union; where several have a trial, that of the first.
-
-    Raises:
-        InputError: they are of different comparisons; the message says in what.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> mine = records.Study("T", "", "", settings, {}, {}, [], [], [], 0.0)
-        >>> theirs = dataclasses.replace(mine, settings=dataclasses.replace(settings, seeds=[1, 2]))
-        >>> union([mine, theirs]).settings.seeds
-        [0, 1, 2]
-    """
+    """Unite the settings and the trials of studies."""
     first, *others = studies
     merged = dataclasses.asdict(first.settings)
     for study in others:
@@ -67,21 +45,7 @@ def union(studies: Sequence[records.Study]) -> Union:
 
 
 def merge_into(where: str, given: Union, name: str | None = None, command: str = "") -> tuple[records.Study, list[str]]:
-    """Keep a union in a database.
-
-    Args:
-        where: a folder or URL; a study of this name there must be of the same union, and keeps its trials.
-        given: the union.
-        name: of the study there.
-        command: that does this.
-
-    Returns:
-        The merged study, and the cells whose trials differed.
-
-    Example:
-        >>> callable(merge_into)
-        True
-    """
+    """Keep a union in a database."""
     store = Store(where, given.settings, name=name or STUDY_NAME)
     first = given.first
     store.note(

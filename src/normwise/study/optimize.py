@@ -25,20 +25,7 @@ class Steps(Protocol):
 
 
 class SGD:
-    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds.
-
-    Args:
-        model: its parameters are changed.
-        lr: the learning rate of the next step.
-
-    Example:
-        >>> model = nn.Linear(1, 1)
-        >>> model(torch.ones(1, 1)).backward()
-        >>> before = model.bias.item()
-        >>> SGD(model, lr=0.5).step()
-        >>> round(before - model.bias.item(), 6)
-        0.5
-    """
+    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds."""
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         self.lr = lr
@@ -58,19 +45,7 @@ class SGD:
 
 
 class WarmCosine:
-    """Sets an :class:`SGD`'s learning rate to lr · :func:`schedule`.
-
-    Args:
-        optimizer: whose rate is set.
-        lr: the highest rate.
-        total: steps to do.
-
-    Example:
-        >>> optimizer = SGD(nn.Linear(1, 1), lr=0.0)
-        >>> WarmCosine(optimizer, lr=0.5, total=100).step()
-        >>> optimizer.lr
-        0.2
-    """
+    """Sets an :class:`SGD`'s learning rate to lr · :func:`schedule`."""
 
     def __init__(self, optimizer: SGD, lr: float, total: int) -> None:
         self._optimizer, self._lr, self._total, self._done = optimizer, lr, total, -1
@@ -83,20 +58,7 @@ class WarmCosine:
 
 
 class PerEpoch:
-    """A schedule that goes on at the end of each pass over the training data instead of after each step.
-
-    Args:
-        schedule: of torch's, for instance ``StepLR(optimizer, 30)``.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> schedule = PerEpoch(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
-        >>> optimizer.step()
-        >>> schedule.step()
-        >>> schedule.end_epoch()
-        >>> optimizer.param_groups[0]["lr"]
-        0.5
-    """
+    """A schedule that goes on at the end of each pass over the training data instead of after each step."""
 
     def __init__(self, schedule: Steps) -> None:
         self.schedule = schedule
@@ -110,39 +72,13 @@ class PerEpoch:
 
 
 def warm_sgd(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
-    """Make the optimizer and the schedule that tasks have by default.
-
-    Args:
-        model: to optimize.
-        lr: the highest learning rate.
-        steps: to do.
-
-    Returns:
-        Both.
-
-    Example:
-        >>> optimizer, schedule = warm_sgd(nn.Linear(1, 1), lr=0.1, steps=100)
-    """
+    """Make the optimizer and the schedule that tasks have by default."""
     optimizer = SGD(model, lr)
     return optimizer, WarmCosine(optimizer, lr, steps)
 
 
 def warm_adam(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
-    """Make Adam with the same schedule, for tasks on which SGD is slow.
-
-    Args:
-        model: to optimize.
-        lr: the highest learning rate.
-        steps: to do.
-
-    Returns:
-        Both.
-
-    Example:
-        >>> optimizer, schedule = warm_adam(nn.Linear(1, 1), lr=0.5, steps=100)
-        >>> optimizer.param_groups[0]["lr"]
-        0.1
-    """
+    """Make Adam with the same schedule, for tasks on which SGD is slow."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
 
@@ -152,19 +88,7 @@ def _factor(total: int, step: int) -> float:
 
 
 def schedule(step: int, total: int) -> float:
-    """The learning rate's factor: a linear warm-up over the first 5 % of the steps, then a cosine to 0.
-
-    Args:
-        step: steps done.
-        total: steps to do.
-
-    Returns:
-        A factor of at least 0 and at most 1.
-
-    Example:
-        >>> schedule(0, 100), schedule(5, 100), round(schedule(99, 100), 4)
-        (0.2, 1.0, 0.0003)
-    """
+    """The learning rate's factor: a linear warm-up over the first 5 % of the steps, then a cosine to 0."""
     warm_up = max(1, round(_WARM_UP * total))
     if step < warm_up:
         return (step + 1) / warm_up

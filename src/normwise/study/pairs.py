@@ -25,18 +25,6 @@ def behind_leader(scores: np.ndarray, level: float = LEVEL) -> list[Interval | N
 
     Formula: d ± t((1 + level)/2, ν₀ + n − 1) · √((s̃² + s̃₁²) / n) with the mean difference d to the leader 1 and the
     variances s̃² of :func:`variances`.
-
-    Args:
-        scores: (K, n), one column per pair, n at least 2.
-        level: nominal coverage.
-
-    Returns:
-        One interval per row, ``None`` for the leader's own.
-
-    Example:
-        >>> [leader, other] = behind_leader(np.array([[0.9, 0.8, 0.9], [0.6, 0.5, 0.5]]))
-        >>> leader is None, round(other.value, 3), other.low > 0
-        (True, 0.333, True)
     """
     n = scores.shape[1]
     means = scores.mean(axis=1)
@@ -55,16 +43,6 @@ def variances(scores: np.ndarray) -> np.ndarray:
     Formula: s̃² = (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1) mixes a method's own s², after each column's common shift
     (its median over the methods) is taken off, with s₀², which is the median of all s² over that of χ²(n − 1)/(n − 1).
     ν₀ = 4.
-
-    Args:
-        scores: (K, n), one column per pair, n at least 2.
-
-    Returns:
-        (K,) s̃².
-
-    Example:
-        >>> variances(np.array([[1.0, 2.0], [2.0, 3.0]]))
-        array([0., 0.])
     """
     count, n = scores.shape
     own = scores - scores.mean(axis=1, keepdims=True)
@@ -75,39 +53,12 @@ def variances(scores: np.ndarray) -> np.ndarray:
 
 
 def moderated(variance: np.ndarray, n: int, common: float) -> np.ndarray:
-    """Draw variances of n values towards a common one: (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1), ν₀ = 4.
-
-    Args:
-        variance: s², with n − 1 in the denominator.
-        n: values behind each.
-        common: s₀².
-
-    Returns:
-        The moderated variances.
-
-    Example:
-        >>> moderated(np.array([0.0, 6.0]), 3, 1.0)
-        array([0.666..., 2.666...])
-    """
+    """Draw variances of n values towards a common one: (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1), ν₀ = 4."""
     return (PRIOR * common + (n - 1) * variance) / (PRIOR + n - 1)
 
 
 def above(scores: np.ndarray, row: int, floor: float, level: float = LEVEL) -> bool:
-    """Whether a method's mean is above a fixed score, by a moderated t interval; see :func:`moderated`.
-
-    Args:
-        scores: (K, n) of all methods, n at least 2.
-        row: which of them.
-        floor: the fixed score.
-        level: nominal coverage.
-
-    Returns:
-        Whether the interval lies above it.
-
-    Example:
-        >>> above(np.array([[0.8, 0.9], [0.4, 0.5]]), 0, floor=0.1)
-        True
-    """
+    """Whether a method's mean is above a fixed score, by a moderated t interval; see :func:`moderated`."""
     n = scores.shape[1]
     each = scores.var(axis=1, ddof=1)
     variance = moderated(each[row], n, float(np.median(each) / (scipy.stats.chi2.median(n - 1) / (n - 1))))
@@ -119,17 +70,6 @@ def stretch(n: int, level: float = LEVEL) -> float:
     """How much wider than the percentile bootstrap an interval for the mean of n values has to be.
 
     Formula: t((1 + level)/2, n−1) / z((1 + level)/2) · √(n/(n−1)); it tends to 1.
-
-    Args:
-        n: at least 2.
-        level: nominal coverage.
-
-    Returns:
-        The factor.
-
-    Example:
-        >>> round(stretch(3), 3), round(stretch(1000), 3)
-        (2.689, 1.002)
     """
     upper = (1 + level) / 2
     return float(scipy.stats.t.ppf(upper, n - 1) / scipy.stats.norm.ppf(upper) * np.sqrt(n / (n - 1)))

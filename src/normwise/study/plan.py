@@ -14,20 +14,7 @@ REFERENCE_BATCH = 32
 
 
 def scaled_lrs(lrs: Sequence[float], batch_size: int, reference: int = REFERENCE_BATCH) -> list[float]:
-    """Scale learning rates to a batch size: lr · √(b / reference), the same for every method.
-
-    Args:
-        lrs: learning rates at the reference.
-        batch_size: b, the samples of an optimizer step.
-        reference: the batch size for which they are given.
-
-    Returns:
-        The rates, ascending, to three significant digits.
-
-    Example:
-        >>> scaled_lrs([0.1, 0.4], 2)
-        [0.025, 0.1]
-    """
+    """Scale learning rates to a batch size: lr · √(b / reference), the same for every method."""
     factor = math.sqrt(batch_size / reference)
     return sorted({float(f"{lr * factor:.3g}") for lr in lrs})
 
@@ -36,38 +23,12 @@ def default_epochs(steps: int, batch_size: int, samples: int) -> float:
     """How long a trial trains by default: steps · √(2 / b), as passes over the data.
 
     Smaller batches get more steps and fewer passes; within one batch size all methods get the same.
-
-    Args:
-        steps: the steps at batch size 2.
-        batch_size: b.
-        samples: in the training part.
-
-    Returns:
-        The number of epochs, to three decimals.
-
-    Example:
-        >>> default_epochs(400, 32, 1024)
-        3.125
     """
     return max(round(steps * math.sqrt(2 / batch_size) * batch_size / samples, 3), 0.001)
 
 
 def training_steps(epochs: float, batch_size: int, samples: int, accumulate: int = 1) -> int:
-    """The optimizer steps of a trial; an incomplete last batch of an epoch is left out.
-
-    Args:
-        epochs: passes over the data.
-        batch_size: b.
-        samples: in the training part.
-        accumulate: batches that make one step.
-
-    Returns:
-        At least 1.
-
-    Example:
-        >>> training_steps(2, 32, 1077)
-        66
-    """
+    """The optimizer steps of a trial; an incomplete last batch of an epoch is left out."""
     return max(1, round(epochs * (samples // batch_size) / accumulate))
 
 
@@ -103,21 +64,7 @@ def searched(settings: Settings, trials: Iterable[Trial], batch_size: int) -> tu
 
 
 def tune_cells(settings: Settings, trials: Sequence[Trial] = ()) -> list[Cell]:
-    """The cells that choose the learning rates: each method at each batch size with each rate and tuning seed.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far, which say how far the search has come.
-
-    Returns:
-        The cells, batch size by batch size.
-
-    Example:
-        >>> from normwise.study.plan import tune_cells
-        >>> settings = Settings("t", ["none"], [2], [0], [9], {"2": [0.1, 0.2]}, {}, "", "", "", {}, "")
-        >>> [cell.key for cell in tune_cells(settings)]
-        ['tune/none/b2/lr0.1/s9', 'tune/none/b2/lr0.2/s9']
-    """
+    """The cells that choose the learning rates: each method at each batch size with each rate and tuning seed."""
     rates = {b: _as_tried(settings, b, searched(settings, trials, b)[0]) for b in settings.batch_sizes}
     return [
         Cell("tune", method, batch_size, lr, seed)
@@ -139,22 +86,7 @@ def _tune_cells(settings: Settings, method: str, batch_size: int, rates: Sequenc
 
 
 def chosen_lr(trials: Iterable[Trial]) -> float:
-    """Choose among one method's tuning trials: highest mean validation score, then lowest loss, then smallest rate.
-
-    Args:
-        trials: of one method and batch size.
-
-    Returns:
-        The learning rate.
-
-    Raises:
-        InputError: there is no trial.
-
-    Example:
-        >>> cell = Cell("tune", "none", 2, 0.1, 0)
-        >>> chosen_lr([Trial(cell, "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 1.0, None, 1)])
-        0.1
-    """
+    """Choose among one method's tuning trials: highest mean validation score, then lowest loss, then smallest rate."""
     by_lr: dict[float, list[Trial]] = {}
     for trial in trials:
         by_lr.setdefault(trial.cell.lr, []).append(trial)
@@ -171,20 +103,7 @@ def chosen_lr(trials: Iterable[Trial]) -> float:
 
 
 def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, int], float]:
-    """The learning rate of each method and batch size whose tuning is finished; without tuning seeds, the first.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far, in any order.
-
-    Returns:
-        (method, batch size) → learning rate.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> chosen_lrs(settings, [])
-        {}
-    """
+    """The learning rate of each method and batch size whose tuning is finished; without tuning seeds, the first."""
     if not settings.tune_seeds:
         return {(m, b): settings.lrs[str(b)][0] for m in settings.methods for b in settings.batch_sizes}
     trials = list(trials)
@@ -201,20 +120,7 @@ def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, i
 
 
 def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
-    """Every cell that can be known so far: the tuning, and the comparison where its learning rate has been chosen.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far.
-
-    Returns:
-        The cells, finished ones included, in the order in which to run them.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> len(due(settings, []))
-        1
-    """
+    """Every cell that can be known so far: the tuning, and the comparison where its learning rate has been chosen."""
     trials = list(trials)
     chosen = chosen_lrs(settings, trials)
     races = {batch_size: race(settings, trials, batch_size) for batch_size in settings.batch_sizes}
@@ -228,19 +134,7 @@ def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
 
 
 def total_cells(settings: Settings, trials: Iterable[Trial] = ()) -> int:
-    """How many trials a study has when it is finished, as far as is known: a race stops some, a search adds some.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far, from which a race knows who has stopped.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> total_cells(Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, ""))
-        3
-    """
+    """How many trials a study has when it is finished, as far as is known: a race stops some, a search adds some."""
     trials = list(trials)
     finals = sum(race(settings, trials, b).most(m) for b in settings.batch_sizes for m in settings.methods)
     return len(tune_cells(settings, trials)) + finals

@@ -18,19 +18,7 @@ from normwise.study.racing import race
 
 
 def live_line(console: Console, said: str) -> Progress:
-    """Make the live line of trials: how many are done, for how long, what is said of them and what is being done.
-
-    Args:
-        console: a terminal's.
-        said: rich's format of the task's fields; a field ``doing`` is shown behind it.
-
-    Returns:
-        What draws the line; it vanishes at the end.
-
-    Example:
-        >>> live_line(Console(), "{task.fields[best]}").finished
-        True
-    """
+    """Make the live line of trials: how many are done, for how long, what is said of them and what is being done."""
     return Progress(
         SpinnerColumn(),
         TextColumn("trials"),
@@ -44,12 +32,7 @@ def live_line(console: Console, said: str) -> Progress:
 
 
 class Live:
-    """A context manager around the live line that a terminal has; ``_live`` is ``None`` elsewhere.
-
-    Example:
-        >>> with Live():
-        ...     pass
-    """
+    """A context manager around the live line that a terminal has; ``_live`` is ``None`` elsewhere."""
 
     _live: Progress | None = None
 
@@ -66,22 +49,7 @@ class Live:
 
 
 class Display(Live):
-    """Shows how far a study is; a context manager.
-
-    Args:
-        settings: of the study.
-        workers: that share the trials, for the time left.
-        stream: where to write; default standard error.
-
-    Example:
-        >>> import io
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "accuracy", "", "", {}, "")
-        >>> stream = io.StringIO()
-        >>> with Display(settings, stream=stream) as display:
-        ...     display.update([], None)
-        >>> print(stream.getvalue(), end="")
-        0 of 3 trials done
-    """
+    """Shows how far a study is; a context manager."""
 
     def __init__(self, settings: Settings, workers: int = 1, stream: TextIO | None = None) -> None:
         self.settings = settings
@@ -93,16 +61,7 @@ class Display(Live):
             self._bar = self._live.add_task("", total=total_cells(settings), left="", best="", doing="")
 
     def update(self, trials: Sequence[Trial], doing: str | None) -> None:
-        """Show the state of the study.
-
-        Args:
-            trials: those finished so far.
-            doing: the key of the trial this worker runs, or what it waits for.
-
-        Example:
-            >>> callable(Display.update)
-            True
-        """
+        """Show the state of the study."""
         left, best = time_left(self.settings, trials, self.workers), best_so_far(self.settings, trials)
         total = total_cells(self.settings, trials)
         if self._live:
@@ -117,23 +76,7 @@ class Display(Live):
 
 
 def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> str:
-    """Estimate the time left: each open trial takes as long as its like have taken.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far.
-        workers: that share the rest.
-
-    Returns:
-        Such as ``"about 40 s left"``; empty before the first trial and after the last.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> from normwise.records import Cell
-        >>> trial = Trial(Cell("tune", "none", 2, 0.1, 9), "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 30.0, None, 1)
-        >>> time_left(settings, [trial])
-        'about 60 s left'
-    """
+    """Estimate the time left: each open trial takes as long as its like have taken."""
     if not trials or len(trials) >= total_cells(settings, trials):
         return ""
     length = {"tune": settings.tune_share, "final": 1.0}
@@ -155,19 +98,7 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
 
 
 def best_so_far(settings: Settings, trials: Sequence[Trial]) -> str:
-    """Name the leading method of each batch size, by its final trials or, before there are any, its best tuning trial.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far.
-
-    Returns:
-        Such as ``"best so far b2: group 0.912"``; empty before the first trial.
-
-    Example:
-        >>> best_so_far(Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, ""), [])
-        ''
-    """
+    """Name the leading method of each batch size, by its final trials or, before there are any, its best tuning trial."""
     found = []
     for batch_size in settings.batch_sizes:
         here = [t for t in trials if t.cell.batch_size == batch_size]

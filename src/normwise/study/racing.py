@@ -40,12 +40,7 @@ TUNE_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Stopped:
-    """A method that left the race: after how many seeds, and how far behind the leader it was then.
-
-    Example:
-        >>> Stopped(2, Interval(0.1, 0.05, 0.15)).runs
-        2
-    """
+    """A method that left the race: after how many seeds, and how far behind the leader it was then."""
 
     runs: int
     behind: Interval
@@ -56,10 +51,6 @@ class Race:
     """The state of the race at one batch size: who is running, who has stopped.
 
     Those who are running may run ``rounds`` seeds now, and as things stand ``last`` in the end.
-
-    Example:
-        >>> Race(["batch", "layer"], 2, 5).stopped
-        {}
     """
 
     running: list[str]
@@ -68,52 +59,16 @@ class Race:
     stopped: dict[str, Stopped] = field(default_factory=dict)
 
     def runs(self, method: str) -> int:
-        """How many seeds a method may run so far, or ran before it stopped.
-
-        Args:
-            method: one of the study.
-
-        Returns:
-            The number.
-
-        Example:
-            >>> Race(["batch"], 3, 5, {"none": Stopped(2, Interval(0.1, 0.05, 0.15))}).runs("none")
-            2
-        """
+        """How many seeds a method may run so far, or ran before it stopped."""
         return self.stopped[method].runs if method in self.stopped else self.rounds
 
     def most(self, method: str) -> int:
-        """How many seeds a method runs at the most, or ran before it stopped.
-
-        Args:
-            method: one of the study.
-
-        Returns:
-            The number.
-
-        Example:
-            >>> Race(["batch"], 3, 5).most("batch")
-            5
-        """
+        """How many seeds a method runs at the most, or ran before it stopped."""
         return self.stopped[method].runs if method in self.stopped else self.last
 
 
 def race(settings: Settings, trials: Iterable[Trial], batch_size: int) -> Race:
-    """Replay the race at one batch size from the finished trials.
-
-    Args:
-        settings: of the study; without ``settings.race`` every method runs every seed.
-        trials: those finished so far, in any order.
-        batch_size: which one.
-
-    Returns:
-        Where the race stands.
-
-    Example:
-        >>> settings = Settings("t", ["none", "batch"], [2], [0, 1, 2], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> race(settings, [], 2).rounds
-        3
-    """
+    """Replay the race at one batch size from the finished trials."""
     seeds = settings.seeds
     state = Race(list(settings.methods), len(seeds), len(seeds))
     if not settings.race:

@@ -36,56 +36,24 @@ _POLL = 0.05
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train one trial together, and which of them this is.
-
-    Args:
-        rank: of this process.
-        size: how many.
-
-    Example:
-        >>> Ranks(1, 2).bounds(5)
-        (2, 5)
-    """
+    """The processes that train one trial together, and which of them this is."""
 
     rank: int = 0
     size: int = 1
 
     def bounds(self, samples: int) -> tuple[int, int]:
-        """Say which samples of a batch this rank trains on.
-
-        Args:
-            samples: of the batch.
-
-        Returns:
-            The first, and the one behind the last.
-        """
+        """Say which samples of a batch this rank trains on."""
         return samples * self.rank // self.size, samples * (self.rank + 1) // self.size
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Prepare a model for training: sync its statistics, average its gradients.
-
-        Args:
-            model: changed in place.
-
-        Returns:
-            What to call in training; the model itself where there is one rank.
-        """
+        """Prepare a model for training: sync its statistics, average its gradients."""
         if self.size == 1:
             return model
         # Synced running averages are equal already; a parameter may be unused in some batch.
         return nn.parallel.DistributedDataParallel(sync(model), broadcast_buffers=False, find_unused_parameters=True)
 
     def loss(self, task: Task, model: nn.Module, batch: Part) -> Tensor:
-        """Give this rank's loss, such that the average over the ranks is the mean over the batch.
-
-        Args:
-            task: gives the loss, a mean over samples.
-            model: that was wrapped.
-            batch: the whole.
-
-        Returns:
-            A scalar.
-        """
+        """Give this rank's loss, such that the average over the ranks is the mean over the batch."""
         if self.size == 1:
             return task.loss_of(model, batch)
         first, end = self.bounds(batch.size)
@@ -93,14 +61,7 @@ class Ranks:
         return task.loss_of(model, batch.take(slice(first, end))) * ((end - first) * self.size / batch.size)
 
     def mean(self, loss: Tensor) -> float:
-        """Average a loss over the ranks, so that all see the same, a divergence above all.
-
-        Args:
-            loss: this rank's.
-
-        Returns:
-            The mean.
-        """
+        """Average a loss over the ranks, so that all see the same, a divergence above all."""
         if self.size == 1:
             return loss.item()
         total = loss.detach().clone()
@@ -109,19 +70,7 @@ class Ranks:
 
 
 class Distributed:
-    """Trains each cell in processes of its own, one per device.
-
-    Args:
-        trainer: trains in one process.
-        devices: how many processes.
-
-    Raises:
-        InputError: the task cannot be sent to other processes.
-
-    Example:
-        >>> callable(Distributed)
-        True
-    """
+    """Trains each cell in processes of its own, one per device."""
 
     def __init__(self, trainer: Trainer, devices: int) -> None:
         self.task = trainer.task
@@ -136,14 +85,7 @@ class Distributed:
             ) from error
 
     def __call__(self, cell: Cell) -> Trial:
-        """Train one cell.
-
-        Args:
-            cell: what to train.
-
-        Returns:
-            The outcome; a rank that died makes it a failure.
-        """
+        """Train one cell."""
         from normwise.study.worker import started
 
         began = time.perf_counter()

@@ -30,10 +30,6 @@ class Salvaged:
     """What was found of one study: its attributes, and the results of its finished trials as they were stored.
 
     ``finished`` is how many trials the file calls finished, whether or not their results could be read.
-
-    Example:
-        >>> Salvaged().results
-        []
     """
 
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -42,20 +38,7 @@ class Salvaged:
 
 
 def salvage(path: Path) -> dict[str, Salvaged]:
-    """Collect the studies of a damaged file, row by row.
-
-    Args:
-        path: the file; it is only read.
-
-    Returns:
-        Study name → what was found of it; nothing where the file tells no names.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile(suffix=".db") as file:
-        ...     salvage(Path(file.name))
-        {}
-    """
+    """Collect the studies of a damaged file, row by row."""
     with tempfile.TemporaryDirectory(prefix="normwise-") as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)

@@ -27,17 +27,6 @@ class Server(Database):
     A server that goes away (a restart, a fail-over) is waited for, up to ``patience`` seconds; one that cannot be
     reached from the start is an error at once. A connection is kept while a trial trains; up to three are open for the
     moment of a claim.
-
-    Args:
-        url: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``; what it leaves out comes from libpq's environment
-            variables and password file.
-
-    Raises:
-        InputError: the URL cannot be read.
-
-    Example:
-        >>> Server("postgresql://ann:secret@db.example/studies").name
-        'postgresql://ann:***@db.example/studies'
     """
 
     other = "--study for another name"

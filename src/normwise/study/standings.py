@@ -28,17 +28,6 @@ def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES) -> np.ndarra
     """Bootstrap the means of several rows jointly, so that what is paired stays paired; stretched for small n.
 
     The random numbers are always the same: equal scores give equal intervals.
-
-    Args:
-        scores: (K, n), one column per seed, n at least 2.
-        resamples: R.
-
-    Returns:
-        (K, R) means, centred on those of the rows.
-
-    Example:
-        >>> resampled_means(np.array([[1.0, 1.0, 1.0]]), resamples=4)
-        array([[1., 1., 1., 1.]])
     """
     n = scores.shape[1]
     columns = np.arange(n)
@@ -55,42 +44,14 @@ def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES) -> np.ndarra
 
 
 def interval_of(value: float, means: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-    """The central 95 % of resampled means, within the bounds of the score.
-
-    Args:
-        value: the estimate.
-        means: (R,) resampled means.
-        bounds: that no score can leave.
-
-    Returns:
-        The interval; equal means give one without width.
-
-    Example:
-        >>> interval_of(0.5, np.full(10, 0.5))
-        Interval(value=0.5, low=0.5, high=0.5, level=0.95)
-    """
+    """The central 95 % of resampled means, within the bounds of the score."""
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low, high = min(low, value), max(high, value)
     return Interval(float(value), float(np.clip(low, *bounds)), float(np.clip(high, *bounds)), LEVEL)
 
 
 def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -> tuple[list[Standing], np.ndarray]:
-    """Rank the methods at one batch size.
-
-    Args:
-        settings: of the study.
-        trials: of the study; only methods with a final trial for every seed, and those that a race stopped, are ranked.
-        batch_size: which one.
-
-    Returns:
-        The standings, best first and the stopped ones last, and the resampled validation means (K, R) of those that
-        were not stopped, in the same order; empty while no method is finished.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> standings_at(settings, [], 2)[0]
-        []
-    """
+    """Rank the methods at one batch size."""
     state = race(settings, trials, batch_size)
     runs = {m: _final_runs(settings, trials, m, batch_size, state.most(m)) for m in settings.methods}
     methods = [m for m in state.running if runs[m]]
@@ -165,20 +126,7 @@ def _moderated_interval(scores: Sequence[float], common: float, settings: Settin
 
 
 def share_near_best(resampled: np.ndarray, row: int, tolerance: float) -> float:
-    """How often a row is within a tolerance of the highest one.
-
-    Args:
-        resampled: (K, R) means.
-        row: which of the K.
-        tolerance: in units of the score.
-
-    Returns:
-        A share from 0 to 1.
-
-    Example:
-        >>> share_near_best(np.array([[0.9, 0.5], [0.8, 0.6]]), row=0, tolerance=0.01)
-        0.5
-    """
+    """How often a row is within a tolerance of the highest one."""
     return float((resampled[row] >= resampled.max(axis=0) - tolerance - ROUNDING).mean())
 
 

@@ -64,19 +64,7 @@ _LOG = logging.getLogger("normwise")
 
 
 class Store:
-    """The trials of one study in a database.
-
-    Args:
-        where: a folder, file or URL, see :func:`~normwise.study.catalog.open_database`; ``None`` for memory only.
-        settings: of the study; a store that was made with others is refused. ``None`` opens a study that exists.
-        fresh: rename an existing study of this name and start over.
-        name: of the study in its database; ``None`` for the only one.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> Store(None, settings).trials()
-        []
-    """
+    """The trials of one study in a database."""
 
     def __init__(
         self,
@@ -108,18 +96,7 @@ class Store:
             return self._study.user_attrs
 
     def note(self, **attributes: Any) -> None:
-        """Keep plain values with the study, for those who work on it or read it.
-
-        Args:
-            attributes: name → JSON value.
-
-        Example:
-            >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-            >>> store = Store(None, settings)
-            >>> store.note(title="mine")
-            >>> store.about["title"]
-            'mine'
-        """
+        """Keep plain values with the study, for those who work on it or read it."""
         with self._guarded():
             there = self._study.user_attrs
             for key, value in attributes.items():
@@ -127,32 +104,12 @@ class Store:
                     self._insist(partial(self._study.set_user_attr, key, value))
 
     def trials(self) -> list[Trial]:
-        """Read the finished trials, of all workers.
-
-        Returns:
-            The trials, in the order in which they were enqueued.
-
-        Example:
-            >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-            >>> Store(None, settings).trials()
-            []
-        """
+        """Read the finished trials, of all workers."""
         with self._guarded():
             return self._finished.of(self._study.get_trials(deepcopy=False))
 
     def add(self, trials: list[Trial]) -> None:
-        """Put finished trials into the study, such as those of another database.
-
-        Args:
-            trials: of cells that the study has not finished yet; the others are left out.
-
-        Example:
-            >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-            >>> store, cell = Store(None, settings), Cell("tune", "none", 2, 0.1, 9)
-            >>> store.add([Trial(cell, "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 1.0, None, 1)])
-            >>> len(store.trials())
-            1
-        """
+        """Put finished trials into the study, such as those of another database."""
         with self._guarded(), quiet(), self._locked():
             there = {t.cell.key for t in self.trials()}
             for trial in trials:
@@ -167,24 +124,7 @@ class Store:
         *,
         floor: float = 0.0,
     ) -> list[Trial]:
-        """Run cells until every due one is finished, together with any other process that works on the same store.
-
-        Args:
-            train: turns a cell into its trial; ``None`` watches others work.
-            due: given the finished trials, all cells that are to be run, finished ones included.
-            on_change: told the finished trials, and what this worker does now.
-            floor: the score of a trial that fails since it kills its workers.
-
-        Returns:
-            All trials.
-
-        Example:
-            >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-            >>> cell = Cell("tune", "none", 2, 0.1, 9)
-            >>> trial = Trial(cell, "complete", 0.9, 0.9, 0.1, 0.1, 1, None, 1.0, None, 1)
-            >>> Store(None, settings).work(lambda cell: trial, lambda trials: [cell]) == [trial]
-            True
-        """
+        """Run cells until every due one is finished, together with any other process that works on the same store."""
         pause = self.database.poll
         with self._guarded(), quiet():
             while True:
@@ -256,11 +196,7 @@ class Store:
             self.database.working = False
 
     def _reconcile(self, due: Callable[[list[Trial]], list[Cell]], floor: float = 0.0) -> tuple[int, int, list[Trial]]:
-        """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will.
-
-        Returns:
-            How many wait, how many run elsewhere, and the finished trials.
-        """
+        """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will."""
         if isinstance(self._storage, BaseHeartbeat):
             optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
@@ -373,18 +309,7 @@ class Store:
 
 
 def is_claimed(trial: FrozenTrial) -> bool:
-    """Tell whether a running trial's worker got as far as its first sign of life.
-
-    Args:
-        trial: Optuna's. A retried trial brings its predecessor's claim along, which does not count.
-
-    Returns:
-        Whether.
-
-    Example:
-        >>> is_claimed(optuna.trial.create_trial(value=0.5))
-        False
-    """
+    """Tell whether a running trial's worker got as far as its first sign of life."""
     claim = trial.user_attrs.get("claim")
     return isinstance(claim, dict) and claim.get("number") == trial.number
 

@@ -21,12 +21,7 @@ from normwise.study.verdict import judge
 
 @dataclass(frozen=True)
 class Summary:
-    """One study of a database at a glance; ``total`` is ``None`` for one that normwise did not make.
-
-    Example:
-        >>> Summary("memory", "digits", "digits", 3, 112, 2, 1).finished
-        3
-    """
+    """One study of a database at a glance; ``total`` is ``None`` for one that normwise did not make."""
 
     where: str
     study: str
@@ -38,23 +33,7 @@ class Summary:
 
 
 def summaries(where: str | os.PathLike[str]) -> list[Summary]:
-    """List the studies of a database.
-
-    Args:
-        where: a folder, file or URL.
-
-    Returns:
-        One summary per study, oldest first.
-
-    Raises:
-        StoreError: there is no database, or it cannot be read.
-
-    Example:
-        >>> summaries("nowhere")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: nowhere/study.db holds no study
-    """
+    """List the studies of a database."""
     database = open_database(where)
     found = []
     with database.guarded(), quiet():
@@ -80,24 +59,7 @@ def summaries(where: str | os.PathLike[str]) -> list[Summary]:
 
 
 def read_study(where: str | os.PathLike[str], name: str | None = None) -> records.Study:
-    """Read a study, finished or not, with the verdict that its trials give so far.
-
-    Args:
-        where: a folder, file or URL.
-        name: of the study; ``None`` for the only one.
-
-    Returns:
-        The record, as ``study.json`` holds it.
-
-    Raises:
-        StoreError: there is no such study, it cannot be read, or it is of a newer normwise.
-
-    Example:
-        >>> read_study("nowhere")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: nowhere/study.db holds no study
-    """
+    """Read a study, finished or not, with the verdict that its trials give so far."""
     database = open_database(where)
     with database.guarded(), quiet():
         storage = _opened(database)
@@ -110,21 +72,7 @@ def read_study(where: str | os.PathLike[str], name: str | None = None) -> record
 
 
 def draw_up(settings: Settings, about: dict[str, Any], trials: list[Trial]) -> records.Study:
-    """Give a study's record: what is known of it, and the standings and verdicts that follow.
-
-    Args:
-        settings: of the study.
-        about: title, command, created, versions and machine, as far as they were noted.
-        trials: those finished so far.
-
-    Returns:
-        The record.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> draw_up(settings, {}, []).title
-        'Which normalization for t?'
-    """
+    """Give a study's record: what is known of it, and the standings and verdicts that follow."""
     standings, verdicts = judge(settings, trials)
     return records.Study(
         title=about.get("title") or f"Which normalization for {settings.task}?",

@@ -51,18 +51,6 @@ class Trainer:
     For a given batch size and seed every method starts from the same weights (the normalization layers draw no random
     numbers) and sees the same samples in the same order. torch's global random state and thread count are left as
     they were.
-
-    Args:
-        task: what to train.
-        steps: batch size → optimizer steps.
-        measure_memory: whether to, which takes an extra step per method and batch size.
-        tune_share: the length of a trial that chooses the learning rate, as a share of those steps.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> trial = Trainer(load_task("digits"), {32: 3})(Cell("final", "group", 32, 0.1, seed=0))
-        >>> trial.state, trial.steps
-        ('complete', 3)
     """
 
     def __init__(self, task: Task, steps: dict[int, int], measure_memory: bool = True, tune_share: float = 1.0) -> None:
@@ -76,14 +64,7 @@ class Trainer:
         self.ranks = Ranks()
 
     def __call__(self, cell: Cell) -> Trial:
-        """Train one cell; a divergence, or an error raised by the model, is a result too.
-
-        Args:
-            cell: what to train.
-
-        Returns:
-            The outcome.
-        """
+        """Train one cell; a divergence, or an error raised by the model, is a result too."""
         began, log, task = time.perf_counter(), _Log(), self.task
         state, reason = "complete", None
         lost: tuple[float, float | None] = (task.floor, None)
@@ -189,22 +170,6 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
     """Build a cell's model: fresh weights from the cell's seed, equal for every method.
 
     ``weight(init=data)`` sets the lengths by a first look at some training data, the same for a seed.
-
-    Args:
-        task: gives the model.
-        cell: its method and seed are read.
-
-    Returns:
-        The model in training mode.
-
-    Raises:
-        InputError: the method needs to see data, and their batches are no pairs.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> model = build_model(load_task("digits"), Cell("final", "weight", 2, 0.1, seed=0))
-        >>> sorted(name for name, _ in model[0].named_parameters())
-        ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
     torch.manual_seed(cell.seed)
     model = task.build(cell.method)
@@ -221,20 +186,7 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
 
 
 def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
-    """Give a cell's training batches for ever, augmented if the task says so.
-
-    Args:
-        task: its training part and augmentation.
-        cell: its batch size and seed are read, so that methods are compared in pairs.
-
-    Yields:
-        The batches.
-
-    Example:
-        >>> from normwise.study.tasks import load_task
-        >>> next(training_batches(load_task("digits"), Cell("final", "none", 2, 0.1, seed=0))).size
-        2
-    """
+    """Give a cell's training batches for ever, augmented if the task says so."""
     batches = data_order(task.splits.train, cell)
     if task.augment is None:
         yield from batches
@@ -245,22 +197,7 @@ def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
 
 
 def data_order(train: Part | Samples, cell: Cell) -> Iterator[Part]:
-    """Give batches of a cell for ever: a new shuffle each epoch, the same for every method, full batches only.
-
-    Args:
-        train: the training part.
-        cell: its batch size and seed are read.
-
-    Yields:
-        The batches.
-
-    Example:
-        >>> part = Part(torch.arange(4), torch.arange(4))
-        >>> cells = (Cell("final", method, 2, 0.1, seed=0) for method in ("batch", "layer"))
-        >>> first, second = (next(data_order(part, cell)).inputs for cell in cells)
-        >>> first.equal(second)
-        True
-    """
+    """Give batches of a cell for ever: a new shuffle each epoch, the same for every method, full batches only."""
     generator = torch.Generator().manual_seed(cell.seed)
     samples, size = train.size, cell.batch_size
     for epoch in count():

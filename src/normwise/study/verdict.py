@@ -16,19 +16,7 @@ FEW_SEEDS = 5
 
 
 def judge(settings: Settings, trials: Sequence[Trial]) -> tuple[list[Standing], list[Verdict]]:
-    """Rank the methods and give a verdict at each batch size that has finished methods.
-
-    Args:
-        settings: of the study.
-        trials: those finished so far.
-
-    Returns:
-        The standings (best first within a batch size) and the verdicts, in the order of the batch sizes.
-
-    Example:
-        >>> judge(Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, ""), [])
-        ([], [])
-    """
+    """Rank the methods and give a verdict at each batch size that has finished methods."""
     standings: list[Standing] = []
     verdicts = []
     for batch_size in settings.batch_sizes:
@@ -61,18 +49,7 @@ def verdict_of(
 
 
 def progress_line(study: Study) -> str:
-    """Say in one line what the study found.
-
-    Args:
-        study: finished or not.
-
-    Returns:
-        The headlines, joined.
-
-    Example:
-        >>> callable(progress_line)
-        True
-    """
+    """Say in one line what the study found."""
     return " ".join(v.headline for v in study.verdicts) or "No method is finished yet."
 
 

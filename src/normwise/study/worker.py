@@ -41,10 +41,6 @@ class Job:
     """What a worker is told: where the study is and, if the study's database cannot say it, what is trained.
 
     ``where`` is never shown: it may hold a password.
-
-    Example:
-        >>> Job("postgresql://ann:secret@db.example/studies", "digits")
-        Job(study='digits')
     """
 
     where: str | Path | None = field(repr=False)
@@ -58,35 +54,14 @@ class Job:
             )
 
     def __call__(self, on_change: OnChange = lambda trials, note: None) -> None:
-        """Work on the study until it is finished.
-
-        Args:
-            on_change: see :meth:`~normwise.study.store.Store.work`.
-        """
+        """Work on the study until it is finished."""
         store = Store(self.where, name=self.study)
         task = rebuild(store) if self.task is None else self.task
         store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change, floor=task.floor)
 
 
 def rebuild(store: Store) -> Task:
-    """Make a study's task from what its database says of it, and check that it is the same.
-
-    Args:
-        store: of the study.
-
-    Returns:
-        The task.
-
-    Raises:
-        StoreError: it was handed over in Python, or what is built here differs; the message says in what.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
-        >>> rebuild(Store(None, settings))
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: the study 'normwise' in memory cannot be worked on from here: its model was ...
-    """
+    """Make a study's task from what its database says of it, and check that it is the same."""
     what = f"the study {store.name!r} in {store.database.name} cannot be worked on from here"
     source = store.about.get("source")
     if source is None:
@@ -106,21 +81,7 @@ def rebuild(store: Store) -> Task:
 
 
 def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> Trainer | Distributed:
-    """Give the trainer of a study's cells: of one process or, where the settings ask for several devices, of more.
-
-    Args:
-        task: what to train.
-        settings: their epochs fix how long.
-        measure_memory: whether to, which takes an extra step per method and batch size.
-
-    Returns:
-        The trainer.
-
-    Example:
-        >>> settings = Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {"2": 1.0}, "", "", "", {}, "")
-        >>> trainer_of(load_task("digits"), settings).steps  # of a Trainer
-        {2: 538}
-    """
+    """Give the trainer of a study's cells: of one process or, where the settings ask for several devices, of more."""
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
     trainer = Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
@@ -129,20 +90,7 @@ def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> T
 
 @contextmanager
 def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[Callable[[], int]]:
-    """Run each job in a process of its own while the body runs.
-
-    Args:
-        jobs: functions without arguments that can be pickled.
-
-    Yields:
-        What starts a job again whose process a signal has ended, as a crash in native code does or the system when it
-        runs out of memory; it gives how many run.
-
-    Example:
-        >>> with helpers([]) as look_after:
-        ...     look_after()
-        0
-    """
+    """Run each job in a process of its own while the body runs."""
     restarts = iter(range(_RESTARTS))
     with started(jobs) as children:
 
@@ -159,19 +107,7 @@ def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[Callable[[], int]]
 
 @contextmanager
 def started(jobs: Sequence[Callable[[], object]]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run each job in a process of its own while the body runs.
-
-    Args:
-        jobs: functions without arguments that can be pickled.
-
-    Yields:
-        The processes, in the order of the jobs; those in the list are ended with the body.
-
-    Example:
-        >>> with started([]) as children:
-        ...     children
-        []
-    """
+    """Run each job in a process of its own while the body runs."""
     pickled = [packed(job) for job in jobs]
     children: list[subprocess.Popen[bytes]] = []
     try:
@@ -202,21 +138,7 @@ def _close(child: subprocess.Popen[bytes]) -> None:
 
 
 def packed(job: Callable[[], object]) -> bytes:
-    """Make a job ready to be sent to another process.
-
-    Args:
-        job: a function without arguments.
-
-    Returns:
-        Its pickle.
-
-    Raises:
-        InputError: it cannot be sent.
-
-    Example:
-        >>> pickle.loads(packed(Job("study", "mine")))
-        Job(study='mine')
-    """
+    """Make a job ready to be sent to another process."""
     try:
         return pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -224,12 +146,7 @@ def packed(job: Callable[[], object]) -> bytes:
 
 
 def main() -> None:
-    """Run a worker: read the work from standard input, do it, end when the parent ends.
-
-    Example:
-        >>> callable(main)
-        True
-    """
+    """Run a worker: read the work from standard input, do it, end when the parent ends."""
     source = sys.stdin.buffer
     try:
         job = pickle.load(source)

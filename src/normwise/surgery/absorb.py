@@ -16,50 +16,17 @@ ABSORBERS: tuple[type[nn.Module], ...] = (*_CONVS, nn.Linear)
 
 
 def is_conv(module: nn.Module) -> bool:
-    """Whether a module is one of torch's convolutions.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> is_conv(nn.Conv1d(1, 1, 1)), is_conv(nn.Linear(1, 1))
-        (True, False)
-    """
+    """Whether a module is one of torch's convolutions."""
     return isinstance(module, _CONVS)
 
 
 def out_features(module: nn.Module) -> int:
-    """How many channels a convolution or linear layer gives.
-
-    Args:
-        module: the layer.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> out_features(nn.Linear(2, 3))
-        3
-    """
+    """How many channels a convolution or linear layer gives."""
     return module.out_features if isinstance(module, nn.Linear) else module.out_channels  # type: ignore[return-value]
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why a layer's weights cannot take anything over, if so.
-
-    Args:
-        module: a convolution or linear layer.
-
-    Returns:
-        The reason, or ``None``.
-
-    Example:
-        >>> why_not(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
-        'is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first'
-    """
+    """Why a layer's weights cannot take anything over, if so."""
     if parametrize.is_parametrized(module):
         return "is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
     if type(module) not in ABSORBERS or "forward" in vars(module):
@@ -73,18 +40,6 @@ def absorb_after(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Make a layer compute ``layer(x) · scale + shift``.
 
     Formula: W′[o, …] = scale[o] W[o, …], b′ = scale b + shift.
-
-    Args:
-        module: a convolution or linear layer, changed in place.
-        scale: (out,), float64.
-        shift: (out,), float64.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> _ = nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
-        >>> absorb_after(layer, torch.tensor([2.0]).double(), torch.tensor([5.0]).double())
-        >>> layer(torch.ones(1, 2)).item()
-        9.0
     """
     weight, bias = _parameters(module)
     if isinstance(module, _TRANSPOSED):
@@ -101,18 +56,6 @@ def absorb_before(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Make a layer compute ``layer(x · scale + shift)``; borders are the caller's to think of.
 
     Formula: W′[o, i, …] = W[o, i, …] scale[i], b′[o] = b[o] + Σᵢ Σ… W[o, i, …] shift[i].
-
-    Args:
-        module: a convolution or linear layer, changed in place.
-        scale: (in,), float64.
-        shift: (in,), float64; zeros for a transposed convolution, unless it is 1×1 with stride 1.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> _ = nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
-        >>> absorb_before(layer, torch.tensor([2.0, 3.0]).double(), torch.tensor([0.0, 1.0]).double())
-        >>> layer(torch.ones(1, 2)).item()
-        6.0
     """
     weight, bias = _parameters(module)
     if isinstance(module, _TRANSPOSED):
@@ -130,21 +73,7 @@ def absorb_before(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
 
 
 def border_problem(module: nn.Module, shift: Tensor) -> str | None:
-    """Why a layer cannot take over a shift that comes before it, if so: zeros that it adds itself are not shifted.
-
-    Args:
-        module: the layer.
-        shift: (in,).
-
-    Returns:
-        The reason, or ``None``.
-
-    Example:
-        >>> border_problem(nn.Conv2d(1, 1, 3, padding=1), torch.ones(1))
-        'pads with zeros, which the shift would not reach'
-        >>> border_problem(nn.Conv2d(1, 1, 3), torch.ones(1)) is None
-        True
-    """
+    """Why a layer cannot take over a shift that comes before it, if so: zeros that it adds itself are not shifted."""
     if isinstance(module, nn.Linear) or not bool(shift.any()):
         return None
     conv: Any = module

@@ -18,18 +18,7 @@ _TOLERANCE = 1e-4
 
 
 def is_ours(module: torch.nn.Module) -> bool:
-    """Whether a module's class is one of this package's.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> is_ours(torch.nn.BatchNorm2d(3))
-        False
-    """
+    """Whether a module's class is one of this package's."""
     return any(cls.__module__.startswith("normwise.") for cls in type(module).__mro__)
 
 
@@ -38,18 +27,6 @@ def agrees(module: torch.nn.Module, layer: NormLayer) -> bool:
 
     A copy is run in float64 on the CPU, with random parameters (a weight of 0 would agree with anything) and without
     hooks; the module itself is not touched.
-
-    Args:
-        module: the module.
-        layer: its description.
-
-    Returns:
-        Whether they agree to a relative 1e-4; ``False`` also where the copy cannot be made or run.
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> agrees(torch.nn.BatchNorm2d(3), describe(torch.nn.GroupNorm(3, 3)))
-        False
     """
     try:
         twin = _twin(module)

@@ -33,10 +33,6 @@ class Calibrated:
     in how many forward passes of the layer, ``skipped`` how many were left out because they held NaN or infinities.
     ``mean_shift`` is the largest change of a mean, in units of the old standard deviation, ``var_factor`` the largest
     factor, at least 1, by which a variance grew or shrank; ``None`` where the old statistics were not finite.
-
-    Example:
-        >>> Calibrated("bn1", elements=64, batches=2, skipped=0, mean_shift=0.5, var_factor=1.25).layer
-        'bn1'
     """
 
     layer: str

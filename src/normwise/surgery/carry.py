@@ -45,10 +45,6 @@ class Order:
 
     ``affine`` asks for a weight and bias even where the old layer has none. ``share`` is the old method's initial share
     in a switchable mix.
-
-    Example:
-        >>> Order("group").options
-        {}
     """
 
     to: str
@@ -59,12 +55,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Built:
-    """A new layer, what of the old one is in it, and what is not and why.
-
-    Example:
-        >>> Built(torch.nn.Identity(), ["weight"], []).carried
-        ['weight']
-    """
+    """A new layer, what of the old one is in it, and what is not and why."""
 
     module: torch.nn.Module
     carried: list[str]
@@ -72,21 +63,7 @@ class Built:
 
 
 def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
-    """Say why a layer cannot become another method.
-
-    Args:
-        layer: the old layer.
-        order: what is wanted.
-        spatial: the numbers of spatial axes that its input was seen to have; empty where it was not run.
-
-    Returns:
-        The reason, or ``None``.
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> refusal(describe(torch.nn.BatchNorm1d(3)), Order("instance"), {0})
-        'its input is (N, C), which has no space to take instance norm over'
-    """
+    """Say why a layer cannot become another method."""
     if layer.problem is not None:
         return layer.problem
     to, options = order.to, order.options
@@ -100,22 +77,7 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
 
 
 def unneeded(module: torch.nn.Module, layer: NormLayer, order: Order) -> str | None:
-    """Say why a layer may stay as it is.
-
-    Args:
-        module: the layer.
-        layer: its description.
-        order: what is wanted.
-
-    Returns:
-        The reason, or ``None`` where it must be replaced.
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> norm = torch.nn.LayerNorm(3)
-        >>> unneeded(norm, describe(norm), Order("layer"))
-        'already layer norm'
-    """
+    """Say why a layer may stay as it is."""
     if layer.method != order.to or order.options or layer.frozen:
         return None
     # torch's own classes become ours; a layer norm per token is another formula than ours and is kept.
@@ -126,25 +88,6 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     """Make the new layer with the old one's parameters, buffers, mode, hooks and attributes.
 
     Parameters are carried as the same objects: optimizers, ties and gradients that know them need no telling.
-
-    Args:
-        module: the old layer; not changed.
-        layer: its description, without a problem.
-        order: what to build.
-        spatial: the numbers of spatial axes seen, see :func:`refusal`.
-        like: device and dtype for a layer that has no tensors itself.
-
-    Returns:
-        The new layer and its account.
-
-    Raises:
-        TypeError: an option that the method's layers do not take.
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> old = torch.nn.BatchNorm2d(64)
-        >>> build(old, describe(old), Order("group"), set(), None).module
-        GroupNorm(32, 64, eps=1e-05, affine=True, bias=True)
     """
     new = _new_layer(layer, order, spatial, like)
     carried = _carry_affine(layer, new, order)

@@ -26,10 +26,6 @@ class Sight(NamedTuple):
     """How far outputs move, relative to their size.
 
     ``ahead``: of earlier positions when the last one changes; ``back``: of later positions when the first one does.
-
-    Example:
-        >>> Sight(ahead=0.0, back=0.3).causal
-        True
     """
 
     ahead: float
@@ -45,23 +41,6 @@ def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sigh
     """Change the first and the last position of a batch and see which outputs move.
 
     The model runs with its random numbers fixed and its running averages paused, and is left as it was.
-
-    Args:
-        model: of sequences: token numbers (N, L), or values (N, L, C) or (N, C, L), with an output for each position.
-        run: ``(model, batch) -> output``.
-        batch: a tensor, or a tuple or mapping with tensors.
-
-    Returns:
-        For each mode, ``"training"`` and ``"evaluation"``, and each axis of the input that may be that of the
-        positions, what was seen; nothing where there is no output for each position, or the model fails.
-
-    Example:
-        >>> class Sum(nn.Module):
-        ...     def forward(self, x):
-        ...         return x.cumsum(1)
-        >>> seen = sights(Sum(), lambda model, x: model(x), torch.randn(2, 5, 3))
-        >>> seen["evaluation", 1].causal, seen["evaluation", 2].causal
-        (True, False)
     """
     sequence = _sequence(batch)
     if sequence is None:
@@ -85,19 +64,7 @@ def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sigh
 
 
 def leaks(before: Mapping[tuple[str, int], Sight], after: Mapping[tuple[str, int], Sight]) -> dict[str, float]:
-    """In which modes a change made a causal model see what comes later, and how far its outputs move by it.
-
-    Args:
-        before: what :func:`sights` gave of the model as it was.
-        after: and as it is.
-
-    Returns:
-        Mode → movement of earlier outputs; empty where the model was not causal or still is.
-
-    Example:
-        >>> leaks({("evaluation", 1): Sight(0.0, 0.3)}, {("evaluation", 1): Sight(0.1, 0.3)})
-        {'evaluation': 0.1}
-    """
+    """In which modes a change made a causal model see what comes later, and how far its outputs move by it."""
     return {
         mode: after[mode, axis].ahead
         for (mode, axis), sight in before.items()

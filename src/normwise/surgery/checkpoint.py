@@ -31,10 +31,6 @@ class Checkpoint:
     ``nest`` is the entry of the file's dict that holds it, or the keys of dicts in dicts that lead there; ``None``
     where the file is the state_dict. ``prefix`` stands before every key in the file (``"module."`` of data-parallel
     training, ``"model."`` of Lightning, …) and is not in ``state``.
-
-    Example:
-        >>> Checkpoint({"weight": torch.ones(1)}).nest is None
-        True
     """
 
     state: dict[str, Tensor]
@@ -50,22 +46,6 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint: of safetensors, or in torch's formats with ``weights_only=True``; its content says which.
 
     A state_dict in dicts is found, under a usual name (``"model"``, ``"state_dict"``, …) or where it is the only one.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The tensors, without wrapping; prefixes are found by :func:`load_into`.
-
-    Raises:
-        DataError: the file cannot be read, holds code, no state_dict, or several and none under a usual name.
-        MissingDependencyError: the package safetensors is needed and not installed.
-
-    Example:
-        >>> load("nowhere.pt")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.DataError: cannot read the checkpoint nowhere.pt: no such file
     """
     source = Path(path)
     content = _read_safetensors(source) if _looks_safe(source) else load_tensors(source)
@@ -78,23 +58,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """Load a checkpoint into a model, strictly; a prefix that all keys share in one of both is taken off.
-
-    Args:
-        model: changed in place.
-        checkpoint: as :func:`load` gave it.
-
-    Returns:
-        The checkpoint with its prefix known: what :func:`save` needs to write another state in the same form.
-
-    Raises:
-        DataError: names or shapes differ; the message lists the first.
-
-    Example:
-        >>> saved = Checkpoint({f"module.{k}": v for k, v in torch.nn.Linear(2, 2).state_dict().items()})
-        >>> load_into(torch.nn.Linear(2, 2), saved).prefix
-        'module.'
-    """
+    """Load a checkpoint into a model, strictly; a prefix that all keys share in one of both is taken off."""
     wanted = set(model.state_dict())
     prefix = _prefix(set(checkpoint.state), wanted)
     state = {key.removeprefix(prefix): value for key, value in checkpoint.state.items() if key.startswith(prefix)}
@@ -113,23 +77,6 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, source: str | os.
     """Write a checkpoint: readers see the old file or the whole new one, and ``source`` is never overwritten.
 
     Only tensors are written. An optimizer's state in the source belongs to its old parameters and is left out.
-
-    Args:
-        path: the file; its suffix chooses the format. One that is there must be of normwise's own writing.
-        checkpoint: what to write; nest and prefix come back (safetensors has no nests).
-        source: the file that was read.
-
-    Raises:
-        InputError: an unknown suffix, the path is the source, or there is a file that normwise did not write.
-        MissingDependencyError: the package safetensors is needed and not installed.
-        StoreError: the file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(Path(folder) / "a.pt", Checkpoint({"weight": torch.ones(1)}))
-        ...     load(Path(folder) / "a.pt").state
-        {'weight': tensor([1.])}
     """
     check_target(path, source)
     target = Path(path)
@@ -147,22 +94,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, source: str | os.
 
 
 def check_target(path: str | os.PathLike[str] | None, source: str | os.PathLike[str] | None = None) -> None:
-    """See that a checkpoint can be written to a place, before the work that it is to hold is done.
-
-    Args:
-        path: the file; ``None`` where nothing will be written.
-        source: the file that was read.
-
-    Raises:
-        InputError: an unknown suffix, the path is the source, or there is a file that normwise did not write.
-        StoreError: there is no such folder, or a folder of that name.
-
-    Example:
-        >>> check_target("nowhere/weights.pt")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: cannot write nowhere/weights.pt: there is no folder nowhere
-    """
+    """See that a checkpoint can be written to a place, before the work that it is to hold is done."""
     if path is None:
         return
     target = Path(path)
@@ -235,18 +167,7 @@ def _states(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
 
 
 def shown(nest: str | tuple[str, ...]) -> str:
-    """Give a checkpoint's nest as one word.
-
-    Args:
-        nest: of a :class:`Checkpoint`.
-
-    Returns:
-        The keys, joined by dots.
-
-    Example:
-        >>> shown(("state", "model"))
-        'state.model'
-    """
+    """Give a checkpoint's nest as one word."""
     return nest if isinstance(nest, str) else ".".join(nest)
 
 

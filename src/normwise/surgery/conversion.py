@@ -21,10 +21,6 @@ class Drift:
 
     ``own`` compares both on the old network's input, so it is due to this layer alone; ``here`` compares what comes out
     at this place of the old and of the new network, everything before included.
-
-    Example:
-        >>> Drift(own=0.1, here=0.3).here
-        0.3
     """
 
     own: float | None
@@ -33,12 +29,7 @@ class Drift:
 
 @dataclass
 class Replacement:
-    """One layer's account; ``names`` are all under which it is registered.
-
-    Example:
-        >>> Replacement(["bn"], "BatchNorm2d", "GroupNorm", ["weight", "bias"], []).carried
-        ['weight', 'bias']
-    """
+    """One layer's account; ``names`` are all under which it is registered."""
 
     names: list[str]
     old: str
@@ -55,10 +46,6 @@ class Record:
 
     ``output_drift`` and ``output_refitted`` are of the model's output, before and after the affine was re-fitted.
     ``weights`` names the modules that got weight norm, or lost it.
-
-    Example:
-        >>> Record("group").replaced
-        []
     """
 
     to: str
@@ -199,21 +186,7 @@ class Conversion:
 
 
 def table(record: Record) -> str:
-    """Draw a conversion's account as text.
-
-    Args:
-        record: the account.
-
-    Returns:
-        Lines, one a layer, then what was lost, left and noted.
-
-    Example:
-        >>> print(table(Record("group", [Replacement(["bn"], "BatchNorm2d", "GroupNorm", ["weight"], ["x"])])))
-        to group: 1 layer replaced
-          bn  BatchNorm2d → GroupNorm  carried weight
-        lost:
-          x (1 layer: bn)
-    """
+    """Draw a conversion's account as text."""
     count = len(record.replaced)
     lines = [f"to {record.to}: {count} layer{'s' * (count != 1)} replaced"]
     rows = [

@@ -19,14 +19,7 @@ from normwise.surgery.running import drift, evaluating
 
 @dataclass
 class Pair:
-    """A layer and the one that takes its place; they may hold the same parameters.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> pair = Pair(find(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))[0], torch.nn.GroupNorm(1, 3))
-        >>> pair.name
-        '0'
-    """
+    """A layer and the one that takes its place; they may hold the same parameters."""
 
     found: Found
     new: torch.nn.Module
@@ -57,14 +50,7 @@ class Pair:
 
 
 class Exchange:
-    """The pairs of one model and which side of them is in it now.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
-        >>> Exchange(model, [Pair(find(model)[0], torch.nn.GroupNorm(1, 3))]).put_new()[0]
-        GroupNorm(1, 3, eps=1e-05, affine=True, bias=True)
-    """
+    """The pairs of one model and which side of them is in it now."""
 
     def __init__(self, model: torch.nn.Module, pairs: Sequence[Pair]) -> None:
         self.model = model
@@ -150,21 +136,7 @@ def _place(module: torch.nn.Module) -> tuple[torch.device, torch.dtype] | None:
 
 
 def spatial_axes(found: Sequence[Found], run: Callable[[], Any]) -> dict[int, set[int]]:
-    """Which numbers of spatial axes each layer's input has, by the module's id.
-
-    Args:
-        found: the layers.
-        run: runs the model.
-
-    Returns:
-        id → numbers of axes; layers that did not run are missing.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3).eval())
-        >>> list(spatial_axes(find(model), lambda: model(torch.ones(2, 3))).values())
-        [{0}]
-    """
+    """Which numbers of spatial axes each layer's input has, by the module's id."""
     seen: dict[int, set[int]] = {}
 
     def watch(layer_id: int, unbatched: int | None) -> Callable:

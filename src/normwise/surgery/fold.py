@@ -33,12 +33,7 @@ from normwise.surgery.selection import Where, chosen
 
 @dataclass(frozen=True)
 class Folded:
-    """One layer that is gone: ``into`` took it over, ``side`` says whether that came before it or after it.
-
-    Example:
-        >>> Folded("bn1", into="conv1", side="before").through
-        []
-    """
+    """One layer that is gone: ``into`` took it over, ``side`` says whether that came before it or after it."""
 
     layer: str
     into: str

@@ -24,10 +24,6 @@ class Moved:
     """Something of a frozen layer that is not as it was.
 
     ``change`` is the largest absolute difference, ``None`` where it is no number of the same shape that changed.
-
-    Example:
-        >>> Moved("bn1", "running_mean", 0.5).what
-        'running_mean'
     """
 
     layer: str

@@ -39,12 +39,7 @@ _DROPOUT_FUNCTIONS = _functions("dropout", "dropout1d", "dropout2d", "dropout3d"
 
 
 class Unprovable(Exception):  # noqa: N818 (carries a reason for the record; it is never raised to the user)
-    """Something stands in the way of a proof; the text is the reason for the record.
-
-    Example:
-        >>> str(Unprovable("its output has other consumers"))
-        'its output has other consumers'
-    """
+    """Something stands in the way of a proof; the text is the reason for the record."""
 
 
 class _Tracer(fx.Tracer):
@@ -65,11 +60,6 @@ class Order:
 
     ``calls`` lists, for every module, the nodes that call it, ``read`` the full names of tensors that a graph reads
     directly. ``failure`` says why the whole could not be traced, ``assumed`` which arguments were taken as constant.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), set())
-        >>> [len(nodes) for nodes in order.calls.values()], order.failure
-        ([1, 1], None)
     """
 
     calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
@@ -91,19 +81,7 @@ class Order:
 
 
 def trace(model: nn.Module, norms: set[nn.Module]) -> Order:
-    """Trace a model, or where its control flow does not allow that, the largest parts that can be traced.
-
-    Args:
-        model: the model; it is not run.
-        norms: its normalization layers, which stay whole.
-
-    Returns:
-        The order.
-
-    Example:
-        >>> trace(nn.Sequential(nn.Linear(2, 2)), set()).assumed is None
-        True
-    """
+    """Trace a model, or where its control flow does not allow that, the largest parts that can be traced."""
     order = Order()
     try:
         _add(model, norms, "", order)
@@ -150,45 +128,14 @@ def _trace_part(part: nn.Module, norms: set[nn.Module], prefix: str, order: Orde
 
 
 def only_input(node: fx.Node) -> fx.Node:
-    """The one node that a layer's call takes.
-
-    Args:
-        node: a call of a module.
-
-    Returns:
-        Its input.
-
-    Raises:
-        Unprovable: it takes more, such as a mask.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), set())
-        >>> only_input(list(order.modules)[1]) is list(order.modules)[0]
-        True
-    """
+    """The one node that a layer's call takes."""
     if node.kwargs or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
         raise Unprovable("is given more than its input (a mask?)")
     return node.args[0]
 
 
 def only_consumer(node: fx.Node) -> fx.Node:
-    """The one node that uses a result; questions for its shape do not count.
-
-    Args:
-        node: the producer.
-
-    Returns:
-        The consumer.
-
-    Raises:
-        Unprovable: there are none or several, or the result leaves the model.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), set())
-        >>> first, second = order.modules
-        >>> only_consumer(first) is second
-        True
-    """
+    """The one node that uses a result; questions for its shape do not count."""
     users = [user for user in node.users if not _asks_shape(user)]
     if not users:
         raise Unprovable("its result is not used")
@@ -202,24 +149,7 @@ def only_consumer(node: fx.Node) -> fx.Node:
 
 
 def before(node: fx.Node, order: Order) -> tuple[fx.Node, list[fx.Node]]:
-    """Walk from a layer's call to the nearest producer that does something, back through identities.
-
-    Args:
-        node: the call.
-        order: what was traced.
-
-    Returns:
-        The producer and what was walked through.
-
-    Raises:
-        Unprovable: something on the way has other consumers.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.Linear(2, 2), nn.Identity(), nn.BatchNorm1d(2)), set())
-        >>> first, identity, norm = order.modules
-        >>> before(norm, order) == (first, [identity])
-        True
-    """
+    """Walk from a layer's call to the nearest producer that does something, back through identities."""
     through = []
     source = only_input(node)
     while _is_identity(source, order):
@@ -231,25 +161,7 @@ def before(node: fx.Node, order: Order) -> tuple[fx.Node, list[fx.Node]]:
 
 
 def after(node: fx.Node, order: Order, targets: Callable[[nn.Module], bool]) -> tuple[fx.Node, list[fx.Node]]:
-    """Walk from a layer's call to the target that uses its result, through what keeps channels apart.
-
-    Args:
-        node: the call.
-        order: what was traced.
-        targets: whether a module is what is looked for.
-
-    Returns:
-        The target's call and what was walked through.
-
-    Raises:
-        Unprovable: something else stands between, or a result on the way has other consumers.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2)), set())
-        >>> norm, flatten, linear = order.modules
-        >>> after(norm, order, lambda m: isinstance(m, nn.Linear)) == (linear, [flatten])
-        True
-    """
+    """Walk from a layer's call to the target that uses its result, through what keeps channels apart."""
     through: list[fx.Node] = []
     while True:
         node = only_consumer(node)
@@ -263,20 +175,7 @@ def after(node: fx.Node, order: Order, targets: Callable[[nn.Module], bool]) -> 
 
 
 def takes_max(node: fx.Node, order: Order) -> bool:
-    """Whether a node selects the greatest values, which commutes with positive scales alone.
-
-    Args:
-        node: any node.
-        order: what was traced.
-
-    Returns:
-        Whether it does.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.MaxPool2d(2)), set())
-        >>> takes_max(list(order.modules)[0], order)
-        True
-    """
+    """Whether a node selects the greatest values, which commutes with positive scales alone."""
     if node.op == "call_module":
         pool = order.modules[node]
         return type(pool) in _MAX_MODULES and not getattr(pool, "return_indices", False) and not has_hooks(pool)
@@ -287,25 +186,6 @@ def sources(start: fx.Node, through: list[fx.Node], end: fx.Node, order: Order, 
     """From which channel of ``start`` each input channel of ``end`` comes, found by sending marked channels through.
 
     Every channel carries one random number; whatever mixes channels, or lets zeros in from outside, changes it.
-
-    Args:
-        start: the layer's call, with channels along axis 1.
-        through: what lies between, in order.
-        end: the consumer; it takes its channels along axis 1, a linear layer along the last.
-        order: what was traced.
-        shape: of the result of ``start``.
-
-    Returns:
-        (in,), positions of channels.
-
-    Raises:
-        Unprovable: channels are mixed, or the way depends on more than this result.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(6, 2)), set())
-        >>> norm, flatten, linear = order.modules
-        >>> sources(norm, [flatten], linear, order, torch.Size([4, 2, 3, 1]))
-        tensor([0, 0, 0, 1, 1, 1])
     """
     C = shape[1]
     marks = torch.rand(C, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
@@ -385,20 +265,7 @@ def _moves(node: fx.Node, order: Order) -> bool:
 
 
 def title(node: fx.Node, order: Order) -> str:
-    """What a node does, in a few words for the record.
-
-    Args:
-        node: any node.
-        order: what was traced.
-
-    Returns:
-        The words.
-
-    Example:
-        >>> order = trace(nn.Sequential(nn.Flatten()), set())
-        >>> title(list(order.modules)[0], order)
-        'Flatten (0)'
-    """
+    """What a node does, in a few words for the record."""
     if node.op == "call_module":
         return f"{type(order.modules[node]).__name__} ({node.target})"
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

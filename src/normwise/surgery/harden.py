@@ -28,10 +28,6 @@ class Hardened:
     ``members`` and the weights are what it had learned, ``kept`` the members that stayed. ``drift`` is the root mean
     square of the change of the layer's output on the same input, over that of the output; ``None`` without example
     inputs, or if it did not run.
-
-    Example:
-        >>> Hardened("norm1", ["layer", "batch"], [0.1, 0.9], [0.2, 0.8], ["batch"], drift=0.1).became
-        'batch'
     """
 
     layer: str

@@ -28,12 +28,7 @@ _WEIGHT_NORM_KEYS = (("original0", "original1"), ("_g", "_v"))
 
 @dataclass(frozen=True)
 class Row:
-    """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``.
-
-    Example:
-        >>> Row(["bn"], "BatchNorm2d", "batch", 64, 1e-5, 0.1).channels
-        64
-    """
+    """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``."""
 
     names: list[str]
     type: str | None
@@ -230,18 +225,7 @@ def _dead(weight: Tensor) -> int:
 
 
 def dead_below(weight: Tensor) -> float:
-    """Up to which |weight| a channel contributes nothing.
-
-    Args:
-        weight: of a norm.
-
-    Returns:
-        A thousandth of the median |weight|, at least 1e-5.
-
-    Example:
-        >>> dead_below(torch.ones(3)), dead_below(torch.zeros(3))
-        (0.001, 1e-05)
-    """
+    """Up to which |weight| a channel contributes nothing."""
     return max(_DEAD * float(weight.detach().abs().double().median()), GONE)
 
 

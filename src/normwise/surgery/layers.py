@@ -81,12 +81,7 @@ class NormLayer:
 
 
 class Found(NamedTuple):
-    """A layer in a model: every name it is registered under, the module, its description.
-
-    Example:
-        >>> find(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))[0].names
-        ['0']
-    """
+    """A layer in a model: every name it is registered under, the module, its description."""
 
     names: list[str]
     module: torch.nn.Module
@@ -156,23 +151,7 @@ def find(model: torch.nn.Module) -> list[Found]:
 
 
 def replace(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> torch.nn.Module:
-    """Put ``new`` wherever ``old`` is registered in a model.
-
-    Args:
-        model: changed in place.
-        old: the module to take out.
-        new: the module to put in.
-
-    Returns:
-        The model; ``new`` where ``old`` was the model itself.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.ReLU())
-        >>> replace(model, model[0], torch.nn.SiLU())
-        Sequential(
-          (0): SiLU()
-        )
-    """
+    """Put ``new`` wherever ``old`` is registered in a model."""
     if model is old:
         return new
     for parent, name in _places(model, old):

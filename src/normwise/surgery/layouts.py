@@ -27,29 +27,12 @@ class Adapted(torch.nn.Module):
 
     ``layout`` is ``"first"`` for (N, C, ...) or ``"last"`` for (N, ..., C). A subclass says in ``_compute`` how it
     normalizes (N, C, ...).
-
-    Example:
-        >>> layer = GroupNormNd(2, 6).adapt("last")
-        >>> layer(torch.randn(4, 9, 6)).shape
-        torch.Size([4, 9, 6])
     """
 
     layout: str = "first"
 
     def adapt(self, layout: str, tail: Iterable[tuple[str, torch.nn.Module]] = ()) -> Adapted:
-        """Set the layout, and the modules that follow under the names they had.
-
-        Args:
-            layout: ``"first"`` or ``"last"``.
-            tail: names and modules, in order.
-
-        Returns:
-            The layer itself.
-
-        Example:
-            >>> ChannelAffine(3).adapt("first", [("act", torch.nn.GELU())]).act
-            GELU(approximate='none')
-        """
+        """Set the layout, and the modules that follow under the names they had."""
         self.layout = layout
         for name, module in tail:
             self.add_module(name, module)
@@ -83,23 +66,13 @@ def _as_before(y: Tensor, x: Tensor, layout: str) -> Tensor:
 
 
 class BatchNormNd(Adapted, _BatchNorm):
-    """Batch normalization of any number of axes, none but the channels included.
-
-    Example:
-        >>> BatchNormNd(3)(torch.randn(2, 3, 4, 5)).shape
-        torch.Size([2, 3, 4, 5])
-    """
+    """Batch normalization of any number of axes, none but the channels included."""
 
     _dims = (2, 3, 4, 5)
 
 
 class InstanceNormNd(Adapted, _InstanceNorm):
-    """Instance normalization of any number of axes; always with a batch axis: (N, C) is refused, not taken for (C, L).
-
-    Example:
-        >>> InstanceNormNd(3)(torch.randn(2, 3, 4, 5)).shape
-        torch.Size([2, 3, 4, 5])
-    """
+    """Instance normalization of any number of axes; always with a batch axis: (N, C) is refused, not taken for (C, L)."""
 
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
         options: dict[str, Any] = {"activation": self.activation, **masks}
@@ -107,21 +80,11 @@ class InstanceNormNd(Adapted, _InstanceNorm):
 
 
 class GroupNormNd(Adapted, nn.GroupNorm):
-    """Group normalization where channels may come last; with one group, layer normalization.
-
-    Example:
-        >>> GroupNormNd(1, 6)(torch.randn(2, 6)).shape
-        torch.Size([2, 6])
-    """
+    """Group normalization where channels may come last; with one group, layer normalization."""
 
 
 class SwitchableNormNd(Adapted, nn.SwitchableNorm):
-    """Switchable normalization of any number of axes.
-
-    Example:
-        >>> SwitchableNormNd(3)(torch.randn(2, 3, 4, 5)).shape
-        torch.Size([2, 3, 4, 5])
-    """
+    """Switchable normalization of any number of axes."""
 
     _dims = (2, 3, 4, 5)
 
@@ -131,10 +94,6 @@ class ChannelAffine(Adapted):
 
     It keeps a network's function where that can be kept (an evaluated batch norm *is* such a map), and the place where
     another method can be put back. ``method`` is ``"none"``, or ``"weight"`` where weight norm took over.
-
-    Example:
-        >>> ChannelAffine(2)(torch.ones(1, 2, 3)).shape
-        torch.Size([1, 2, 3])
     """
 
     def __init__(

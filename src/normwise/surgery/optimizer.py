@@ -17,10 +17,6 @@ class Arrival:
     """A new parameter: its name, and the old ones in whose place it comes, nearest first.
 
     ``heir`` says that it stands for the first of them, and takes over its state where the shapes agree.
-
-    Example:
-        >>> Arrival("bn.mean_weight", Parameter(torch.ones(3)), ()).heir
-        False
     """
 
     name: str
@@ -36,27 +32,6 @@ def remap(
 
     A new parameter joins the group of the one it replaces (where there was none, the last group), and inherits its
     state where it stands for it and has its shape. One that replaces what the optimizer does not hold stays out, too.
-
-    Args:
-        optimizer: changed in place; learning rate schedulers that hold it keep working.
-        gone: parameters that are no longer in the model.
-        arrivals: new ones.
-
-    Returns:
-        A function that puts the old parameters back.
-
-    Raises:
-        InputError: the optimizer holds no parameters.
-
-    Example:
-        >>> old, new = Parameter(torch.ones(2)), Parameter(torch.ones(2))
-        >>> optimizer = torch.optim.SGD([old], lr=0.1)
-        >>> back = remap(optimizer, [old], [Arrival("weight", new, (old,), heir=True)])
-        >>> optimizer.param_groups[0]["params"][0] is new
-        True
-        >>> back()
-        >>> optimizer.param_groups[0]["params"][0] is old
-        True
     """
     groups = optimizer.param_groups
     home = {id(p): group for group in groups for p in group["params"]}

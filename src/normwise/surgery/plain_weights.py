@@ -15,19 +15,7 @@ from normwise.parametrize._weight_norm import _is_split_hook
 
 
 def parametrized(module: nn.Module) -> Iterator[str]:
-    """Find the weights of one module, without those of its children, that parametrizations of ours compute.
-
-    Args:
-        module: any module.
-
-    Yields:
-        The parameters' names.
-
-    Example:
-        >>> from normwise import weight_norm
-        >>> list(parametrized(weight_norm(nn.Linear(2, 3))))
-        ['weight']
-    """
+    """Find the weights of one module, without those of its children, that parametrizations of ours compute."""
     if parametrize.is_parametrized(module):
         for name, chain in module.parametrizations.items():  # type: ignore[operator, union-attr]
             if any(isinstance(step, (WeightNorm, WeightStandardization)) for step in chain):
@@ -35,21 +23,7 @@ def parametrized(module: nn.Module) -> Iterator[str]:
 
 
 def why_no_plain_weight(module: Any, name: str, harden: bool) -> str | None:
-    """Say why a weight cannot be computed by torch's classes alone.
-
-    Args:
-        module: holds the weight.
-        name: the parameter's name.
-        harden: whether a standardized weight may become a plain one.
-
-    Returns:
-        The reason, or ``None``.
-
-    Example:
-        >>> from normwise.parametrize import weight_standardization
-        >>> why_no_plain_weight(weight_standardization(nn.Linear(2, 3)), "weight", harden=False)
-        'weight standardization; give harden=True to keep the standardized weight alone'
-    """
+    """Say why a weight cannot be computed by torch's classes alone."""
     chain = module.parametrizations[name]
     if any(isinstance(step, WeightStandardization) for step in chain):
         return None if harden else "weight standardization; give harden=True to keep the standardized weight alone"
@@ -59,20 +33,7 @@ def why_no_plain_weight(module: Any, name: str, harden: bool) -> str | None:
 
 
 def plain_weight(module: Any, name: str) -> tuple[str, str]:
-    """Let torch's classes compute a weight: the parameters of a weight norm stay the same objects.
-
-    Args:
-        module: holds the weight; changed in place.
-        name: the parameter's name.
-
-    Returns:
-        What computed it before, and what does now.
-
-    Example:
-        >>> from normwise import weight_norm
-        >>> plain_weight(weight_norm(nn.Linear(2, 3)), "weight")
-        ('WeightNorm', 'torch.nn.utils.parametrizations.weight_norm')
-    """
+    """Let torch's classes compute a weight: the parameters of a weight norm stay the same objects."""
     chain = module.parametrizations[name]
     if any(isinstance(step, WeightStandardization) for step in chain):
         parametrize.remove_parametrizations(module, name)

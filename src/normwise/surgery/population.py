@@ -16,13 +16,6 @@ class Population:
 
     Batch statistics are those of all elements together: batches weigh as much as they hold, and the spread between
     batches counts. A tracked instance norm keeps, as in torch, the mean over samples of each sample's own moments.
-
-    Example:
-        >>> seen = Population(channels=1)
-        >>> for batch in ([1.0], [3.0, 5.0]):
-        ...     seen.add(Moments(torch.tensor([[v] for v in batch], dtype=torch.float64), torch.zeros(len(batch), 1)))
-        >>> seen.mean.item(), seen.var.item(), seen.elements
-        (3.0, 4.0, 3)
     """
 
     def __init__(self, channels: int, per_sample: bool = False) -> None:
@@ -85,24 +78,7 @@ class Population:
 
 
 def cells_of(layer: NormLayer, module: nn.Module, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Moments:
-    """Moments per cell of a layer's input, in float64 on the CPU.
-
-    Args:
-        layer: the layer's description.
-        module: the layer.
-        x: its input; an unbatched one of an instance norm gets a batch axis.
-        mask: as the layer got it.
-        lengths: as the layer got it.
-
-    Returns:
-        The moments, (N, C).
-
-    Example:
-        >>> from normwise.surgery.layers import describe
-        >>> norm = nn.BatchNorm1d(2)
-        >>> cells_of(describe(norm), norm, torch.ones(4, 2), None, None).mean.dtype
-        torch.float64
-    """
+    """Moments per cell of a layer's input, in float64 on the CPU."""
     if layer.channel_axis == -1:
         x = x.movedim(-1, 1)
     elif layer.dim is not None and layer.method == "instance" and x.ndim == layer.dim + 1:

@@ -26,14 +26,7 @@ class _Reached(BaseException):  # no error, and not for a model to catch: ends a
 
 
 class Fit:
-    """Sums for the least squares of each channel, merged batch by batch about their means in float64.
-
-    Example:
-        >>> fit = Fit()
-        >>> fit.add(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]]), axis=1)
-        >>> fit.weight_and_bias(torch.ones(1))
-        (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
-    """
+    """Sums for the least squares of each channel, merged batch by batch about their means in float64."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -67,25 +60,7 @@ class Fit:
 
 
 def refit(exchange: Exchange, batches: Iterable[Any], forward: Forward) -> list[Left]:
-    """Fit the affine of every new layer, and the running statistics of those that had none to carry.
-
-    Args:
-        exchange: the pairs, with the new layers in the model; to be called inside ``exchange.comparing()``.
-        batches: at least one; read several times.
-        forward: runs a model on a batch.
-
-    Returns:
-        The layers that could not be fitted, and why.
-
-    Example:
-        >>> from normwise.surgery.layers import find
-        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2).eval())
-        >>> exchange = Exchange(model, [Pair(find(model)[0], torch.nn.GroupNorm(1, 2))])
-        >>> _ = exchange.put_new()
-        >>> with exchange.comparing():
-        ...     refit(exchange, [torch.randn(8, 2)], lambda model, x: model(x))
-        []
-    """
+    """Fit the affine of every new layer, and the running statistics of those that had none to carry."""
     first = next(iter(batches))
     calls = _calls(exchange, lambda model: forward(model, first))
     pairs = {pair.name: pair for pair in exchange.pairs}
@@ -180,21 +155,7 @@ def _outputs_of(layer: torch.nn.Module, calls: int, run: Callable[[], Any], unit
 
 @contextmanager
 def bare(layer: torch.nn.Module, unit: bool = False) -> Iterator[None]:
-    """A layer without what follows the normalization, and with ``unit`` without weight and bias, for a while.
-
-    Args:
-        layer: changed for the time being.
-        unit: whether to take weight and bias out, too.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> layer = torch.nn.BatchNorm1d(2).eval()
-        >>> with bare(layer, unit=True):
-        ...     layer.weight is None
-        True
-    """
+    """A layer without what follows the normalization, and with ``unit`` without weight and bias, for a while."""
     with ExitStack() as stack:
         children = dict(layer._modules)
         stack.callback(layer._modules.update, children)

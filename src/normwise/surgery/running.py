@@ -21,12 +21,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 @dataclass(frozen=True)
 class Left:
-    """A layer that an operation left as it was, and why.
-
-    Example:
-        >>> Left("bn1", "did not run").reason
-        'did not run'
-    """
+    """A layer that an operation left as it was, and why."""
 
     layer: str
     reason: str
@@ -38,41 +33,12 @@ def feed(model: nn.Module, batch: Any) -> Any:
     A tensor is the input. Of a tuple or list as many items are passed as ``forward`` takes without defaults, at least
     one: (input, target) runs on the input. Of a mapping those entries are passed by name that ``forward`` knows; where
     it knows none and takes one argument, that is the mapping. Tensors are moved to the model's device.
-
-    Args:
-        model: the model.
-        batch: what the loader gave.
-
-    Returns:
-        The model's output.
-
-    Raises:
-        InputError: the batch does not fit ``forward``.
-
-    Example:
-        >>> feed(nn.Linear(2, 3), (torch.zeros(4, 2), torch.zeros(4))).shape
-        torch.Size([4, 3])
     """
     return run_on(model, inputs_of(model, batch))
 
 
 def inputs_of(model: nn.Module, batch: Any) -> Any:
-    """What of a batch a model is run on, as :func:`feed` has it.
-
-    Args:
-        model: the model.
-        batch: what the loader gave.
-
-    Returns:
-        A tensor, a tuple of arguments or a mapping of named ones, as :func:`run_on` takes them.
-
-    Raises:
-        InputError: the batch does not fit ``forward``.
-
-    Example:
-        >>> len(inputs_of(nn.Linear(2, 3), (torch.zeros(4, 2), torch.zeros(4))))
-        1
-    """
+    """What of a batch a model is run on, as :func:`feed` has it."""
     required, names, any_name = _signature(model)
     if isinstance(batch, Mapping):
         known = dict(batch) if any_name else {k: v for k, v in batch.items() if k in names}
@@ -95,20 +61,7 @@ def inputs_of(model: nn.Module, batch: Any) -> Any:
 
 
 def targets_of(model: nn.Module, batch: Any) -> Any:
-    """What of a batch :func:`feed` does not give to the model: the target.
-
-    Args:
-        model: the model.
-        batch: what the loader gave.
-
-    Returns:
-        Of a tuple or list the items that are left, a single one as it is; of a mapping the entry named ``target``,
-        ``targets``, ``label``, ``labels`` or ``y``; ``None`` where there is none. On the model's device.
-
-    Example:
-        >>> targets_of(nn.Linear(2, 3), (torch.zeros(4, 2), "cats"))
-        'cats'
-    """
+    """What of a batch :func:`feed` does not give to the model: the target."""
     rest: Any = None
     if isinstance(batch, Mapping):
         rest = next((batch[name] for name in ("target", "targets", "label", "labels", "y") if name in batch), None)
@@ -119,19 +72,7 @@ def targets_of(model: nn.Module, batch: Any) -> Any:
 
 
 def run_on(model: nn.Module, example_inputs: Any) -> Any:
-    """Run a model on example inputs: a tuple holds all positional arguments, a mapping the named ones.
-
-    Args:
-        model: the model.
-        example_inputs: a tensor, a tuple of arguments or a mapping of named arguments.
-
-    Returns:
-        The model's output.
-
-    Example:
-        >>> run_on(nn.Linear(2, 3), torch.zeros(4, 2)).shape
-        torch.Size([4, 3])
-    """
+    """Run a model on example inputs: a tuple holds all positional arguments, a mapping the named ones."""
     inputs = to_device(example_inputs, _device(model))
     if isinstance(inputs, Mapping):
         return model(**inputs)
@@ -139,19 +80,7 @@ def run_on(model: nn.Module, example_inputs: Any) -> Any:
 
 
 def to_device(value: Any, device: torch.device | None) -> Any:
-    """Move every tensor in nested tuples, lists and mappings.
-
-    Args:
-        value: any structure; what is no tensor and no such container stays as it is.
-        device: ``None`` leaves everything in place.
-
-    Returns:
-        The same structure.
-
-    Example:
-        >>> to_device({"x": [torch.zeros(1)]}, torch.device("cpu"))
-        {'x': [tensor([0.])]}
-    """
+    """Move every tensor in nested tuples, lists and mappings."""
     if device is None:
         return value
     if isinstance(value, Tensor):
@@ -169,20 +98,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients for a while; every module's own mode comes back, whatever happens.
 
     The flags are set without calling ``eval()``: modules that rebuild themselves there are left in peace.
-
-    Args:
-        model: the model.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout())
-        >>> with evaluating(model):
-        ...     model[0].training
-        False
-        >>> model[0].training
-        True
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -196,23 +111,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def drift(before: Any, after: Any) -> float | None:
-    """How far outputs moved: the root mean square of the change over that of what was there.
-
-    Args:
-        before: a tensor, or nested tuples, lists and mappings of tensors.
-        after: the same structure.
-
-    Returns:
-        0 for no change; 1 where the change is as large as the values; infinite where a value is not finite; ``None``
-        where there are no tensors to compare.
-
-    Raises:
-        InputError: the structures or shapes differ.
-
-    Example:
-        >>> drift(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
-        0.1
-    """
+    """How far outputs moved: the root mean square of the change over that of what was there."""
     old, new = tensors_in(before), tensors_in(after)
     if [t.shape for t in old] != [t.shape for t in new]:
         raise InputError(
@@ -228,18 +127,7 @@ def drift(before: Any, after: Any) -> float | None:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Collect the tensors of a nested output, in order.
-
-    Args:
-        value: a tensor, or nested tuples, lists, mappings, dataclasses and outputs with ``to_tuple``.
-
-    Returns:
-        The tensors; empty where there are none.
-
-    Example:
-        >>> len(tensors_in({"a": torch.zeros(1), "b": (torch.zeros(2), None)}))
-        2
-    """
+    """Collect the tensors of a nested output, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -255,16 +143,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own model inside ``torch.compile`` and data-parallel wrappers.
 
     A compiled graph does not see hooks that are added later, and a wrapper synchronizes at every forward pass.
-
-    Args:
-        model: any module.
-
-    Returns:
-        The innermost model.
-
-    Example:
-        >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))
-        Linear(in_features=2, out_features=2, bias=True)
     """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -276,20 +154,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches a module run, or changes what goes in or comes out.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Whether it has hooks.
-
-    Example:
-        >>> layer = nn.ReLU()
-        >>> _ = layer.register_forward_hook(print)
-        >>> has_hooks(layer)
-        True
-    """
+    """Whether somebody watches a module run, or changes what goes in or comes out."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in hooks)
 

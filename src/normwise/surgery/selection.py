@@ -14,21 +14,7 @@ Where = str | Callable[[str, nn.Module], bool] | None
 
 
 def chosen(model: nn.Module, where: Where = None) -> Iterator[Found]:
-    """Find the normalization layers that are meant by ``where``, a shared one if any of its names is.
-
-    Args:
-        model: any module.
-        where: a shell pattern of names such as ``"backbone.*"``, a predicate ``(name, layer) -> bool``, or ``None`` for
-            all.
-
-    Yields:
-        The layers in the order of registration.
-
-    Example:
-        >>> model = nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(1, 3))
-        >>> [found.names for found in chosen(model, lambda name, layer: isinstance(layer, nn.GroupNorm))]
-        [['1']]
-    """
+    """Find the normalization layers that are meant by ``where``, a shared one if any of its names is."""
     for found in find(model):
         if where is None or any(_matches(where, name, found.module) for name in found.names):
             yield found

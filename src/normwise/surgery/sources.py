@@ -28,39 +28,13 @@ SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 def is_checkpoint(word: str) -> bool:
-    """Whether a word names a checkpoint file and not a callable: a file that is there and no Python, or would be one.
-
-    Args:
-        word: as it was typed.
-
-    Returns:
-        Whether it does.
-
-    Example:
-        >>> is_checkpoint("model.pt"), is_checkpoint("nets.py:model")
-        (True, False)
-    """
+    """Whether a word names a checkpoint file and not a callable: a file that is there and no Python, or would be one."""
     path = Path(word)
     return path.suffix != ".py" and (path.is_file() or (":" not in word and not SUFFIXES.isdisjoint(path.suffixes)))
 
 
 def model_from(spec: str, checkpoint: Path | None) -> tuple[torch.nn.Module, Checkpoint | None]:
-    """Build a model and load its weights.
-
-    Args:
-        spec: ``module:callable`` or ``path.py:callable``.
-        checkpoint: a file of weights, or ``None``.
-
-    Returns:
-        The model, and the checkpoint in the form in which it came.
-
-    Raises:
-        InputError: there is no such callable, it failed, or gave no model.
-
-    Example:
-        >>> model_from("torch.nn:Identity", None)
-        (Identity(), None)
-    """
+    """Build a model and load its weights."""
     import torch
 
     from normwise.surgery.checkpoint import load_into
@@ -74,20 +48,7 @@ def model_from(spec: str, checkpoint: Path | None) -> tuple[torch.nn.Module, Che
 
 
 def weights_from(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; where its weights are an entry among others, say on standard error which was taken.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The checkpoint.
-
-    Example:
-        >>> weights_from("nowhere.pt")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.DataError: cannot read the checkpoint nowhere.pt: no such file
-    """
+    """Read a checkpoint; where its weights are an entry among others, say on standard error which was taken."""
     from normwise.surgery.checkpoint import load, shown
 
     stored = load(path)
@@ -100,19 +61,6 @@ class Batches:
     """The batches that a callable gives, as often as they are asked for; on a terminal they are counted.
 
     What can be read only once (a generator) is made anew by another call.
-
-    Args:
-        spec: ``module:callable`` or ``path.py:callable``, called without arguments.
-
-    Raises:
-        DataError: it gives no batches.
-        InputError: it cannot be found, fails, or gives nothing that can be iterated over.
-
-    Example:
-        >>> Batches("builtins:str")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.DataError: builtins:str gave no batches
     """
 
     def __init__(self, spec: str) -> None:
@@ -148,15 +96,7 @@ class Batches:
             _show("")
 
     def feed(self, model: torch.nn.Module, batch: Any) -> Any:
-        """Run a model on a batch.
-
-        Args:
-            model: the model.
-            batch: one of these.
-
-        Returns:
-            The model's output.
-        """
+        """Run a model on a batch."""
         from normwise.surgery.running import feed
 
         with blaming(f"{type(model).__name__} failed on a batch of {self.spec}"):
@@ -164,24 +104,7 @@ class Batches:
 
 
 def example_inputs(model: torch.nn.Module, shape: str | None, batches: Batches | None = None) -> Any:
-    """What to run a model on to see what it gives: its first batch, or random data; tried before it is relied on.
-
-    Args:
-        model: the model.
-        shape: of random data, such as ``"1,3,224,224"``.
-        batches: go first.
-
-    Returns:
-        A tensor, a tuple of arguments or a mapping of named ones; ``None`` without both.
-
-    Raises:
-        InputError: the shape cannot be read, or the model fails on it.
-
-    Example:
-        >>> import torch
-        >>> example_inputs(torch.nn.ReLU(), "2,3").shape
-        torch.Size([2, 3])
-    """
+    """What to run a model on to see what it gives: its first batch, or random data; tried before it is relied on."""
     from normwise.surgery.running import evaluating, inputs_of, run_on
 
     if batches is None and shape is None:
@@ -194,42 +117,14 @@ def example_inputs(model: torch.nn.Module, shape: str | None, batches: Batches |
 
 
 def called(spec: str) -> Any:
-    """What the named callable gives.
-
-    Args:
-        spec: ``module:callable`` or ``path.py:callable``.
-
-    Returns:
-        What it returned.
-
-    Raises:
-        InputError: there is no such callable, or it failed.
-
-    Example:
-        >>> called("builtins:dict")
-        {}
-    """
+    """What the named callable gives."""
     function = resolved(spec)
     with blaming(f"{spec} failed"):
         return function()
 
 
 def resolved(spec: str) -> Callable[..., Any]:
-    """The callable that a name stands for.
-
-    Args:
-        spec: ``module:callable`` or ``path.py:callable``.
-
-    Returns:
-        The callable.
-
-    Raises:
-        InputError: there is no such callable.
-
-    Example:
-        >>> resolved("math:sqrt")(4.0)
-        2.0
-    """
+    """The callable that a name stands for."""
     home, colon, name = spec.rpartition(":")
     if is_checkpoint(spec):
         raise InputError(f"{spec!r} is a file of weights: expected what builds the model, module:callable, before it")
@@ -251,21 +146,7 @@ def _from_module(name: str) -> Any:
 
 
 def random_inputs(shape: str | None) -> Any:
-    """Standard normal data of a shape given as text; the same at every call.
-
-    Args:
-        shape: as given with ``--input-shape``; ``None`` gives ``None``.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        InputError: not a shape.
-
-    Example:
-        >>> random_inputs("2,3").shape
-        torch.Size([2, 3])
-    """
+    """Standard normal data of a shape given as text; the same at every call."""
     import torch
 
     if shape is None:

@@ -19,21 +19,6 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict
 
     Taking the normalization out of a layer with stored statistics puts these into weight and bias, which keeps its
     function in evaluation: weight / √(σ² + eps) and bias − μ · weight / √(σ² + eps).
-
-    Args:
-        tensors: the old layer's tensors, of this model or of another checkpoint of it.
-        layer: the old layer's description.
-        to: the method.
-
-    Returns:
-        The tensors that have a meaning for the new layer.
-
-    Example:
-        >>> import torch
-        >>> from normwise.surgery.layers import describe
-        >>> old = torch.nn.BatchNorm1d(1, eps=0.0)
-        >>> translated({"running_mean": torch.ones(1), "running_var": 4 * torch.ones(1)}, describe(old), "none")
-        {'weight': tensor([0.5000]), 'bias': tensor([-0.5000])}
     """
     affine = {name: tensors[name] for name in AFFINE if name in tensors}
     if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
@@ -48,21 +33,6 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[s
     """Give the old layer's tensors for those of the new one: :func:`translated` backwards.
 
     What the new layer does not hold comes from the old layer itself.
-
-    Args:
-        tensors: the new layer's tensors.
-        layer: the old layer's description.
-        to: the new layer's method.
-
-    Returns:
-        The old layer's tensors.
-
-    Example:
-        >>> import torch
-        >>> from normwise.surgery.layers import describe
-        >>> old = torch.nn.BatchNorm1d(1, eps=0.0)
-        >>> restored({"weight": torch.tensor([0.5]), "bias": torch.tensor([1.0])}, describe(old), "none")["weight"]
-        tensor([0.5000])
     """
     names = (*AFFINE, *STATISTICS)
     own = {name: getattr(layer, name).detach() for name in names if getattr(layer, name) is not None}
@@ -76,21 +46,7 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[s
 
 
 def folds(layer: NormLayer, to: str) -> bool:
-    """Whether taking the normalization out puts stored statistics into weight and bias.
-
-    Args:
-        layer: the old layer.
-        to: the new method.
-
-    Returns:
-        Whether it does.
-
-    Example:
-        >>> import torch
-        >>> from normwise.surgery.layers import describe
-        >>> folds(describe(torch.nn.BatchNorm1d(3)), "none"), folds(describe(torch.nn.GroupNorm(1, 3)), "none")
-        (True, False)
-    """
+    """Whether taking the normalization out puts stored statistics into weight and bias."""
     if to not in ("none", "weight") or layer.running_mean is None or layer.method not in METHODS:
         return False
     stored = Moments(layer.running_mean[None], layer.running_mean[None])
@@ -107,21 +63,7 @@ def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[
 
 
 def keeps_statistics(layer: NormLayer, to: str) -> bool:
-    """Whether stored statistics of the old layer mean the same in the new one.
-
-    Args:
-        layer: the old layer.
-        to: the new method.
-
-    Returns:
-        Whether they do.
-
-    Example:
-        >>> import torch
-        >>> from normwise.surgery.layers import describe
-        >>> keeps_statistics(describe(torch.nn.BatchNorm1d(3)), "switchable")
-        True
-    """
+    """Whether stored statistics of the old layer mean the same in the new one."""
     if layer.running_mean is None:
         return False
     if to == layer.method:

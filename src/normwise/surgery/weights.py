@@ -24,10 +24,6 @@ class Reweighted:
     """What was done to the weights: which modules, which parameters came and went, and how to undo it.
 
     ``splits`` holds, by the module's name, what its weights are split by (or were, where that was taken off).
-
-    Example:
-        >>> Reweighted().names
-        []
     """
 
     splits: list[tuple[str, Split]] = field(default_factory=list)
@@ -47,19 +43,7 @@ Chosen = Callable[[str, torch.nn.Module], bool]
 
 
 def put_on(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
-    """Give weight norm to the chosen convolutions and linear layers; the function does not change.
-
-    Args:
-        model: changed in place.
-        chosen: ``(name, module) -> bool``.
-
-    Returns:
-        What was done.
-
-    Example:
-        >>> put_on(torch.nn.Sequential(torch.nn.Linear(2, 3)), lambda name, module: True).names
-        ['0']
-    """
+    """Give weight norm to the chosen convolutions and linear layers; the function does not change."""
     done = Reweighted()
     users: dict[int, int] = {}
     for module in model.modules():
@@ -79,22 +63,7 @@ def put_on(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
 
 
 def take_off(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
-    """Join lengths and directions to plain weights again; the function does not change.
-
-    Args:
-        model: changed in place.
-        chosen: ``(name, module) -> bool``.
-
-    Returns:
-        What was done.
-
-    Example:
-        >>> model = torch.nn.Sequential(weight_norm(torch.nn.Linear(2, 3)))
-        >>> take_off(model, lambda name, module: True).names, model
-        (['0'], Sequential(
-          (0): Linear(in_features=2, out_features=3, bias=True)
-        ))
-    """
+    """Join lengths and directions to plain weights again; the function does not change."""
     done = Reweighted()
     for name, module in list(model.named_modules()):
         if chosen(name, module):

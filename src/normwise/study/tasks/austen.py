@@ -34,22 +34,7 @@ _METHODS = ("none", "batch", "layer", "weight", "group(num_groups=8)", "switchab
 
 
 def austen(folder: str | Path | None = None) -> tuple[Splits, str]:
-    """Read Jane Austen's novels as windows of 64 characters, each to predict its successor.
-
-    Args:
-        folder: other texts under the novels' names, as ``emma.txt``; by default those that come with normwise.
-
-    Returns:
-        The parts, with inputs and targets (N, 64) of character numbers; and the characters in the order of their
-        numbers, the last standing for all that the training novels do not have.
-
-    Raises:
-        DataError: a novel is not there, or is not UTF-8 text.
-
-    Example:
-        >>> austen()[0].sizes()
-        {'train': 38298, 'valid': 640, 'test': 640}
-    """
+    """Read Jane Austen's novels as windows of 64 characters, each to predict its successor."""
     place = Path(folder) if folder else zipfile.Path(_SHIPPED)
     novels = {name: _novel(place / f"{name}.txt") for names in _NOVELS.values() for name in names}
     texts = {part: "\n".join(novels[name] for name in names) for part, names in _NOVELS.items()}
@@ -59,18 +44,7 @@ def austen(folder: str | Path | None = None) -> tuple[Splits, str]:
 
 
 def austen_task(source: str) -> Task:
-    """Predict the next character; scored by minus the bits per character.
-
-    Args:
-        source: ``"austen"``, with a folder of other texts behind a colon.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> callable(austen_task)
-        True
-    """
+    """Predict the next character; scored by minus the bits per character."""
     name, _, folder = source.partition(":")
     splits, characters = austen(folder)
     return Task(
@@ -93,19 +67,7 @@ def austen_task(source: str) -> Task:
 
 
 def minus_bits(outputs: Tensor, targets: Tensor) -> float:
-    """Minus the bits that a character takes on average under the model's predictions.
-
-    Args:
-        outputs: (N, V, L) scores of the V characters.
-        targets: (N, L) numbers of those that came.
-
-    Returns:
-        At most 0; higher is better.
-
-    Example:
-        >>> round(minus_bits(torch.zeros(1, 4, 5), torch.zeros(1, 5, dtype=torch.long)), 6)
-        -2.0
-    """
+    """Minus the bits that a character takes on average under the model's predictions."""
     return -class_loss(outputs, targets).item() / math.log(2)
 
 
@@ -114,16 +76,6 @@ class CharacterNet(nn.Module):
 
     A norm that pools over positions would tell each character about those that follow, which are what is to be
     predicted. So the layers see (N · L, C), the tokens of all windows as samples.
-
-    Args:
-        norm: gives the normalization layers.
-        characters: in the vocabulary.
-        width: channels.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> CharacterNet(norm_layer("layer"))(torch.zeros(2, 64, dtype=torch.long)).shape
-        torch.Size([2, 128, 64])
     """
 
     def __init__(self, norm: NormFactory, characters: int = 128, width: int = 128) -> None:

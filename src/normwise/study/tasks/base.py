@@ -267,22 +267,7 @@ def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
 
 
 def classification(name: str, splits: Splits, make_model: MakeModel, **options: Any) -> Task:
-    """Make a task of telling classes apart: cross-entropy to train, accuracy to score.
-
-    Args:
-        name: of the task.
-        splits: with class numbers as targets.
-        make_model: builds a model that gives a score per class.
-        **options: further fields of the task.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> part = Part(torch.zeros(4, 3), torch.tensor([0, 0, 1, 0]))
-        >>> classification("t", Splits(part, part, part), lambda norm: nn.Linear(3, 2)).floor
-        0.75
-    """
+    """Make a task of telling classes apart: cross-entropy to train, accuracy to score."""
     floor = _commonest_share(splits.valid)
     return Task(name, splits, make_model, class_loss, accuracy, "accuracy", floor, **options)
 

@@ -19,61 +19,19 @@ AS_IS = "as_is"
 def converted(
     model: nn.Module, method: str, examples: Any = None, elsewhere: Mapping[str, str] | None = None
 ) -> nn.Module:
-    """Convert a model's normalization layers to a method; what cannot be converted stays.
-
-    Args:
-        model: changed in place.
-        method: a key of ``METHODS`` with options, or ``"as_is"``.
-        examples: inputs to tell the axes of layers by.
-        elsewhere: layers that get another method: name → that other.
-
-    Returns:
-        The model.
-
-    Raises:
-        InputError: not one layer can be converted.
-
-    Example:
-        >>> converted(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)), "group(num_groups=4)")[1]
-        GroupNorm(4, 48, eps=1e-05, affine=True, bias=True)
-    """
+    """Convert a model's normalization layers to a method; what cannot be converted stays."""
     return model if method == AS_IS else _convert(model, method, examples, elsewhere or {})[0]
 
 
 def own_methods(model: nn.Module) -> Counter[str]:
-    """Count the normalization layers of a model by method.
-
-    Args:
-        model: any.
-
-    Returns:
-        Method → layers.
-
-    Example:
-        >>> own_methods(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)))
-        Counter({'batch': 1})
-    """
+    """Count the normalization layers of a model by method."""
     return Counter(found.layer.method for found in find(model))
 
 
 def conversion_note(
     model: nn.Module, method: str, examples: Any = None, elsewhere: Mapping[str, str] | None = None
 ) -> str:
-    """Say what is converted for a method.
-
-    Args:
-        model: a fresh one; changed in place.
-        method: as for :func:`converted`.
-        examples: likewise.
-        elsewhere: likewise.
-
-    Returns:
-        One line.
-
-    Example:
-        >>> conversion_note(nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48)), "group")
-        'group: BatchNorm2d → GroupNorm (1)'
-    """
+    """Say what is converted for a method."""
     if method == AS_IS:
         kinds = Counter(type(found.module).__name__ for found in find(model))
         return f"{method}: the model's own layers, " + _counted(kinds)

@@ -18,24 +18,7 @@ _EXPECTED = (
 
 
 def splits_of(data: Any, collate: Callable | None = None) -> Splits:
-    """Turn what people hand over into training, validation and test parts.
-
-    Args:
-        data: ``(inputs, targets)`` or a torch data set, both split 60/20/20; or three parts in order or by name, each
-            ``(inputs, targets)``, a map-style data set or a loader, whose data set and ``collate_fn`` are taken.
-        collate: makes a batch of a list of samples; default the loader's or torch's.
-
-    Returns:
-        The parts.
-
-    Raises:
-        InputError: the data have another form.
-
-    Example:
-        >>> data = torch.utils.data.TensorDataset(torch.zeros(50, 3), torch.arange(50) % 2)
-        >>> splits_of(data).sizes()
-        {'train': 30, 'valid': 10, 'test': 10}
-    """
+    """Turn what people hand over into training, validation and test parts."""
     if isinstance(data, Mapping):
         named = {_ALIASES.get(str(name), str(name)): part for name, part in data.items()}
         missing = [name for name in Splits._fields if name not in named]

@@ -22,17 +22,6 @@ class ConvNet(nn.Sequential):
     """The reference model for small images: convolutions of 3 × 3, each normalized, halving the image twice.
 
     Narrow for its task on purpose, so that methods differ.
-
-    Args:
-        norm: gives the normalization layers.
-        channels: of the input.
-        classes: of the output.
-        widths: channels of each convolution.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> ConvNet(norm_layer("batch"), channels=1, classes=10)(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
     """
 
     def __init__(self, norm: NormFactory, channels: int, classes: int, widths: tuple[int, ...] = (16, 32, 32)) -> None:
@@ -50,35 +39,12 @@ class ConvNet(nn.Sequential):
 
 
 def small_convnet(norm: NormFactory) -> nn.Module:
-    """Build the reference model of the embedded tasks: one input channel, ten classes.
-
-    Args:
-        norm: gives the normalization layers.
-
-    Returns:
-        The model.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> len(small_convnet(norm_layer("none")))
-        12
-    """
+    """Build the reference model of the embedded tasks: one input channel, ten classes."""
     return ConvNet(norm, channels=1, classes=10)
 
 
 def digits() -> Splits:
-    """Read scikit-learn's digits: 1,797 images of 8 × 8, ten classes, embedded in the package.
-
-    Returns:
-        The parts, with inputs (N, 1, 8, 8) from 0 to 1.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
-
-    Example:
-        >>> digits().sizes()
-        {'train': 1077, 'valid': 360, 'test': 360}
-    """
+    """Read scikit-learn's digits: 1,797 images of 8 × 8, ten classes, embedded in the package."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -92,23 +58,6 @@ def fashion_mnist(folder: str | Path = FASHION_FOLDER, train: int = 12_000, vali
 
     Training and validation are drawn from the 60,000 training images, the same ones each time; the test part is the
     data set's own. Inputs are standardized by the mean and deviation of the training part.
-
-    Args:
-        folder: where the four ``*-ubyte.gz`` files are.
-        train: images to train on.
-        valid: images to choose on.
-
-    Returns:
-        The parts, with inputs (N, 1, 28, 28).
-
-    Raises:
-        DataError: a file is missing or is not what it should be.
-
-    Example:
-        >>> fashion_mnist("nowhere")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.DataError: no Fashion-MNIST in nowhere: ...
     """
     folder = Path(folder)
     if not (folder / "train-images-idx3-ubyte.gz").exists():
@@ -149,34 +98,12 @@ def _read_idx(path: Path, axes: int) -> Tensor:
 
 
 def digits_task(source: str) -> Task:
-    """The embedded task: scikit-learn's digits.
-
-    Args:
-        source: its name.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> digits_task("digits").splits.train.size
-        1077
-    """
+    """The embedded task: scikit-learn's digits."""
     return classification(source, digits(), small_convnet, source=source, steps=640, quick_steps=100, threads=1)
 
 
 def fashion_task(source: str) -> Task:
-    """Fashion-MNIST.
-
-    Args:
-        source: its name, with a folder behind a colon if it is not where Debian puts it.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> callable(fashion_task)
-        True
-    """
+    """Fashion-MNIST."""
     name, _, folder = source.partition(":")
     splits = fashion_mnist(folder or FASHION_FOLDER)
     return classification(name, splits, small_convnet, source=source, steps=2000, quick_steps=100, threads=1)

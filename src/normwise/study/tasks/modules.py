@@ -18,38 +18,12 @@ _BATCH = 512
 
 
 def is_lightning(model: nn.Module) -> bool:
-    """Tell a Lightning module by what it can do.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Whether it trains itself.
-
-    Example:
-        >>> is_lightning(nn.Linear(1, 1))
-        False
-    """
+    """Tell a Lightning module by what it can do."""
     return all(callable(getattr(model, name, None)) for name in ("training_step", "configure_optimizers"))
 
 
 def training_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Run a module's ``training_step``, or its ``validation_step`` in evaluation mode.
-
-    Args:
-        model: a Lightning module.
-        batch: as its data set gives it.
-
-    Returns:
-        The loss.
-
-    Raises:
-        InputError: the step gives no loss.
-
-    Example:
-        >>> callable(training_loss)
-        True
-    """
+    """Run a module's ``training_step``, or its ``validation_step`` in evaluation mode."""
     with _logging(model) as logged:
         step: Any = model.training_step if model.training or not _validates(model) else model.validation_step
         given = step(batch, 0)
@@ -64,28 +38,12 @@ def training_loss(model: nn.Module, batch: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Logged:
-    """The score that a module logs in its ``validation_step``, averaged over the samples; with a minus where asked.
-
-    Example:
-        >>> Logged("val_acc").name
-        'val_acc'
-    """
+    """The score that a module logs in its ``validation_step``, averaged over the samples; with a minus where asked."""
 
     name: str
 
     def __call__(self, model: nn.Module, part: Part | Samples) -> float:
-        """Give the score of a part.
-
-        Args:
-            model: a Lightning module.
-            part: of its data.
-
-        Returns:
-            The score.
-
-        Raises:
-            InputError: nothing is logged by that name.
-        """
+        """Give the score of a part."""
         wanted, total = self.name.removeprefix("-"), 0.0
         for piece in part.batches(_BATCH):
             with _logging(model) as logged:
@@ -100,21 +58,7 @@ class Logged:
 
 
 def configured(model: nn.Module) -> tuple[Any, Any]:
-    """Read what a module's ``configure_optimizers`` gives: one optimizer, and one schedule or none.
-
-    Args:
-        model: a Lightning module.
-
-    Returns:
-        Both; a schedule of epochs, Lightning's default, as :class:`~normwise.study.optimize.PerEpoch`.
-
-    Raises:
-        InputError: it gives several, or the module optimizes by hand.
-
-    Example:
-        >>> callable(configured)
-        True
-    """
+    """Read what a module's ``configure_optimizers`` gives: one optimizer, and one schedule or none."""
     if not getattr(model, "automatic_optimization", True):
         raise InputError(
             f"{type(model).__name__} optimizes by hand: give an optimizer and a loss(model, batch) instead"

@@ -25,21 +25,7 @@ DATASETS = tuple(_TASKS)
 
 
 def named_task(name: str) -> Task:
-    """Give a task that has a name, with its reference model; see :func:`normwise.study.load_task`.
-
-    Args:
-        name: one of ``DATASETS``, with a folder or texture behind a colon if need be.
-
-    Returns:
-        The task.
-
-    Raises:
-        InputError: there is no such task.
-
-    Example:
-        >>> named_task("digits").name
-        'digits'
-    """
+    """Give a task that has a name, with its reference model; see :func:`normwise.study.load_task`."""
     kind, colon, _ = name.partition(":")
     if kind not in _TASKS or (colon and kind in _EMBEDDED):
         raise InputError(f"unknown data set {name!r}: {nearest(name, DATASETS)}Known are {', '.join(DATASETS)}")

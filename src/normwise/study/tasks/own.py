@@ -273,13 +273,7 @@ def _name(function: Any) -> str:
 
 @dataclass(frozen=True)
 class OwnMetric:
-    """Hands a part to the user's metric as the loader that it expects: batches, one after the other.
-
-    Example:
-        >>> part = Part(torch.zeros(5, 2), torch.ones(5))
-        >>> OwnMetric(lambda model, loader: sum(y.sum() for x, y in loader))(nn.Identity(), part)
-        tensor(5.)
-    """
+    """Hands a part to the user's metric as the loader that it expects: batches, one after the other."""
 
     function: Callable[[nn.Module, Any], Any]
 
@@ -290,12 +284,7 @@ class OwnMetric:
 
 @dataclass(frozen=True)
 class Loader:
-    """The batches of a part.
-
-    Example:
-        >>> len(Loader(Part(torch.zeros(5, 2), torch.ones(5))))
-        1
-    """
+    """The batches of a part."""
 
     part: Part | Samples
 

@@ -11,54 +11,18 @@ from normwise.errors import InputError
 
 
 def by_class(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Put the classes on axis 1, where torch's losses want them.
-
-    Args:
-        outputs: (N, K, ...) scores per class, or (N, ..., K) where the targets' shape says so.
-        targets: (N, ...) class numbers.
-
-    Returns:
-        (N, K, ...). Where both readings fit, the outputs are left as they are.
-
-    Example:
-        >>> by_class(torch.zeros(2, 7, 30), torch.zeros(2, 7)).shape
-        torch.Size([2, 30, 7])
-    """
+    """Put the classes on axis 1, where torch's losses want them."""
     first = outputs.shape[:1] + outputs.shape[2:] == targets.shape
     return outputs.movedim(-1, 1) if not first and outputs.shape[:-1] == targets.shape else outputs
 
 
 def class_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, with the classes on axis 1 or on the last.
-
-    Args:
-        outputs: scores per class; see :func:`by_class`.
-        targets: (N, ...) class numbers.
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> class_loss(torch.zeros(2, 7, 30), torch.zeros(2, 7, dtype=torch.long))
-        tensor(3.4012)
-    """
+    """Cross-entropy, with the classes on axis 1 or on the last."""
     return nn.functional.cross_entropy(by_class(outputs, targets), targets)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The share of targets whose largest output is that of their class.
-
-    Args:
-        outputs: scores per class; see :func:`by_class`.
-        targets: (N, ...) class numbers.
-
-    Returns:
-        A number from 0 to 1.
-
-    Example:
-        >>> accuracy(torch.eye(3), torch.tensor([0, 1, 0]))
-        0.666...
-    """
+    """The share of targets whose largest output is that of their class."""
     return (by_class(outputs, targets).argmax(1) == targets).double().mean().item()
 
 
@@ -66,20 +30,6 @@ def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
     """Give real-valued outputs the targets' shape, where they differ in axes of one element alone.
 
     (N, 1) against (N,) would broadcast to (N, N), every output against every target.
-
-    Args:
-        outputs: of a regression.
-        targets: what they should be.
-
-    Returns:
-        The outputs in the targets' shape.
-
-    Raises:
-        InputError: the shapes differ in more than axes of one element.
-
-    Example:
-        >>> aligned(torch.zeros(5, 1), torch.zeros(5)).shape
-        torch.Size([5])
     """
     if [size for size in outputs.shape if size != 1] != [size for size in targets.shape if size != 1]:
         raise InputError(
@@ -90,30 +40,13 @@ def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean squared error of outputs that are :func:`aligned` with their targets.
-
-    Args:
-        outputs: of a regression.
-        targets: what they should be.
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> squared_error(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0]))
-        tensor(0.)
-    """
+    """The mean squared error of outputs that are :func:`aligned` with their targets."""
     return nn.functional.mse_loss(aligned(outputs, targets), targets)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion of torch's whose real-valued targets are met by outputs of their shape; a broadcast would be silent.
-
-    Example:
-        >>> Criterion(torch.nn.L1Loss())(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0]))
-        tensor(0.)
-    """
+    """A criterion of torch's whose real-valued targets are met by outputs of their shape; a broadcast would be silent."""
 
     criterion: nn.Module
 
@@ -127,39 +60,14 @@ class Criterion:
 
 
 def r_squared(outputs: Tensor, targets: Tensor) -> float:
-    """The share of the targets' variance that is explained, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)².
-
-    Args:
-        outputs: of the targets' shape, see :func:`aligned`.
-        targets: real values.
-
-    Returns:
-        At most 1; 0 is what the constant ȳ scores, and below 0 is worse than that.
-
-    Example:
-        >>> r_squared(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
-        1.0
-    """
+    """The share of the targets' variance that is explained, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²."""
     outputs, targets = aligned(outputs, targets).double(), targets.double()
     spread = (targets - targets.mean(0)).square().sum()
     return (1 - (targets - outputs).square().sum() / spread.clamp_min(1e-300)).item()
 
 
 def mean_iou(outputs: Tensor, targets: Tensor) -> float:
-    """Intersection over union of predicted and true places, averaged over the classes that occur in either.
-
-    Args:
-        outputs: scores per class; see :func:`by_class`.
-        targets: (N, ...) class numbers; negative ones are not counted.
-
-    Returns:
-        A number from 0 to 1.
-
-    Example:
-        >>> import torch
-        >>> round(mean_iou(torch.eye(3), torch.tensor([0, 1, 1])), 3)
-        0.5
-    """
+    """Intersection over union of predicted and true places, averaged over the classes that occur in either."""
     scores = by_class(outputs, targets)
     predicted, classes = scores.argmax(1), scores.shape[1]
     counted = targets >= 0

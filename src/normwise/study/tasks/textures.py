@@ -21,38 +21,13 @@ _CROP = 48
 
 
 def textures() -> Splits:
-    """Cut scikit-image's photographs into pieces of 48 × 48: five photographs, three to train on.
-
-    Returns:
-        The parts; a piece (3, 48, 48) from 0 to 1 is its own target, since its content is to be kept.
-
-    Raises:
-        MissingDependencyError: scikit-image is not installed.
-
-    Example:
-        >>> textures().train.inputs.shape[1:]
-        torch.Size([3, 48, 48])
-    """
+    """Cut scikit-image's photographs into pieces of 48 × 48: five photographs, three to train on."""
     parts = (torch.cat([_pieces(_image(photo)) for photo in _PHOTOS[part]]) for part in Splits._fields)
     return Splits(*(Part(pieces, pieces) for pieces in parts))
 
 
 def textures_task(source: str) -> Task:
-    """Stylize photographs; scored by minus the loss of style and content on photographs not trained on.
-
-    Args:
-        source: ``"textures"``, with ``gravel``, ``brick`` or ``grass`` behind a colon; default gravel.
-
-    Returns:
-        The task.
-
-    Raises:
-        InputError: there is no such texture.
-
-    Example:
-        >>> textures_task("textures:brick").score_name
-        '−(style + content loss)'
-    """
+    """Stylize photographs; scored by minus the loss of style and content on photographs not trained on."""
     name, _, style = source.partition(":")
     if style and style not in STYLES:
         raise InputError(f"unknown texture {style!r}: expected one of {', '.join(STYLES)}, as in textures:brick")
@@ -83,17 +58,6 @@ class StyleLoss(nn.Module):
     trained network's first layers (Ustyuzhaninov et al. 2016, arXiv 1606.00021), and need no download. At three scales
     F = relu(filters * picture) and G = F Fᵀ / positions. Style: ‖G − G*‖² / ‖G*‖², averaged over the scales, G* being
     the texture's. Content: ‖F − F°‖² / ‖F°‖² at the middle scale, F° being the photograph's.
-
-    Args:
-        style: pieces of the texture, (N, 3, H, W) from 0 to 1.
-        filters: how many.
-        style_weight: of the style in the sum, the rest being that of the content.
-
-    Example:
-        >>> texture = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        >>> loss = StyleLoss(texture)
-        >>> loss(texture, texture) < loss(texture * 0.5, texture)
-        tensor(True)
     """
 
     filters: Tensor
@@ -132,15 +96,6 @@ class StylizationNet(nn.Sequential):
     """The reference model: convolutions that halve the picture, two residual blocks, and the way back up.
 
     The shape of the networks of Johnson et al. 2016 (arXiv 1603.08155) on which instance norm was introduced, small.
-
-    Args:
-        norm: gives the normalization layers.
-        width: channels at full size.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> StylizationNet(norm_layer("instance"))(torch.rand(1, 3, 64, 64)).shape
-        torch.Size([1, 3, 64, 64])
     """
 
     def __init__(self, norm: NormFactory, width: int = 12) -> None:

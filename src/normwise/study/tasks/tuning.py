@@ -24,30 +24,12 @@ class OwnOptimizer:
 
     ``make(model)`` may take ``lr`` and ``steps``. Where it takes ``lr`` it gets the rate under trial; else the rates of
     the optimizer that it gives, and of its schedule, are multiplied by it.
-
-    Example:
-        >>> own = OwnOptimizer(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
-        >>> optimizer, schedule = own(nn.Linear(1, 1), 4.0, 100)
-        >>> optimizer.param_groups[0]["lr"], own.rates()
-        (0.4, (0.25, 1.0, 4.0))
     """
 
     make: Callable[..., Any]
 
     def __call__(self, model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps | None]:
-        """Give optimizer and schedule of a trial.
-
-        Args:
-            model: to optimize.
-            lr: the rate, or the factor.
-            steps: to do.
-
-        Returns:
-            Both; the schedule may be ``None``.
-
-        Raises:
-            InputError: the function gives something else.
-        """
+        """Give optimizer and schedule of a trial."""
         takes = self._parameters()
         given = {name: value for name, value in (("lr", lr), ("steps", steps)) if name in takes}
         made = self.make(model, **given)
@@ -62,15 +44,7 @@ class OwnOptimizer:
         return optimizer, schedule
 
     def rates(self) -> tuple[float, ...]:
-        """Give the rates to try by default: about the function's own, or none where it names none.
-
-        Returns:
-            Three rates, factors, or nothing.
-
-        Example:
-            >>> OwnOptimizer(lambda model, lr=0.5: None).rates()
-            (0.125, 0.5, 2.0)
-        """
+        """Give the rates to try by default: about the function's own, or none where it names none."""
         parameter = self._parameters().get("lr")
         if parameter is None:
             return FACTORS
@@ -82,19 +56,7 @@ class OwnOptimizer:
 
 
 def scale(optimizer: Any, schedule: Any, factor: float) -> None:
-    """Multiply the learning rates of an optimizer and its schedule.
-
-    Args:
-        optimizer: of torch.
-        schedule: of torch, or ``None``; schedules made of others are gone into.
-        factor: what by.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        >>> scale(optimizer, None, 0.5)
-        >>> optimizer.param_groups[0]["lr"]
-        0.5
-    """
+    """Multiply the learning rates of an optimizer and its schedule."""
     for group in optimizer.param_groups:
         group.update({name: group[name] * factor for name in _RATES if name in group})
     _scale_bases(schedule, factor)

@@ -23,21 +23,6 @@ def japanese_vowels(folder: str | Path | None = None) -> Splits:
 
     Every third training utterance of each speaker is kept for validation. Channels are standardized by the training
     part's frames; padding is 0.
-
-    Args:
-        folder: where the two ``.ts`` files are; default the ``aeon`` package's, which is read but not imported.
-
-    Returns:
-        The parts, with inputs (N, 12, 29) and lengths (N,).
-
-    Raises:
-        DataError: a file is missing or is not what it should be.
-
-    Example:
-        >>> japanese_vowels("nowhere")
-        Traceback (most recent call last):
-        ...
-        normwise.errors.DataError: no JapaneseVowels_TRAIN.ts in nowhere: ...
     """
     home = _packaged() if folder is None else Path(folder)
     for name in _NAMES:
@@ -58,18 +43,7 @@ def japanese_vowels(folder: str | Path | None = None) -> Splits:
 
 
 def vowels_task(source: str) -> Task:
-    """Tell the speakers of the Japanese vowels apart.
-
-    Args:
-        source: ``"japanese-vowels"``, with a folder behind a colon if the files are not those of ``aeon``.
-
-    Returns:
-        The task.
-
-    Example:
-        >>> callable(vowels_task)
-        True
-    """
+    """Tell the speakers of the Japanese vowels apart."""
     name, _, folder = source.partition(":")
     splits = japanese_vowels(folder or None)
     return classification(name, splits, SequenceNet, source=source, steps=400, quick_steps=80, threads=1)
@@ -79,17 +53,6 @@ class SequenceNet(nn.Module):
     """The reference model for padded sequences: three convolutions over time, the mean over the real frames, a class.
 
     The layers are told the lengths, so that no statistic sees padding, and what they put out there is 0.
-
-    Args:
-        norm: gives the normalization layers.
-        channels: of the input.
-        classes: of the output.
-        width: channels of the convolutions.
-
-    Example:
-        >>> from normwise.nn import norm_layer
-        >>> SequenceNet(norm_layer("batch"))(torch.zeros(2, 12, 29), torch.tensor([7, 29])).shape
-        torch.Size([2, 9])
     """
 
     def __init__(self, norm: NormFactory, channels: int = _CHANNELS, classes: int = _SPEAKERS, width: int = 24) -> None:
