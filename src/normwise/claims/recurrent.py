@@ -20,7 +20,7 @@ _EVALUATED = 256
 
 
 class RecurrentNet(nn.Module):
-    """h[t] = tanh(norm(W x[t] + U h[t−1] + b)), the same layer in every step, which sees the (N, C) states of a batch."""
+    """h[t] = tanh(norm(W x[t] + U h[t−1] + b)), one layer for all steps, which sees the (N, C) states of a batch."""
 
     def __init__(self, norm: NormFactory, inputs: int, outputs: int, width: int = 48, masked: bool = True) -> None:
         super().__init__()

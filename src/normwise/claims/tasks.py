@@ -49,7 +49,7 @@ def even_convnet(norm: NormFactory) -> nn.Module:
 
 
 class DeepNet(nn.Sequential):
-    """Fully connected layers of 32 units in a row, each normalized before its activation, in Glorot's initialization."""
+    """Fully connected layers of 32 units in a row, each normalized before its activation, with Glorot's start."""
 
     def __init__(self, norm: NormFactory, depth: int, activation: type[nn.Module], inputs: int = 64) -> None:
         layers: list[nn.Module] = [nn.Flatten()]

@@ -27,7 +27,7 @@ def sample_norm(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip."""
+    """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)`` in one trip."""
     return _OPERATORS["sample_norm"](x, groups, weight, bias, eps, CODES[activation], slope)
 
 
@@ -138,7 +138,7 @@ def layer_norm(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize the last axes of every position: ``act((x − μ) / √(σ² + eps) · weight + bias)``, in one trip."""
+    """Normalize the last axes of every position: ``act((x − μ) / √(σ² + eps) · weight + bias)`` in one trip."""
     return _OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 

@@ -98,7 +98,7 @@ def _step(
 def own_step(
     parameters: list[Tensor], gradients: Mapping[int, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[int, Tensor] | None:
-    """What an optimizer's next step subtracts from each parameter, found on a copy of the optimizer and of its state."""
+    """What an optimizer's next step subtracts from each parameter, found on a copy of the optimizer and its state."""
     try:
         twin = copy.deepcopy(optimizer)
         # Deep copies keep groups and state only, and subclasses may have more.

@@ -114,7 +114,7 @@ def create(storage: BaseStorage, name: str) -> optuna.Study:
 
 
 def rename(storage: BaseStorage, name: str) -> None:
-    """Make room for a study of this name: one that has it is ``NAME.old-1`` from now on. Optuna itself cannot rename."""
+    """Make room for a study of this name: who has it is ``NAME.old-1`` from now on. Optuna itself cannot rename."""
     there = names(storage)
     engine = getattr(getattr(storage, "_backend", None), "engine", None)
     if name in there and engine is not None:

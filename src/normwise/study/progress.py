@@ -98,7 +98,7 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
 
 
 def best_so_far(settings: Settings, trials: Sequence[Trial]) -> str:
-    """Name the leading method of each batch size, by its final trials or, before there are any, its best tuning trial."""
+    """Name the leading method of each batch size, by its final trials or, before there are any, its best tuning one."""
     found = []
     for batch_size in settings.batch_sizes:
         here = [t for t in trials if t.cell.batch_size == batch_size]

@@ -72,7 +72,7 @@ class BatchNormNd(Adapted, _BatchNorm):
 
 
 class InstanceNormNd(Adapted, _InstanceNorm):
-    """Instance normalization of any number of axes; always with a batch axis: (N, C) is refused, not taken for (C, L)."""
+    """Instance normalization of any number of axes; always with a batch axis: (N, C) is refused, it is not (C, L)."""
 
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
         options: dict[str, Any] = {"activation": self.activation, **masks}

@@ -28,7 +28,7 @@ SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 def is_checkpoint(word: str) -> bool:
-    """Whether a word names a checkpoint file and not a callable: a file that is there and no Python, or would be one."""
+    """Whether a word names a checkpoint file and not a callable: a file that is there and no Python, or would be."""
     path = Path(word)
     return path.suffix != ".py" and (path.is_file() or (":" not in word and not SUFFIXES.isdisjoint(path.suffixes)))
 

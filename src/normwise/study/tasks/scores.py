@@ -46,7 +46,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion of torch's whose real-valued targets are met by outputs of their shape; a broadcast would be silent."""
+    """A criterion of torch's whose real-valued targets are met by outputs of their shape; broadcasts are silent."""
 
     criterion: nn.Module
 
