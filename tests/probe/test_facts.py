@@ -201,3 +201,43 @@ def test_padding_is_seen():
     features[0, :, 2:] = 0
     assert padded_share((features, torch.zeros(2))) == 0.25
     assert padded_share(torch.rand(2, 3, 8, 8)) is None
+
+
+class Thinning(nn.Module):
+    """Dropout by another name."""
+
+    def forward(self, x):
+        return x * (torch.rand_like(x) > 0.25) / 0.75 if self.training else x
+
+
+class DropLast(nn.Module):
+    """A name that lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = 0.5
+
+    def forward(self, x):
+        return x
+
+
+class TwoBranches(nn.Module):
+    """Dropout in one branch, and a norm in each."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout, self.linear = dropout, nn.Linear(4, 4)
+        self.clean, self.thinned = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        other = self.linear(self.dropout(x)).relu()
+        return self.clean(x) + self.thinned(other)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "rate"), [(nn.Dropout(0.5), 0.5), (Thinning(), 0.25), (DropLast(), 0), (nn.ReLU(), 0)]
+)
+def test_dropout_is_known_by_what_it_does_and_belongs_to_its_branch(dropout, rate):
+    facts = survey(TwoBranches(dropout), torch.randn(8, 4))
+    assert facts.dropout == pytest.approx(rate, abs=0.05)
+    assert {norm.name: norm.dropout for norm in facts.norms} == {"clean": None, "thinned": "dropout" if rate else None}

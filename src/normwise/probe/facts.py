@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
 from normwise.nn._checks import callable_given, model_given, number_given
 from normwise.parametrize import weight_norms
-from normwise.probe.lineage import Lineage
+from normwise.probe.log import CONVOLUTIONS, RECURRENT, Log, Run, is_lazy
 from normwise.probe.padding import padded_share
-from normwise.probe.places import elements_of_layer, input_of, sizes_of
+from normwise.probe.places import elements_of_layer, sizes_of
 from normwise.surgery._lazy import keeping_random_state as keeping_random_state
 from normwise.surgery._lazy import left_alone, settled
-from normwise.surgery.layers import Found, find
+from normwise.surgery.layers import Found
 from normwise.surgery.running import Forward, evaluating, feed, run_on, tensors_in, unwrapped
 
 ARCHITECTURES = ("generative", "recurrent", "attention", "conv", "mlp")
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _TRANSPOSED = (nn.modules.conv._ConvTransposeNd,)
-_ACTIVATIONS = {
-    *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
-    *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign"),
-}
-_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
-_ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
-_UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
-_DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-_PRODUCTS = {"matmul", "bmm", "__matmul__", "baddbmm"}
 # A matrix that rows pass this often in one run is taken for a cell's, in a loop over time that somebody wrote out.
 _STEPS = 4
 
@@ -91,205 +76,6 @@ def survey_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -
     return survey(model, batch, forward=forward or feed)
 
 
-@dataclass
-class _Run:
-    """What one module did."""
-
-    order: int
-    calls: int = 0
-    input: list[int] = field(default_factory=list)
-    output: list[int] = field(default_factory=list)
-    masked: bool = False
-    after: str | None = None
-    dropout: str | None = None
-    axis: int | None = None
-    # Of each call's input, over its samples: variance and mean (C,).
-    steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-
-class Log(TorchFunctionMode):
-    """Notes which modules and functions run, in order, while it is entered."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.norms = {id(found.module): found for found in find(model)}
-        self.weighted = {id(module): names for names, module in _weighted(model, self.norms)}
-        self.runs: dict[int, _Run] = {}
-        self.activations: Counter[str] = Counter()
-        self.residual_adds = self.attentions = self.upsamplings = 0
-        self._softmaxes: list[weakref.ref[Tensor]] = []
-        self.lineage = Lineage()
-        self._dropped: str | None = None
-        # How many of the watched layers are running: what they do inside is theirs.
-        self._inside = 0
-        self._model = model
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Log:
-        names = {id(module): name for name, module in self._model.named_modules()}
-        for module in self._model.modules():
-            if id(module) in self.norms or id(module) in self.weighted:
-                name = names[id(module)]
-                before = module.register_forward_pre_hook(self.before(id(module)), with_kwargs=True)
-                after = module.register_forward_hook(self._after(id(module), name), with_kwargs=True)
-                self._stack.callback(before.remove)
-                self._stack.callback(after.remove)
-            elif dropout_rate(module):
-                handle = module.register_forward_hook(self._drops(names[id(module)]))
-                self._stack.callback(handle.remove)
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            super().__exit__(*error)
-        finally:
-            self._stack.close()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        outside = not self._inside and name != "__get__"
-        axes, makers = (self.lineage.axes_of(args), self.lineage.makers(args)) if outside else ([], [])
-        result = func(*args, **(kwargs or {}))
-        if makers and tensors_in(result):
-            self.lineage.uses.update(makers)
-        if outside and name in _DROPOUTS and _rate_of(args, kwargs):
-            # One without a module; a module's own hook says its name afterwards.
-            self._dropped = ""
-        if axes:
-            self.lineage.follow(name, args, kwargs, axes, result)
-        plain = name.rstrip("_")
-        if plain in _ACTIVATIONS:
-            self.activations[plain] += 1
-        elif name in _ADDITIONS:
-            self.residual_adds += _adds_activations(args)
-        elif name in _ATTENTIONS:
-            self.attentions += 1
-        elif name in _UPSAMPLINGS:
-            self.upsamplings += 1
-        elif plain == "softmax" and isinstance(result, Tensor) and result.ndim >= 3:
-            self._softmaxes.append(weakref.ref(result))
-        elif name in _PRODUCTS:
-            # Attention written out: a softmax that weighs values.
-            self.attentions += any(args and ref() is args[0] for ref in self._softmaxes)
-        return result
-
-    def named(self) -> Iterator[tuple[int, str]]:
-        """The watched layers' names, by which their outputs are known."""
-        yield from ((key, found.names[0]) for key, found in self.norms.items())
-        yield from ((key, names[0]) for key, names in self.weighted.items())
-
-    def before(self, key: int) -> Callable[..., None]:
-        """The hook in front of a watched layer."""
-
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            run = self.runs.setdefault(key, _Run(len(self.runs)))
-            run.calls += 1
-            x = input_of(args, kwargs)
-            if not self._inside:
-                self.lineage.uses.update(self.lineage.makers(args))
-            self._inside += 1
-            if x is not None:
-                if run.calls == 1:
-                    run.input, run.after, run.dropout = list(x.shape), self.lineage.maker(x), self._dropped
-                    self._tell_channels(module, run.after)
-                run.axis = self.lineage.axis(x)
-            if key in self.norms and x is not None and x.ndim == 2 and x.is_floating_point() and len(x) > 1:
-                run.steps.append(torch.var_mean(x.detach().float(), 0))
-            run.masked |= kwargs.get("mask") is not None or kwargs.get("lengths") is not None
-
-        return hook
-
-    def _after(self, key: int, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            self._inside -= 1
-            if key in self.norms:
-                self._dropped = None
-            made = tensors_in(output)
-            if made:
-                run = self.runs[key]
-                run.output = run.output or list(made[0].shape)
-                self.lineage.mark(made[0], name, _channels_of(module, run.axis, made[0]))
-
-        return hook
-
-    def _drops(self, name: str) -> Callable[..., None]:
-        """Dropout, also of a kind that hands its input on in evaluation mode: what comes out is another tensor."""
-
-        def hook(_: nn.Module, args: tuple, output: Any) -> None:
-            self._dropped = name
-            for tensor in tensors_in(output):
-                self.lineage.mark(tensor, None, self.lineage.axis(tensor))
-
-        return hook
-
-    def _tell_channels(self, module: nn.Module, after: str | None) -> None:
-        """A convolution says where the channels of what it takes are: of a norm's output, too."""
-        if after is None or not isinstance(module, _CONVOLUTIONS):
-            return
-        for key, found in self.norms.items():
-            run = self.runs.get(key)
-            if after in found.names and run is not None and run.axis is None and len(run.input) > 2:
-                run.axis = 1
-
-
-def _rate_of(args: tuple, kwargs: Any) -> float:
-    rate = args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5)
-    return float(rate) if isinstance(rate, float | int) else 0.0
-
-
-def dropout_rate(module: nn.Module) -> float:
-    """The share of values that a module of the dropout kind (torch's, stochastic depth) drops in training."""
-    if "drop" not in type(module).__name__.lower() or next(module.children(), None) is not None:
-        return 0.0
-    rates = (getattr(module, name, None) for name in ("p", "drop_prob", "drop_rate"))
-    return next((float(rate) for rate in rates if isinstance(rate, float | int)), 0.0)
-
-
-def _channels_of(module: nn.Module, axis: int | None, made: Tensor) -> int | None:
-    """On which axis of what a layer made its channels are; ``axis`` is that of its input."""
-    if made.ndim < 3:
-        return None
-    if isinstance(module, _CONVOLUTIONS):
-        return 1
-    if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)):
-        return made.ndim - 1
-    # A linear layer over another axis than the channels' leaves these where they are.
-    return axis if axis is not None else made.ndim - 1 if isinstance(module, nn.Linear) else None
-
-
-def _adds_activations(args: tuple) -> bool:
-    if len(args) < 2 or not all(isinstance(a, Tensor) and not isinstance(a, nn.Parameter) for a in args[:2]):
-        return False
-    return args[0].ndim >= 2 and args[0].shape == args[1].shape
-
-
-def _weighted(model: nn.Module, norms: Mapping[int, Found]) -> Iterator[tuple[list[str], nn.Module]]:
-    """Layers with a matrix or kernel of their own, by all their names; embeddings look up and do not mix."""
-    inside = {id(part) for found in norms.values() for part in found.module.modules()}
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    for module in model.modules():
-        if id(module) not in inside and not isinstance(module, nn.Embedding | nn.EmbeddingBag) and _mixes(module):
-            yield names[id(module)], module
-
-
-def _mixes(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule):
-        return False  # takes no hooks, so nothing can be seen of it
-    if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)) or weight_norms(module):
-        return True
-    own = getattr(module, "parametrizations", None)
-    if own is not None:
-        return any(p.ndim >= 2 for p in own.parameters())
-    return not module._modules and any(p.ndim >= 2 for p in module.parameters(recurse=False) if not _is_lazy(p))
-
-
-def _is_lazy(tensor: Tensor) -> bool:
-    return torch.nn.parameter.is_lazy(tensor)
-
-
 def facts_of(
     model: nn.Module,
     log: Log,
@@ -320,7 +106,7 @@ def facts_of(
         kinds=kinds,
         batch_size=batch_size,
         example_size=example,
-        parameters=sum(p.numel() for p in model.parameters() if not _is_lazy(p)),
+        parameters=sum(p.numel() for p in model.parameters() if not is_lazy(p)),
         depth=sum(1 for k in log.weighted if k in log.runs),
         inputs=[list(t.shape) for t in inputs],
         outputs=[list(t.shape) for t in outputs],
@@ -330,7 +116,7 @@ def facts_of(
         residual_adds=log.residual_adds,
         attentions=log.attentions,
         upsamplings=upsamplings,
-        dropout=max((m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)), default=0.0),
+        dropout=log.dropout,
         padded=padded,
         tokens=any(t.ndim > 1 and not t.is_floating_point() and t.dtype != torch.bool for t in inputs),
     )
@@ -363,7 +149,7 @@ def _in_order(facts: list[Any]) -> list[Any]:
     return ran + [f for f in facts if f.order is None]
 
 
-def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
+def _norm_facts(found: Found, run: Run | None, scale: float) -> NormFacts:
     layer, module = found.layer, found.module
     facts = NormFacts(
         names=list(found.names),
@@ -403,7 +189,7 @@ def _norm_facts(found: Found, run: _Run | None, scale: float) -> NormFacts:
     )
 
 
-def _passed_by(module: nn.Module, run: _Run) -> int | None:
+def _passed_by(module: nn.Module, run: Run) -> int | None:
     """The channels' axis, where a plain layer norm over one axis normalizes over another."""
     plain = isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward
     if (
@@ -427,7 +213,7 @@ def _drift(steps: list[tuple[Tensor, Tensor]], samples: int) -> float | None:
     return max(0.0, between - chance) / (between + within) if between + within > 0 else 0.0
 
 
-def _weight_facts(module: nn.Module, names: list[str], run: _Run | None, behind: Mapping[str, str]) -> WeightFacts:
+def _weight_facts(module: nn.Module, names: list[str], run: Run | None, behind: Mapping[str, str]) -> WeightFacts:
     return WeightFacts(
         names=names,
         type=type(module).__name__,
@@ -449,7 +235,7 @@ def _fan_in(module: nn.Module) -> int | None:
     return matrix[0].numel()
 
 
-def _is_step(module: nn.Module, run: _Run) -> bool:
+def _is_step(module: nn.Module, run: Run) -> bool:
     return isinstance(module, nn.Linear) and run.calls >= _STEPS and len(run.input) == 2
 
 
@@ -463,9 +249,9 @@ def _kinds(
 ) -> list[str]:
     known = {
         "generative": _gives_images(upsamplings, inputs, outputs),
-        "recurrent": looped or any(isinstance(m, _RECURRENT) for m in ran),
+        "recurrent": looped or any(isinstance(m, RECURRENT) for m in ran),
         "attention": attentions > 0 or any(isinstance(m, nn.MultiheadAttention) for m in ran),
-        "conv": any(isinstance(m, _CONVOLUTIONS) for m in ran),
+        "conv": any(isinstance(m, CONVOLUTIONS) for m in ran),
     }
     kinds = [kind for kind, applies in known.items() if applies]
     return kinds or ["mlp"]

@@ -33,6 +33,7 @@ class Lineage:
     def __init__(self) -> None:
         self.uses: Counter[str] = Counter()
         self._marks: dict[int, _Mark] = {}
+        self._dropped: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
     def mark(self, tensor: Tensor, maker: str | None, axis: int | None) -> None:
         """Say who made a tensor, and on which axis its channels are."""
@@ -47,6 +48,19 @@ class Lineage:
         """The axis of its channels, where known."""
         mark = self._of(tensor)
         return None if mark is None else mark.axis
+
+    def drop(self, value: Any, dropout: str) -> None:
+        """Say that dropout of this name is in what made a tensor, or those of a tuple, since the last norm."""
+        for tensor in _flat(value):
+            self._dropped[id(tensor)] = weakref.ref(tensor), dropout
+
+    def dropout_of(self, value: Any) -> str | None:
+        """The dropout that made a tensor, or one of a tuple, what it is."""
+        for tensor in _flat(value):
+            ref, dropout = self._dropped.get(id(tensor), (None, ""))
+            if ref is not None and ref() is tensor:
+                return dropout
+        return None
 
     def makers(self, value: Any) -> list[str]:
         """Who made a tensor, or those of a tuple."""
