@@ -151,3 +151,37 @@ def test_a_detector_whose_small_variances_are_few():
     model[4].eps = 1e-3
     train(model, images(), epochs=12)
     assert well(look(model)) <= {"near-eps"}
+
+
+class Scaled(nn.Module):
+    """A residual block whose branch starts at all but nothing, by a scale for each channel or by a gate."""
+
+    def __init__(self, start, gated=False):
+        super().__init__()
+        self.norm, self.inner, self.gated = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, padding=1), gated
+        self.scale = nn.Conv2d(16, 16, 1) if gated else nn.Conv2d(16, 16, 1, groups=16, bias=False)
+        nn.init.normal_(self.scale.weight, 0, start)
+
+    def forward(self, x):
+        inner = self.inner(self.norm(x)).relu()
+        return x + (inner * (1 + self.scale(inner)) if self.gated else self.scale(inner))
+
+
+class Reparametrized(nn.Module):
+    """A norm on the data as it comes, beside a convolution with a norm; some of its channels are dead units."""
+
+    def __init__(self):
+        super().__init__()
+        self.identity, self.conv, self.norm = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return (self.identity(x) + self.norm(self.conv(x))).relu()
+
+
+@pytest.mark.parametrize("block", [Scaled(1e-6), Scaled(1e-6, gated=True), Reparametrized()])
+def test_blocks_that_start_small_or_with_dead_units(block):
+    first = nn.Conv2d(3, 16, 3)
+    with torch.no_grad():
+        first.bias[:2] = -100.0
+    model = nn.Sequential(first, nn.ReLU(), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
+    well(normwise.diagnose(model, images(3), F.cross_entropy))

@@ -121,7 +121,9 @@ def constant_channels(seen: Diagnosis) -> Iterator[Hit]:
         of = f"{norm.constant} of {norm.layer.channels}"
         fix = _start_again(norm)
         evidence: dict[str, float | None] = {"constant": norm.constant, "channels": norm.layer.channels}
-        yield Hit(norm.layer.name, f"{of} channels had one value in every sampled batch", evidence, fix)
+        # Behind an activation some units of a healthy network are dead for the data at hand.
+        severity = "info" if norm.layer.after is None and 2 * norm.constant < norm.layer.channels else None
+        yield Hit(norm.layer.name, f"{of} channels had one value in every sampled batch", evidence, fix, severity)
 
 
 def near_eps(seen: Diagnosis) -> Iterator[Hit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from normwise.findings import Diagnosis, NormTrace, WeightTrace
 from normwise.probe.rules import Hit, Rule, at, count
@@ -95,27 +95,40 @@ def _before(seen: Diagnosis, weight: WeightTrace) -> str:
 
 def collapsed_weights(seen: Diagnosis) -> Iterator[Hit]:
     """Layers all of whose weights are all but 0, whether they decayed or came so."""
+    fresh = untrained(seen)
+    together = _most_gone(seen.norms) or _most_gone(_matrices(seen))
     for norm in seen.norms:
         most, name = norm.weight_max, norm.layer.name
-        if most is None or most > GONE:
+        if most is None or most > GONE or (most == 0 and fresh):
             continue
-        if most == 0 and untrained(seen):
-            continue
-        # A residual block may start as the identity, by a last norm whose weights are exactly 0.
-        severity = "info" if most == 0 and seen.facts.residual_adds else None
-        fix = (
-            ""
-            if severity
-            else f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
-        )
-        yield Hit(name, _gone(most, norm.decay), {"weight_max": most, "weight_decay": norm.decay}, fix, severity)
+        severity = _by_design(norm, seen, together)
+        fix = f"with torch.no_grad():\n    {at(name)}.weight.fill_(1.0)  # and keep weight decay off it"
+        evidence: dict[str, float | None] = {"weight_max": most, "weight_decay": norm.decay}
+        yield Hit(name, _gone(most, norm.decay), evidence, "" if severity else fix, severity)
     for weight in seen.weights:
         size, layer = weight.weight_max, weight.layer
         if size is not None and size <= GONE and layer.order is not None:
-            message = _gone(size, weight.decay)
-            evidence: dict[str, float | None] = {"weight_max": size, "weight_decay": weight.decay}
+            evidence = {"weight_max": size, "weight_decay": weight.decay}
             # Adapters and last layers may start at exactly 0.
-            yield Hit(layer.name, message, evidence, _start_again(layer.name), "info" if size == 0 else None)
+            severity = "info" if size == 0 else _by_design(weight, seen, together)
+            fix = "" if severity else _start_again(layer.name)
+            yield Hit(layer.name, _gone(size, weight.decay), evidence, fix, severity)
+
+
+def _by_design(trace: NormTrace | WeightTrace, seen: Diagnosis, together: bool) -> str | None:
+    """Blocks around which the data goes may start as the identity: by a last norm, a gate or a scale of all but 0."""
+    shrank = trace.weight_growth is not None and trace.weight_growth <= SHRUNK
+    return "info" if seen.facts.residual_adds and not together and not shrank else None
+
+
+def _most_gone(traces: Sequence[NormTrace] | Sequence[WeightTrace]) -> bool:
+    sizes = [t.weight_max for t in traces if t.weight_max is not None and t.layer.order is not None]
+    return 2 * sum(size <= GONE for size in sizes) > len(sizes)
+
+
+def _matrices(seen: Diagnosis) -> list[WeightTrace]:
+    """The weighted layers but those that scale each value by itself."""
+    return [weight for weight in seen.weights if weight.layer.fan_in is None or weight.layer.fan_in > 1]
 
 
 def _gone(most: float, decay: float) -> str:
