@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import normwise
+from normwise.core.moments import Affine, Moments, pool
 from normwise.methods import Inputs, Method, standardize
-from normwise.moments import Affine, Moments, pool
 
 
 def scaled(learned: Tensor) -> Callable[[Moments, Inputs], Affine]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 
-from normwise import composite, ops
+from normwise import composite, kernels
 from normwise.composite import compose
+from normwise.core.moments import Moments
 from normwise.methods import METHODS, Inputs
 from normwise.mixes import normalize_at_once, normalize_by_mix
-from normwise.moments import Moments
 
-fused, native = ops.fused, ops.native
+fused, native = kernels.fused, kernels.native
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 needs_graph = pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
 

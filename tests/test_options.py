@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from normwise import functional, nn, ops
+from normwise import functional, kernels, nn
 from normwise.errors import InputError
 from normwise.functional import normalize
+from normwise.kernels.cpu import native
 from normwise.mixes import normalize_at_once
-from normwise.ops import native
 
 X = torch.randn(4, 6, 5)
 ZEROS, ONES = torch.zeros(6), torch.ones(6)
@@ -169,7 +169,7 @@ def test_the_short_way_gives_what_the_long_way_gives(
 ) -> None:
     torch.manual_seed(0)
     x, w, b = torch.randn(3, 6, 5, dtype=dtype), torch.rand(6).to(dtype), torch.randn(6).to(dtype)
-    wide = ops.accumulation_dtype(dtype)
+    wide = kernels.accumulation_dtype(dtype)
 
     def results() -> list[torch.Tensor]:
         counts = torch.zeros(2, dtype=torch.long)

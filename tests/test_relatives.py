@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import normwise
 from normwise import nn
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
 from normwise.methods import METHODS

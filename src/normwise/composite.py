@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from normwise import ops
+from normwise import kernels
+from normwise.core.moments import Moments
 from normwise.methods import Inputs, Method
-from normwise.moments import Moments
 
 
 def needs_plain_graph() -> bool:
@@ -50,16 +50,16 @@ def cells_of(x: Tensor, row: Method, inputs: Inputs, moments: Callable[[Tensor],
     """The moments of ``x``, or a placeholder where the method does not read them."""
     if row.reads_cells(inputs):
         # Masked moments have no native kernel: the plain ones serve.
-        values = moments(x) if inputs.mask is None else ops.reference.moments(x, inputs.mask)
+        values = moments(x) if inputs.mask is None else kernels.reference.moments(x, inputs.mask)
         return Moments(*values, element_counts(x, inputs))
-    zero = x.new_zeros((1, 1), dtype=ops.accumulation_dtype(x.dtype))
+    zero = x.new_zeros((1, 1), dtype=kernels.accumulation_dtype(x.dtype))
     return Moments(zero, zero, 1)
 
 
 def compose(x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float) -> tuple[Tensor, Moments]:
     """Normalize by differentiable operators alone, for derivatives of any order."""
-    cells = cells_of(x, row, inputs, ops.reference.moments)
-    return ops.reference.apply(x, *row.function(cells, inputs), activation, slope), cells
+    cells = cells_of(x, row, inputs, kernels.reference.moments)
+    return kernels.reference.apply(x, *row.function(cells, inputs), activation, slope), cells
 
 
 def gradients(
@@ -85,7 +85,7 @@ def graph_of_gradients(
     return gradients([formula(*leaves)], leaves, [grad], [t is not None for t in leaves], create_graph=True)
 
 
-_LIBRARY = torch.library.Library("normwise", "IMPL") if ops.native.differentiates() else None
+_LIBRARY = torch.library.Library("normwise", "IMPL") if kernels.native.differentiates() else None
 
 
 def differentiate_by(operator: str, graph: Callable[..., list[Tensor | None]]) -> None:

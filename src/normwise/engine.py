@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.composite import cells_of, compose, element_counts, elements_per_cell, gradients, needs_plain_graph
+from normwise.core.moments import Moments
 from normwise.methods import Inputs, Method
 from normwise.mixes import Running, normalize_by_mix, pools_of
-from normwise.moments import Moments
 
 # The tensors among a method's inputs, in the order in which the autograd function takes and returns them.
 _TENSORS = ("weight", "bias", "mean_weight", "var_weight", "extra")
@@ -59,13 +59,13 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, row: Method, inputs: Inputs, activation: str | None, slope: float, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        cells = cells_of(x, row, inputs, ops.moments)
+        cells = cells_of(x, row, inputs, kernels.moments)
         known = [None if t is None else t.detach() for t in tensors]
         with torch.enable_grad():  # of what is known nothing wants a gradient: what does is closed over
             affine = row.function(cells, _with_tensors(inputs, known))
         if any(t.requires_grad for t in affine):
             raise _LearnsMore
-        y = ops.apply(x, *affine, activation, slope)
+        y = kernels.apply(x, *affine, activation, slope)
         ctx.row, ctx.inputs, ctx.activation, ctx.slope = row, inputs, activation, slope
         # The parameters are saved as tensors, so that changing one before the backward pass is an error as elsewhere.
         ctx.save_for_backward(x, cells.mean, cells.var, *tensors)
@@ -109,7 +109,7 @@ def _fused_backward(
     center, scale, shift = (t.detach() for t in affine)
     # Sums about the cells' means lose the least; where these are not known, about the center.
     about = cells.mean if ctx.row.reads_cells(ctx.inputs) else center
-    s1, s2 = ops.grad_sums(grad, x, about, center, scale, shift, ctx.activation, ctx.slope)
+    s1, s2 = kernels.grad_sums(grad, x, about, center, scale, shift, ctx.activation, ctx.slope)
     grad_affine = (-scale * s1, s2 + (about - center) * s1, s1)
     live = [(a, g.sum_to_size(a.shape)) for a, g in zip(affine, grad_affine, strict=True) if a.requires_grad]
     leaves = [mean, var, *parameters]
@@ -124,4 +124,4 @@ def _fused_backward(
         share = elements_per_cell(x) / cells.elements.clamp_min(1).to(mean.dtype)
         grad_mean, grad_var = grad_mean * share, grad_var * share
     args = (about, center, scale, shift, grad_mean, grad_var, ctx.activation, ctx.slope)
-    return [ops.grad_input(grad, x, *args), *grad_tensors]
+    return [kernels.grad_input(grad, x, *args), *grad_tensors]

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.composite import elements_per_cell, needs_plain_graph
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
+from normwise.core.moments import Moments, may_move, transforming, update_running
 from normwise.engine import run
 from normwise.errors import InputError
 from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
 from normwise.mixes import Running, normalize_at_once
-from normwise.moments import Moments, may_move, transforming, update_running
 
 __all__ = ["normalize", "real_elements", "transforming"]
 
@@ -128,7 +128,7 @@ def normalize(
     _check_running(row, running_mean, running_var, use_running, momentum)
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
-        dtype = ops.accumulation_dtype(x.dtype)
+        dtype = kernels.accumulation_dtype(x.dtype)
         # Copies where there is a backward pass: the next training step may change the buffers before it runs.
         copy = torch.is_grad_enabled() or needs_plain_graph()
         mean, var = (t.to(dtype, copy=copy).unsqueeze(0) for t in (running_mean, running_var))
@@ -156,7 +156,7 @@ def normalize(
     )
     _check_fits(x, inputs, running_mean, running_var)
     _check_options(inputs, mixes)
-    ops.known_activation(activation)
+    kernels.known_activation(activation)
     _check_defined(x, row, inputs)
     if keep is not None:
         # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.

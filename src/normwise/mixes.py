@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.composite import compose, differentiate_by, graph_of_gradients, needs_plain_graph
+from normwise.core.moments import Moments
+from normwise.kernels.cpu import fused, native
 from normwise.methods import METHODS, Inputs, Method
-from normwise.moments import Moments
-from normwise.ops import fused, native
 
 
 class Running(NamedTuple):
-    """Running averages (C,) to move towards the batch; see :func:`normwise.moments.update_running`."""
+    """Running averages (C,) to move towards the batch; see :func:`normwise.core.moments.update_running`."""
 
     mean: Tensor
     var: Tensor
@@ -69,7 +69,13 @@ def normalize_at_once(
 
     The ordinary case of :func:`normwise.normalize`, before all checks: a small tensor spends its time on them.
     """
-    if torch.compiler.is_compiling() or activation not in ops.ACTIVATIONS or x.ndim < 2 or not x.is_cpu or x.is_nested:
+    if (
+        torch.compiler.is_compiling()
+        or activation not in kernels.ACTIVATIONS
+        or x.ndim < 2
+        or not x.is_cpu
+        or x.is_nested
+    ):
         return None
     over = (members,) if isinstance(members, str) else members
     if type(over) is not tuple:
@@ -127,7 +133,7 @@ def pools_of(x: Tensor, row: Method, p: Inputs, running: Running | None) -> tupl
 def movable(running: Running, x: Tensor) -> bool:
     """Whether a native kernel can move running averages."""
     mean, var = running.mean, running.var
-    fits = mean.dtype in (x.dtype, ops.accumulation_dtype(x.dtype))
+    fits = mean.dtype in (x.dtype, kernels.accumulation_dtype(x.dtype))
     alike = fits and mean.dtype == var.dtype and mean.is_cpu and var.is_cpu
     return alike and mean.is_contiguous() and var.is_contiguous()
 
@@ -161,7 +167,7 @@ def _lasting(population: Sequence[Any], x: Tensor, pools: Sequence[int]) -> Sequ
     """It may change before the backward pass, for which the operators keep a copy only where it stands alone."""
     if not torch.is_grad_enabled() or (len(pools) == 1 and native.differentiates()):
         return population
-    dtype = ops.accumulation_dtype(x.dtype)
+    dtype = kernels.accumulation_dtype(x.dtype)
     return population[0].to(dtype, copy=True), population[1].to(dtype, copy=True)
 
 
@@ -242,7 +248,7 @@ def _sample_graph(
 def _batch_graph(
     g: Tensor, x: Tensor, moments: Tensor, weight: Any, bias: Any, eps: float, training: bool, _: bool, *activation: Any
 ) -> list[Tensor | None]:
-    population = None if training else [t.to(ops.accumulation_dtype(x.dtype)) for t in moments]
+    population = None if training else [t.to(kernels.accumulation_dtype(x.dtype)) for t in moments]
     options = (None, None, True, eps, population, *_named(*activation))
     return _differentiable_backward(g, x, (0,), weight, bias, *options)[:3]
 
@@ -255,7 +261,7 @@ def _mix_graph(g: Tensor, x: Tensor, moments: Tensor, *args: Any) -> list[Tensor
 
 
 def _named(code: int, slope: float) -> tuple[str | None, float]:
-    return ops.ACTIVATIONS[code], slope
+    return kernels.ACTIVATIONS[code], slope
 
 
 for _name, _graph in (("sample_norm", _sample_graph), ("batch_norm", _batch_graph), ("mix_norm", _mix_graph)):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import normwise
 from normwise import nn
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize
 

@@ -85,8 +85,8 @@ def test_no_worse_than_torch(kind: str, dtype: torch.dtype, size: float, layout:
 @pytest.mark.parametrize(("dtype", "size"), CASES)
 def test_plain_torch_has_no_nan(kind: str, dtype: torch.dtype, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward pass; layer norm is torch's there."""
-    monkeypatch.setattr("normwise.ops.native.CALLS", {})
-    monkeypatch.setattr("normwise.ops.native._problem", "switched off")
+    monkeypatch.setattr("normwise.kernels.cpu.native.CALLS", {})
+    monkeypatch.setattr("normwise.kernels.cpu.native._problem", "switched off")
     mine, _, shape = LAYERS[kind]
     layer = mine().to(dtype)
     assert step(layer, values(shape, dtype, size))[0].isfinite().all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from normwise.core.moments import Affine, Moments
 from normwise.errors import InputError
 from normwise.methods.family import (
     PARTS,
@@ -37,7 +38,6 @@ from normwise.methods.relatives import (
     ghost_batch,
     mean_only_batch,
 )
-from normwise.moments import Affine, Moments
 
 __all__ = [
     "METHODS",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from normwise.core.moments import Affine, Moments, mix, pool, pool_groups, unbiased
 from normwise.errors import InputError
-from normwise.moments import Affine, Moments, mix, pool, pool_groups, unbiased
 
 
 class Inputs(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise.core.moments import Affine, Moments, pool
 from normwise.methods.family import Inputs, _batch_moments, _mean_over_samples, standardize
-from normwise.moments import Affine, Moments, pool
 
 
 def batch_renorm(cells: Moments, p: Inputs) -> Affine:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from normwise import ops
+from normwise import kernels
 from normwise.composite import differentiate_by, graph_of_gradients, needs_plain_graph
 from normwise.errors import InputError
+from normwise.kernels.cpu import fused, native
 from normwise.mixes import any_requires_grad
 from normwise.nn._state import exporting
-from normwise.ops import fused, native
 
 # Eps, whether about the mean and not about 0, and the activation.
 How = tuple[float, bool, str | None]
@@ -40,7 +40,7 @@ def layer_norm(
             like: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
             weight = torch.ones(shape, **like) if weight is None else weight
             bias = torch.zeros(shape, **like) if bias is None else bias
-        return ops.activate(F.layer_norm(x, shape, weight, bias, eps), activation)
+        return kernels.activate(F.layer_norm(x, shape, weight, bias, eps), activation)
     return _normalize(x, shape, weight, bias, (eps, True, activation), _torch_layer_norm)
 
 
@@ -53,9 +53,9 @@ def rms_norm(
             "RMSNorm takes nested tensors of layout=torch.jagged only, as torch does: make it one of these"
         )
     if x.is_nested or (eps is None and not x.is_floating_point()):
-        return ops.activate(F.rms_norm(x, shape, weight, eps), activation)
+        return kernels.activate(F.rms_norm(x, shape, weight, eps), activation)
     if eps is None:
-        eps = torch.finfo(ops.accumulation_dtype(x.dtype)).eps
+        eps = torch.finfo(kernels.accumulation_dtype(x.dtype)).eps
     return _normalize(x, shape, weight, None, (eps, False, activation), _torch_rms_norm)
 
 
@@ -82,7 +82,7 @@ def _kernel(
     elsewhere: Callable[..., Tensor],
 ) -> Tensor:
     y = _natively(x, shape, weight, bias, how)
-    return ops.activate(elsewhere(x, shape, weight, bias, how[0]), how[2]) if y is None else y
+    return kernels.activate(elsewhere(x, shape, weight, bias, how[0]), how[2]) if y is None else y
 
 
 def _natively(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, how: How) -> Tensor | None:
@@ -152,7 +152,7 @@ def _differentiable_backward(
     """With ``create_graph=True``: the gradients of the plain formula, which have gradients of their own."""
 
     def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return ops.activate(_formula(x, axes, weight, bias, eps, centered), activation, slope)
+        return kernels.activate(_formula(x, axes, weight, bias, eps, centered), activation, slope)
 
     return graph_of_gradients(formula, (x, weight, bias), grad)
 
@@ -169,7 +169,7 @@ def _graph(
     code: int,
     slope: float,
 ) -> list[Tensor | None]:
-    return _differentiable_backward(g, x, weight, bias, axes, eps, centered, ops.ACTIVATIONS[code], slope)
+    return _differentiable_backward(g, x, weight, bias, axes, eps, centered, kernels.ACTIVATIONS[code], slope)
 
 
 differentiate_by("layer_norm", _graph)
@@ -179,7 +179,7 @@ def _formula(
     x: Tensor, axes: int, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool = True
 ) -> Tensor:
     """In differentiable operators."""
-    values, last = x.to(ops.accumulation_dtype(x.dtype)), tuple(range(-axes, 0))
+    values, last = x.to(kernels.accumulation_dtype(x.dtype)), tuple(range(-axes, 0))
     if centered:
         var, mean = torch.var_mean(values, last, correction=0, keepdim=True)
         values = values - mean

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
-from normwise import ops
-from normwise.distributed import Sync
+from normwise import kernels
+from normwise.core.distributed import Sync
+from normwise.core.moments import may_move, readable
 from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
-from normwise.moments import may_move, readable
 from normwise.nn._eps import Eps, eps_of
 from normwise.nn._opacus import tell_opacus
 
@@ -270,7 +270,7 @@ class LazyNorm(_LazyNormBase):
 
     def __init__(self, *args: Any, activation: str | None = None, skip_nonfinite: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
         self._guard(skip_nonfinite)
 
     def initialize_parameters(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim, exporting
 
@@ -35,7 +35,7 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_dim(input, self._dims)
@@ -50,7 +50,7 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
                 return y
             # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
             if exporting() and not (self.training and self.momentum is None):
-                return ops.activate(self._by_torch(input), self.activation)
+                return kernels.activate(self._by_torch(input), self.activation)
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
         return self._normalize(input, "batch", self.momentum, counts=True, **options)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.errors import InputError
 from normwise.functional import normalize
 from normwise.mixes import normalize_at_once
@@ -98,7 +98,7 @@ class GroupNorm(torch.nn.GroupNorm):
     ) -> None:
         check_groups("num_channels", num_channels, num_groups)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -112,7 +112,7 @@ class GroupNorm(torch.nn.GroupNorm):
                     return y
             if exporting():
                 parameters = (self.weight, self.bias, eps_of(self))
-                return ops.activate(F.group_norm(input, self.num_groups, *parameters), self.activation)
+                return kernels.activate(F.group_norm(input, self.num_groups, *parameters), self.activation)
         return normalize(
             input,
             "group",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.functional import normalize, refuse_nested
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
@@ -35,7 +35,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -51,7 +51,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
             if y is not None:
                 return y
             if exporting():
-                return ops.activate(self._by_torch(input, unbatched), self.activation)
+                return kernels.activate(self._by_torch(input, unbatched), self.activation)
         x: Any
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
         options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
+from normwise import kernels
+from normwise.core.moments import transforming
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
 from normwise.methods import METHODS
-from normwise.moments import transforming
 from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, checked_size, exporting
 
@@ -40,7 +40,7 @@ class RelativeNorm(TrackingNorm):
         tracks = track_running_stats and METHODS[self.method].running
         super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     def _inputs(self) -> dict[str, Any]:
         """What the method needs beyond weight, bias and running averages."""

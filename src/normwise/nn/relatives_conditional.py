@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
+from normwise import kernels
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements, refuse_nested
 from normwise.methods import METHODS
@@ -41,7 +41,7 @@ class ConditionalNorm(TrackingNorm):
         tracks = options.pop("track_running_stats", True) and METHODS[self.method].running
         super().__init__(checked_size(num_features), track_running_stats=tracks, **options)
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
         like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.condition: torch.nn.Embedding | torch.nn.Linear
         if num_conditions is not None:
@@ -132,7 +132,7 @@ class AdaptiveInstanceNorm(torch.nn.Module):
         if content.shape[:2] != style.shape[:2]:
             came = f"{tuple(content.shape)} and {tuple(style.shape)}"
             raise InputError(f"content and style must agree in samples and channels, got {came}")
-        mean, var = ops.reference.moments(style, real_elements(style, style_mask))
+        mean, var = kernels.reference.moments(style, real_elements(style, style_mask))
         weight, bias = torch.sqrt(var + self.eps), mean
         return normalize(content, "instance", weight=weight, bias=bias, eps=self.eps, mask=mask)
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
+from normwise import kernels
 from normwise.composite import needs_plain_graph
+from normwise.core.moments import Moments, sparsestmax
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Inputs, defined_members, known_members, known_variance
-from normwise.moments import Moments, sparsestmax
 from normwise.nn._checks import model_given
 from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, check_dim, checked_size, parameter_of, uses_running
@@ -67,7 +67,7 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
         self._guard(skip_nonfinite)
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups
         check_groups("num_features", num_features, self.num_groups)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
         for name in ("mean_weight", "var_weight"):
             logits = torch.ones(len(self.over), device=device, dtype=dtype)
             self.register_parameter(name, torch.nn.Parameter(logits))
@@ -295,7 +295,7 @@ def importance(model: torch.nn.Module) -> Importance:
 
 
 def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
-    return sparsestmax(logits.to(ops.accumulation_dtype(logits.dtype)), sparsity)
+    return sparsestmax(logits.to(kernels.accumulation_dtype(logits.dtype)), sparsity)
 
 
 @torch.fx.wrap

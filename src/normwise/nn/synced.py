@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normwise import ops
+from normwise import kernels
 from normwise.errors import NormwiseError, NormwiseWarning
 from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
@@ -367,7 +367,7 @@ class _Activation(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.activate(input, self.activation)
+        return kernels.activate(input, self.activation)
 
     def extra_repr(self) -> str:
         return repr(self.activation)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from normwise.core.moments import Affine, Moments
 from normwise.methods import METHODS, Inputs
-from normwise.moments import Affine, Moments
 from normwise.surgery.layers import NormLayer
 
 AFFINE = ("weight", "bias")

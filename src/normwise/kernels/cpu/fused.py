@@ -1,7 +1,7 @@
 """Whole normalizations as one native call each way, for the methods that are mixes of pooled moments.
 
 What pools within a sample does both passes while a group is in the cache. Autograd in C++ differentiates the operators
-where it was built (:func:`normwise.ops.native.differentiates`).
+where it was built (:func:`normwise.kernels.cpu.native.differentiates`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.ops.native import CODES, available
+from normwise.kernels.cpu.native import CODES, available
 
 # A mix that moves no running averages.
 _NOT_RUNNING = (None, None, 0.0, None, None)

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normwise import nn
-from normwise.ops import native
+from normwise.kernels.cpu import native
 
 pytestmark = pytest.mark.skipif(not native.CALLS, reason=native.why_not_differentiable() or "no Python.h when built")
 
