@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import kernels
+from normwise.methods import Batch
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim, exporting
 
@@ -17,6 +18,7 @@ torch.fx.wrap("check_dim")
 
 
 class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
+    method = Batch()
     _dims: tuple[int, ...] = ()
 
     def __init__(
@@ -45,14 +47,14 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         self._check_eps()
         if mask is lengths is None:
-            y = self._ordinarily(input, "batch", counts=True)
+            y = self._at_once(input, (0,), counts=True)
             if y is not None:
                 return y
             # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
             if exporting() and not (self.training and self.momentum is None):
                 return kernels.activate(self._by_torch(input), self.activation)
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
-        return self._normalize(input, "batch", self.momentum, counts=True, **options)
+        return self._normalize(input, self.method, self.momentum, counts=True, **options)
 
     def _by_torch(self, input: Tensor) -> Tensor:
         """As torch's forward pass, which the exporters know."""

@@ -130,7 +130,7 @@ def refuses(problem: RuntimeError) -> bool:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every cell, as :func:`normwise.kernels.reference.moments`."""
-    return torch.ops.normwise.core.moments(x)
+    return torch.ops.normwise.moments(x)
 
 
 def apply(
