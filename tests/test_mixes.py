@@ -48,7 +48,8 @@ def composed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Ten
     method, _ = METHODS["switchable" if len(over) > 1 else over[0]].taking({"num_groups": 3, "over": over})
     context = Context(population=population and Moments(*population))
     tensors = [given.get(name) for name in ("x", "weight", "bias", *method.learned)]
-    return Cells(method, context, None, activation, 0.01).formula(tensors)
+    reads = method.reads_cells(population is not None)
+    return Cells(method, context, None, activation, 0.01, reads=reads).formula(tensors)
 
 
 def derivatives(function: Any, given: dict[str, Tensor], wanted: list[str]) -> list[Tensor]:

@@ -104,10 +104,11 @@ def normalize(
             return y
     refuse_nested(x)
     _check_running(row, running_mean, running_var, use_running, momentum)
-    given = {name: t for name, t in learned.items() if t is not None}
+    given = {name: t for name, t in learned.items() if t is not None} if learned else {}
     keep = real_elements(x, mask, lengths)
     _check_fits(x, row, {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias})
-    _check_learned(x, row, given)
+    if given:
+        _check_learned(x, row, given)
     kernels.known_activation(activation)
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
@@ -197,7 +198,7 @@ def _broadcastable(x: Tensor, mask: Tensor) -> Tensor:
     shape = tuple(mask.shape)
     if mask.ndim == x.ndim - 1:
         mask = mask.unsqueeze(1)
-    if mask.ndim != x.ndim or any(m not in (1, size) for m, size in zip(mask.shape, x.shape, strict=True)):
+    if mask.ndim != x.ndim or [m for m, size in zip(mask.shape, x.shape, strict=True) if m not in (1, size)]:
         N, space = x.shape[0], tuple(x.shape[2:])
         raise InputError(
             f"mask of shape {shape} does not fit an input of shape {tuple(x.shape)}: expected {(N, *space)}, or "
@@ -329,8 +330,10 @@ _UNDEFINED: dict[str, _Words] = {
 def _check_defined(x: Tensor, row: Method, given: Context) -> None:
     """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
     # With two elements a cell every statistic has as many.
+    if x.numel() != x.shape[0] * x.shape[1] or not x.numel():
+        return
     stored, pool = given.population is not None, row.rests_on
-    if x.numel() != x.shape[0] * x.shape[1] or not x.numel() or pool is None or not row.reads_cells(stored):
+    if pool is None or not row.reads_cells(stored):
         return
     groups, elsewhere = row.groups(x.shape[1]), stored or given.exchange is not None
     if elements_behind(x.shape[0], x.shape[1], elements_per_cell(x), groups, elsewhere)[pool] != 1:

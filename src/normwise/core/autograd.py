@@ -97,7 +97,8 @@ def elements_per_cell(x: Tensor) -> int:
 class Cells:
     """A method: moments, its function, apply; backward two sums, its function's own gradient, and that of the input.
 
-    The tensors are x, weight, bias and the learned ones in the order of ``method.learned``. ``seen`` are the moments.
+    The tensors are x, weight, bias and the learned ones in the order of ``method.learned``. ``reads`` says whether the
+    method reads the moments of x, ``seen`` are these.
     """
 
     method: Method
@@ -106,6 +107,7 @@ class Cells:
     activation: str | None
     slope: float
     kernels: ModuleType = reference
+    reads: bool = True
     seen: Moments | None = None
     affine: Affine | None = field(default=None, repr=False)
 
@@ -117,7 +119,7 @@ class Cells:
 
     def cells(self, x: Tensor, kernels: ModuleType) -> Moments:
         """The moments of ``x``, or a placeholder where the method does not read them."""
-        if not self._reads():
+        if not self.reads:
             zero = x.new_zeros((1, 1), dtype=reference.accumulation_dtype(x.dtype))
             return Moments(zero, zero, 1)
         # Masked moments have no native kernel: the plain ones serve.
@@ -131,16 +133,12 @@ class Cells:
         self.seen = self.cells(x, reference)
         return reference.apply(x, *self.map(self.seen, rest), self.activation, self.slope)
 
-    def prepare(self, tensors: Tensors) -> bool:
-        """Take the moments and make the map; ``False`` if that draws on further tensors that want gradients."""
-        x, *rest = tensors
-        assert x is not None
+    def prepare(self, x: Tensor, tensors: Tensors) -> Affine:
+        """Take the moments, and make the map of them and of tensors without their graphs."""
         with torch.no_grad():
-            cells = self.cells(x.detach(), self.kernels)
-        # Of what is known nothing wants a gradient, so what does is closed over.
-        affine = self.map(cells, [None if t is None else t.detach() for t in rest])
-        self.seen, self.affine = cells, affine
-        return not any_requires_grad(*affine)
+            self.seen = self.cells(x.detach(), self.kernels)
+        self.affine = self.map(self.seen, [None if t is None else t.detach() for t in tensors])
+        return self.affine
 
     def forward(self, *tensors: Tensor | None) -> tuple[Tensor, Tensors]:
         """Apply the map that was prepared."""
@@ -154,14 +152,14 @@ class Cells:
     def backward(self, grads: Tensors, tensors: Tensors, kept: Tensors, wanted: Sequence[bool]) -> Tensors:
         """Two sums over each cell, and from the method's own gradient that of the input."""
         (grad,), (x, *rest) = grads, tensors
-        elements = self._elements(x) if self._reads() else 1  # type: ignore[arg-type]
+        elements = self._elements(x) if self.reads else 1  # type: ignore[arg-type]
         with torch.enable_grad():
             mean, var = (t.detach().requires_grad_() for t in kept)  # type: ignore[union-attr]
             leaves = [None if t is None else t.detach().requires_grad_() for t in rest]
             affine = self.map(Moments(mean, var, elements), leaves)
         center, scale, shift = (t.detach() for t in affine)
         # Sums about the cells' means lose the least; where these are not known, about the center.
-        about = mean.detach() if self._reads() else center
+        about = mean.detach() if self.reads else center
         act = (self.activation, self.slope)
         s1, s2 = self.kernels.grad_sums(grad, x, about, center, scale, shift, *act)
         grad_affine = (-scale * s1, s2 + (about - center) * s1, s1)
@@ -178,9 +176,6 @@ class Cells:
             grad_mean, grad_var = grad_mean * share, grad_var * share
         args = (about, center, scale, shift, grad_mean, grad_var, *act)
         return [self.kernels.grad_input(grad, x, *args), *found]
-
-    def _reads(self) -> bool:
-        return self.method.reads_cells(self.given.population is not None)
 
     def _elements(self, x: Tensor) -> int | Tensor:
         """Elements per cell, or under a mask how many of them count."""

@@ -127,15 +127,19 @@ def normalized(
         shares = (learned.get("mean_weight"), learned.get("var_weight"), mix.logits)
         parameters = (given.weight, given.bias, *shares, given.eps)
         return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
-    started = [learned[name] if name in learned else _start(x, method, name) for name in method.learned]
-    tensors = [x, given.weight, given.bias, *started]
+    tensors: list[Tensor | None] = [given.weight, given.bias]
+    for name in method.learned:
+        tensors.append(learned[name] if name in learned else _start(x, method, name))
     call = Cells(method, given._replace(weight=None, bias=None), mask, activation, slope, way.kernels or reference)
-    if way.kernels is None or not call.prepare(tensors):
-        y = call.formula(tensors)
-    elif torch.is_grad_enabled() and any_requires_grad(*tensors):
-        y = Fused.apply(call, *tensors)
+    call.reads = method.reads_cells(given.population is not None)
+    # Of what the map is made of nothing wants a gradient. If the map does, the method's function draws on more: on
+    # tensors that it closes over, whose gradients only plain operators give.
+    if way.kernels is None or any_requires_grad(*call.prepare(x, tensors)):
+        y = call.formula([x, *tensors])
+    elif torch.is_grad_enabled() and any_requires_grad(x, *tensors):
+        y = Fused.apply(call, x, *tensors)
     else:
-        y, _ = call.forward(*tensors)
+        y, _ = call.forward(x)
     seen, call.seen = call.seen, None  # the graph must not keep it longer than what it saves
     return y, seen
 
