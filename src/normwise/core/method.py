@@ -360,9 +360,12 @@ def standardize(m: Moments, given: Context, parts: str = "both") -> Affine:
 
 @dataclass(frozen=True)
 class Pooled(Method):
-    """One pool's mean and deviation, y = weight · (x − μ) / √(σ² + eps) + bias; ``parts`` as of :func:`standardize`."""
+    """One pool's mean and deviation, y = weight · (x − μ) / √(σ² + eps) + bias.
 
-    parts: str = dataclasses.field(default="both", kw_only=True)
+    ``parts``, as of :func:`standardize`, is an option where a class makes it a field.
+    """
+
+    parts = "both"
 
     def __post_init__(self) -> None:
         if self.parts not in PARTS:

@@ -25,13 +25,15 @@ class Batch(Pooled):
         tensor([[1.]])
     """
 
+    parts: str = field(default="both", kw_only=True)
+
     summary = "per channel over the batch; running averages in evaluation"
     paper = "Ioffe & Szegedy 2015, arXiv 1502.03167"
     pools = ("batch",)
 
 
 @dataclass(frozen=True)
-class MeanOnlyBatch(Batch):
+class MeanOnlyBatch(Pooled):
     """Mean-only batch normalization (Salimans & Kingma 2016, arXiv 1602.07868, section 4).
 
     Formula: y = weight · (x − μ[c]) + bias.
@@ -41,10 +43,10 @@ class MeanOnlyBatch(Batch):
         Affine(center=tensor([[2.]]), scale=tensor([[1.]]), shift=tensor([[0.]]))
     """
 
-    parts: str = field(default="mean", init=False)
-
     summary = "batch norm without the division; goes with weight norm"
     paper = "Salimans & Kingma 2016, arXiv 1602.07868"
+    pools = ("batch",)
+    parts = "mean"
 
 
 @dataclass(frozen=True)

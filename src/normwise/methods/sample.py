@@ -31,6 +31,8 @@ class Layer(Pooled):
         tensor([[1.]])
     """
 
+    parts: str = field(default="both", kw_only=True)
+
     summary = "per sample over all channels; the batch does not matter"
     paper = "Ba et al. 2016, arXiv 1607.06450"
     pools = ("layer",)
@@ -49,6 +51,7 @@ class Group(Pooled):
     """
 
     num_groups: int | None = None
+    parts: str = field(default="both", kw_only=True)
 
     summary = "per sample over groups of channels; holds at small batches"
     paper = "Wu & He 2018, arXiv 1803.08494"
@@ -66,6 +69,8 @@ class Instance(Pooled):
         >>> Instance().affine(Moments(torch.ones(1, 1), torch.ones(1, 1)), Context(eps=0.0)).center
         tensor([[1.]])
     """
+
+    parts: str = field(default="both", kw_only=True)
 
     summary = "per sample and channel; removes contrast"
     paper = "Ulyanov et al. 2016, arXiv 1607.08022"
@@ -99,11 +104,10 @@ class FilterResponse(Pooled):
         tensor([[0.5000]])
     """
 
-    parts: str = field(default="scale", init=False)
-
     summary = "per sample and channel by the root mean square, without a mean"
     paper = "Singh & Krishnan 2019, arXiv 1911.09737"
     pools = ("instance",)
+    parts = "scale"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,18 +110,16 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
         check_dim(input, self._dims)
         if mask is lengths is self.sparsity is None and self.variance == "paper" and not torch.compiler.is_compiling():
             shares = parameter_of(self, "mean_weight"), parameter_of(self, "var_weight")
-            # A tracer has no integer there.
-            channels = input.shape[1] if type(input) is Tensor else None
+            # A tracer has no integer there, and a nested tensor no shape.
+            channels = input.shape[1] if type(input) is Tensor and not input.is_nested else None
             pools = _pools(self.over, channels, self.num_groups) if type(channels) is int else None
             y = None if pools is None else self._at_once(input, pools, True, *shares)
             if y is not None:
                 return y
-        over, mean_weight, var_weight = _mix(self.over, self.mean_weight, self.var_weight, self.sparsity, self.training)
-        method = Switchable(over, self.variance, self.num_groups, logits=self.sparsity is None)
-        _warn_dropped(input, method, uses_running(self) or self.sync is not None)
-        options = {"activation": self.activation, "mask": mask, "lengths": lengths}
-        learned = {"mean_weight": mean_weight, "var_weight": var_weight}
-        return self._normalize(input, method, self.momentum, counts=True, **learned, **options)
+        mix = _live(self.method, self.mean_weight, self.var_weight, self.sparsity, self.training)
+        _warn_dropped(input, mix[0], uses_running(self) or self.sync is not None)
+        options = {"mean_weight": mix[1], "var_weight": mix[2], "activation": self.activation}
+        return self._normalize(input, mix[0], self.momentum, counts=True, mask=mask, lengths=lengths, **options)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
@@ -297,17 +296,17 @@ def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
 
 
 @torch.fx.wrap
-def _mix(
-    over: tuple[str, ...], mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor | None, training: bool
-) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    """The members to compute and their weights: logits, or shares where the mix is sparse; a leaf for torch.fx."""
+def _live(
+    method: Switchable, mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor | None, training: bool
+) -> tuple[Switchable, Tensor, Tensor]:
+    """The mix of the members to compute, and logits, or shares where it is sparse; a leaf for torch.fx."""
     if sparsity is None:
-        return over, mean_weight, var_weight
+        return method, mean_weight, var_weight
     means, variances = _sparse(mean_weight, sparsity), _sparse(var_weight, sparsity)
     if training or needs_plain_graph():
-        return over, means, variances
+        return method, means, variances
     live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()
-    return tuple(over[k] for k in live), means[live], variances[live]
+    return replace(method, over=tuple(method.over[k] for k in live)), means[live], variances[live]
 
 
 @functools.lru_cache
