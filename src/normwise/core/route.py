@@ -69,6 +69,8 @@ def at_once(
     """
     if torch.compiler.is_compiling() or activation not in native.CODES or not native.CALLS:
         return None
+    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+        return None  # the kernels would read the momentum
     name, args = fused.operator_for_mix(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )

@@ -140,4 +140,5 @@ class BatchInstance(Method):
         # variances overflowed all values come out as the bias.
         some = scale != 0
         center = torch.where(some, m.mean + of_instance / torch.where(some, scale, 1) * (cells.mean - m.mean), 0)
-        return with_parameters(center, scale, given)
+        center, scale, shift = with_parameters(center, scale, given)
+        return Affine(center, torch.where(some, scale, 0), shift)
