@@ -19,10 +19,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)"
 # Says why there are no native kernels, if there are none.
-KERNELS := $(BIN)/python -c "from normwise.ops import native; print(native.why_not() or 'The native kernels are in place.')"
+KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(native.why_not() or 'The native kernels are in place.')"
 # Playwright brings a browser of its own where the machine has none.
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
-INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/ops/csrc/*.* src/normwise/ops/csrc/*/*)
+INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
 .PHONY: help compare claims claims-docs test grid check fix advice-bench bench bench-racing bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)
 
 grid: $(VENV)/test-$(TORCH)  ## the kernels' tests on the whole grid of problems, of which `make test` takes any two values together
-	EVERY_PROBLEM=1 $(BIN)/python -m pytest $(TESTS) tests/ops
+	EVERY_PROBLEM=1 $(BIN)/python -m pytest $(TESTS) tests/kernels
 
 check: $(VENV)/test-$(TORCH)  ## style and types
 	$(BIN)/ruff check .
@@ -87,7 +87,7 @@ wheel: $(VENV)/tools-$(TORCH)  ## dist/: a wheel with the kernels, for machines 
 portable:  ## the kernels for another architecture against plain loops, in an emulator (g++-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build
 	$(CROSS)-g++ -static -std=c++17 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd -Wno-psabi \
-		-I src/normwise/ops/csrc tests/ops/kernels.cpp src/normwise/ops/csrc/kernels_baseline.cpp -o build/kernels
+		-I src/normwise/kernels/cpu/csrc tests/kernels/kernels.cpp src/normwise/kernels/cpu/csrc/kernels_baseline.cpp -o build/kernels
 	$(EMULATOR) build/kernels
 
 clean:  ## remove what make and the tests left behind

@@ -32,7 +32,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-CSRC = Path("src/normwise/ops/csrc")
+CSRC = Path("src/normwise/kernels/cpu/csrc")
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 COMPILE = [
     "-O3",
@@ -140,7 +140,7 @@ class PlatformWheel(bdist_wheel):
 def library(name: str, folder: Path, standard: str, torch_libraries: list[str], **options: Any) -> Extension:
     """One of the libraries, from all sources of a folder."""
     return Extension(
-        f"normwise.ops.{name}",
+        f"normwise.kernels.cpu.{name}",
         sources=sorted(str(path) for path in folder.glob("*.cpp")),
         depends=["setup.py", *sorted(str(path) for path in folder.glob("*.h"))],
         extra_compile_args=[f"-std={standard}", *COMPILE],

@@ -22,7 +22,7 @@ from bench_report import chart, summarize, table
 from bench_timing import microseconds, take_turns, times_ours
 
 from normwise.files import write_atomic
-from normwise.ops import describe_environment
+from normwise.kernels import describe_environment
 
 QUICK_SHAPES = ((2, 256, 56, 56), (64, 32, 8, 8))
 

@@ -27,7 +27,7 @@ from torch import nn
 
 import normwise
 from normwise.files import write_atomic
-from normwise.ops import describe_environment
+from normwise.kernels import describe_environment
 from normwise.study.tasks import load_task
 
 Case = tuple[nn.Module, torch.Tensor, torch.Tensor]

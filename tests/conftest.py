@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from normwise.ops import native
+from normwise.kernels.cpu import native
 
 # torchvision, which timm imports, registers Python halves of operators whose compiled halves do not exist beside the
 # CPU build of torch: the names suffice. The library object must outlive the tests.

@@ -24,7 +24,7 @@ class Parameters:
     mean_weight: np.ndarray = field(default_factory=lambda: np.ones(3))
     var_weight: np.ndarray = field(default_factory=lambda: np.ones(3))
     variance: str = "paper"
-    extra: np.ndarray | None = None
+    gate: np.ndarray | None = None
     ghost_size: int = 32
 
 

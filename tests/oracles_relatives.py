@@ -38,10 +38,10 @@ def mean_only_batch(x: np.ndarray, p: Parameters) -> np.ndarray:
 
 def batch_instance(x: np.ndarray, p: Parameters) -> np.ndarray:
     """Nam & Kim 2018, equation 3."""
-    if p.extra is None:
+    if p.gate is None:
         return _standardize(x, *batch_moments(x, p), p)
     (mean_b, var_b), (mean_i, var_i) = batch_moments(x, p), instance_moments(x, p)
-    gate = _per_channel(p.extra, x)
+    gate = _per_channel(p.gate, x)
     mixed = gate * (x - mean_b) / np.sqrt(var_b + p.eps) + (1 - gate) * (x - mean_i) / np.sqrt(var_i + p.eps)
     return _per_channel(p.weight, x) * mixed + _per_channel(p.bias, x)
 

@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import normwise
-from normwise.methods import Inputs, Method, standardize
-from normwise.moments import Affine, Moments, pool
+from normwise.core.moments import Affine, Moments, pool
+from normwise.methods import Context, Method, standardize
 
 
-def scaled(learned: Tensor) -> Callable[[Moments, Inputs], Affine]:
-    def function(cells: Moments, p: Inputs) -> Affine:
-        own = standardize(pool(cells, 0), p)
-        return own._replace(scale=own.scale * learned)
+@dataclass(frozen=True, eq=False)
+class Scaled(Method):
+    """Over the batch, with a scale of its own."""
 
-    return function
+    tensor: Tensor
+    pools = ("batch",)
 
-
-def shifted(learned: Tensor) -> Callable[[Moments, Inputs], Affine]:
-    def function(cells: Moments, p: Inputs) -> Affine:
-        own = standardize(cells, p)
-        return own._replace(shift=own.shift + learned.square())
-
-    return function
+    def affine(self, cells: Moments, given: Context) -> Affine:
+        own = standardize(pool(cells, 0), given)
+        return own._replace(scale=own.scale * self.tensor)
 
 
-class Centered(nn.Module):
-    """A method that is a module."""
+@dataclass(frozen=True, eq=False)
+class Shifted(Method):
+    """Within a sample, with a shift of its own."""
 
-    def __init__(self, learned: Tensor) -> None:
-        super().__init__()
-        self.learned = learned
+    tensor: Tensor
+    pools = ("instance",)
 
-    def forward(self, cells: Moments, p: Inputs) -> Affine:
-        own = standardize(pool(cells, 1), p)
-        return own._replace(center=own.center * self.learned)
+    def affine(self, cells: Moments, given: Context) -> Affine:
+        own = standardize(cells, given)
+        return own._replace(shift=own.shift + self.tensor.square())
 
 
-@pytest.mark.parametrize("make", [scaled, shifted, Centered])
+def centered(tensor: Tensor) -> Method:
+    """A method whose class closes over a tensor."""
+
+    class Centered(Method):
+        pools = ("layer",)
+
+        def affine(self, cells: Moments, given: Context) -> Affine:
+            own = standardize(pool(cells, 1), given)
+            return own._replace(center=own.center * tensor)
+
+    return Centered()
+
+
+@pytest.mark.parametrize("make", [Scaled, Shifted, centered])
 @pytest.mark.parametrize("of_input", [False, True])
 @pytest.mark.parametrize("kind", ["parameter", "made of one"])
 def test_what_is_closed_over_learns(make: Callable, of_input: bool, kind: str) -> None:
@@ -50,7 +60,7 @@ def test_what_is_closed_over_learns(make: Callable, of_input: bool, kind: str) -
     x = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(of_input)
 
     def result(parameter: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-        method = Method("own", make(parameter if kind == "parameter" else 2 * parameter), "-", "-", "-")
+        method = make(parameter if kind == "parameter" else 2 * parameter)
         return normwise.normalize(x, method, weight=weight, activation="silu")
 
     y = result(parameter, weight, x)
@@ -67,7 +77,7 @@ def test_what_is_closed_over_learns(make: Callable, of_input: bool, kind: str) -
 def test_changing_it_before_the_backward_pass_is_an_error_as_elsewhere() -> None:
     learned = nn.Parameter(torch.ones(3))
     x = torch.randn(4, 3, 5, requires_grad=True)
-    y = normwise.normalize(x, Method("own", scaled(learned), "-", "-", "-"))
+    y = normwise.normalize(x, Scaled(learned))
     with torch.no_grad():
         learned.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -76,5 +86,5 @@ def test_changing_it_before_the_backward_pass_is_an_error_as_elsewhere() -> None
 
 def test_what_wants_no_gradient_leaves_the_fused_way_open() -> None:
     x = torch.randn(4, 3, 5, requires_grad=True)
-    y = normwise.normalize(x, Method("own", scaled(torch.ones(3)), "-", "-", "-"))
+    y = normwise.normalize(x, Scaled(torch.ones(3)))
     assert "Fused" in type(y.grad_fn).__name__

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import normwise
 from normwise.functional import normalize
-from normwise.methods import METHODS
+from normwise.methods import METHODS, Method
 from oracles import ORACLES as SIX
 from oracles import Parameters, weight_norm
 from oracles_relatives import ORACLES as RELATIVES
@@ -18,12 +18,12 @@ from oracles_relatives import ORACLES as RELATIVES
 ORACLES = {**SIX, **RELATIVES}
 CHANNELS = 4
 SHAPES = [(5, CHANNELS), (3, CHANNELS, 7), (2, CHANNELS, 3, 5), (2, CHANNELS, 2, 3, 2), (1, CHANNELS, 6, 6)]
-# With one element per cell instance norm is undefined, and refused.
+# With one element a cell the statistic of a cell is undefined: refused, or left out of a mix.
 CASES = [
     (name, shape)
-    for name in ORACLES
+    for name, method in METHODS.items()
     for shape in SHAPES
-    if not (name in ("instance", "switchable", "batch_instance") and len(shape) == 2)
+    if len(shape) > 2 or "instance" not in method.pools or (method.rests_on is None and not method.learned)
 ]
 
 
@@ -37,18 +37,23 @@ def parameters(seed: int = 0, running: bool = False) -> Parameters:
         bias=rng.normal(size=CHANNELS),
         mean_weight=rng.normal(size=3),
         var_weight=rng.normal(size=3),
-        extra=rng.uniform(0.1, 0.9, CHANNELS),
+        gate=rng.uniform(0.1, 0.9, CHANNELS),
         ghost_size=2,
         **stored,
     )
 
 
-def options(name: str, p: Parameters, dtype: torch.dtype) -> dict:
+def method_of(name: str, p: Parameters) -> Method:
+    """The method with the oracle's options."""
+    own = {"num_groups": p.num_groups, "ghost_size": p.ghost_size, "variance": p.variance}
+    return METHODS[name].taking(own)[0]
+
+
+def options(method: Method, p: Parameters, dtype: torch.dtype) -> dict:
     """The oracle's parameters as arguments of ``normalize``."""
-    tensors = ["weight", "bias", "running_mean", "running_var", "mean_weight", "var_weight", "extra"]
+    tensors = ["weight", "bias", "running_mean", "running_var", *method.learned]
     given = {key: torch.from_numpy(value).to(dtype) for key in tensors if (value := getattr(p, key)) is not None}
-    fixed = {"num_groups": p.num_groups, "eps": p.eps, "ghost_size": p.ghost_size}
-    return {**given, **fixed, "use_running": p.running_mean is not None}
+    return {**given, "eps": p.eps, "use_running": p.running_mean is not None}
 
 
 def data(shape: tuple[int, ...], seed: int = 1) -> torch.Tensor:
@@ -69,7 +74,8 @@ def test_every_method_has_an_oracle() -> None:
 def test_forward_is_the_papers_formula(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     p = parameters()
     x = data(shape).to(dtype)
-    y = normalize(x, name, **options(name, p, torch.float64 if dtype == torch.float64 else torch.float32))
+    method = method_of(name, p)
+    y = normalize(x, method, **options(method, p, torch.float64 if dtype == torch.float64 else torch.float32))
     assert y.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
     assert_close(y, ORACLES[name](x.double().numpy(), p), tolerance)
@@ -78,8 +84,11 @@ def test_forward_is_the_papers_formula(name: str, shape: tuple[int, ...], dtype:
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_evaluation_uses_the_running_averages(name: str, shape: tuple[int, ...]) -> None:
     p = parameters(running=True)
-    y = normalize(data(shape), name, **options(name, p, torch.float64))
-    oracle = "batch" if name == "instance" else name  # as in torch: a tracked instance norm evaluates as a batch norm
+    method = method_of(name, p)
+    y = normalize(data(shape), method, **options(method, p, torch.float64))
+    oracle = (
+        name if method.running or not method.folds or not method.pools else "batch"
+    )  # as in torch: a tracked instance norm evaluates as a batch norm
     assert_close(y, ORACLES[oracle](data(shape).numpy(), p), 1e-12)
 
 
@@ -88,12 +97,13 @@ def test_evaluation_uses_the_running_averages(name: str, shape: tuple[int, ...])
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_gradcheck(name: str, running: bool, activation: str | None) -> None:
     p = parameters(running=running)
-    given = options(name, p, torch.float64)
-    learned = [key for key in ("weight", "bias", "mean_weight", "var_weight", "extra") if key in given]
+    method = method_of(name, p)
+    given = options(method, p, torch.float64)
+    learned = ["weight", "bias", *method.learned]
     inputs = [data((3, CHANNELS, 2, 2)), *(given.pop(key) for key in learned)]
 
     def function(x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        return normalize(x, name, activation=activation, **given, **dict(zip(learned, tensors, strict=True)))
+        return normalize(x, method, activation=activation, **given, **dict(zip(learned, tensors, strict=True)))
 
     leaves = [t.clone().requires_grad_() for t in inputs]
     assert torch.autograd.gradcheck(function, leaves)
@@ -104,12 +114,13 @@ def test_gradcheck(name: str, running: bool, activation: str | None) -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_fused_gradients_equal_those_of_the_plain_graph(name: str) -> None:
     p = parameters()
-    given = options(name, p, torch.float64)
+    method = method_of(name, p)
+    given = options(method, p, torch.float64)
     x = data((3, CHANNELS, 4, 4))
     upstream = data((3, CHANNELS, 4, 4), seed=2)
 
     def loss(t: torch.Tensor) -> torch.Tensor:
-        return (normalize(t, name, **given) * upstream).sum()
+        return (normalize(t, method, **given) * upstream).sum()
 
     leaf = x.clone().requires_grad_()
     loss(leaf).backward()
@@ -136,7 +147,7 @@ def test_any_shape_gives_the_formula_or_a_clear_error(
         num_groups=groups,
         mean_weight=rng.normal(size=3),
         var_weight=rng.normal(size=3),
-        extra=rng.uniform(size=channels),
+        gate=rng.uniform(size=channels),
         ghost_size=2,
     )
     elements = int(np.prod(space)) if space else 1
@@ -147,17 +158,17 @@ def test_any_shape_gives_the_formula_or_a_clear_error(
         "batch": samples * elements,
         "switchable": max(channels, samples) * elements,
     }
-    leaf = torch.from_numpy(x).requires_grad_()
+    leaf, method = torch.from_numpy(x).requires_grad_(), method_of(name, p)
     # For several samples torch's group norm computes it, and so does ours.
     if behind.get(METHODS[name].rests_on or name) == 1 and not (name == "group" and samples > 1):
         with pytest.raises(ValueError, match=r"more than 1|single value"):
-            normalize(leaf, name, **options(name, p, torch.float64))
+            normalize(leaf, method, **options(method, p, torch.float64))
         return
-    y = normalize(leaf, name, **options(name, p, torch.float64))
+    y = normalize(leaf, method, **options(method, p, torch.float64))
     y.square().sum().backward()
     assert torch.isfinite(y).all()
     assert torch.isfinite(leaf.grad).all()
-    if name != "switchable" or elements > 1:  # otherwise members are dropped: see test_switchable
+    if method.rests_on or not method.learned or elements > 1:  # otherwise members are dropped: see test_switchable
         assert_close(y.detach(), ORACLES[name](x, p), 1e-9)
 
 
@@ -167,16 +178,18 @@ def test_switchable_variances(variance: str, running: bool) -> None:
     p = parameters(running=running)
     p.variance = variance
     x = data((3, CHANNELS, 2, 2))
-    y = normalize(x, "switchable", variance=variance, **options("switchable", p, torch.float64))
+    method = method_of("switchable", p)
+    y = normalize(x, method, **options(method, p, torch.float64))
     assert_close(y, ORACLES["switchable"](x.numpy(), p), 1e-12)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
-@pytest.mark.parametrize("name", ["batch", "instance", "group", "layer", "switchable"])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.mix(stored=False)])
 def test_large_means_lose_no_more_than_rounding(name: str, mean: float) -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(mean, 1.0, (4, CHANNELS, 32, 32))).float()
     p = parameters()
-    y = normalize(x, name, **options(name, p, torch.float32))
+    method = method_of(name, p)
+    y = normalize(x, method, **options(method, p, torch.float32))
     oracle = ORACLES[name](x.double().numpy(), p)
     # The mean can be held only to float32's spacing at that size.
     assert_close(y, oracle, 2e-6 + float(np.spacing(np.float32(mean))))

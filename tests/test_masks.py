@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from normwise import nn
 from normwise.errors import InputError
 from normwise.functional import normalize
+from normwise.methods import METHODS as ALL
 
-METHODS = ["batch", "instance", "layer", "group", "switchable"]
+METHODS = {m.name: m.taking({"num_groups": 2})[0] for m in ALL.values() if m.mix(stored=False)}
 CHANNELS = 4
 WEIGHT, BIAS = torch.tensor([1.5, -0.5, 2.0, 1.0]).double(), torch.tensor([0.1, 0.2, -0.3, 0.0]).double()
 SHARES = torch.tensor([0.3, -0.2, 0.5]).double()
@@ -62,12 +63,12 @@ def unpadded(samples: list[torch.Tensor], method: str) -> list[torch.Tensor]:
 
 def options(method: str) -> dict:
     mix = {"mean_weight": SHARES, "var_weight": SHARES} if method == "switchable" else {}
-    return {"weight": WEIGHT, "bias": BIAS, "num_groups": 2, **mix}
+    return {"weight": WEIGHT, "bias": BIAS, **mix}
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(sorted(METHODS)),
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(lambda n: sum(n) > 1),
     fill=st.sampled_from([0.0, 1e30, float("nan"), float("inf")]),
     activation=st.sampled_from([None, "relu", "silu"]),
@@ -85,7 +86,7 @@ def test_a_padded_batch_equals_its_unpadded_samples(
     sum((y * g).sum() for y, g in zip(expected, upstream, strict=True)).backward()
 
     x = padded(samples, fill).requires_grad_()
-    y = normalize(x, method, lengths=torch.tensor(lengths), activation=activation, **options(method))
+    y = normalize(x, METHODS[method], lengths=torch.tensor(lengths), activation=activation, **options(method))
     y.backward(padded(upstream, fill))
     for k, n in enumerate(lengths):
         torch.testing.assert_close(y[k, :, :n], expected[k], rtol=1e-9, atol=1e-9)
@@ -98,7 +99,7 @@ def test_a_padded_batch_equals_its_unpadded_samples(
 def test_gradients_of_the_parameters_are_the_unpadded_ones(method: str) -> None:
     samples = ragged([5, 1, 0, 3])
     learned = {k: v.clone().requires_grad_() for k, v in options(method).items() if isinstance(v, torch.Tensor)}
-    normalize(padded(samples), method, lengths=torch.tensor([5, 1, 0, 3]), num_groups=2, **learned)[
+    normalize(padded(samples), METHODS[method], lengths=torch.tensor([5, 1, 0, 3]), **learned)[
         ..., :5
     ].square().sum().backward()
     weight, bias = WEIGHT.clone().requires_grad_(), BIAS.clone().requires_grad_()
@@ -116,7 +117,7 @@ def test_gradcheck_to_second_order(method: str) -> None:
     learned = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
 
     def function(x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        return normalize(x, method, lengths=lengths, num_groups=2, **dict(zip(learned, tensors, strict=True)))
+        return normalize(x, METHODS[method], lengths=lengths, **dict(zip(learned, tensors, strict=True)))
 
     leaves = [t.clone().requires_grad_() for t in (x, *learned.values())]
     assert torch.autograd.gradcheck(function, leaves)
@@ -129,7 +130,7 @@ def test_fused_gradients_equal_those_of_the_plain_graph(method: str) -> None:
     lengths = torch.tensor([4, 2, 0])
 
     def loss(t: torch.Tensor) -> torch.Tensor:
-        y = normalize(t, method, lengths=lengths, **options(method))
+        y = normalize(t, METHODS[method], lengths=lengths, **options(method))
         return (y * torch.nan_to_num(upstream)).sum()
 
     leaf = x.clone().requires_grad_()
@@ -142,7 +143,7 @@ def test_large_means_lose_no_more_than_rounding(method: str) -> None:
     samples = [s + 1e3 for s in ragged([40, 7, 1])]
     y = normalize(
         padded(samples, extra=300).float(),
-        method,
+        METHODS[method],
         lengths=torch.tensor([40, 7, 1]),
         **{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options(method).items()},
     )
@@ -155,7 +156,7 @@ def test_large_means_lose_no_more_than_rounding(method: str) -> None:
 def test_types_and_memory_formats_stay(method: str, dtype: torch.dtype) -> None:
     x = torch.randn(2, CHANNELS, 6, 5).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
     mask = torch.rand(2, 6, 5) > 0.3
-    y = normalize(x, method, mask=mask, num_groups=2)
+    y = normalize(x, METHODS[method], mask=mask)
     y.float().square().sum().backward()
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -169,7 +170,7 @@ def test_every_form_of_a_mask_says_the_same(method: str) -> None:
     lengths = torch.tensor([5, 2, 3])
     flat = (torch.arange(5) < lengths[:, None])[:, None, :].expand(3, 2, 5)
     results = [
-        normalize(x, method, **given, **options(method))
+        normalize(x, METHODS[method], **given, **options(method))
         for given in (
             {"lengths": lengths},
             {"mask": flat},
@@ -185,8 +186,10 @@ def test_every_form_of_a_mask_says_the_same(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mask_of_all_true_changes_nothing(method: str) -> None:
     x = torch.randn(3, CHANNELS, 5, dtype=torch.float64)
-    plain = normalize(x, method, **options(method))
-    torch.testing.assert_close(normalize(x, method, mask=torch.ones(3, 5, dtype=torch.bool), **options(method)), plain)
+    plain = normalize(x, METHODS[method], **options(method))
+    torch.testing.assert_close(
+        normalize(x, METHODS[method], mask=torch.ones(3, 5, dtype=torch.bool), **options(method)), plain
+    )
 
 
 @pytest.mark.parametrize("method", ["batch", "layer", "group"])
@@ -194,8 +197,8 @@ def test_whole_samples_can_be_masked_without_spatial_axes(method: str) -> None:
     x = torch.randn(5, CHANNELS, dtype=torch.float64)
     mask = torch.tensor([True, False, True, True, False])
     dirty = x.masked_fill(~mask[:, None], float("nan"))
-    y = normalize(dirty, method, mask=mask, **options(method))
-    torch.testing.assert_close(y[mask], normalize(x[mask], method, **options(method)), rtol=1e-10, atol=1e-10)
+    y = normalize(dirty, METHODS[method], mask=mask, **options(method))
+    torch.testing.assert_close(y[mask], normalize(x[mask], METHODS[method], **options(method)), rtol=1e-10, atol=1e-10)
     assert torch.equal(y[~mask], torch.zeros(2, CHANNELS, dtype=torch.float64))
 
 
@@ -286,7 +289,7 @@ def test_unbatched_instance_norm_takes_an_unbatched_mask() -> None:
 def test_one_element_or_none_comes_out_as_the_bias_and_never_as_nan(method: str) -> None:
     x = padded(ragged([1]), extra=3).requires_grad_()
     for length in (1, 0):
-        y = normalize(x, method, lengths=torch.tensor([length]), weight=None, bias=BIAS)
+        y = normalize(x, METHODS[method], lengths=torch.tensor([length]), weight=None, bias=BIAS)
         y.sum().backward()
         if method in ("batch", "instance") and length:
             torch.testing.assert_close(y[0, :, 0], BIAS)

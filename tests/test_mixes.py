@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 
-from normwise import composite, ops
-from normwise.composite import compose
-from normwise.methods import METHODS, Inputs
-from normwise.mixes import normalize_at_once, normalize_by_mix
-from normwise.moments import Moments
+from normwise.core import autograd as core_autograd
+from normwise.core.autograd import Cells
+from normwise.core.moments import Moments
+from normwise.core.route import whole
+from normwise.kernels.cpu import fused, native
+from normwise.methods import METHODS, Context
 
-fused, native = ops.fused, ops.native
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 needs_graph = pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
 
@@ -40,14 +40,16 @@ def mixed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Tensor
     assert x is not None
     population, activation = rest or (None, "silu")
     options = (True, 1e-5, population, None, activation, 0.01)
-    return normalize_by_mix(x, tuple(POOLS[name] for name in over), *parameters, *options)  # type: ignore[arg-type]
+    return whole(x, tuple(POOLS[name] for name in over), *parameters, *options)  # type: ignore[arg-type]
 
 
 def composed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Tensor:
     population, activation = rest or (None, "silu")
-    parameters = {name: t for name, t in given.items() if name != "x"}
-    inputs = Inputs(num_groups=3, over=over, population=population and Moments(*population), **parameters)  # type: ignore[arg-type]
-    return compose(given["x"], METHODS["switchable" if len(over) > 1 else over[0]], inputs, activation, 0.01)[0]
+    method, _ = METHODS["switchable" if len(over) > 1 else over[0]].taking({"num_groups": 3, "over": over})
+    context = Context(population=population and Moments(*population))
+    tensors = [given.get(name) for name in ("x", "weight", "bias", *method.learned)]
+    reads = method.reads_cells(population is not None)
+    return Cells(method, context, None, activation, 0.01, reads=reads).formula(tensors)
 
 
 def derivatives(function: Any, given: dict[str, Tensor], wanted: list[str]) -> list[Tensor]:
@@ -98,8 +100,7 @@ def test_averages_in_a_mix_are_those_of_the_forward_pass(autograd: str) -> None:
     given = inputs_of(over)
     x, weight, bias, *mix = (t.requires_grad_() for t in given.values())
     buffers = [t[0].clone() for t in averages]
-    y = normalize_at_once(x, over, *mix, True, 1, weight, bias, 1e-5, None, 0.01, population=tuple(buffers))
-    assert y is not None
+    y = whole(x, (1, 0), weight, bias, *mix, True, 1e-5, buffers, None, None, 0.01)
     for t in buffers:
         t.add_(1)
     expected = composed(over, given, averages, None)
@@ -158,8 +159,8 @@ def test_autograd_in_cpp_and_in_python_give_the_same_bits(
     monkeypatch.setattr(native, "_graph_problem", "not wanted")
     monkeypatch.setattr(native, "CALLS", {})
     in_python = derivatives(lambda leaves: mixed(over, leaves), given, wanted)
-    assert "Mix" in type(in_python[0].grad_fn).__name__
-    assert "Mix" not in type(in_cpp[0].grad_fn).__name__
+    assert "Fused" in type(in_python[0].grad_fn).__name__
+    assert "Fused" not in type(in_cpp[0].grad_fn).__name__
     assert all(torch.equal(a, b) for a, b in zip(in_cpp, in_python, strict=True))
 
 
@@ -222,7 +223,7 @@ def test_the_graph_of_gradients_is_asked_for_by_the_operator_itself() -> None:
     actual = fused.sample_norm_backward(x, x, moments, 1, weight, bias)
     torch.testing.assert_close(actual, expected)
     assert all(g.requires_grad for g in actual)
-    assert composite._LIBRARY is not None
+    assert core_autograd._LIBRARY is not None
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, from its tracing

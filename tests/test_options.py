@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from normwise import functional, nn, ops
+from normwise import functional, kernels, nn
+from normwise.core.route import at_once
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.mixes import normalize_at_once
-from normwise.ops import native
+from normwise.kernels.cpu import native
+from normwise.methods import METHODS, Group, Switchable
 
 X = torch.randn(4, 6, 5)
 ZEROS, ONES = torch.zeros(6), torch.ones(6)
@@ -23,17 +24,23 @@ ZEROS, ONES = torch.zeros(6), torch.ones(6)
     [
         ("btach", {}, "unknown method 'btach': expected one of none, batch"),
         ("batch", {"activation": "gelu"}, "unknown activation 'gelu': expected one of None, 'relu'"),
-        ("batch", {"parts": "all"}, "unknown parts 'all': expected one of both, mean, scale"),
-        ("switchable", {"variance": "biased"}, "unknown variance 'biased': expected one of paper, official"),
-        ("switchable", {"over": ("layer", "btach")}, "expected one or more different members of instance, layer"),
-        ("switchable", {"over": ()}, "expected one or more different members"),
+        ("batch(parts=all)", {}, "unknown parts 'all': expected one of both, mean, scale"),
+        ("batch(groups=2)", {}, "batch has no option 'groups': it takes parts"),
+        (
+            "batch",
+            {"num_groups": 2},
+            "batch has no learned tensor 'num_groups': it takes none. Options are the method's",
+        ),
+        ("switchable(variance=biased)", {}, "unknown variance 'biased': expected one of paper, official"),
+        ("switchable(over=layer+btach)", {}, "expected one or more different members of instance, layer"),
+        ("switchable(over=())", {}, "expected one or more different members"),
         ("switchable", {"mean_weight": torch.ones(2)}, r"mean_weight must have one value for each of .* shape \(2,\)"),
         ("switchable", {"var_weight": torch.ones(())}, "var_weight must have one value for each of instance"),
         ("batch", {"running_mean": ZEROS, "momentum": 0.1}, "got running_mean without running_var"),
         ("batch", {"running_var": ONES}, "got running_var without running_mean"),
         ("batch", {"use_running": True}, "use_running=True needs running_mean and running_var"),
         ("group", {"running_mean": ZEROS, "running_var": ONES, "momentum": 0.1}, "group .* keeps no running averages"),
-        ("ghost_batch", {"ghost_size": 0}, "ghost_size counts samples, at least 1, got 0"),
+        ("ghost_batch(ghost_size=0)", {}, "ghost_size counts samples, at least 1, got 0"),
     ],
 )
 def test_an_option_that_makes_no_sense(method: str, options: dict[str, Any], message: str) -> None:
@@ -47,17 +54,17 @@ def test_an_option_that_makes_no_sense(method: str, options: dict[str, Any], mes
         ({"weight": torch.ones(3, 6)}, r"weight should have the shape \(6,\) or \(4, 6\), got \(3, 6\)"),
         ({"bias": torch.ones(())}, "bias should contain 6 elements not 1"),
         ({"running_mean": ZEROS, "running_var": torch.ones(5)}, "running_var should contain 6 elements not 5"),
-        ({"num_groups": 0}, "Expected num groups to be greater than 0, got 0"),
-        ({"num_groups": 4}, r"divisible by num_groups, but got input of shape \[4, 6, 5\] and num_groups=4"),
+        ({"method": Group(0)}, "Expected num groups to be greater than 0, got 0"),
+        ({"method": Group(4)}, r"divisible by num_groups, but got input of shape \[4, 6, 5\] and num_groups=4"),
     ],
 )
 def test_a_tensor_of_another_size(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        normalize(X, "batch", **options)
+        normalize(X, **options)
 
 
 def test_one_member_may_be_given_by_its_name() -> None:
-    torch.testing.assert_close(normalize(X, "switchable", over="layer"), normalize(X, "layer"))
+    torch.testing.assert_close(normalize(X, "switchable(over=layer)"), normalize(X, "layer"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,7 @@ def test_a_mix_without_a_member_that_means_anything(
     with pytest.raises(InputError, match="every member would rest on a single value"):
         layer(torch.randn(shape))
     with pytest.raises(InputError, match="every member would rest on a single value"):
-        normalize(torch.randn(shape), "switchable", over=over, num_groups=shape[1])
+        normalize(torch.randn(shape), Switchable(over, num_groups=shape[1]))
     if over == ("batch",):
         assert layer.eval()(torch.randn(shape)).std() > 0.1
 
@@ -169,28 +176,27 @@ def test_the_short_way_gives_what_the_long_way_gives(
 ) -> None:
     torch.manual_seed(0)
     x, w, b = torch.randn(3, 6, 5, dtype=dtype), torch.rand(6).to(dtype), torch.randn(6).to(dtype)
-    wide = ops.accumulation_dtype(dtype)
+    wide = kernels.accumulation_dtype(dtype)
 
     def results() -> list[torch.Tensor]:
         counts = torch.zeros(2, dtype=torch.long)
         averages = {"running_mean": torch.zeros(6, dtype=wide), "running_var": torch.ones(6, dtype=wide)}
         moving = averages | {"momentum": 0.1, "skipped": counts[0], "tracked": counts[1]}
         leaves = [t.clone().requires_grad_() for t in (x, w, b)]
-        given = {"weight": leaves[1], "bias": leaves[2], "num_groups": 2, "activation": activation}
-        y = normalize(leaves[0], method, **given, **(moving if method == "batch" else {}))  # type: ignore[arg-type]
+        given = {"weight": leaves[1], "bias": leaves[2], "activation": activation}
+        row, _ = METHODS[method].taking({"num_groups": 2})
+        y = normalize(leaves[0], row, **given, **(moving if method == "batch" else {}))  # type: ignore[arg-type]
         first = torch.autograd.grad(y.pow(2).sum(), leaves, create_graph=True)
         again = torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)
-        fused = torch.autograd.grad(normalize(leaves[0], method, **given).sum(), leaves)  # type: ignore[arg-type]
+        fused = torch.autograd.grad(normalize(leaves[0], row, **given).sum(), leaves)  # type: ignore[arg-type]
         return [y, *first, *again, *fused, *averages.values(), counts]
 
     taken = []
-    monkeypatch.setattr(
-        functional, "normalize_at_once", lambda *args: taken.append(normalize_at_once(*args)) or taken[-1]
-    )
+    monkeypatch.setattr(functional, "at_once", lambda *args: taken.append(at_once(*args)) or taken[-1])
     short = results()
     assert len(taken) == 2
     assert all(y is not None for y in taken)
-    monkeypatch.setattr(functional, "normalize_at_once", lambda *_: None)
+    monkeypatch.setattr(functional, "at_once", lambda *_: None)
     torch.testing.assert_close(short, results(), rtol=0, atol=0)
 
 

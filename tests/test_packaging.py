@@ -107,7 +107,7 @@ def test_an_install_line_of_the_readme(arguments: str, clone: Path, bare: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     # The packages that it depends on are this environment's; run in another folder than the sources' own.
     packages = [site, *(path for path in sys.path if path.endswith("packages"))]
-    code = "import normwise.cli, normwise.ops.native as n; print(normwise.__file__, n.why_not(), sep='; ')"
+    code = "import normwise.cli, normwise.kernels.cpu.native as n; print(normwise.__file__, n.why_not(), sep='; ')"
     used = run(bare, "-c", code, cwd=bare.parent, PYTHONPATH=os.pathsep.join(map(str, packages)))
     assert used.returncode == 0, used.stderr
     assert str(bare.parents[1]) in used.stdout
@@ -148,7 +148,7 @@ def test_what_was_compiled_is_not_compiled_again(clone: Path, tmp_path: Path) ->
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "editable")]
     assert run(*PIP, "install", *options, "--editable", ".", cwd=clone, **NO_COMPILER).returncode == 0
     assert {path.name for path in (clone / "src/normwise/ops").glob("*.so")} == built
-    for source in (clone / "src/normwise/ops/csrc").rglob("*.cpp"):
+    for source in (clone / "src/normwise/kernels/cpu/csrc").rglob("*.cpp"):
         source.touch()
     (clone / "src/normwise/mixes.py").unlink()
     outdated = wheel("second")

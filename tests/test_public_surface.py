@@ -59,7 +59,7 @@ def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
         # Commands carry their examples in the help text, and the module level of the command line is not a library.
         if (
             not hasattr(module, "__all__")
-            or name == "normwise.ops"
+            or name == "normwise.kernels"
             or is_record
             or is_protocol
             or thing.__module__.endswith(("cli", "commands"))

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 import normwise
 from normwise import nn
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
-from normwise.methods import METHODS
+from normwise.methods import METHODS, BatchRenorm, Layer
 from normwise.parametrize import spectral_norm, weight_standardization
 from oracles import ORACLES, Parameters
 from oracles_relatives import ghost_batch, renormalized
 
 CHANNELS = 4
-RELATIVES = ["batch_renorm", "ghost_batch", "mean_only_batch", "batch_instance", "filter_response"]
+RELATIVES = [name for name, m in METHODS.items() if m.pools and not m.mix(stored=False)]
 RNG = np.random.default_rng(0)
 PARAMETERS = Parameters(weight=RNG.normal(size=CHANNELS), bias=RNG.normal(size=CHANNELS))
 MEAN, VAR = RNG.normal(size=CHANNELS), RNG.uniform(0.5, 2, CHANNELS)
@@ -44,7 +44,7 @@ def close(ours: torch.Tensor, oracle: np.ndarray, tolerance: float = 1e-10) -> N
 def test_batch_renorm_is_the_papers_formula(limits: tuple[float, float]) -> None:
     x = data(6, CHANNELS, 3)
     stored = {"running_mean": torch.from_numpy(MEAN.copy()), "running_var": torch.from_numpy(VAR.copy())}
-    y = normalize(x, "batch_renorm", limits=limits, **stored, **affine())
+    y = normalize(x, BatchRenorm(*limits), **stored, **affine())
     close(y, renormalized(x.numpy(), PARAMETERS, MEAN, VAR, *limits))
     if limits[0] == 100:  # unclipped, it is evaluation's formula already in training
         close(y, normalize(x, "batch", use_running=True, **stored, **affine()).numpy())
@@ -53,7 +53,7 @@ def test_batch_renorm_is_the_papers_formula(limits: tuple[float, float]) -> None
 def test_batch_renorm_holds_r_and_d_constant_backward() -> None:
     x = data(6, CHANNELS, 3).requires_grad_()
     stored = {"running_mean": torch.from_numpy(MEAN.copy()), "running_var": torch.from_numpy(VAR.copy())}
-    normalize(x, "batch_renorm", limits=(1.5, 0.4), **stored, **affine()).square().sum().backward()
+    normalize(x, BatchRenorm(1.5, 0.4), **stored, **affine()).square().sum().backward()
 
     z = data(6, CHANNELS, 3).requires_grad_()
     mean, sigma = z.mean((0, 2), keepdim=True), torch.sqrt(z.var((0, 2), correction=0, keepdim=True) + 1e-5)
@@ -66,7 +66,7 @@ def test_batch_renorm_holds_r_and_d_constant_backward() -> None:
     torch.testing.assert_close(x.grad, z.grad, rtol=1e-9, atol=1e-9)
 
 
-def test_batch_renorm_starts_as_batch_norm_and_is_let_off_the_leash() -> None:
+def test_batch_renorm_starts_as_batch_norm_and_follows_the_averages_more_and_more() -> None:
     layer, plain = nn.BatchRenorm(CHANNELS, warmup=2, dtype=torch.float64), nn.BatchNorm1d(CHANNELS).double()
     differences = []
     for step in range(3):
@@ -96,11 +96,12 @@ def test_ghosts_of_any_size(samples: int, size: int, space: int) -> None:
 @pytest.mark.parametrize("method", RELATIVES)
 def test_masks_equal_the_unpadded_data(method: str) -> None:
     x, lengths = data(4, CHANNELS, 6), torch.tensor([6, 6, 6, 6])
-    extra = {"extra": torch.linspace(0.1, 0.9, CHANNELS).double()} if method == "batch_instance" else {}
+    row, _ = METHODS[method].taking({"ghost_size": 2})
+    learned = {name: torch.linspace(0.1, 0.9, CHANNELS).double() for name in row.learned}
     dirty = torch.nn.functional.pad(x, (0, 3), value=float("nan")).requires_grad_()
-    y = normalize(dirty, method, lengths=lengths, ghost_size=2, **affine(), **extra)
+    y = normalize(dirty, row, lengths=lengths, **affine(), **learned)
     leaf = x.clone().requires_grad_()
-    plain = normalize(leaf, method, ghost_size=2, **affine(), **extra)
+    plain = normalize(leaf, row, **affine(), **learned)
     torch.testing.assert_close(y[..., :6], plain, rtol=1e-9, atol=1e-9)
     y[..., :6].square().sum().backward()
     plain.square().sum().backward()
@@ -150,7 +151,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_named(kind: str) -> None:
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_the_factory_builds_layers_that_train_and_evaluate(method: str, dim: int) -> None:
     layer = nn.norm_layer(method, dim)(CHANNELS)
-    assert set(METHODS[method].parameters) <= {name for name, _ in layer.named_parameters()}
+    assert set(METHODS[method].learned) <= {name for name, _ in layer.named_parameters()}
     x = torch.randn(6, CHANNELS, *(3,) * dim)
     for _ in range(3):
         layer(x).square().sum().backward()
@@ -185,15 +186,15 @@ def test_filter_response_threshold() -> None:
 @pytest.mark.parametrize(("method", "axes"), [("batch", (0, 2)), ("layer", (1, 2)), ("instance", (2,))])
 def test_parts_of_any_method(method: str, axes: tuple[int, ...]) -> None:
     x = data(3, CHANNELS, 5)
-    torch.testing.assert_close(normalize(x, method, parts="mean"), x - x.mean(axes, keepdim=True))
+    torch.testing.assert_close(normalize(x, f"{method}(parts=mean)"), x - x.mean(axes, keepdim=True))
     root_mean_square = torch.sqrt(x.square().mean(axes, keepdim=True) + 1e-5)
-    torch.testing.assert_close(normalize(x, method, parts="scale"), x / root_mean_square)
-    assert torch.autograd.gradcheck(lambda t: normalize(t, method, parts="scale"), x.requires_grad_())
+    torch.testing.assert_close(normalize(x, f"{method}(parts=scale)"), x / root_mean_square)
+    assert torch.autograd.gradcheck(lambda t: normalize(t, f"{method}(parts=scale)"), x.requires_grad_())
 
 
 def test_rms_norm_is_the_scale_part_of_layer_norm() -> None:
     x = data(6, 8)
-    torch.testing.assert_close(normalize(x, "layer", parts="scale"), torch.nn.functional.rms_norm(x, (8,), eps=1e-5))
+    torch.testing.assert_close(normalize(x, Layer(parts="scale")), torch.nn.functional.rms_norm(x, (8,), eps=1e-5))
 
 
 def test_frozen_batch_norm_never_moves() -> None:

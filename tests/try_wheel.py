@@ -12,7 +12,7 @@ import torch
 
 import normwise
 from normwise import nn as nnw
-from normwise.ops import native
+from normwise.kernels.cpu import native
 
 
 def main() -> None:

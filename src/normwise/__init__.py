@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from normwise import (
         advice,
         claims,
+        core,
         errors,
         findings,
         functional,
+        kernels,
         methods,
-        moments,
         nn,
-        ops,
         outcomes,
         parametrize,
         probe,
@@ -49,7 +49,7 @@ _NAMES = {
     "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("advice", "claims", "errors", "findings", "moments", "ops", "outcomes", "records", "report", *_NAMES)
+_MODULES = ("advice", "claims", "core", "errors", "findings", "kernels", "outcomes", "records", "report", *_NAMES)
 
 __all__ = [
     "METHODS",
@@ -62,6 +62,7 @@ __all__ = [
     "claims",
     "compare",
     "convert",
+    "core",
     "diagnose",
     "errors",
     "findings",
@@ -71,13 +72,12 @@ __all__ = [
     "harden",
     "importance",
     "inspect",
+    "kernels",
     "load_published",
     "methods",
-    "moments",
     "nn",
     "norm_layer",
     "normalize",
-    "ops",
     "outcomes",
     "param_groups",
     "parametrize",

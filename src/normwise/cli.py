@@ -242,9 +242,9 @@ def methods() -> None:
 @app.command
 def env() -> None:
     """Say which versions and kernels are in use here, and how to get the native ones."""
-    from normwise import ops
+    from normwise import kernels
 
-    facts = {"normwise": __version__, **ops.describe_environment()}
+    facts = {"normwise": __version__, **kernels.describe_environment()}
     width = max(map(len, facts))
     for title, value in facts.items():
         print(f"{title:<{width}}  {value}")

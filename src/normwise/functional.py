@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from normwise import ops
-from normwise.composite import elements_per_cell, needs_plain_graph
-from normwise.distributed import Sync
-from normwise.engine import run
+from normwise import kernels
+from normwise.core.autograd import elements_per_cell
+from normwise.core.distributed import Sync
+from normwise.core.method import Context, Method, elements_behind
+from normwise.core.moments import Moments, may_move, transforming, update_running
+from normwise.core.route import Running, at_once, needs_plain_graph, normalized, numbered
 from normwise.errors import InputError
-from normwise.methods import PARTS, Inputs, Method, elements_behind, known_members, known_variance, method_named
-from normwise.mixes import Running, normalize_at_once
-from normwise.moments import Moments, may_move, transforming, update_running
+from normwise.methods import method_named
 
 __all__ = ["normalize", "real_elements", "transforming"]
 
@@ -22,37 +22,28 @@ __all__ = ["normalize", "real_elements", "transforming"]
 @torch.fx.wrap
 def normalize(
     x: Tensor,
-    method: str | Method = "batch",
+    method: str | Method | type[Method] = "batch",
     *,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    num_groups: int = 1,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     use_running: bool = False,
     momentum: float | Tensor | None = None,
     skipped: Tensor | None = None,
     tracked: Tensor | None = None,
-    over: tuple[str, ...] = ("instance", "layer", "batch"),
-    mean_weight: Tensor | None = None,
-    var_weight: Tensor | None = None,
-    variance: str = "paper",
-    logits: bool = True,
     activation: str | None = None,
     slope: float = 0.01,
     mask: Tensor | None = None,
     lengths: Tensor | None = None,
     sync: Sync | None = None,
-    parts: str = "both",
-    extra: Tensor | None = None,
-    limits: tuple[float | Tensor, float | Tensor] = (3.0, 5.0),
-    ghost_size: int = 32,
+    **learned: Tensor | None,
 ) -> Tensor:
     """Normalize ``x`` by one method of the family: ``y = act((x − center) · scale + shift)``.
 
     ``center``, ``scale`` and ``shift`` are what the method makes of the means and variances of the cells ``x[n, c]``;
-    the formula and source of each method stand with its function in :mod:`normwise.methods`. Statistics are held in
+    the formula and source of each method stand with its class in :mod:`normwise.methods`. Statistics are held in
     float32 at least, whatever the dtype of ``x``.
 
     Under ``mask`` or ``lengths`` the result is that of the unpadded data: padding, whatever stands in it, touches
@@ -61,11 +52,11 @@ def normalize(
 
     Args:
         x: (N, C, ...) with any number of spatial axes, none included; float16, bfloat16, float32 or float64.
-        method: a key of ``METHODS``, or a :class:`normwise.methods.Method` of your own.
+        method: a method with its options, such as ``Group(num_groups=8)``, of :mod:`normwise.methods` or of your own;
+            or a key of ``METHODS``, with options where need be: ``"group(num_groups=8)"``.
         weight: (C,), or (N, C) to differ between samples; default 1.
         bias: (C,) or (N, C), default 0.
         eps: added to the variance.
-        num_groups: of group normalization and of a switchable mix's group member; divides C.
         running_mean: (C,), the running averages; with ``running_var``.
         running_var: (C,).
         use_running: normalize by the running averages instead of the batch (evaluation), where the method keeps any.
@@ -74,21 +65,15 @@ def normalize(
         skipped: an integer tensor (); with it, a batch whose statistics are not finite leaves the running averages as
             they are and is counted here.
         tracked: an integer tensor (), which counts the batches that moved the running averages, and empty ones.
-        over: the members of a switchable mix.
-        mean_weight: (K,), logits of the softmax mix of means; default equal.
-        var_weight: (K,), logits of the softmax mix of variances; default equal.
-        variance: ``"paper"`` or ``"official"``, of a switchable mix.
-        logits: ``False`` where ``mean_weight`` and ``var_weight`` are shares that sum to 1, and not logits.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, applied to the result.
         slope: of ``"leaky_relu"``.
         mask: bool, ``True`` where an element is real: (N, *spatial) for all channels alike, or anything that
             broadcasts to ``x``, such as (N, 1, *spatial).
         lengths: (N,) integers: the elements of each sample along the last axis that are real. Not with ``mask``.
         sync: share the batch's statistics with other processes, all of which must then make this call.
-        parts: ``"both"``; or only the ``"mean"``, or only the ``"scale"``: the root mean square about 0.
-        extra: a further learned tensor of the method: the (C,) gate of ``"batch_instance"``, within [0, 1].
-        limits: of ``"batch_renorm"``: (r_max, d_max).
-        ghost_size: of ``"ghost_batch"``: samples that share statistics.
+        **learned: the method's learned tensors beside weight and bias, by the names in its ``learned``:
+            ``mean_weight`` and ``var_weight`` of a switchable mix, the ``gate`` of batch-instance normalization. One
+            that is not given is what it begins as.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``.
@@ -107,78 +92,77 @@ def normalize(
         >>> normalize(torch.tensor([[[1.0, 3.0, 99.0]]]), "instance", lengths=torch.tensor([2]), eps=0.0)
         tensor([[[-1.,  1.,  0.]]])
     """
-    if mask is lengths is sync is None and parts == "both" and variance == "paper":
-        # The ordinary call, which takes a small tensor less time than the checks below.
-        running = population = None
-        if running_mean is not None and running_var is not None:
-            if use_running:
-                population = (running_mean, running_var)
-            elif momentum is not None:
-                running = Running(running_mean, running_var, momentum, skipped, tracked)
-        if running or population or (running_mean is running_var is None and not use_running):
-            options = (num_groups, weight, bias, eps, activation, slope, running, population)
-            if method == "switchable":
-                y = normalize_at_once(x, over, mean_weight, var_weight, logits, *options)
-            else:
-                y = normalize_at_once(x, method, None, None, True, *options)
-            if y is not None:
-                return y
-    row = method_named(method) if isinstance(method, str) else method
+    row = method if isinstance(method, Method) else method_named(method)
+    running = None
+    if momentum is not None and not use_running and running_mean is not None and running_var is not None:
+        running = Running(running_mean, running_var, momentum, skipped, tracked)
+    averages = (running_mean, running_var) if use_running else None
+    used = running is not None or use_running or running_mean is running_var is None
+    if mask is lengths is sync is None and used and learned.keys() <= row.learned.keys():
+        y = _plainly(x, row, weight, bias, eps, activation, slope, running, averages, learned)
+        if y is not None:
+            return y
     refuse_nested(x)
     _check_running(row, running_mean, running_var, use_running, momentum)
+    given = {name: t for name, t in learned.items() if t is not None} if learned else {}
+    keep = real_elements(x, mask, lengths)
+    _check_fits(x, row, {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias})
+    if given:
+        _check_learned(x, row, given)
+    kernels.known_activation(activation)
     stored = None
     if running_mean is not None and running_var is not None and (use_running or row.reads_reference):
-        dtype = ops.accumulation_dtype(x.dtype)
+        dtype = kernels.accumulation_dtype(x.dtype)
         # Copies where there is a backward pass: the next training step may change the buffers before it runs.
         copy = torch.is_grad_enabled() or needs_plain_graph()
         mean, var = (t.to(dtype, copy=copy).unsqueeze(0) for t in (running_mean, running_var))
         stored = Moments(mean, var)
-    keep = real_elements(x, mask, lengths)
-    mixes = "mean_weight" in row.parameters
-    inputs = Inputs(
-        weight,
-        bias,
-        eps,
-        num_groups,
-        population=stored if use_running else None,
-        over=known_members(over) if mixes else over,
-        mean_weight=mean_weight,
-        var_weight=var_weight,
-        variance=variance,
-        mask=keep,
-        logits=logits,
-        exchange=None if sync is None else sync.exchange(),
-        parts=parts,
-        extra=extra,
-        reference=None if use_running else stored,
-        limits=limits,
-        ghost_size=ghost_size,
-    )
-    _check_fits(x, inputs, running_mean, running_var)
-    _check_options(inputs, mixes)
-    ops.known_activation(activation)
-    _check_defined(x, row, inputs)
+    exchange = None if sync is None else sync.exchange()
+    population, reference = (stored, None) if use_running else (None, stored)
+    context = Context(weight, bias, eps, population, reference, exchange)
+    _check_defined(x, row, context)
     if keep is not None:
         # Filled before, so that nothing in the padding can spread, and after, which also cuts off its gradient.
         x = torch.where(keep, x, 0)
     # A rank without data still learns what the others saw.
-    some = x.numel() > 0 or inputs.exchange is not None
-    running = None
-    if not use_running and momentum is not None and running_mean is not None and running_var is not None:
-        moves = may_move((running_mean, running_var, tracked), (x, keep))
-        if moves and some:
-            running = Running(running_mean, running_var, momentum, skipped, tracked)
-        elif moves and tracked is not None:
-            tracked.add_(1)  # as in torch
-    y, cells = run(x, row, inputs, activation, slope, running)
+    some = x.numel() > 0 or exchange is not None
+    moves = running is not None and may_move((running_mean, running_var, tracked), (x, keep))
+    if moves and not some and tracked is not None:
+        tracked.add_(1)  # as in torch
+    running = running if moves and some else None
+    y, cells = normalized(x, row, context, given, keep, activation, slope, running)
     if keep is not None:
         y = torch.where(keep, y, 0)
     if running is not None and cells is not None:
-        assert row.track is not None  # checked at the start
-        update_running(
-            running.mean, running.var, row.track(cells, inputs), running.momentum, running.skipped, running.tracked
-        )
+        moved = (running.momentum, running.skipped, running.tracked)
+        update_running(running.mean, running.var, row.track(cells, context), *moved)
     return y
+
+
+def _plainly(
+    x: Tensor,
+    method: Method,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: Running | None,
+    population: tuple[Tensor | None, Tensor | None] | None,
+    learned: Mapping[str, Tensor | None],
+) -> Tensor | None:
+    """By the C++ library, before all checks, which take a small tensor longer than that."""
+    if torch.compiler.is_compiling() or not x.is_cpu or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
+        return None
+    stored = population is not None and None not in population
+    pools = numbered(method, x.shape[1], stored)
+    if pools is None or (population is not None and not stored) or ((running or population) and 0 not in pools):
+        return None
+    if not learned:
+        return at_once(x, pools, weight, bias, eps, activation, slope, running, population)
+    mix = method.mix(stored)
+    shares = (learned.get("mean_weight"), learned.get("var_weight"), mix is None or mix.logits)
+    return at_once(x, pools, weight, bias, eps, activation, slope, running, population, *shares)
 
 
 def real_elements(x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor | None:
@@ -214,7 +198,7 @@ def _broadcastable(x: Tensor, mask: Tensor) -> Tensor:
     shape = tuple(mask.shape)
     if mask.ndim == x.ndim - 1:
         mask = mask.unsqueeze(1)
-    if mask.ndim != x.ndim or any(m not in (1, size) for m, size in zip(mask.shape, x.shape, strict=True)):
+    if mask.ndim != x.ndim or [m for m, size in zip(mask.shape, x.shape, strict=True) if m not in (1, size)]:
         N, space = x.shape[0], tuple(x.shape[2:])
         raise InputError(
             f"mask of shape {shape} does not fit an input of shape {tuple(x.shape)}: expected {(N, *space)}, or "
@@ -268,41 +252,41 @@ def _check_running(
             raise InputError(
                 "use_running=True needs running_mean and running_var: give both, or normalize by the batch"
             )
-    elif row.track is None and momentum is not None:
+    elif not row.tracks and momentum is not None:
         raise InputError(f"{row.name} normalization keeps no running averages to move: leave momentum out")
 
 
-def _check_options(p: Inputs, mixes: bool) -> None:
-    if p.parts not in PARTS:
-        raise InputError(f"unknown parts {p.parts!r}: expected one of {', '.join(PARTS)}")
-    if p.ghost_size < 1:
-        raise InputError(f"ghost_size counts samples, at least 1, got {p.ghost_size}")
-    if not mixes:
-        return
-    known_variance(p.variance)
-    for name, weights in (("mean_weight", p.mean_weight), ("var_weight", p.var_weight)):
-        if weights is not None and weights.shape != (len(p.over),):
-            came = tuple(weights.shape)
-            raise InputError(f"{name} must have one value for each of {', '.join(p.over)}, got the shape {came}")
+def _check_learned(x: Tensor, row: Method, learned: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that the method does not learn, and those of another shape."""
+    for name, t in learned.items():
+        if name not in row.learned:
+            raise InputError(
+                f"{row.name} has no learned tensor {name!r}: it takes {', '.join(row.learned) or 'none'}. Options are "
+                f"the method's own: normalize(x, {type(row).__name__}({name}=...))"
+            )
+        shape = row.learned[name].shape(x.shape[1])
+        if t.shape != shape:
+            what = f"one value for each of {', '.join(row.pools)}" if row.learned[name].size else "one value a channel"
+            raise InputError(f"{name} must have {what}, the shape {shape}, got the shape {tuple(t.shape)}")
 
 
-def _check_fits(x: Tensor, inputs: Inputs, running_mean: Tensor | None, running_var: Tensor | None) -> None:
+def _check_fits(x: Tensor, row: Method, tensors: Mapping[str, Tensor | None]) -> None:
     """Refuse what torch's layers refuse, before broadcasting or promotion makes something of it."""
     if x.ndim < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     if not x.is_floating_point():
         raise NotImplementedError(f"normalization needs a floating-point input, got {x.dtype}: convert it, x.float()")
     C, dtype = x.shape[1], x.dtype
-    if inputs.num_groups < 1:
-        raise RuntimeError(f"Expected num groups to be greater than 0, got {inputs.num_groups}")
-    if C % inputs.num_groups:
+    groups = row.groups(C) if C else 1
+    if groups < 1:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {groups}")
+    if C % groups:
         raise RuntimeError(
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
-            f"{list(x.shape)} and num_groups={inputs.num_groups}"
+            f"{list(x.shape)} and num_groups={groups}"
         )
     per_channel = torch.Size((C,))
-    tensors = (running_mean, running_var, inputs.weight, inputs.bias)
-    for name, t in zip(("running_mean", "running_var", "weight", "bias"), tensors, strict=True):
+    for name, t in tensors.items():
         if t is None:
             continue
         if t.shape != per_channel:
@@ -343,19 +327,23 @@ _UNDEFINED: dict[str, _Words] = {
 }
 
 
-def _check_defined(x: Tensor, row: Method, inputs: Inputs) -> None:
+def _check_defined(x: Tensor, row: Method, given: Context) -> None:
     """Refuse what has no variance: with one element behind a statistic every input would come out as ``bias``."""
     # With two elements a cell every statistic has as many.
-    if x.numel() != x.shape[0] * x.shape[1] or not x.numel() or not row.reads_cells(inputs) or row.rests_on is None:
+    if x.numel() != x.shape[0] * x.shape[1] or not x.numel():
         return
-    if elements_behind(inputs, x.shape[0], x.shape[1], elements_per_cell(x))[row.rests_on] != 1:
+    stored, pool = given.population is not None, row.rests_on
+    if pool is None or not row.reads_cells(stored):
         return
-    if row.rests_on == "group" and x.shape[0] > 1:
+    groups, elsewhere = row.groups(x.shape[1]), stored or given.exchange is not None
+    if elements_behind(x.shape[0], x.shape[1], elements_per_cell(x), groups, elsewhere)[pool] != 1:
+        return
+    if pool == "group" and x.shape[0] > 1:
         return  # torch computes that: it erases the data, of which diagnose and advise tell
-    expected, sized, whose, remedy = _UNDEFINED[row.rests_on]
-    if row.rests_on == "group" and x.shape[1] == 1:
+    expected, sized, whose, remedy = _UNDEFINED[pool]
+    if pool == "group" and x.shape[1] == 1:
         remedy = _UNDEFINED["layer"][-1]  # a single channel has no fewer groups
-    fewer = max((g for g in range(1, inputs.num_groups) if x.shape[1] % g == 0), default=1)
+    fewer = max((g for g in range(1, groups) if x.shape[1] % g == 0), default=1)
     raise InputError(
         f"Expected more than 1 {expected} when training, got input size {sized(x.shape)}: the variance of the single "
         f"value of a {whose} is 0, and {row.name} normalization would erase the data. {remedy.format(fewer=fewer)}"

@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import normwise
 from normwise import nn
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import NormwiseWarning
 from normwise.functional import normalize
+from normwise.methods import method_named
 
 CHANNELS = 4
-LEARNED = ("weight", "bias", "mean_weight", "var_weight", "extra")
+LEARNED = ("weight", "bias", "mean_weight", "var_weight", "gate")
 
 
 def joined(counts: list[int], space: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,10 +48,12 @@ def one_step(rank: int | None, case: dict[str, Any], sync: Sync | None) -> dict[
     x, upstream = (share(t, counts, rank) for t in joined(counts, space))
     given: dict[str, Any] = parameters()
     learned = dict(given)
-    if case["method"] != "switchable":
+    method = method_named(case["method"])
+    if not method.learned:
         learned = {k: given[k] for k in ("weight", "bias")}
-    if case.get("extra"):
-        learned["extra"] = torch.linspace(0.1, 0.9, CHANNELS, dtype=torch.float64).requires_grad_()
+    if "gate" in method.learned:
+        learned = {k: given[k] for k in ("weight", "bias")}
+        learned["gate"] = torch.linspace(0.1, 0.9, CHANNELS, dtype=torch.float64).requires_grad_()
     options: dict[str, Any] = dict(case.get("options", {}))
     if "lengths" in case:
         options["lengths"] = share(torch.tensor(case["lengths"]), counts, rank)
@@ -58,7 +61,7 @@ def one_step(rank: int | None, case: dict[str, Any], sync: Sync | None) -> dict[
     running_mean, running_var = torch.zeros(CHANNELS).double(), torch.ones(CHANNELS).double()
     y = normalize(
         x,
-        case["method"],
+        method,
         running_mean=running_mean,
         running_var=running_var,
         momentum=0.3,

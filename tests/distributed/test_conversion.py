@@ -10,7 +10,7 @@ import torch
 
 import normwise
 from normwise import nn
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import InputError
 
 

@@ -34,10 +34,10 @@ def cases(*all_counts: list[int]) -> list[dict[str, Any]]:
             found.append(case(method, counts, (2, 2), options={"activation": "silu"}))
         found += [
             case("batch", counts, ()),
-            case("switchable", counts, (2, 2), options={"variance": "official"}),
+            case("switchable(variance=official)", counts, (2, 2)),
             case("batch_renorm", counts, (3,)),
             case("mean_only_batch", counts, (3,)),
-            case("batch_instance", counts, (3,), extra=True),
+            case("batch_instance", counts, (3,)),
         ]
     return found
 

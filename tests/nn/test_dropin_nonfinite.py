@@ -124,7 +124,7 @@ def test_without_a_host_to_read_the_count_the_result_is_the_same(kind: str, monk
     xs = batches(float("inf"))
     with pytest.warns(NormwiseWarning):
         [layers[0](x) for x in xs]
-    monkeypatch.setattr("normwise.moments.readable", lambda t: False)
+    monkeypatch.setattr("normwise.core.moments.readable", lambda t: False)
     monkeypatch.setattr("normwise.nn._state.readable", lambda t: False)
     for x in xs:
         layers[1](x)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import normwise.nn as ours
+from normwise import normalize
+from normwise.methods import Switchable
 
 SMALL, LARGE, FLAT = (3, 4, 5, 5), (3, 64, 41, 41), (30, 64)
 # Ours, torch's where it has one, and the shape.
@@ -85,8 +87,8 @@ def test_no_worse_than_torch(kind: str, dtype: torch.dtype, size: float, layout:
 @pytest.mark.parametrize(("dtype", "size"), CASES)
 def test_plain_torch_has_no_nan(kind: str, dtype: torch.dtype, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward pass; layer norm is torch's there."""
-    monkeypatch.setattr("normwise.ops.native.CALLS", {})
-    monkeypatch.setattr("normwise.ops.native._problem", "switched off")
+    monkeypatch.setattr("normwise.kernels.cpu.native.CALLS", {})
+    monkeypatch.setattr("normwise.kernels.cpu.native._problem", "switched off")
     mine, _, shape = LAYERS[kind]
     layer = mine().to(dtype)
     assert step(layer, values(shape, dtype, size))[0].isfinite().all()
@@ -118,13 +120,7 @@ def test_what_is_not_finite_stays_so(kind: str, bad: float) -> None:
 def test_a_member_without_a_share_has_no_part_in_an_overflow() -> None:
     x = values(SMALL, torch.float32, 1.0)
     x[0] *= 1e25  # the instance statistics of the other samples are finite, the batch's are not
-    options = {"mean_weight": torch.tensor([1.0, 0.0]), "var_weight": torch.tensor([1.0, 0.0]), "logits": False}
-    y = ours_normalize(x, over=("instance", "batch"), **options)
+    shares = {"mean_weight": torch.tensor([1.0, 0.0]), "var_weight": torch.tensor([1.0, 0.0])}
+    y = normalize(x, Switchable(("instance", "batch"), logits=False), **shares)
     torch.testing.assert_close(y[1:], nn.functional.instance_norm(x[1:]))
     assert y.isfinite().all()
-
-
-def ours_normalize(x: torch.Tensor, **options: object) -> torch.Tensor:
-    from normwise import normalize
-
-    return normalize(x, "switchable", **options)  # type: ignore[arg-type]

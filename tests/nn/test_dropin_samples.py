@@ -11,6 +11,7 @@ import torch
 from namesakes import NAMESAKES, ModuleErrorEnum, ModuleInfo, ModuleInput, module_db, op_db
 
 import normwise
+from normwise.methods import Group
 
 INFOS = {info.module_cls: info for info in module_db if info.module_cls in NAMESAKES}
 LAZY = {cls for cls in NAMESAKES if "Lazy" in cls.__name__}
@@ -218,7 +219,7 @@ def instance_norm(
 
 
 def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
-    return normwise.normalize(x, "group", num_groups=num_groups, weight=weight, bias=bias, eps=eps)
+    return normwise.normalize(x, Group(num_groups), weight=weight, bias=bias, eps=eps)
 
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import normwise.nn as ours
+from normwise.core.moments import Moments, update_running
 from normwise.errors import NormwiseWarning
-from normwise.moments import Moments, update_running
 
 C = 512  # so many variances that their sum passes what float16 holds
 TRACKING = {
@@ -32,8 +32,8 @@ def batch(dtype: torch.dtype, std: float = 20.0) -> torch.Tensor:
 
 
 def without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normwise.ops.native.CALLS", {})
-    monkeypatch.setattr("normwise.ops.native._problem", "switched off")
+    monkeypatch.setattr("normwise.kernels.cpu.native.CALLS", {})
+    monkeypatch.setattr("normwise.kernels.cpu.native._problem", "switched off")
 
 
 def averages_follow(layer: nn.Module, call: nn.Module, dtype: torch.dtype) -> None:
@@ -73,7 +73,7 @@ def test_running_averages_move_where_nothing_is_read(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_native_kernels(monkeypatch)
-    monkeypatch.setattr("normwise.moments.readable", lambda t: False)
+    monkeypatch.setattr("normwise.core.moments.readable", lambda t: False)
     layer = TRACKING[kind]().to(dtype)
     averages_follow(layer, layer, dtype)
 

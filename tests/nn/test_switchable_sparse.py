@@ -8,9 +8,9 @@ import torch
 from mixes import oracle, settled, shaken
 from torch import nn
 
-from normwise import methods, ops
+from normwise import kernels, methods
+from normwise.core.moments import sparsemax, sparsestmax
 from normwise.errors import InputError
-from normwise.moments import sparsemax, sparsestmax
 from normwise.nn import (
     SwitchableNorm2d,
     importance,
@@ -110,7 +110,7 @@ def test_dead_members_are_not_computed_in_evaluation(monkeypatch, leave_kernels_
     layer = settled("batch")
     expected = nn.functional.batch_norm(x, layer.running_mean, layer.running_var)
     leave_kernels_out()
-    monkeypatch.setattr(ops, "moments", dead)
+    monkeypatch.setattr(kernels, "moments", dead)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 

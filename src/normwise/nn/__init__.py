@@ -1,5 +1,6 @@
 """Layers with torch.nn's names and signatures, and the switchable ones."""
 
+from normwise.methods import groups_for, parse_spec
 from normwise.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -8,8 +9,8 @@ from normwise.nn.batchnorm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from normwise.nn.factory import NormFactory, check_spec, norm_layer, parse_spec
-from normwise.nn.groupnorm import GroupNorm, groups_for
+from normwise.nn.factory import NormFactory, check_spec, norm_layer
+from normwise.nn.groupnorm import GroupNorm
 from normwise.nn.instancenorm import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -19,6 +20,7 @@ from normwise.nn.instancenorm import (
     LazyInstanceNorm3d,
 )
 from normwise.nn.layernorm import LayerNorm, RMSNorm
+from normwise.nn.norm import Norm
 from normwise.nn.optim import param_groups
 from normwise.nn.published import load_published, read_published
 from normwise.nn.recurrent import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
@@ -72,6 +74,7 @@ __all__ = [
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
     "MeanOnlyBatchNorm",
+    "Norm",
     "NormFactory",
     "RMSNorm",
     "SwitchableNorm",

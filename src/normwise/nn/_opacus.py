@@ -39,10 +39,7 @@ def _validate_by_method(layer: Any) -> list[Exception]:
 
 
 def _mixes_samples(layer: Any) -> bool:
-    from normwise.methods import METHODS
-
-    members = getattr(layer, "over", None) or (getattr(layer, "method", ""),)
-    return any(name not in METHODS or METHODS[name].running for name in members)
+    return bool(layer.method.over_samples)
 
 
 def _fix(layer: Any, **options: Any) -> nn.Module:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.composite import needs_plain_graph
+from normwise.core.autograd import Fused, Tensors
+from normwise.core.route import needs_plain_graph
 
 State = tuple[Tensor, ...]
 # Gives what is normalized, the mean and 1/std.
@@ -178,7 +179,7 @@ def walk(
     if needs_plain_graph() or not torch.is_grad_enabled():
         output, last, _ = _plain_walk(cell, x, state, parameters, batch_sizes, eps, keep=False)
         return output, last
-    output, *ends = _Walk.apply(cell, tuple(batch_sizes), eps, len(state), x, *state, *parameters)
+    output, *ends = Fused.apply(_Walk(cell, batch_sizes, eps, len(state)), x, *state, *parameters)
     return output, tuple(ends)
 
 
@@ -202,64 +203,50 @@ def _plain_walk(
     return torch.cat(outputs, -2), state, record
 
 
-class _Walk(torch.autograd.Function):
-    """The walk as one node."""
+class _Walk:
+    """The walk as one node: of the input's part, the initial state and the parameters."""
 
-    @staticmethod
-    def forward(ctx: Any, cell: Cell, batch_sizes: tuple[int, ...], eps: float, states: int, *tensors: Tensor) -> Any:
-        x, state, parameters = tensors[0], tensors[1 : 1 + states], tensors[1 + states :]
-        output, last, record = _plain_walk(cell, x, state, parameters, batch_sizes, eps, keep=True)
-        ctx.cell, ctx.batch_sizes, ctx.eps, ctx.states = cell, batch_sizes, eps, states
-        ctx.kept_per_step = len(record[0][1])
-        flat = [t for before, kept in record for t in (*before, *kept)]
-        ctx.save_for_backward(*tensors, *flat)
+    def __init__(self, cell: Cell, batch_sizes: Sequence[int], eps: float, states: int) -> None:
+        self.cell, self.batch_sizes, self.eps, self.states = cell, batch_sizes, eps, states
+        self.kept_per_step = 0
+
+    def forward(self, *tensors: Any) -> tuple[State, Tensors]:
+        output, last, record = _plain_walk(self.cell, *self._parts(tensors), self.batch_sizes, self.eps, keep=True)
+        self.kept_per_step = len(record[0][1])
         # A single step's output is its state: an autograd function must not return one tensor twice.
-        return output, *(s.clone() if s is output else s for s in last)
+        results = (output, *(s.clone() if s is output else s for s in last))
+        return results, [t for before, kept in record for t in (*before, *kept)]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        saved = ctx.saved_tensors
-        inputs = len(ctx.needs_input_grad) - 4
-        tensors, flat = saved[:inputs], saved[inputs:]
-        if torch.is_grad_enabled():
-            found = _differentiable_backward(ctx, tensors, grads)
-        else:
-            found = _fused_backward(ctx, tensors, flat, grads)
-        return None, None, None, None, *found
+    def formula(self, tensors: Any, kept: Any) -> State:
+        output, last, _ = _plain_walk(self.cell, *self._parts(tensors), self.batch_sizes, self.eps, keep=False)
+        return output, *last
 
+    def backward(self, grads: Any, tensors: Any, flat: Any, wanted: Sequence[bool]) -> list[Tensor | None]:
+        states, stride = self.states, self.states + self.kept_per_step
+        parameters = tensors[1 + states :]
+        by_step = grads[0].split(list(self.batch_sizes), -2)
+        last, running = grads[1:], 0
+        grad_state: State = tuple(g[..., :0, :] for g in last)
+        rows: list[State] = []
+        hidden: list[Tensor] = []
+        for t in reversed(range(len(self.batch_sizes))):
+            size = self.batch_sizes[t]
+            if size > running:
+                # Sequences that end here join with the gradient of their last state.
+                joining = [(g, end[..., running:size, :]) for g, end in zip(grad_state, last, strict=True)]
+                grad_state = tuple(torch.cat(pair, -2) if running else pair[1] for pair in joining)
+                running = size
+            before = flat[t * stride : t * stride + states]
+            kept = flat[t * stride + states : (t + 1) * stride]
+            incoming = (grad_state[0] + by_step[t], *grad_state[1:])
+            grad_state, grad_x, row = self.cell.step_backward(incoming, before, parameters, kept)
+            rows.append((grad_x, *row))
+            hidden.append(before[0])
+        joined = [torch.cat(column[::-1], -2) for column in zip(*rows, strict=True)]
+        grad_parameters: list[Tensor] = [None] * len(parameters)  # type: ignore[list-item]
+        if any(wanted[1 + states :]):
+            grad_parameters = self.cell.reduce(joined, torch.cat(hidden[::-1], -2), parameters)
+        return [joined[0], *grad_state, *grad_parameters]
 
-def _differentiable_backward(ctx: Any, tensors: State, grads: State) -> list[Tensor | None]:
-    """With ``create_graph=True``: differentiate the plain walk, whose gradient has gradients of its own."""
-    parts = tensors[0], tensors[1 : 1 + ctx.states], tensors[1 + ctx.states :]
-    output, last, _ = _plain_walk(ctx.cell, *parts, ctx.batch_sizes, ctx.eps, keep=False)
-    wanted = [t for t, want in zip(tensors, ctx.needs_input_grad[4:], strict=True) if want]
-    found = iter(torch.autograd.grad([output, *last], wanted, grads, create_graph=True, allow_unused=True))
-    return [next(found) if want else None for want in ctx.needs_input_grad[4:]]
-
-
-def _fused_backward(ctx: Any, tensors: State, flat: State, grads: State) -> list[Tensor | None]:
-    states, stride = ctx.states, ctx.states + ctx.kept_per_step
-    parameters = tensors[1 + states :]
-    by_step = grads[0].split(list(ctx.batch_sizes), -2)
-    last, running = grads[1:], 0
-    grad_state: State = tuple(g[..., :0, :] for g in last)
-    rows: list[State] = []
-    hidden: list[Tensor] = []
-    for t in reversed(range(len(ctx.batch_sizes))):
-        size = ctx.batch_sizes[t]
-        if size > running:
-            # Sequences that end here join with the gradient of their last state.
-            joining = [(g, end[..., running:size, :]) for g, end in zip(grad_state, last, strict=True)]
-            grad_state = tuple(torch.cat(pair, -2) if running else pair[1] for pair in joining)
-            running = size
-        before = flat[t * stride : t * stride + states]
-        kept = flat[t * stride + states : (t + 1) * stride]
-        incoming = (grad_state[0] + by_step[t], *grad_state[1:])
-        grad_state, grad_x, row = ctx.cell.step_backward(incoming, before, parameters, kept)
-        rows.append((grad_x, *row))
-        hidden.append(before[0])
-    joined = [torch.cat(column[::-1], -2) for column in zip(*rows, strict=True)]
-    grad_parameters: list[Tensor] = [None] * len(parameters)  # type: ignore[list-item]
-    if any(ctx.needs_input_grad[5 + states :]):
-        grad_parameters = ctx.cell.reduce(joined, torch.cat(hidden[::-1], -2), parameters)
-    return [joined[0], *grad_state, *grad_parameters]
+    def _parts(self, tensors: State) -> tuple[Tensor, State, State]:
+        return tensors[0], tensors[1 : 1 + self.states], tensors[1 + self.states :]

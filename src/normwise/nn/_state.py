@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
 
-from normwise import ops
-from normwise.distributed import Sync
+from normwise import kernels
+from normwise.core.distributed import Sync
+from normwise.core.method import Method
+from normwise.core.moments import may_move, readable
+from normwise.core.route import at_once
 from normwise.errors import InputError, NormwiseWarning
 from normwise.functional import normalize
-from normwise.mixes import normalize_at_once
-from normwise.moments import may_move, readable
 from normwise.nn._eps import Eps, eps_of
 from normwise.nn._opacus import tell_opacus
 
@@ -127,6 +128,7 @@ class TrackingNorm(_NormBase):
     on an accelerator and in compiled code, when :meth:`train` or ``eval`` is called next.
     """
 
+    method: Any
     skip_nonfinite: bool
     activation: str | None = None
     eps = Eps()
@@ -200,20 +202,17 @@ class TrackingNorm(_NormBase):
             stacklevel=3,
         )
 
-    def _ordinarily(
+    def _at_once(
         self,
         x: Tensor,
-        members: str | tuple[str, ...],
+        pools: tuple[int, ...],
         counts: bool,
         mean_weight: Tensor | None = None,
         var_weight: Tensor | None = None,
-        num_groups: int = 1,
     ) -> Tensor | None:
         """What :meth:`_normalize` gives for a plain tensor, by the shortest way; ``None`` where that is not open."""
-        if type(x) is not Tensor or self.sync is not None:
-            return None
         affine, buffers = affine_of(self), self._buffers
-        if affine is None:
+        if type(x) is not Tensor or self.sync is not None or affine is None:
             return None
         mean, var, running, population, skipped = buffers["running_mean"], buffers["running_var"], None, None, None
         if (mean is None or var is None) and (mean is not var or buffers["num_batches_tracked"] is not None):
@@ -226,13 +225,13 @@ class TrackingNorm(_NormBase):
                     return None
                 skipped, tracked = self.num_batches_skipped, buffers["num_batches_tracked"] if counts else None
                 running = (mean, var, self.momentum, skipped if self.skip_nonfinite else None, tracked)
-        mix = (members, mean_weight, var_weight, True, num_groups)
-        y = normalize_at_once(x, *mix, *affine, eps_of(self), self.activation, 0.01, running, population)
+        averages = (running, population)
+        y = at_once(x, pools, *affine, eps_of(self), self.activation, 0.01, *averages, mean_weight, var_weight)
         if y is not None and skipped is not None and not self._warned and readable(skipped):
             self._warn_of_skipped()
         return y
 
-    def _normalize(self, input: Tensor, method: str, momentum: float | None, counts: bool, **options: Any) -> Tensor:
+    def _normalize(self, input: Tensor, method: Method, momentum: float | None, counts: bool, **options: Any) -> Tensor:
         """Normalize; in training count the batch and move the running averages."""
         mean, training = self.running_mean, self.training
         options = {"weight": self.weight, "bias": self.bias, **options}
@@ -252,7 +251,7 @@ class TrackingNorm(_NormBase):
 # Takes the input, so that torch.fx sees a call to record: a cumulative average weighs each batch differently.
 @torch.fx.wrap
 def _normalize_and_track(
-    x: Tensor, method: str, momentum: float | None, tracked: Tensor | None, **options: Any
+    x: Tensor, method: Method, momentum: float | None, tracked: Tensor | None, **options: Any
 ) -> Tensor:
     weight: float | Tensor = 0.0 if momentum is None else momentum
     if momentum is None and tracked is not None:
@@ -270,7 +269,7 @@ class LazyNorm(_LazyNormBase):
 
     def __init__(self, *args: Any, activation: str | None = None, skip_nonfinite: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
         self._guard(skip_nonfinite)
 
     def initialize_parameters(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> None:

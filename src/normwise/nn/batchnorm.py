@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
+from normwise.methods import Batch
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim, exporting
 
@@ -17,6 +18,7 @@ torch.fx.wrap("check_dim")
 
 
 class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
+    method = Batch()
     _dims: tuple[int, ...] = ()
 
     def __init__(
@@ -35,7 +37,7 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_dim(input, self._dims)
@@ -45,14 +47,14 @@ class _BatchNorm(TrackingNorm, torch.nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         self._check_eps()
         if mask is lengths is None:
-            y = self._ordinarily(input, "batch", counts=True)
+            y = self._at_once(input, (0,), counts=True)
             if y is not None:
                 return y
             # Torch's layer reads its counter for a cumulative average, which cannot be written into a graph.
             if exporting() and not (self.training and self.momentum is None):
-                return ops.activate(self._by_torch(input), self.activation)
+                return kernels.activate(self._by_torch(input), self.activation)
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
-        return self._normalize(input, "batch", self.momentum, counts=True, **options)
+        return self._normalize(input, self.method, self.momentum, counts=True, **options)
 
     def _by_torch(self, input: Tensor) -> Tensor:
         """As torch's forward pass, which the exporters know."""

@@ -1,21 +1,23 @@
-"""One way to ask for any method's layer by name."""
+"""One way to ask for any method's layer."""
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import inspect
-import re
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
+from normwise import methods
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.methods import METHODS, method_named
+from normwise.methods import METHODS, Method, method_named, parse_spec
 from normwise.nn._checks import came
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from normwise.nn.groupnorm import GroupNorm, groups_for
+from normwise.nn.groupnorm import GroupNorm
 from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from normwise.nn.norm import Norm
 from normwise.nn.relatives import (
     BatchInstanceNorm,
     BatchRenorm,
@@ -24,22 +26,6 @@ from normwise.nn.relatives import (
     MeanOnlyBatchNorm,
 )
 from normwise.nn.switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
-
-_BY_DIM: dict[str, dict[int, type[torch.nn.Module]]] = {
-    "batch": {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
-    "instance": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
-    "switchable": {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
-}
-# One class for any number of spatial axes.
-_ANY_DIM = {
-    kind.method: kind
-    for kind in (BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm, BatchInstanceNorm, FilterResponseNorm)
-}
-
-
-# What normwise.parametrize takes for "weight", which has no layer class.
-_WEIGHT_OPTIONS = {"eps": None, "init": ("data",)}
-_SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\)\s*)?")
 
 
 class Identity(torch.nn.Identity):
@@ -63,85 +49,126 @@ class NormFactory(Protocol):
         ...
 
 
-def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
+# The methods whose layers have classes of their own: one for each number of spatial axes, or one for all. Any other
+# method has :class:`Norm`.
+_CLASSES: dict[type[Method], tuple[type[torch.nn.Module], ...]] = {
+    methods.Batch: (BatchNorm1d, BatchNorm2d, BatchNorm3d),
+    methods.Instance: (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
+    methods.Switchable: (SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d),
+    methods.Group: (GroupNorm,),
+    methods.Layer: (GroupNorm,),
+    methods.BatchRenorm: (BatchRenorm,),
+    methods.GhostBatch: (GhostBatchNorm,),
+    methods.MeanOnlyBatch: (MeanOnlyBatchNorm,),
+    methods.BatchInstance: (BatchInstanceNorm,),
+    methods.FilterResponse: (FilterResponseNorm,),
+    methods.NoNorm: (Identity,),
+    methods.WeightNorm: (Identity,),
+}
+# The classes for any number of spatial axes, by the names of their methods.
+_ANY_DIM = {m().name: kinds[0] for m, kinds in _CLASSES.items() if issubclass(kinds[0], Norm)}
+# What normwise.parametrize takes for "weight", which has no layer class.
+_WEIGHT_OPTIONS = {"eps": None, "init": ("data",)}
+
+
+def norm_layer(
+    method: str | Method | type[Method] | Callable[..., torch.nn.Module], dim: int = 2, **options: Any
+) -> NormFactory:
     """Give a factory of one method's layers, all with a learned weight and bias per channel.
 
     ``"layer"`` gives ``GroupNorm(1, C)``, the layer norm of a convolutional map. ``"none"`` and ``"weight"`` give
-    identities: weight norm acts on the weights (:func:`normwise.weight_norm`).
+    identities: weight norm acts on the weights (:func:`normwise.weight_norm`). A method without a class of its own has
+    :class:`normwise.nn.Norm`.
 
     Args:
-        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=4)"``.
+        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=4)"``; a method of
+            :mod:`normwise.methods` or your own, such as ``Group(4)``; or any function of the number of channels that
+            builds a layer, which gets ``dim`` and other options if its signature takes them.
         dim: spatial axes of the inputs, 1, 2 or 3, unless a call says otherwise.
-        **options: passed to the layers.
+        **options: options of the method, or passed to the layers.
 
     Returns:
         ``norm(num_features, dim=None, **more) -> Module``.
 
     Raises:
-        InputError: unknown method, or a ``dim`` other than 1, 2 or 3.
+        InputError: unknown method, a ``dim`` other than 1, 2 or 3, or a function that does not build a layer from a
+            number of channels.
 
     Example:
         >>> norm = norm_layer("group")
         >>> norm(64)
         GroupNorm(32, 64, eps=1e-05, affine=True, bias=True)
+        >>> norm_layer(lambda channels: torch.nn.BatchNorm2d(channels))(8).num_features
+        8
     """
-    method, given = parse_spec(method)
-    defaults = given | options
-    method_named(method)
     _check_dim(dim)
-
     default_dim = dim
+    build = _builder(method, options)
 
     def norm(num_features: int, dim: int | None = None, **more: Any) -> torch.nn.Module:
-        dim, options = default_dim if dim is None else dim, defaults | more
+        dim = default_dim if dim is None else dim
         _check_dim(dim)
-        if method in _BY_DIM:
-            return _BY_DIM[method][dim](num_features, **{"affine": True} | options)
-        if method in _ANY_DIM:
-            return _ANY_DIM[method](num_features, **options)
-        if method == "group":
-            groups = options.get("num_groups")
-            groups = groups_for(num_features) if groups is None else groups
-            return GroupNorm(groups, num_features, **{k: v for k, v in options.items() if k != "num_groups"})
-        if method == "layer":
-            return GroupNorm(1, num_features, **options)
-        if METHODS[method].function is METHODS["none"].function:
-            return Identity()
-        raise InputError(f"{method} has no layer class yet")
+        return build(num_features, dim, more)
 
     return norm
 
 
-def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """Read a method with options: ``"group(num_groups=4)"``.
+_Build = Callable[[int, int, dict[str, Any]], torch.nn.Module]
 
-    Values are numbers, ``True``, ``False``, ``None`` or words; ``a+b`` is a sequence of words.
 
-    Args:
-        text: the spec; a name alone has no options.
+def _builder(method: Any, options: dict[str, Any]) -> _Build:
+    is_method = isinstance(method, Method) or (isinstance(method, type) and issubclass(method, Method))
+    if callable(method) and not is_method:
+        return _by_function(method, options)
+    if isinstance(method, str):
+        name, given = parse_spec(method)
+        method, options = name, given | options
+    elif not is_method:
+        raise InputError(f"expected the name of a method, one of {', '.join(METHODS)}, or a method, got {came(method)}")
+    row = method_named(method)
 
-    Returns:
-        Name and options, neither of them checked; see :func:`check_spec`.
+    def build(num_features: int, dim: int, more: dict[str, Any]) -> torch.nn.Module:
+        chosen, rest = row.taking(options | more)
+        return _layer(chosen, num_features, dim, rest)
 
-    Raises:
-        InputError: the text has another form.
+    return build
 
-    Example:
-        >>> parse_spec("switchable(over=instance+batch, variance=official)")
-        ('switchable', {'over': ('instance', 'batch'), 'variance': 'official'})
-    """
-    if not isinstance(text, str):
-        raise InputError(f"expected the name of a method, one of {', '.join(METHODS)}, got {came(text)}")
-    form = _SPEC.fullmatch(text)
-    if form is None:
-        raise InputError(f"cannot read the method {text!r}: expected a name, or name(option=value, ...)")
-    options = {}
-    for piece in filter(str.strip, (form[2] or "").split(",")):
-        key, equals, value = (part.strip() for part in piece.partition("="))
-        if not equals or not key.isidentifier() or not value:
-            raise InputError(f"cannot read {piece.strip()!r} in the method {text!r}: expected option=value")
-        options[key] = _value(value)
-    return form[1], options
+
+def _layer(method: Method, num_features: int, dim: int, options: dict[str, Any]) -> torch.nn.Module:
+    """The method's own class where that takes the method's options, or the one for any method."""
+    kinds = _CLASSES.get(type(method), (Norm,))
+    kind = kinds[dim - 1] if len(kinds) > 1 else kinds[0]
+    told = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
+    told = {name: value for name, value in told.items() if value != type(method).__dataclass_fields__[name].default}
+    if kind is Identity:
+        return Identity()
+    if kind is Norm or not told.keys() <= _arguments(kind).keys():
+        return Norm(method, num_features, **options)
+    if kind is GroupNorm:
+        return GroupNorm(method.groups(num_features), num_features, **options)
+    return kind(num_features, **{"affine": True} | told | options)
+
+
+def _by_function(function: Callable[..., Any], options: dict[str, Any]) -> _Build:
+    """A user's own way from a number of channels to a layer."""
+    parameters = inspect.signature(function).parameters
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind in by_place]
+    if len(needed) != 1:
+        raise InputError(
+            "expected the name of a method, a method, or a function of the number of channels that builds a layer, got "
+            f"{came(function)}, which needs {', '.join(needed) or 'nothing'}: lambda channels: ..."
+        )
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+
+    def build(num_features: int, dim: int, more: dict[str, Any]) -> torch.nn.Module:
+        given = {"dim": dim} | options | more
+        layer = function(num_features, **{n: v for n, v in given.items() if takes_all or n in parameters})
+        if not isinstance(layer, torch.nn.Module):
+            raise InputError(f"expected {function} to build a torch.nn.Module, got {came(layer)}")
+        return layer
+
+    return build
 
 
 def check_spec(text: str) -> tuple[str, dict[str, Any]]:
@@ -160,15 +187,15 @@ def check_spec(text: str) -> tuple[str, dict[str, Any]]:
         >>> check_spec("group(groups=4)")
         Traceback (most recent call last):
         ...
-        normwise.errors.InputError: group has no option 'groups': it takes num_groups, eps, affine, bias, activation
+        normwise.errors.InputError: group has no option 'groups': it takes num_groups, eps, affine, bias, ...
     """
     name, options = parse_spec(text)
-    method_named(name)
-    takes = _options_of(name)
+    method = method_named(name)
+    takes = _options_of(method)
     for option in options:
         if option not in takes:
             raise InputError(f"{name} has no option {option!r}: it takes {', '.join(takes) or 'none'}")
-    if METHODS[name].on_weights:
+    if method.on_weights:
         for option, value in options.items():
             allowed = _WEIGHT_OPTIONS[option]
             if value not in (allowed or (value,)):
@@ -185,26 +212,27 @@ def check_spec(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _options_of(name: str) -> list[str]:
+def _options_of(method: Method) -> list[str]:
     """What a method's layers can be told beside their width, place and type."""
-    if METHODS[name].on_weights:
+    if method.on_weights:
         return list(_WEIGHT_OPTIONS)
-    kind: Any = _ANY_DIM.get(name) or (GroupNorm if name in ("group", "layer") else _BY_DIM.get(name, {}).get(2))
+    kind = _CLASSES.get(type(method), (Norm,))[-1]
+    fields = [f.name for f in dataclasses.fields(method) if f.init]
+    fixed = {"method", "num_features", "num_channels", "device", "dtype", "input", "mask", "lengths"}
+    fixed |= {"num_groups"} - {*fields}
+    return list(dict.fromkeys([n for n in _arguments(kind) if n not in fixed] + fields))
+
+
+def _arguments(kind: type) -> dict[str, None]:
+    """The arguments of a class, those that it passes on included."""
     found: dict[str, None] = {}
-    for base in kind.__mro__ if kind else ():
-        parameters = inspect.signature(base.__init__).parameters.values() if "__init__" in vars(base) else ()
+    for base in kind.__mro__ if kind is not Identity else ():
+        parameters = inspect.signature(base.__init__).parameters.values() if "__init__" in vars(base) else ()  # type: ignore[misc]
         found |= {p.name: None for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters) and parameters:
             break
-    fixed = {"self", "num_features", "num_channels", "device", "dtype"} | ({"num_groups"} if name == "layer" else set())
-    return [option for option in found if option not in fixed]
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return tuple(text.split("+")) if "+" in text else text
+    found.pop("self", None)
+    return found
 
 
 def _check_dim(dim: int) -> None:

@@ -1,4 +1,4 @@
-"""Group normalization with torch's name, and the choice of a group count."""
+"""Group normalization with torch's name."""
 
 from __future__ import annotations
 
@@ -8,41 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
+from normwise.core.route import at_once
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.mixes import normalize_at_once
+from normwise.methods import Group, groups_for
 from normwise.nn._eps import Eps, eps_of
 from normwise.nn._state import affine_of, boundary, exporting
 
 # The name in this module, which is what the forward pass below looks up.
 torch.fx.wrap("normalize")
-
-
-def groups_for(num_channels: int, target: int = 32) -> int:
-    """Choose a group count: ``target`` where it divides the channels, else the nearest divisor that does.
-
-    A group of one channel is never chosen (that is instance norm, and erases (N, C) data), unless there is one channel.
-    Of two divisors equally near the larger is taken.
-
-    Args:
-        num_channels: C, at least 1.
-        target: the wanted count; 32 is the paper's choice (arXiv 1803.08494).
-
-    Returns:
-        A divisor of ``num_channels``.
-
-    Raises:
-        InputError: a number below 1.
-
-    Example:
-        >>> [groups_for(c) for c in (64, 48, 16, 7, 1)]
-        [32, 24, 8, 1, 1]
-    """
-    if num_channels < 1 or target < 1:
-        raise InputError(f"channels and target must be at least 1, got {num_channels} and {target}")
-    divisors = [g for g in range(1, max(num_channels // 2, 1) + 1) if num_channels % g == 0]
-    return min(divisors, key=lambda g: (abs(g - target), -g))
 
 
 def check_groups(name: str, channels: int, num_groups: int) -> None:
@@ -98,7 +73,12 @@ class GroupNorm(torch.nn.GroupNorm):
     ) -> None:
         check_groups("num_channels", num_channels, num_groups)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
+
+    @property
+    def method(self) -> Group:
+        """The method, with the layer's options."""
+        return Group(self.num_groups)
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -106,17 +86,15 @@ class GroupNorm(torch.nn.GroupNorm):
         if mask is lengths is None:
             affine = affine_of(self)
             if affine is not None and type(input) is Tensor:
-                group = ("group", None, None, True, self.num_groups)
-                y = normalize_at_once(input, *group, *affine, eps_of(self), self.activation, 0.01)
+                y = at_once(input, (self.num_groups,), *affine, eps_of(self), self.activation)
                 if y is not None:
                     return y
             if exporting():
                 parameters = (self.weight, self.bias, eps_of(self))
-                return ops.activate(F.group_norm(input, self.num_groups, *parameters), self.activation)
+                return kernels.activate(F.group_norm(input, self.num_groups, *parameters), self.activation)
         return normalize(
             input,
-            "group",
-            num_groups=self.num_groups,
+            self.method,
             weight=self.weight,
             bias=self.bias,
             eps=eps_of(self),

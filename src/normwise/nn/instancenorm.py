@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.functional import normalize, refuse_nested
+from normwise.methods import Instance
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
 
@@ -19,6 +20,8 @@ torch.fx.wrap("normalize")
 
 
 class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
+    method = Instance()
+
     def __init__(
         self,
         num_features: int,
@@ -35,7 +38,7 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -45,21 +48,24 @@ class _InstanceNorm(TrackingNorm, torch.nn.modules.instancenorm._InstanceNorm):
         if not self.training and self.track_running_stats and self.running_mean is self.running_var is None:
             raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
         # As in torch, averages that are no longer tracked are not used either.
+        tracks = self.training and self.track_running_stats
         by_input = not (self.training or self.track_running_stats) and self.running_mean is not None
         if mask is lengths is None:
-            y = self._ordinarily(input, "instance", counts=False) if input.dim() > unbatched and not by_input else None
-            if y is not None:
-                return y
+            if type(input) is Tensor and input.dim() > unbatched and not by_input:
+                stored = not self.training and self.running_mean is not None
+                y = None if tracks else self._at_once(input, (0 if stored else input.shape[1],), counts=False)
+                if y is not None:
+                    return y
             if exporting():
-                return ops.activate(self._by_torch(input, unbatched), self.activation)
+                return kernels.activate(self._by_torch(input, unbatched), self.activation)
         x: Any
         x, mask, lengths = (_with_batch_axis(t, input, unbatched) for t in (input, mask, lengths))
         options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths}
         if by_input:
-            y = normalize(x, "instance", weight=self.weight, bias=self.bias, eps=eps_of(self), **options)
+            y = normalize(x, self.method, weight=self.weight, bias=self.bias, eps=eps_of(self), **options)
             return _without_batch_axis(y, input, unbatched)
         # Torch's instance norm never counts its batches, and takes a momentum of None for 0.
-        y = self._normalize(x, "instance", self.momentum, counts=False, **options)
+        y = self._normalize(x, self.method, self.momentum, counts=False, **options)
         return _without_batch_axis(y, input, unbatched)
 
     def _by_torch(self, input: Tensor, unbatched: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise import ops
+from normwise import kernels
 from normwise.errors import InputError
 from normwise.functional import real_elements
 from normwise.nn._eps import Eps, eps_of
@@ -60,7 +60,7 @@ class LayerNorm(torch.nn.LayerNorm):
         activation: str | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class RMSNorm(torch.nn.RMSNorm):
         activation: str | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
 
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:

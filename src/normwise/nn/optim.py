@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from normwise.errors import InputError
 from normwise.nn._checks import model_given, number_given
 from normwise.nn._recurrent_kinds import Kind
-from normwise.nn.switchable import SwitchableNorm
+from normwise.nn._state import TrackingNorm
 
 NORMS: tuple[type[torch.nn.Module], ...] = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm)
 
@@ -112,7 +112,7 @@ def spare_norms(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Non
 
 
 def _group_of(module: torch.nn.Module, name: str, norms: tuple[type[torch.nn.Module], ...]) -> str:
-    if isinstance(module, SwitchableNorm) and name in ("mean_weight", "var_weight"):
+    if isinstance(module, TrackingNorm) and name in ("mean_weight", "var_weight"):
         return "mixing"
     # The biases of our recurrent layers are the shifts of their norms.
     in_gates = isinstance(module, Kind) and name.startswith(("gain_", "bias_"))

@@ -8,63 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
+from normwise import methods
+from normwise.core.method import Method
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
-from normwise.methods import METHODS
-from normwise.moments import transforming
-from normwise.nn._eps import Eps
-from normwise.nn._state import TrackingNorm, boundary, checked_size, exporting
+from normwise.nn._state import boundary, checked_size, exporting
+from normwise.nn.norm import Norm
 
 
-class RelativeNorm(TrackingNorm):
-    """What the relatives share: torch's arguments for a batch norm, and a forward pass by the method of their name."""
+class BatchRenorm(Norm, _BatchNorm):
+    """Batch renormalization (Ioffe 2017, arXiv 1702.03275); see :class:`normwise.methods.BatchRenorm`.
 
-    method = ""
-    eps = Eps(guards=True)
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-        skip_nonfinite: bool = True,
-    ) -> None:
-        tracks = track_running_stats and METHODS[self.method].running
-        super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
-        self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
-
-    def _inputs(self) -> dict[str, Any]:
-        """What the method needs beyond weight, bias and running averages."""
-        return {}
-
-    @boundary
-    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
-        options = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._inputs()}
-        return self._normalize(input, self.method, self.momentum, counts=True, **options)
-
-
-class BatchRenorm(RelativeNorm, _BatchNorm):
-    """Batch renormalization (Ioffe 2017, arXiv 1702.03275); see :func:`normwise.methods.batch_renorm`.
-
-    It starts as batch norm and is let off the leash over the first ``warmup`` batches: the limits grow linearly from
-    (1, 0) to (``r_max``, ``d_max``), because running averages mean little at first.
+    It starts as batch norm, and over the first ``warmup`` batches the limits grow linearly from (1, 0) to (``r_max``,
+    ``d_max``), because running averages mean little at first.
 
     Args:
         num_features: C.
         r_max: the most by which the scale may differ from batch norm's, at least 1.
         d_max: the most by which the mean may differ, in standard deviations.
         warmup: batches until the limits are reached.
-        **options: as for :class:`RelativeNorm`.
+        **options: as for :class:`Norm`.
 
     Raises:
         InputError: limits that make no sense.
@@ -74,32 +37,32 @@ class BatchRenorm(RelativeNorm, _BatchNorm):
         torch.Size([8, 3, 5, 5])
     """
 
-    method = "batch_renorm"
+    method: methods.BatchRenorm
 
     def __init__(
         self, num_features: int, r_max: float = 3.0, d_max: float = 5.0, warmup: int = 1000, **options: Any
     ) -> None:
-        super().__init__(num_features, **options)
+        super().__init__(methods.BatchRenorm(r_max, d_max), num_features, **options)
         if r_max < 1 or d_max < 0 or warmup < 0:
             raise InputError(f"expected r_max >= 1, d_max >= 0 and warmup >= 0, got {r_max}, {d_max} and {warmup}")
-        self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
+        self.warmup = warmup
 
-    def _inputs(self) -> dict[str, Any]:
+    def _method(self) -> Method:
         if not self.warmup or self.num_batches_tracked is None:
-            return {"limits": (self.r_max, self.d_max)}
-        grown = (self.num_batches_tracked / self.warmup).clamp(max=1)
-        return {"limits": (1 + (self.r_max - 1) * grown, self.d_max * grown)}
+            return self.method
+        grown, method = (self.num_batches_tracked / self.warmup).clamp(max=1), self.method
+        return methods.BatchRenorm(1 + (method.r_max - 1) * grown, method.d_max * grown)
 
 
-class GhostBatchNorm(RelativeNorm, _BatchNorm):
-    """Ghost batch normalization (Hoffer et al. 2017, arXiv 1705.08741); see :func:`normwise.methods.ghost_batch`.
+class GhostBatchNorm(Norm, _BatchNorm):
+    """Ghost batch normalization (Hoffer et al. 2017, arXiv 1705.08741); see :class:`normwise.methods.GhostBatch`.
 
     The running averages follow the mean of the ghosts' moments, once a batch.
 
     Args:
         num_features: C.
         ghost_size: samples that share statistics, at least 2.
-        **options: as for :class:`RelativeNorm`.
+        **options: as for :class:`Norm`.
 
     Raises:
         InputError: a ghost of fewer than 2 samples.
@@ -109,19 +72,13 @@ class GhostBatchNorm(RelativeNorm, _BatchNorm):
         torch.Size([8, 3, 5])
     """
 
-    method = "ghost_batch"
-
     def __init__(self, num_features: int, ghost_size: int = 32, **options: Any) -> None:
-        super().__init__(num_features, **options)
         if ghost_size < 2:
             raise InputError(f"ghost_size must be at least 2 samples, got {ghost_size}; for 1 use instance norm")
-        self.ghost_size = ghost_size
-
-    def _inputs(self) -> dict[str, Any]:
-        return {"ghost_size": self.ghost_size}
+        super().__init__(methods.GhostBatch(ghost_size), num_features, **options)
 
 
-class MeanOnlyBatchNorm(RelativeNorm, _BatchNorm):
+class MeanOnlyBatchNorm(Norm, _BatchNorm):
     """Mean-only batch normalization, to go with weight norm (Salimans & Kingma 2016, arXiv 1602.07868).
 
     Example:
@@ -129,11 +86,12 @@ class MeanOnlyBatchNorm(RelativeNorm, _BatchNorm):
         tensor(True)
     """
 
-    method = "mean_only_batch"
+    def __init__(self, num_features: int, **options: Any) -> None:
+        super().__init__(methods.MeanOnlyBatch(), num_features, **options)
 
 
-class BatchInstanceNorm(RelativeNorm, _BatchNorm):
-    """Batch-instance normalization (Nam & Kim 2018, arXiv 1805.07925); see :func:`normwise.methods.batch_instance`.
+class BatchInstanceNorm(Norm, _BatchNorm):
+    """Batch-instance normalization (Nam & Kim 2018, arXiv 1805.07925); see :class:`normwise.methods.BatchInstance`.
 
     ``gate`` (C,) starts at 1, which is batch norm, and is kept within [0, 1]. The paper lets it learn faster than the
     rest.
@@ -143,31 +101,13 @@ class BatchInstanceNorm(RelativeNorm, _BatchNorm):
         torch.Size([8, 3, 5, 5])
     """
 
-    method = "batch_instance"
+    gate: torch.nn.Parameter
 
     def __init__(self, num_features: int, **options: Any) -> None:
-        super().__init__(num_features, **options)
-        like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
-        self.gate = torch.nn.Parameter(torch.ones(num_features, **like))
-
-    def reset_parameters(self) -> None:
-        """Set weight and gate to 1, bias to 0, and forget the running averages."""
-        super().reset_parameters()
-        if "gate" in self._parameters:
-            torch.nn.init.ones_(self.gate)
-
-    def _inputs(self) -> dict[str, Any]:
-        if self.training and transforming():
-            # The value is clipped all the same; its gradient is as that of a gate within.
-            return {"extra": self.gate + (self.gate.clamp(0, 1) - self.gate).detach()}
-        if self.training:
-            # The paper clips after each step. Doing it here needs no hook on the optimizer; ``.data``, because a second
-            # forward pass before the backward pass finds it clipped already and must not count as a change.
-            self.gate.data.clamp_(0, 1)
-        return {"extra": self.gate}
+        super().__init__(methods.BatchInstance(), num_features, **options)
 
 
-class FilterResponseNorm(RelativeNorm):
+class FilterResponseNorm(Norm):
     """Filter response normalization (Singh & Krishnan 2019, arXiv 1911.09737), and its thresholded activation.
 
     Formula: y = weight · x / √(mean(x²) + eps) + bias over each cell; with ``tlu=True`` then max(y, threshold), with a
@@ -177,7 +117,7 @@ class FilterResponseNorm(RelativeNorm):
         num_features: C.
         eps: added to the mean square.
         tlu: whether the thresholded linear unit follows.
-        **options: as for :class:`RelativeNorm`.
+        **options: as for :class:`Norm`.
 
     Raises:
         InputError: ``tlu`` and another activation.
@@ -187,10 +127,8 @@ class FilterResponseNorm(RelativeNorm):
         tensor(True)
     """
 
-    method = "filter_response"
-
     def __init__(self, num_features: int, eps: float = 1e-6, *, tlu: bool = False, **options: Any) -> None:
-        super().__init__(num_features, eps, **options)
+        super().__init__(methods.FilterResponse(), num_features, eps, **options)
         if tlu and self.activation is not None:
             raise InputError(f"tlu is an activation itself: drop it, or activation={self.activation!r}")
         like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
@@ -256,7 +194,7 @@ class FrozenBatchNorm(torch.nn.Module):
             return torch.nn.functional.batch_norm(input, *stored, training=False, eps=self.eps)
         return normalize(
             input,
-            "batch",
+            methods.Batch(),
             weight=self.weight,
             bias=self.bias,
             eps=self.eps,

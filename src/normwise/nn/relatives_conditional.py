@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
+from normwise import kernels
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements, refuse_nested
-from normwise.methods import METHODS
+from normwise.methods import Batch, Instance, Method
 from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, checked_size
 
@@ -23,7 +23,7 @@ class ConditionalNorm(TrackingNorm):
     the condition: a row of a table, or a linear map of features. They start at 0, so the layer starts unconditional.
     """
 
-    method = ""
+    method: Method
     eps = Eps(guards=True)
 
     def __init__(
@@ -38,10 +38,10 @@ class ConditionalNorm(TrackingNorm):
     ) -> None:
         if (num_conditions is None) == (condition_features is None):
             raise InputError("give num_conditions, for integers, or condition_features, for vectors: one of them")
-        tracks = options.pop("track_running_stats", True) and METHODS[self.method].running
+        tracks = options.pop("track_running_stats", True) and self.method.running
         super().__init__(checked_size(num_features), track_running_stats=tracks, **options)
         self._guard(skip_nonfinite)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
         like: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.condition: torch.nn.Embedding | torch.nn.Linear
         if num_conditions is not None:
@@ -86,7 +86,7 @@ class ConditionalBatchNorm(ConditionalNorm, _BatchNorm):
         torch.Size([4, 3, 5, 5])
     """
 
-    method = "batch"
+    method = Batch()
 
 
 class ConditionalInstanceNorm(ConditionalNorm):
@@ -98,7 +98,7 @@ class ConditionalInstanceNorm(ConditionalNorm):
         torch.Size([4, 3, 5, 5])
     """
 
-    method = "instance"
+    method = Instance()
 
 
 class AdaptiveInstanceNorm(torch.nn.Module):
@@ -132,9 +132,9 @@ class AdaptiveInstanceNorm(torch.nn.Module):
         if content.shape[:2] != style.shape[:2]:
             came = f"{tuple(content.shape)} and {tuple(style.shape)}"
             raise InputError(f"content and style must agree in samples and channels, got {came}")
-        mean, var = ops.reference.moments(style, real_elements(style, style_mask))
+        mean, var = kernels.reference.moments(style, real_elements(style, style_mask))
         weight, bias = torch.sqrt(var + self.eps), mean
-        return normalize(content, "instance", weight=weight, bias=bias, eps=self.eps, mask=mask)
+        return normalize(content, Instance(), weight=weight, bias=bias, eps=self.eps, mask=mask)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normwise import ops
-from normwise.composite import needs_plain_graph
+from normwise import kernels
+from normwise.core.moments import sparsestmax
+from normwise.core.route import needs_plain_graph, numbered
 from normwise.errors import InputError, NormwiseWarning
-from normwise.methods import Inputs, defined_members, known_members, known_variance
-from normwise.moments import Moments, sparsestmax
+from normwise.methods import Switchable, groups_for
 from normwise.nn._checks import model_given
 from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, check_dim, checked_size, parameter_of, uses_running
-from normwise.nn.groupnorm import check_groups, groups_for
+from normwise.nn.groupnorm import check_groups
 from normwise.records import Mixture
 
 # The name in this module, which is what the forward pass below looks up.
@@ -60,19 +62,24 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
         activation: str | None = None,
         skip_nonfinite: bool = True,
     ) -> None:
-        self.over = known_members(over)
-        self.variance = known_variance(variance)
+        method = Switchable(over, variance)  # type: ignore[arg-type]
+        self.over, self.variance = method.over, method.variance
         tracks = track_running_stats and "batch" in self.over
         super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups
         check_groups("num_features", num_features, self.num_groups)
-        self.activation = ops.known_activation(activation)
+        self.activation = kernels.known_activation(activation)
         for name in ("mean_weight", "var_weight"):
             logits = torch.ones(len(self.over), device=device, dtype=dtype)
             self.register_parameter(name, torch.nn.Parameter(logits))
         # A buffer, so that a checkpoint taken half way through the schedule evaluates to the same mix.
         self.register_buffer("sparsity", torch.zeros((), device=device) if sparse else None)
+
+    @property
+    def method(self) -> Switchable:
+        """The method, with the layer's options."""
+        return Switchable(self.over, self.variance, self.num_groups, logits=self.sparsity is None)
 
     def reset_parameters(self) -> None:
         """Set weight and mixing weights to 1, bias and sparsity to 0, and forget the running averages."""
@@ -101,28 +108,18 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         check_dim(input, self._dims)
-        if mask is lengths is self.sparsity is None and self.variance == "paper":
-            logits = parameter_of(self, "mean_weight"), parameter_of(self, "var_weight")
-            y = self._ordinarily(input, self.over, True, *logits, self.num_groups)
+        if mask is lengths is self.sparsity is None and self.variance == "paper" and not torch.compiler.is_compiling():
+            shares = parameter_of(self, "mean_weight"), parameter_of(self, "var_weight")
+            # A tracer has no integer there, and a nested tensor no shape.
+            channels = input.shape[1] if type(input) is Tensor and not input.is_nested else None
+            pools = _pools(self.over, channels, self.num_groups) if type(channels) is int else None
+            y = None if pools is None else self._at_once(input, pools, True, *shares)
             if y is not None:
                 return y
-        mix = _mix(self.over, self.mean_weight, self.var_weight, self.sparsity, self.training)
-        _warn_dropped(input, mix[0], self.num_groups, uses_running(self) or self.sync is not None)
-        return self._normalize(
-            input,
-            "switchable",
-            self.momentum,
-            counts=True,
-            num_groups=self.num_groups,
-            over=mix[0],
-            mean_weight=mix[1],
-            var_weight=mix[2],
-            logits=self.sparsity is None,
-            variance=self.variance,
-            activation=self.activation,
-            mask=mask,
-            lengths=lengths,
-        )
+        mix = _live(self.method, self.mean_weight, self.var_weight, self.sparsity, self.training)
+        _warn_dropped(input, mix[0], uses_running(self) or self.sync is not None)
+        options = {"mean_weight": mix[1], "var_weight": mix[2], "activation": self.activation}
+        return self._normalize(input, mix[0], self.momentum, counts=True, mask=mask, lengths=lengths, **options)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
@@ -295,39 +292,43 @@ def importance(model: torch.nn.Module) -> Importance:
 
 
 def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
-    return sparsestmax(logits.to(ops.accumulation_dtype(logits.dtype)), sparsity)
+    return sparsestmax(logits.to(kernels.accumulation_dtype(logits.dtype)), sparsity)
 
 
 @torch.fx.wrap
-def _mix(
-    over: tuple[str, ...], mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor | None, training: bool
-) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    """The members to compute and their weights: logits, or shares where the mix is sparse; a leaf for torch.fx."""
+def _live(
+    method: Switchable, mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor | None, training: bool
+) -> tuple[Switchable, Tensor, Tensor]:
+    """The mix of the members to compute, and logits, or shares where it is sparse; a leaf for torch.fx."""
     if sparsity is None:
-        return over, mean_weight, var_weight
+        return method, mean_weight, var_weight
     means, variances = _sparse(mean_weight, sparsity), _sparse(var_weight, sparsity)
     if training or needs_plain_graph():
-        return over, means, variances
+        return method, means, variances
     live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()
-    return tuple(over[k] for k in live), means[live], variances[live]
+    return replace(method, over=tuple(method.over[k] for k in live)), means[live], variances[live]
+
+
+@functools.lru_cache
+def _pools(over: tuple[str, ...], channels: int, num_groups: int) -> tuple[int, ...] | None:
+    """The members as the kernels know them."""
+    return numbered(Switchable(over, num_groups=num_groups), channels, False)
 
 
 @torch.fx.wrap
-def _warn_dropped(x: Tensor, over: tuple[str, ...], num_groups: int, batch_defined: bool) -> None:
+def _warn_dropped(x: Tensor, method: Switchable, batch_elsewhere: bool) -> None:
     """Say which members have no meaning for this shape; a leaf for torch.fx."""
     if torch.compiler.is_compiling():
         return
     elements = x[0, 0].numel() if x.numel() else 0
     if elements != 1:
         return
-    population = Moments(x, x) if batch_defined else None
-    inputs = Inputs(over=over, num_groups=num_groups, population=population)
-    kept = defined_members(inputs, x.shape[0], x.shape[1], elements)
-    dropped = [name for k, name in enumerate(over) if k not in kept]
+    kept = [method.over[k] for k in method.defined(x.shape[0], x.shape[1], elements, batch_elsewhere)]
+    dropped = [name for name in method.over if name not in kept]
     if dropped and kept:
         warnings.warn(
             f"switchable normalization of {tuple(x.shape)}: {', '.join(dropped)} would rest on one element a statistic "
-            f"and is left out; the shares of {', '.join(over[k] for k in kept)} are scaled up to sum to 1",
+            f"and is left out; the shares of {', '.join(kept)} are scaled up to sum to 1",
             NormwiseWarning,
             stacklevel=3,
         )

@@ -6,13 +6,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
-from normwise.distributed import Sync
+from normwise.core.distributed import Sync
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
+from normwise.nn._state import TrackingNorm
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
-from normwise.nn.relatives import BatchInstanceNorm, BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm
-from normwise.nn.relatives_conditional import ConditionalBatchNorm
-from normwise.nn.switchable import SwitchableNorm
 
 # Exact types only: what a subclass adds (a fused activation, another forward) cannot be known and would be lost.
 _OURS: dict[type[torch.nn.Module], type[_BatchNorm]] = {
@@ -20,15 +18,11 @@ _OURS: dict[type[torch.nn.Module], type[_BatchNorm]] = {
     torch.nn.BatchNorm2d: BatchNorm2d,
     torch.nn.BatchNorm3d: BatchNorm3d,
 }
-# Layers whose forward pass reads ``sync``. A ghost batch is small on purpose and stays with its process.
-_SHARING = (
-    _BatchNorm,
-    SwitchableNorm,
-    BatchRenorm,
-    MeanOnlyBatchNorm,
-    BatchInstanceNorm,
-    ConditionalBatchNorm,
-)
+
+
+def shares(layer: torch.nn.Module) -> bool:
+    """Whether a layer of ours has batch statistics to share; its forward pass then reads ``sync``."""
+    return isinstance(layer, TrackingNorm) and bool(layer.method.synced)
 
 
 def sync(model: torch.nn.Module, process_group: dist.ProcessGroup | None = None) -> torch.nn.Module:
@@ -71,7 +65,7 @@ def sync(model: torch.nn.Module, process_group: dist.ProcessGroup | None = None)
         )
     if dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) < 0:
         raise InputError("this rank is not a member of the process group: pass the group that it belongs to")
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (TorchBatchNorm, *_SHARING))]
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, TorchBatchNorm) or shares(m)]
     refused = [f"{name or 'the model itself'}: {why}" for name, m in layers if (why := _reason_against(m))]
     if refused:
         raise InputError(
@@ -82,7 +76,7 @@ def sync(model: torch.nn.Module, process_group: dist.ProcessGroup | None = None)
     for _, layer in layers:
         if type(layer) in _OURS:
             _adopt(layer, _OURS[type(layer)])
-        if isinstance(layer, _SHARING):
+        if shares(layer):
             layer.sync = Sync(process_group)
     return model
 
@@ -92,7 +86,7 @@ def _reason_against(layer: torch.nn.Module) -> str | None:
     kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
     if "forward" in vars(layer):
         return f"{kind} whose forward was replaced on the instance"
-    if isinstance(layer, (*_SHARING, GhostBatchNorm)) or type(layer) in (*_OURS, torch.nn.SyncBatchNorm):
+    if isinstance(layer, TrackingNorm) or type(layer) in (*_OURS, torch.nn.SyncBatchNorm):
         return None
     if isinstance(layer, torch.nn.modules.lazy.LazyModuleMixin):
         return f"{kind}, a lazy layer that has not run yet: run the model once first"

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise import ops
+from normwise import kernels
+from normwise.core.moments import Moments, pool, pool_groups
 from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
 from normwise.functional import real_elements
 from normwise.methods import METHODS
-from normwise.moments import Moments, pool, pool_groups
 from normwise.probe.places import elements_of_layer, sizes_of
 from normwise.probe.spread import Calls, drowned, initial
 from normwise.surgery.freeze import is_frozen
@@ -303,8 +303,8 @@ def _cells(channel_axis: int, per_token: bool, x: Tensor, kwargs: dict[str, Any]
             x = x.movedim(-1, 1)
         keep = real_elements(x, kwargs.get("mask"), kwargs.get("lengths"))
         if keep is not None:
-            return Moments(*ops.reference.moments(x, keep), keep.expand_as(x).flatten(2).sum(2))
-        mean, var = ops.moments(x)
+            return Moments(*kernels.reference.moments(x, keep), keep.expand_as(x).flatten(2).sum(2))
+        mean, var = kernels.moments(x)
         return Moments(mean, var, x[0, 0].numel())
 
 

@@ -7,11 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normwise.methods import METHODS, Inputs, elements_behind
+from normwise.methods import METHODS, Method, elements_behind
 from normwise.surgery.layers import NormLayer
-
-# Methods outside METHODS, and those that take the statistic of one pool although they are defined for any input.
-_POOL = {"rms": "layer", "conditional": "instance", "batch_instance": "instance", "filter_response": "instance"}
 
 
 def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -35,13 +32,14 @@ def elements_of_layer(layer: NormLayer, module: nn.Module, samples: int, spatial
     if layer.per_token:
         # Layers over several trailing axes count all of them.
         return math.prod(getattr(module, "normalized_shape", (channels,)))
-    if layer.method == "ghost_batch":
-        samples = min(samples, getattr(module, "ghost_size", samples))
-    counts = elements_behind(Inputs(num_groups=layer.num_groups or 1), samples, max(channels, 1), math.prod(spatial))
-    if layer.method == "switchable":
-        # Members of a single element take no part.
-        members = [counts[pool] for pool in getattr(module, "over", ("instance", "layer", "batch"))]
-        return min((n for n in members if n > 1), default=max(members))
-    row = METHODS.get(layer.method)
-    pool = _POOL.get(layer.method) or (row.rests_on if row is not None else None)
-    return None if pool is None else counts[pool]
+    own = getattr(module, "method", None)
+    method = own if isinstance(own, Method) else METHODS.get(layer.method)
+    if method is None or not method.pools:
+        return None
+    samples = min(samples, getattr(method, "ghost_size", samples))
+    counts = elements_behind(samples, max(channels, 1), math.prod(spatial), layer.num_groups or 1)
+    if method.rests_on is not None:
+        return counts[method.rests_on]
+    # Members of a single element take no part.
+    members = [counts[pool] for pool in method.pools]
+    return min((n for n in members if n > 1), default=max(members))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normwise.findings import Diagnosis, NormTrace
+from normwise.methods import METHODS
 from normwise.probe.rules import Hit, Rule, at, calibrate_at, convert_command, convert_to, count, put
 
 __all__ = ["RULES"]
@@ -12,10 +13,6 @@ __all__ = ["RULES"]
 # Statistics of two runs in one pass that far apart are of different data.
 APART_MEAN, APART_VAR = 0.5, 2.0
 _CALL_IT = " Call it in forward(), or leave it to whoever does: taking it out changes the keys of checkpoints."
-# Methods with statistics of one sample that several channels share.
-_PER_SAMPLE = ("layer", "rms", "group")
-# Methods whose mean is per channel, so that what is added to a channel before them is taken off again.
-_PER_CHANNEL = ("batch", "instance", "batch_renorm", "ghost_batch", "mean_only_batch")
 
 
 def cancelled_bias(seen: Diagnosis) -> Iterator[Hit]:
@@ -23,7 +20,7 @@ def cancelled_bias(seen: Diagnosis) -> Iterator[Hit]:
     norms = {norm.layer.name: norm for norm in seen.norms}
     for weight in seen.facts.weights:
         norm = norms.get(weight.normalized_by or "")
-        if not weight.bias or norm is None or norm.layer.method not in _PER_CHANNEL or norm.layer.frozen:
+        if not weight.bias or norm is None or not _per_channel(norm) or norm.layer.frozen:
             continue
         if norm.layer.tracked and not norm.training:
             # A layer in evaluation mode subtracts what it holds, whatever the bias is.
@@ -54,11 +51,23 @@ def cancelled_norm(seen: Diagnosis) -> Iterator[Hit]:
 def _takes_off(first: NormTrace, second: NormTrace) -> bool:
     """Whether what the first does is, within each pool of the second, one scale and one shift."""
     a, b = first.layer, second.layer
-    if a.method in _PER_CHANNEL and b.method in _PER_CHANNEL:
+    if _per_channel(first) and _per_channel(second):
         # Scales and shifts of the first are per channel; an instance norm's are per sample as well.
         return a.method == "batch" or (a.method == b.method == "instance")
     same_pools = a.method == b.method and (a.num_groups, a.elements) == (b.num_groups, b.elements)
-    return same_pools and a.method in _PER_SAMPLE and not a.affine
+    return same_pools and _spans_channels(first) and not a.affine
+
+
+def _per_channel(norm: NormTrace) -> bool:
+    """Whether its mean is each channel's own, so that what is added to a channel before it is taken off again."""
+    method = METHODS.get(norm.layer.method)
+    return method is not None and method.per_channel
+
+
+def _spans_channels(norm: NormTrace) -> bool:
+    """Whether its statistics are of one sample, and several channels share them."""
+    method = METHODS.get(norm.layer.method)
+    return norm.layer.per_token or (method is not None and method.pools in (("layer",), ("group",)))
 
 
 def _without(first: NormTrace, second: NormTrace) -> str:

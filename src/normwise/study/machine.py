@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 
 from normwise import __version__
-from normwise.ops.environment import processor_name
+from normwise.kernels.environment import processor_name
 
 
 def versions() -> dict[str, str]:

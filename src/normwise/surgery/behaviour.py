@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normwise.functional import normalize
+from normwise.methods import METHODS
 from normwise.parametrize._copies import deep_copy
 
 if TYPE_CHECKING:
@@ -86,17 +87,18 @@ def _formula(x: Tensor, twin: torch.nn.Module, layer: NormLayer, training: bool)
         y = y if weight is None else y * weight
         return (y if bias is None else y + bias).movedim(-1, layer.channel_axis)
     stored = layer.running_mean is not None and (layer.frozen or not training)
-    extra = {n: getattr(twin, n) for n in ("over", "mean_weight", "var_weight", "variance") if hasattr(twin, n)}
+    options = {n: getattr(twin, n) for n in ("over", "variance") if hasattr(twin, n)}
+    method, _ = METHODS[layer.method].taking({"num_groups": layer.num_groups or 1, **options})
+    learned = {n: getattr(twin, n) for n in method.learned}
     return normalize(
         x,
-        layer.method,
+        method,
         weight=weight,
         bias=bias,
         eps=layer.eps,
-        num_groups=layer.num_groups or 1,
         running_mean=twin.running_mean if stored else None,  # type: ignore[arg-type]
         running_var=twin.running_var if stored else None,  # type: ignore[arg-type]
         use_running=stored,
         activation=layer.activation,
-        **extra,
+        **learned,
     )

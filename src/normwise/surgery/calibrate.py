@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normwise.core.moments import Moments, pool
 from normwise.errors import InputError, NormwiseError
-from normwise.moments import Moments, pool
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given
 from normwise.surgery._lazy import uninitialized, working_copy
 from normwise.surgery.behaviour import is_ours

@@ -15,7 +15,7 @@ from normwise import nn
 from normwise.methods import METHODS
 from normwise.nn import groups_for
 from normwise.nn.factory import _ANY_DIM
-from normwise.nn.synced import _SHARING
+from normwise.nn.synced import shares
 from normwise.surgery import behaviour
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
 from normwise.surgery.layers import NormLayer
@@ -70,8 +70,7 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
     rows = spatial == {0}
     if to == "group" and rows and options.get("num_groups") == layer.channels > 1:
         return f"its input is (N, C), of which {layer.channels} groups of one channel leave nothing"
-    alone = METHODS[to].pools == METHODS["instance"].pools or METHODS[to].rests_on == "instance"
-    if alone and rows:
+    if rows and (METHODS[to].pools == ("instance",) or METHODS[to].rests_on == "instance"):
         return f"its input is (N, C), which has no space to take {to} norm over"
     return None
 
@@ -98,7 +97,7 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     if order.to == "switchable" and order.share is not None:
         _lean(new, layer.method, order.share)  # type: ignore[arg-type]
     new.training = module.training
-    if layer.synced and isinstance(new, _SHARING):
+    if layer.synced and shares(new):
         nn.sync(new, module.process_group if isinstance(module, torch.nn.SyncBatchNorm) else module.sync.process_group)  # type: ignore[union-attr, arg-type]
         carried.append("shared with other processes")
     if is_frozen(module) or layer.frozen:
@@ -117,7 +116,7 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     affine = layer.weight is not None or layer.bias is not None or order.affine or into_affine
     options: dict[str, Any] = {"affine": affine, "device": device, "dtype": dtype, "activation": activation}
     options["bias"] = layer.bias is not None or order.affine or into_affine
-    if METHODS[order.to].track is not None:
+    if METHODS[order.to].tracks:
         options |= {"momentum": layer.momentum, "track_running_stats": _tracks(layer, order.to)}
     if order.to in ("none", "weight"):
         options["method"] = order.to

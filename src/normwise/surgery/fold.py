@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normwise import ops
+from normwise import kernels
 from normwise.errors import NormwiseError, NormwiseWarning
+from normwise.methods import METHODS, Method
 from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
 from normwise.surgery._lazy import working_copy
@@ -193,9 +194,10 @@ class _Surgeon:
         """Fold whatever can be proven."""
         folded, left = [], []
         for found in self.found:
-            if found.layer.method not in _AFFINE:
+            method = METHODS.get(found.layer.method)
+            if method is None or not (method.folds or _mixes(method)):
                 continue
-            if found.layer.running_mean is None and found.layer.method in {"instance", "switchable"}:
+            if found.layer.running_mean is None and (_mixes(method) or not method.running) and method.pools:
                 continue  # never a fixed map
             try:
                 folded.append(self._fold(found))
@@ -330,8 +332,9 @@ class _Surgeon:
         self._undo.append(back)
 
 
-# The methods that are a fixed affine map per channel in evaluation, given stored statistics.
-_AFFINE = {"none", "weight", "batch", "instance", "switchable", "batch_renorm", "ghost_batch", "mean_only_batch"}
+def _mixes(method: Method) -> bool:
+    """Whether it is a mix of several pools, which may come down to the one over samples."""
+    return method.mix(stored=True) is not None and len(method.pools) > 1
 
 
 def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
@@ -367,7 +370,7 @@ class _Activation(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.activate(input, self.activation)
+        return kernels.activate(input, self.activation)
 
     def extra_repr(self) -> str:
         return repr(self.activation)

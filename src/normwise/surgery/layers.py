@@ -23,7 +23,6 @@ from normwise.errors import InputError
 from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
-from normwise.nn.relatives import RelativeNorm
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
 from normwise.surgery import behaviour, layouts
 
@@ -186,9 +185,9 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         return _common(module, module.method, module.num_features, eps=0.0)
     if isinstance(module, nn.SwitchableNorm):
         return _common(module, "switchable", module.num_features, num_groups=module.num_groups)
-    if isinstance(module, RelativeNorm):
+    if isinstance(module, nn.Norm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
-        return _common(module, module.method, module.num_features, problem=thresholded)
+        return _common(module, module.method.name, module.num_features, problem=thresholded)
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):

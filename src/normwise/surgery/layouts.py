@@ -76,7 +76,7 @@ class InstanceNormNd(Adapted, _InstanceNorm):
 
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
         options: dict[str, Any] = {"activation": self.activation, **masks}
-        return self._normalize(x, "instance", 0.0 if self.momentum is None else self.momentum, False, **options)
+        return self._normalize(x, self.method, 0.0 if self.momentum is None else self.momentum, False, **options)
 
 
 class GroupNormNd(Adapted, nn.GroupNorm):

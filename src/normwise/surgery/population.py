@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normwise import ops
+from normwise import kernels
+from normwise.core.moments import Moments, pool, unbiased
 from normwise.functional import real_elements
-from normwise.moments import Moments, pool, unbiased
 from normwise.surgery.layers import NormLayer
 
 
@@ -86,7 +86,7 @@ def cells_of(layer: NormLayer, module: nn.Module, x: Tensor, mask: Tensor | None
     keep = real_elements(x, mask, lengths)
     # MPS and some other devices have no float64.
     x = x.detach().to("cpu" if x.device.type != "cuda" else x.device).double()
-    mean, var = ops.reference.moments(x, None if keep is None else keep.to(x.device))
+    mean, var = kernels.reference.moments(x, None if keep is None else keep.to(x.device))
     elements: int | Tensor = x[0, 0].numel() if x.numel() else 0
     if keep is not None:
         elements = keep.expand_as(x).flatten(2).sum(2).double().cpu()

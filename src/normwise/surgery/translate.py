@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from normwise.methods import METHODS, Inputs
-from normwise.moments import Affine, Moments
+from normwise.core.moments import Affine, Moments
+from normwise.methods import METHODS, Context
 from normwise.surgery.layers import NormLayer
 
 AFFINE = ("weight", "bias")
@@ -49,16 +49,14 @@ def folds(layer: NormLayer, to: str) -> bool:
     """Whether taking the normalization out puts stored statistics into weight and bias."""
     if to not in ("none", "weight") or layer.running_mean is None or layer.method not in METHODS:
         return False
-    stored = Moments(layer.running_mean[None], layer.running_mean[None])
-    return not METHODS[layer.method].reads_cells(Inputs(population=stored))
+    return METHODS[layer.method].folds
 
 
 def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
     """The layer's map in evaluation, (C,) each, in float64: what its method makes of stored statistics alone."""
     stored = Moments(tensors["running_mean"].double()[None], tensors["running_var"].double()[None])
     weight, bias = (affine[name].double() if name in affine else None for name in AFFINE)
-    inputs = Inputs(weight, bias, layer.eps, population=stored)
-    parts = METHODS[layer.method].function(stored, inputs)
+    parts = METHODS[layer.method].affine(stored, Context(weight, bias, layer.eps, population=stored))
     return Affine(*(part.expand_as(stored.mean)[0] for part in parts))
 
 

@@ -1,7 +1,7 @@
 """Whole normalizations as one native call each way, for the methods that are mixes of pooled moments.
 
 What pools within a sample does both passes while a group is in the cache. Autograd in C++ differentiates the operators
-where it was built (:func:`normwise.ops.native.differentiates`).
+where it was built (:func:`normwise.kernels.cpu.native.differentiates`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.ops.native import CODES, available
+from normwise.kernels.cpu.native import CODES, available
 
 # A mix that moves no running averages.
 _NOT_RUNNING = (None, None, 0.0, None, None)
@@ -28,7 +28,7 @@ def sample_norm(
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """Normalize every group of channels of every sample: ``act((x − μ) / √(σ² + eps) · weight + bias)`` in one trip."""
-    return _OPERATORS["sample_norm"](x, groups, weight, bias, eps, CODES[activation], slope)
+    return OPERATORS["sample_norm"](x, groups, weight, bias, eps, CODES[activation], slope)
 
 
 def sample_norm_backward(
@@ -43,7 +43,7 @@ def sample_norm_backward(
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of :func:`sample_norm`, in one trip through ``g`` and ``x``."""
-    return _OPERATORS["sample_norm_backward"](g, x, moments, groups, weight, bias, eps, CODES[activation], slope)
+    return OPERATORS["sample_norm_backward"](g, x, moments, groups, weight, bias, eps, CODES[activation], slope)
 
 
 def _is_one_pool(groups: Sequence[int], mean_weight: Tensor | None, var_weight: Tensor | None) -> bool:
@@ -67,7 +67,7 @@ def mix_norm(
 ) -> tuple[Tensor, Tensor]:
     """Normalize by a mix of pooled moments, ``act((x − Σ wₖμₖ) / √(Σ w′ₖσ²ₖ + eps) · weight + bias)``, in one call."""
     name, args = operator_for_mix(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, running)
-    return _OPERATORS[name](*args, CODES[activation], slope)
+    return OPERATORS[name](*args, CODES[activation], slope)
 
 
 def operator_for_mix(
@@ -83,7 +83,7 @@ def operator_for_mix(
     running: Sequence[Any] | None,
 ) -> tuple[str, tuple[Any, ...]]:
     """Which operator serves a mix: of one pool there are some that take less."""
-    one = _is_one_pool(groups, mean_weight, var_weight)
+    one = len(groups) == 1 and mean_weight is var_weight is None
     if one and groups[0]:
         return "sample_norm", (x, groups[0], weight, bias, eps)
     if one and population is not None:
@@ -93,8 +93,14 @@ def operator_for_mix(
     averages = (running_mean, running_var, skipped, tracked, float(momentum))
     if one:
         return "batch_norm", (x, weight, bias, eps, True, *averages)
-    known = (None, None) if population is None else population[:2]
+    known = (None, None) if population is None else _lasting(population)
     return "mix_norm", (x, weight, bias, mean_weight, var_weight, logits, groups, eps, *known, *averages)
+
+
+def _lasting(population: Sequence[Any]) -> Sequence[Tensor]:
+    """It may change before the backward pass, for which the operators keep a copy only where it stands alone."""
+    mean, var = population[0], population[1]
+    return (mean.clone(), var.clone()) if torch.is_grad_enabled() else (mean, var)
 
 
 def mix_norm_backward(
@@ -116,16 +122,16 @@ def mix_norm_backward(
     act = (CODES[activation], slope)
     one = _is_one_pool(groups, mean_weight, var_weight)
     if one and groups[0]:
-        return *_OPERATORS["sample_norm_backward"](g, x, moments, groups[0], weight, bias, eps, *act), None, None
+        return *OPERATORS["sample_norm_backward"](g, x, moments, groups[0], weight, bias, eps, *act), None, None
     if one:
         return (
-            *_OPERATORS["batch_norm_backward"](g, x, moments, weight, bias, eps, population is None, True, *act),
+            *OPERATORS["batch_norm_backward"](g, x, moments, weight, bias, eps, population is None, True, *act),
             None,
             None,
         )
     known = (None, None) if population is None else population[:2]
     mix = (weight, bias, mean_weight, var_weight, logits, groups)
-    return _OPERATORS["mix_norm_backward"](g, x, moments, *mix, eps, *known, *act)
+    return OPERATORS["mix_norm_backward"](g, x, moments, *mix, eps, *known, *act)
 
 
 def layer_norm(
@@ -139,7 +145,7 @@ def layer_norm(
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """Normalize the last axes of every position: ``act((x − μ) / √(σ² + eps) · weight + bias)`` in one trip."""
-    return _OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
+    return OPERATORS["layer_norm"](x, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
 def layer_norm_backward(
@@ -155,7 +161,7 @@ def layer_norm_backward(
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of :func:`layer_norm`, in one trip through ``g`` and ``x``."""
-    return _OPERATORS["layer_norm_backward"](g, x, moments, axes, weight, bias, eps, centered, CODES[activation], slope)
+    return OPERATORS["layer_norm_backward"](g, x, moments, axes, weight, bias, eps, centered, CODES[activation], slope)
 
 
 def _operator(name: str) -> Any:
@@ -165,4 +171,4 @@ def _operator(name: str) -> Any:
 
 
 _NAMES = ("sample_norm", "batch_norm", "mix_norm", "layer_norm")
-_OPERATORS = {name: _operator(name) for known in _NAMES for name in (known, f"{known}_backward")} if available() else {}
+OPERATORS = {name: _operator(name) for known in _NAMES for name in (known, f"{known}_backward")} if available() else {}

@@ -1,7 +1,7 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
-Each runs natively where the library is built and takes the tensor, else in plain torch. :mod:`normwise.ops.fused` has
-whole normalizations, forward and backward, for the methods that are mixes of pooled moments.
+Each runs natively where the library is built and takes the tensor, else in plain torch.
+:mod:`normwise.kernels.cpu.fused` has whole normalizations, forward and backward, for mixes of pooled moments.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from normwise.ops import fused, native, reference
-from normwise.ops.environment import describe_environment
-from normwise.ops.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
+from normwise.kernels import reference
+from normwise.kernels.cpu import fused, native
+from normwise.kernels.environment import describe_environment
+from normwise.kernels.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,20 +32,20 @@ __all__ = [
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every cell: :func:`normwise.ops.reference.moments` without a mask."""
+    """Mean and variance of every cell: :func:`normwise.kernels.reference.moments` without a mask."""
     return (native if native.supports(x) else reference).moments(x)
 
 
 def apply(x: Tensor, *args: Any) -> Tensor:
-    """Normalize: :func:`normwise.ops.reference.apply`."""
+    """Normalize: :func:`normwise.kernels.reference.apply`."""
     return (native if native.supports(x) else reference).apply(x, *args)
 
 
 def grad_sums(g: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    """Sum the gradient: :func:`normwise.ops.reference.grad_sums`."""
+    """Sum the gradient: :func:`normwise.kernels.reference.grad_sums`."""
     return (native if native.supports(x) else reference).grad_sums(g, x, *args)
 
 
 def grad_input(g: Tensor, x: Tensor, *args: Any) -> Tensor:
-    """Give the gradient of the input: :func:`normwise.ops.reference.grad_input`."""
+    """Give the gradient of the input: :func:`normwise.kernels.reference.grad_input`."""
     return (native if native.supports(x) else reference).grad_input(g, x, *args)

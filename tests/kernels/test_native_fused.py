@@ -20,7 +20,7 @@ from problems import (
 )
 from torch import Tensor
 
-from normwise.ops import fused, native
+from normwise.kernels.cpu import fused, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, float64
 
-from normwise.ops.reference import accumulation_dtype
+from normwise.kernels.reference import accumulation_dtype
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -1,10 +1,10 @@
-"""The kernels in C++, where they were built: same functions, same results as :mod:`normwise.ops.reference`.
+"""The kernels in C++, where they were built: same functions, same results as :mod:`normwise.kernels.reference`.
 
 They speak torch's stable ABI (see ``setup.py``) and cover CPU tensors of float32, float64, bfloat16 and float16 in the
 contiguous and the channels-last layout; other strides are copied into one of the two first.
 
 The four kernels take no part in autograd: :mod:`normwise.engine` does that for the whole of moments, method and apply.
-The operators of :mod:`normwise.ops.fused` do where a second library could be built. It speaks autograd's C++
+The operators of :mod:`normwise.kernels.cpu.fused` do where a second library could be built. It speaks autograd's C++
 interface and Python's, which are no part of the stable ABI, so its name holds the one torch and Python that it serves.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from normwise.ops.fakes import FAKES
-from normwise.ops.reference import ACTIVATIONS
+from normwise.kernels.operators import FAKES
+from normwise.kernels.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -78,9 +78,9 @@ def _load_calls() -> dict[str, Callable[..., Tensor | None]]:
 _problem = _load()
 _graph_problem = _load_graph()
 
-# The shortest way from Python to an operator of normwise.ops.fused, where it was built. Takes what the operator takes,
-# all of it by place, and gives its first result; or None where anything but autograd has a part in the call: a
-# transform, autocast, a profiler, another device.
+# The shortest way from Python to an operator of normwise.kernels.cpu.fused, where it was built. Takes what the
+# operator takes, all of it by place, and gives its first result; or None where anything but autograd has a part in the
+# call: a transform, autocast, a profiler, another device.
 CALLS = _load_calls()
 
 
@@ -95,7 +95,7 @@ def why_not() -> str | None:
 
 
 def differentiates() -> bool:
-    """Whether the operators of :mod:`normwise.ops.fused` are differentiable, by autograd in C++.
+    """Whether the operators of :mod:`normwise.kernels.cpu.fused` are differentiable, by autograd in C++.
 
     Where not, the caller does it in Python.
     """
@@ -129,14 +129,14 @@ def refuses(problem: RuntimeError) -> bool:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every cell, as :func:`normwise.ops.reference.moments`."""
+    """Mean and biased variance of every cell, as :func:`normwise.kernels.reference.moments`."""
     return torch.ops.normwise.moments(x)
 
 
 def apply(
     x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, activation: str | None = None, slope: float = 0.01
 ) -> Tensor:
-    """Normalize: ``act((x − center) · scale + shift)``, as :func:`normwise.ops.reference.apply`."""
+    """Normalize: ``act((x − center) · scale + shift)``, as :func:`normwise.kernels.reference.apply`."""
     return torch.ops.normwise.apply(x, center, scale, shift, CODES[activation], slope)
 
 
@@ -150,7 +150,7 @@ def grad_sums(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """S1 = Σ g and S2 = Σ g · (x − mean) per cell, as :func:`normwise.ops.reference.grad_sums`."""
+    """S1 = Σ g and S2 = Σ g · (x − mean) per cell, as :func:`normwise.kernels.reference.grad_sums`."""
     return torch.ops.normwise.grad_sums(g, x, mean, center, scale, shift, CODES[activation], slope)
 
 
@@ -166,7 +166,7 @@ def grad_input(
     activation: str | None = None,
     slope: float = 0.01,
 ) -> Tensor:
-    """``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``, as :func:`normwise.ops.reference.grad_input`."""
+    """``scale · g + (2 · grad_var / M) · (x − mean) + grad_mean / M``; see the reference."""
     return torch.ops.normwise.grad_input(
         g, x, mean, center, scale, shift, grad_mean, grad_var, CODES[activation], slope
     )

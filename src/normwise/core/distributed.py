@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normwise.core.moments import Moments, pool
 from normwise.errors import InputError
-from normwise.moments import Moments, pool
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import torch
 
-from normwise.ops import native
+from normwise.kernels.cpu import native
 
 
 def describe_environment() -> dict[str, str]:

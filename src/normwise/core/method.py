@@ -1,0 +1,427 @@
+"""What a method is: a small value with options, learned tensors and traits, and a function from moments to a map.
+
+Whatever another part of the library wants to know of a method it asks here, and never goes by a name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normwise.core.moments import Affine, Moments, pool, pool_groups, unbiased
+from normwise.errors import InputError
+
+
+class Context(NamedTuple):
+    """What a method may draw on besides the moments and its learned tensors.
+
+    ``weight`` and ``bias`` are (C,), or (N, C) to differ between samples. ``population`` stands in for the batch's own
+    moments (the running averages in evaluation); ``reference`` are the running averages as they stand in training, for
+    methods that read them. ``exchange`` takes moments pooled over this process's samples to those of all processes.
+
+    Example:
+        >>> Context().eps
+        1e-05
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    population: Moments | None = None
+    reference: Moments | None = None
+    exchange: Callable[[Moments], Moments] | None = None
+
+
+class Learned(NamedTuple):
+    """A learned tensor of a method, beside weight and bias: ``size`` values, by default one a channel.
+
+    All begin at ``start``; a layer keeps them ``within`` two bounds, if any.
+
+    Example:
+        >>> Learned(start=0.5).shape(channels=3)
+        (3,)
+    """
+
+    start: float = 1.0
+    size: int | None = None
+    within: tuple[float, float] | None = None
+
+    def shape(self, channels: int) -> tuple[int]:
+        """Give its shape for a number of channels."""
+        return (channels if self.size is None else self.size,)
+
+
+class Mix(NamedTuple):
+    """A mix of pools, which native kernels compute as a whole.
+
+    The weights are the learned tensors ``mean_weight`` and ``var_weight``: logits of a softmax, or without ``logits``
+    shares that sum to 1.
+
+    Example:
+        >>> Mix(("instance", "layer")).logits
+        True
+    """
+
+    pools: tuple[str, ...]
+    logits: bool = True
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of normalization: derive from it, and give :meth:`affine`.
+
+    Options are fields of the dataclass, learned tensors stand in ``learned`` and reach :meth:`affine` as keyword
+    arguments, and what others must know are the traits below. Most follow from ``pools``, the names of the statistics
+    that the method rests on: ``"instance"``, ``"layer"``, ``"group"``, ``"batch"``.
+
+    Attributes:
+        name: what users write; by default the class's name in small letters.
+        summary: what it does, in a line; by default the first line of the docstring.
+        paper: where it is from.
+        pools: the statistics that it reads.
+        learned: its learned tensors beside weight and bias, by name.
+        on_weights: it acts on weights and not on activations.
+        reads_reference: it reads the running averages in training, too.
+
+    Example:
+        >>> class Halved(Method):
+        ...     "Instance norm to a standard deviation of 1/2."
+        ...     pools = ("instance",)
+        ...     def affine(self, cells, given):
+        ...         whole = standardize(cells, given)
+        ...         return whole._replace(scale=whole.scale / 2)
+        >>> Halved().name, Halved().rests_on, Halved().over_samples
+        ('halved', 'instance', False)
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = "-"
+    on_weights: ClassVar[bool] = False
+    reads_reference: ClassVar[bool] = False
+    pools: ClassVar[tuple[str, ...]] = ()
+    learned: ClassVar[Mapping[str, Learned]] = MappingProxyType({})
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        if "summary" not in vars(cls):
+            cls.summary = (cls.__doc__ or cls.name).strip().splitlines()[0]
+
+    def affine(self, cells: Moments, given: Context, *args: Any, **learned: Any) -> Affine:
+        """Make the map ``y = (x − center) · scale + shift`` of the cells' moments, each part broadcastable to (N, C).
+
+        Args:
+            cells: the moments of every x[n, c]; not to be read where :meth:`reads_cells` says so.
+            given: weight, bias, eps and stored moments.
+            *args: none.
+            **learned: the learned tensors, by name.
+
+        Returns:
+            The map. Nothing is to be changed: running averages are kept by the caller.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no function affine(cells, given)")
+
+    # Traits. Each has a rule that holds for most methods; others say what is so.
+
+    @property
+    def over_samples(self) -> bool:
+        """Whether samples see each other: in training each one's result depends on the batch."""
+        return "batch" in self.pools
+
+    @property
+    def tracks(self) -> bool:
+        """Whether running averages can be kept."""
+        return self.over_samples
+
+    @property
+    def running(self) -> bool:
+        """Whether layers keep running averages unless told otherwise."""
+        return self.over_samples
+
+    @property
+    def synced(self) -> bool:
+        """Whether processes can share its statistics: it takes the batch's from :func:`batch_moments`."""
+        return self.over_samples
+
+    @property
+    def rests_on(self) -> str | None:
+        """The pool that is refused where it holds a single element, so that nothing is divided by a deviation of 0."""
+        return self.pools[0] if len(self.pools) == 1 else None
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether the mean that it subtracts is each channel's own: what was added to a channel before is taken off."""
+        return bool(self.pools) and {*self.pools} <= {"batch", "instance"}
+
+    @property
+    def folds(self) -> bool:
+        """Whether stored statistics make it one fixed map per channel, which a neighbouring layer can take over."""
+        return not self.reads_cells(stored=True)
+
+    def mix(self, stored: bool) -> Mix | None:
+        """The mix of pools that the method is; ``None`` where it is more than that.
+
+        Args:
+            stored: whether there is a population.
+
+        Returns:
+            The mix, or ``None``.
+        """
+        return None
+
+    def reads_cells(self, stored: bool) -> bool:
+        """Whether the input's own moments are read; ``stored``: running averages stand in for the batch's.
+
+        Args:
+            stored: whether there is a population.
+
+        Returns:
+            Whether :meth:`affine` may look at ``cells``.
+        """
+        return bool(self.pools) and not (stored and self.pools == ("batch",))
+
+    def groups(self, channels: int) -> int:
+        """Give the number of groups: the option ``num_groups`` where the method has one and it is set.
+
+        Args:
+            channels: C.
+
+        Returns:
+            G; where the option is ``None``, what :func:`groups_for` chooses, and 1 without such an option.
+        """
+        chosen: int | None = getattr(self, "num_groups", 1)
+        return groups_for(channels) if chosen is None else chosen
+
+    def pooled(self, name: str, cells: Moments, given: Context) -> Moments:
+        """Give the statistics of one pool.
+
+        Args:
+            name: ``"instance"``, ``"layer"``, ``"group"`` or ``"batch"``.
+            cells: moments per cell, (N, C).
+            given: ``population`` and ``exchange`` are read, for ``"batch"``.
+
+        Returns:
+            Moments that broadcast to (N, C), weighted by element counts.
+        """
+        return POOLS[name](cells, given, self.groups(cells.mean.shape[1]))
+
+    def track(self, cells: Moments, given: Context) -> Moments:
+        """Give the moments (1, C) that running averages follow: the batch's, unless a method says otherwise.
+
+        Args:
+            cells: moments per cell, (N, C).
+            given: as for :meth:`affine`.
+
+        Returns:
+            The moments.
+        """
+        return batch_moments(cells, given)
+
+    def taking(self, options: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+        """Give the method with those options that are its own, and the rest of them.
+
+        Args:
+            options: any.
+
+        Returns:
+            A method of the same class, and the options that it does not have.
+        """
+        own = {f.name for f in dataclasses.fields(self) if f.init} & options.keys()
+        rest = {name: value for name, value in options.items() if name not in own}
+        return dataclasses.replace(self, **{name: options[name] for name in own}) if own else self, rest
+
+    def __str__(self) -> str:
+        """Give the name with those options that are not the defaults, as :func:`method_named` reads it."""
+        options = [f for f in dataclasses.fields(self) if f.init and getattr(self, f.name) != f.default]
+        told = ", ".join(f"{f.name}={_written(getattr(self, f.name))}" for f in options)
+        return f"{self.name}({told})" if told else self.name
+
+
+def _written(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def batch_moments(cells: Moments, given: Context) -> Moments:
+    """The moments of the batch, per channel: of all processes that share it, or the population in its place.
+
+    Args:
+        cells: moments per cell, (N, C).
+        given: ``population`` and ``exchange`` are read.
+
+    Returns:
+        Moments (1, C).
+
+    Example:
+        >>> batch_moments(Moments(torch.tensor([[0.0], [2.0]]), torch.zeros(2, 1)), Context()).mean
+        tensor([[1.]])
+    """
+    if given.population is not None:
+        return given.population
+    own = pool(cells, 0)
+    return own if given.exchange is None else given.exchange(own)
+
+
+POOLS: dict[str, Callable[[Moments, Context, int], Moments]] = {
+    "instance": lambda cells, given, groups: cells,
+    "layer": lambda cells, given, groups: pool(cells, 1),
+    "group": lambda cells, given, groups: pool_groups(cells, groups),
+    "batch": lambda cells, given, groups: batch_moments(cells, given),
+}
+
+
+def elements_behind(
+    samples: int, channels: int, elements: int, groups: int = 1, batch_elsewhere: bool = False
+) -> dict[str, int]:
+    """How many elements each pool's statistic rests on; 0 where that is not for this input to say.
+
+    Args:
+        samples: N.
+        channels: C.
+        elements: per cell.
+        groups: G.
+        batch_elsewhere: the batch's moments are stored ones, or shared with other processes.
+
+    Returns:
+        Pool → number of elements.
+
+    Example:
+        >>> elements_behind(samples=8, channels=4, elements=9, groups=2)
+        {'instance': 9, 'layer': 36, 'group': 18, 'batch': 72}
+    """
+    return {
+        "instance": elements,
+        "layer": channels * elements,
+        "group": channels // groups * elements,
+        "batch": 0 if batch_elsewhere else samples * elements,
+    }
+
+
+def with_parameters(center: Tensor, scale: Tensor, given: Context) -> Affine:
+    """The map ``y = (x − center) · scale · weight + bias``.
+
+    Args:
+        center: broadcastable to (N, C).
+        scale: broadcastable to (N, C).
+        given: ``weight`` and ``bias`` are read.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> with_parameters(torch.zeros(1, 2), torch.ones(1, 2), Context(weight=torch.tensor([2.0, 3.0]))).scale
+        tensor([[2., 3.]])
+    """
+    if given.weight is not None:
+        scale = scale * given.weight.to(scale.dtype)
+    shift = torch.zeros_like(scale) if given.bias is None else torch.atleast_2d(given.bias.to(scale.dtype))
+    return Affine(center, scale, shift)
+
+
+# What of the moments is used: both, only the mean (subtracted), or only the scale (divided by, about 0).
+PARTS = ("both", "mean", "scale")
+
+
+def standardize(m: Moments, given: Context, parts: str = "both") -> Affine:
+    """The affine map to mean ``bias`` and standard deviation ``weight``: scale = weight / √(σ² + eps).
+
+    With ``parts="mean"`` only the mean moves, y = weight · (x − μ) + bias; with ``parts="scale"`` only the scale,
+    y = weight · x / √(σ² + μ² + eps) + bias. Where the variance is beyond what its type holds the scale is 0.
+
+    Args:
+        m: the moments to normalize by.
+        given: ``weight``, ``bias`` and ``eps`` are read.
+        parts: ``"both"``, ``"mean"`` or ``"scale"``.
+
+    Returns:
+        The map.
+
+    Example:
+        >>> standardize(Moments(torch.ones(1, 1), torch.full((1, 1), 4.0)), Context(eps=0.0)).scale
+        tensor([[0.5000]])
+    """
+    if parts == "mean":
+        return with_parameters(m.mean, torch.ones_like(m.var), given)
+    center = torch.zeros_like(m.mean) if parts == "scale" else m.mean
+    square = m.var + m.mean.square() if parts == "scale" else m.var
+    center, scale, shift = with_parameters(center, torch.rsqrt(square + given.eps), given)
+    # Where the variance overflowed all values come out as the bias, as in torch, with no inf · 0 on the way.
+    overflowed = torch.isinf(square)
+    return Affine(torch.where(overflowed, 0, center), torch.where(overflowed, 0, scale), shift)
+
+
+@dataclass(frozen=True)
+class Pooled(Method):
+    """One pool's mean and deviation, y = weight · (x − μ) / √(σ² + eps) + bias.
+
+    ``parts``, as of :func:`standardize`, is an option where a class makes it a field.
+    """
+
+    parts = "both"
+
+    def __post_init__(self) -> None:
+        if self.parts not in PARTS:
+            raise InputError(f"unknown parts {self.parts!r}: expected one of {', '.join(PARTS)}")
+
+    @property
+    def rests_on(self) -> str | None:  # noqa: D102
+        return None if self.parts == "scale" else super().rests_on
+
+    @property
+    def per_channel(self) -> bool:  # noqa: D102
+        return self.parts != "scale" and super().per_channel
+
+    def mix(self, stored: bool) -> Mix | None:  # noqa: D102
+        plain = self.parts == "both" and type(self).affine is Pooled.affine
+        return Mix(self.pools) if plain else None
+
+    def affine(self, cells: Moments, given: Context) -> Affine:
+        """Standardize by the pool."""
+        (pool,) = self.pools
+        return standardize(self.pooled(pool, cells, given), given, self.parts)
+
+
+def mean_over_samples(m: Moments) -> Moments:
+    """The mean over rows of each one's own moments, unbiased by its own count; rows of one element have no variance."""
+    if not isinstance(m.elements, Tensor):
+        return Moments(m.mean.mean(0, keepdim=True), m.var.mean(0, keepdim=True), m.elements)
+    some = m.elements > 1
+    share = some.to(m.mean.dtype) / some.sum(0, keepdim=True).clamp_min(1).to(m.mean.dtype)
+    mean, var = ((share * t).sum(0, keepdim=True) for t in (m.mean, unbiased(m)))
+    total = torch.where(some, m.elements, 0).sum(0, keepdim=True)
+    # Biased by the total, as moments are: it comes off again where the variance enters the running averages.
+    return Moments(mean, var - var / total.clamp_min(1).to(var.dtype), total)
+
+
+def groups_for(num_channels: int, target: int = 32) -> int:
+    """Choose a group count: ``target`` where it divides the channels, else the nearest divisor that does.
+
+    A group of one channel is never chosen (that is instance norm, and erases (N, C) data), unless there is one channel.
+    Of two divisors equally near the larger is taken.
+
+    Args:
+        num_channels: C, at least 1.
+        target: the wanted count; 32 is the paper's choice (arXiv 1803.08494).
+
+    Returns:
+        A divisor of ``num_channels``.
+
+    Raises:
+        InputError: a number below 1.
+
+    Example:
+        >>> [groups_for(c) for c in (64, 48, 16, 7, 1)]
+        [32, 24, 8, 1, 1]
+    """
+    if num_channels < 1 or target < 1:
+        raise InputError(f"channels and target must be at least 1, got {num_channels} and {target}")
+    divisors = [g for g in range(1, max(num_channels // 2, 1) + 1) if num_channels % g == 0]
+    return min(divisors, key=lambda g: (abs(g - target), -g))

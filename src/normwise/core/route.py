@@ -1,0 +1,196 @@
+"""Which kernels serve a call: asked once, here, and answered with a value.
+
+A plain call of a small tensor asks nobody in Python: :func:`at_once` hands it to the C++ library, which computes it, or
+gives ``None`` where the call is out of the ordinary or does not fit the kernel. All other calls are checked by
+:func:`normwise.normalize` and go the way that :func:`route` says.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad
+from normwise.core.method import Context, Method
+from normwise.core.moments import Moments
+from normwise.kernels import reference
+from normwise.kernels.cpu import fused, native
+
+
+class Running(NamedTuple):
+    """Running averages (C,) to move towards the batch; see :func:`normwise.core.moments.update_running`."""
+
+    mean: Tensor
+    var: Tensor
+    momentum: float | Tensor
+    skipped: Tensor | None = None
+    tracked: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of a call: in one native call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
+
+    Without kernels the formula is evaluated in plain operators, which every transform sees.
+    """
+
+    kernels: ModuleType | None
+    whole: tuple[int, ...] | None = None
+
+
+PLAIN = Route(None)
+
+
+def at_once(
+    x: Tensor,
+    pools: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None = None,
+    slope: float = 0.01,
+    running: Sequence[Any] | None = None,
+    population: Sequence[Any] | None = None,
+    mean_weight: Tensor | None = None,
+    var_weight: Tensor | None = None,
+    logits: bool = True,
+) -> Tensor | None:
+    """Have C++ normalize a plain tensor by a pool or a mix of pools; ``None`` where that is not open.
+
+    Pools are numbers of groups within a sample, or 0 for the pool over samples: see :func:`numbered`.
+    """
+    if torch.compiler.is_compiling() or activation not in native.CODES or not native.CALLS:
+        return None
+    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+        return None  # the kernels would read the momentum
+    name, args = fused.operator_for_mix(
+        x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
+    )
+    return native.CALLS[name](*args, native.CODES[activation], slope)
+
+
+@functools.lru_cache
+def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | None:
+    """The pools of a method that is a mix of them, by numbers of groups; 0 is the pool over samples."""
+    mix, groups = method.mix(stored), method.groups(channels) if channels > 0 else 0
+    if mix is None or groups < 1 or channels % groups:
+        return None
+    numbers = {"instance": channels, "layer": 1, "group": groups, "batch": 0}
+    return tuple([numbers[name] for name in mix.pools])
+
+
+def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, running: Running | None) -> Route:
+    """Say which kernels serve a call that has been checked."""
+    if needs_plain_graph():
+        return PLAIN
+    if not native.supports(x):
+        return Route(reference)
+    if mask is not None or given.exchange is not None or x.numel() == 0:
+        return Route(native)
+    whole = numbered(method, x.shape[1], given.population is not None)
+    if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
+        return Route(native)
+    if method.learned and x.numel() == x.shape[0] * x.shape[1]:
+        return Route(native)  # with one element a cell some members have no meaning: the method drops them, or refuses
+    return Route(native, whole)
+
+
+def _movable(running: Running, x: Tensor) -> bool:
+    """Whether a native kernel can move running averages."""
+    mean, var = running.mean, running.var
+    fits = mean.dtype in (x.dtype, reference.accumulation_dtype(x.dtype))
+    alike = fits and mean.dtype == var.dtype and mean.is_cpu and var.is_cpu
+    return alike and mean.is_contiguous() and var.is_contiguous()
+
+
+def normalized(
+    x: Tensor,
+    method: Method,
+    given: Context,
+    learned: Mapping[str, Tensor],
+    mask: Tensor | None,
+    activation: str | None,
+    slope: float,
+    running: Running | None,
+) -> tuple[Tensor, Moments | None]:
+    """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
+    way = route(x, method, given, mask, running)
+    if way.whole is not None:
+        mix = method.mix(given.population is not None)
+        assert mix is not None
+        shares = (learned.get("mean_weight"), learned.get("var_weight"), mix.logits)
+        parameters = (given.weight, given.bias, *shares, given.eps)
+        return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
+    tensors: list[Tensor | None] = [given.weight, given.bias]
+    for name in method.learned:
+        tensors.append(learned[name] if name in learned else _start(x, method, name))
+    call = Cells(method, given._replace(weight=None, bias=None), mask, activation, slope, way.kernels or reference)
+    call.reads = method.reads_cells(given.population is not None)
+    # Of what the map is made of nothing wants a gradient. If the map does, the method's function draws on more: on
+    # tensors that it closes over, whose gradients only plain operators give.
+    if way.kernels is None or any_requires_grad(*call.prepare(x, tensors)):
+        y = call.formula([x, *tensors])
+    elif torch.is_grad_enabled() and any_requires_grad(x, *tensors):
+        y = Fused.apply(call, x, *tensors)
+    else:
+        y, _ = call.forward(x)
+    seen, call.seen = call.seen, None  # the graph must not keep it longer than what it saves
+    return y, seen
+
+
+def _start(x: Tensor, method: Method, name: str) -> Tensor:
+    """What a learned tensor is that nobody gave: what it begins as."""
+    one = method.learned[name]
+    return x.new_full(one.shape(x.shape[1]), one.start, dtype=reference.accumulation_dtype(x.dtype))
+
+
+def whole(
+    x: Tensor,
+    pools: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """Normalize by a mix of pools in one native call."""
+    parameters = (weight, bias, mean_weight, var_weight)
+    name, args = fused.operator_for_mix(x, pools, *parameters, logits, eps, population, running)
+    return one_call(name, (*args, native.CODES[activation], slope), x, *parameters)
+
+
+def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:
+    """Call an operator that normalizes; some of its arguments, ``tensors``, may want gradients."""
+    if native.differentiates() or not (torch.is_grad_enabled() and any_requires_grad(*tensors)):
+        return fused.OPERATORS[name](*args)[0]
+    call = Whole(name, args)
+    y: Tensor = Fused.apply(call, *call.tensors)
+    return y
+
+
+# Modes under which sizes may be symbols and values may be absent.
+_TRACERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
+
+
+def needs_plain_graph() -> bool:
+    """Whether a transform has to see every operator: ``torch.func``, forward mode, compilation, export, ``make_fx``."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or (torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) for key in _TRACERS))
+    )
