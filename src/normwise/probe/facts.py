@@ -19,10 +19,9 @@ from normwise.parametrize import weight_norms
 from normwise.probe.lineage import Lineage
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, input_of, sizes_of
-from normwise.surgery._lazy import keeping_random_state as keeping_random_state
-from normwise.surgery._lazy import left_alone, settled
 from normwise.surgery.layers import Found, find
-from normwise.surgery.running import Forward, evaluating, feed, run_on, tensors_in, unwrapped
+from normwise.surgery.running import Forward, evaluating, feed, left_alone, run_on, settled, tensors_in, unwrapped
+from normwise.surgery.running import keeping_random_state as keeping_random_state
 
 ARCHITECTURES = ("generative", "recurrent", "attention", "conv", "mlp")
 

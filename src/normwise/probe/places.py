@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normwise.methods import METHODS, Inputs, elements_behind
-from normwise.surgery.layers import NormLayer
+from normwise.surgery.description import NormLayer
 
 # Methods outside METHODS, and those that take the statistic of one pool although they are defined for any input.
 _POOL = {"rms": "layer", "conditional": "instance", "batch_instance": "instance", "filter_response": "instance"}

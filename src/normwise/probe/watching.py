@@ -26,9 +26,8 @@ from normwise.probe.padding import padded_share
 from normwise.probe.places import input_of
 from normwise.probe.scalars import Scalars, Writer
 from normwise.probe.verdict import diagnosis_of
-from normwise.surgery._lazy import refuse_lazy
 from normwise.surgery.layers import Found
-from normwise.surgery.running import tensors_in, unwrapped
+from normwise.surgery.running import refuse_lazy, tensors_in, unwrapped
 
 # Passes that are surveyed, where each shows another part of the model.
 _SURVEYS = 8

@@ -21,9 +21,8 @@ from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
-from normwise.surgery._lazy import settled
 from normwise.surgery.causality import leaks, sights, told
-from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
+from normwise.surgery.running import Forward, deep_copy, run_on, settled, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
 _TIMING, _ROUNDS = 0.5, 3

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from normwise.surgery.calibrate import Calibration, calibrate
     from normwise.surgery.conversion import Conversion
     from normwise.surgery.convert import convert
+    from normwise.surgery.description import NormLayer
     from normwise.surgery.fold import Folding, fold
-    from normwise.surgery.freeze import audit_frozen, freeze, frozen_layers, is_frozen, unfreeze
+    from normwise.surgery.freeze import audit_frozen, freeze, frozen_layers, is_frozen, statistics_paused, unfreeze
     from normwise.surgery.harden import Hardening, harden
     from normwise.surgery.inspect import Inspection, inspect
-    from normwise.surgery.layers import NormLayer, describe, find
-    from normwise.surgery.pause import statistics_paused
+    from normwise.surgery.layers import describe, find
     from normwise.surgery.to_torch import Returned, to_torch
 
 _HOME = {
@@ -31,7 +31,7 @@ _HOME = {
     "Folding": "fold",
     "Hardening": "harden",
     "Inspection": "inspect",
-    "NormLayer": "layers",
+    "NormLayer": "description",
     "Returned": "to_torch",
     "audit_frozen": "freeze",
     "calibrate": "calibrate",
@@ -44,7 +44,7 @@ _HOME = {
     "harden": "harden",
     "inspect": "inspect",
     "is_frozen": "freeze",
-    "statistics_paused": "pause",
+    "statistics_paused": "freeze",
     "to_torch": "to_torch",
     "unfreeze": "freeze",
 }

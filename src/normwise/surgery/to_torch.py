@@ -19,10 +19,9 @@ from normwise.surgery import layouts
 from normwise.surgery.carry import _HOOKS, Order, _carry_hooks, build
 from normwise.surgery.exchange import spatial_axes
 from normwise.surgery.fold import _Activation
-from normwise.surgery.layers import Found, find, replace
-from normwise.surgery.plain_weights import parametrized, plain_weight, why_no_plain_weight
+from normwise.surgery.layers import Found, Where, find, matches, replace
 from normwise.surgery.running import deep_copy, evaluating, run_on, unwrapped
-from normwise.surgery.selection import Where, _matches
+from normwise.surgery.weights import parametrized, plain_weight, why_no_plain_weight
 
 _DIMS = (1, 2, 3)
 _KINDS = ("BatchNorm", "InstanceNorm")
@@ -155,7 +154,7 @@ class _Plan:
         self._found: dict[nn.Module, Found] | None = None
         inside: set[nn.Module] = set()
         for name, module in body.named_modules():
-            if where is not None and not _matches(where, name, module):
+            if where is not None and not matches(where, name, module):
                 continue
             self._look_at_weights(name, module)
             if module not in inside and _is_ours(module):
