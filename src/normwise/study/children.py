@@ -21,7 +21,7 @@ from normwise.errors import InputError, NormwiseError, described
 from normwise.study.address import redact
 
 _LOG = logging.getLogger("normwise")
-# What a trial does to workers, the store puts an end to; this ends what happens before a trial is claimed.
+# The store gives up a trial that kills its workers; this limits deaths before a trial is claimed.
 _RESTARTS = 30
 _CHILD = "from normwise.study.children import main; main()"
 

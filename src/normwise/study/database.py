@@ -1,9 +1,10 @@
 """The database that studies are kept in: memory or one SQLite file; ``server`` adds PostgreSQL for many machines.
 
-All of a study's queue is Optuna's. What differs between the carriers is said here once: how to reach the database, the
-one lock under which trials are claimed, how long a silent worker counts as alive, and what to tell the user.
+All of a study's queue is Optuna's. What differs between memory, file and server is said here once: how to reach the
+database, the one lock under which trials are claimed, how long a silent worker counts as alive, and what to tell the
+user.
 
-The lock has two carriers of one kind: both are free again as soon as their holder dies. For a file it is a lock of the
+Both kinds of lock are free again as soon as their holder dies. For a file it is a lock of the
 operating system beside it; for a server it is an advisory lock that a connection of its own holds, so that the server
 frees it with the connection.
 """
@@ -50,8 +51,8 @@ class Database(ABC):
     """A database that holds studies.
 
     ``name`` is for people and holds no password. A worker that has been silent for ``grace`` seconds counts as dead;
-    it gives a sign of life every ``heartbeat`` seconds. One that waits looks again after ``poll`` seconds, and ever
-    more seldom up to ``poll_at_most``, so that many that wait do not keep those that work from their claims.
+    it gives a sign of life every ``heartbeat`` seconds. One that waits looks again after ``poll`` seconds, then
+    less and less often up to ``poll_at_most``, so that many that wait do not keep those that work from their claims.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Database(ABC):
 
     @abstractmethod
     def storage(self) -> BaseStorage:
-        """Open Optuna's storage, with its tables made where they are missing. Wants the lock."""
+        """Open Optuna's storage, with its tables made where they are missing. The caller holds the lock."""
 
     @abstractmethod
     def exists(self) -> bool:

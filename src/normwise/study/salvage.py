@@ -58,7 +58,10 @@ class Salvaged:
 
 
 def mended(database: Database, settings: Settings | None, name: str | None) -> BaseStorage:
-    """Open a database; a damaged file is put aside and what can be read of it goes into a new one. Wants the lock."""
+    """Open a database; a damaged file is put aside and what can be read of it goes into a new one.
+
+    The caller holds the lock.
+    """
     damage = damage_of(database)
     if damage is None:
         return database.storage()
@@ -103,7 +106,7 @@ def _structural_damage(database: File) -> str | None:
     with database.path.open("rb") as file:
         head = file.read(len(_MAGIC))
     if head != _MAGIC:
-        # Cut within its first bytes, or some of them changed: no other program's file begins so.
+        # It was cut within these bytes, or some of them changed: no other program's file begins like this.
         if _MAGIC.startswith(head) or sum(map(eq, head, _MAGIC)) > len(_MAGIC) // 2:
             return "its first bytes are not those of a SQLite file"
         raise _foreign(database, "it is not a SQLite file")
@@ -114,7 +117,7 @@ def _structural_damage(database: File) -> str | None:
                 raise _foreign(database, "it is a SQLite file of another program")
             verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         except sqlite3.OperationalError as error:
-            # Busy, say: no word about the content, which opening it will have more to say about.
+            # It may be busy, which says nothing of the content; opening it will say more.
             return None if _is_hindered(error) else str(error)
         except sqlite3.DatabaseError as error:
             verdict = str(error)
@@ -128,7 +131,7 @@ def _foreign(database: File, detail: str) -> StoreError:
 
 
 def _read_through(about: dict[str, Any], trials: list[FrozenTrial]) -> None:
-    """Read a study as it will be read later; that of another program, or of a newer normwise, is not ours to judge."""
+    """Read a study as it will be read later; those of other programs and of a newer normwise are not judged."""
     version = about.get("version", 1)
     foreign = about.get("settings") is None
     if foreign or (isinstance(version, int) and version > STUDY_VERSION):
@@ -146,7 +149,7 @@ def _read_through(about: dict[str, Any], trials: list[FrozenTrial]) -> None:
 
 
 def _is_hindered(error: BaseException) -> bool:
-    """Tell whether an error says that a file could not be used just now, which is no word about its content."""
+    """Tell whether an error says that a file could not be used just now, which says nothing of its content."""
     if isinstance(error, (filelock.Timeout, OSError)):
         return True
     if not isinstance(error, (sqlite3.Error, SQLAlchemyError, StorageInternalError)):
@@ -221,7 +224,7 @@ def _straighten(path: Path) -> None:
 
 def _found(path: Path) -> dict[str, Salvaged]:
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as connection:
-        # What cannot be decoded is for whoever reads it to refuse, and a broken table must not hide the others.
+        # Text that cannot be decoded is refused where it is read; a broken table must not hide the others.
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
         connection.execute("PRAGMA writable_schema=ON")
         names = dict(_rows(connection, "studies", "study_id, study_name"))

@@ -7,8 +7,8 @@ failing a stale trial and enqueueing its successor loses it; and a worker that f
 its own. So those steps happen under the database's one lock, which is free again when its holder dies, and whoever
 takes the lock next first brings queue and plan into line (:meth:`Store._reconcile`).
 
-Nor does Optuna tell a trial that kills its worker (a crash in native code, all memory taken) from a worker that was
-killed: after three deaths a trial counts as failed, so that it cannot take worker after worker.
+Optuna cannot tell a trial that kills its worker (a crash in native code, all memory taken) from a worker that was
+killed by something else: after three deaths a trial counts as failed, so that it cannot take worker after worker.
 
 The lock keeps work from being done twice; that nothing is *counted* twice does not depend on it: a cell has one place
 in the result, whoever finished it.
@@ -139,7 +139,7 @@ class Store:
             return waiting, running, finished
 
     def _run_one(self, train: Callable[[Cell], Trial], on_start: Callable[[Cell], None]) -> None:
-        """Claim a waiting trial, release the lock, run it. A trial that was taken from us meanwhile is let go."""
+        """Claim a waiting trial, release the lock, run it; leave it to another worker that took over meanwhile."""
         trial = self._study.ask()
         # The error is of a process that slept past the grace period (a closed laptop): another worker took over.
         with self._beating(trial.number), contextlib.suppress(UpdateFinishedTrialError):
@@ -163,13 +163,13 @@ class Store:
             self._study.tell(trial, result["valid_score"], skip_if_finished=True)
 
     def _reconcile(self, due: Callable[[list[Trial]], list[Cell]], floor: float = 0.0) -> tuple[int, int, list[Trial]]:
-        """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will."""
+        """See that every due cell is finished, is trained by a living worker, or waits. The caller holds the lock."""
         optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
         finished = self._finished.of(trials)
         wanted = {cell.key: cell for cell in due(finished)}
         taken = {trial.cell.key for trial in finished}
-        died = Counter(_key(trial) for trial in trials if _took_its_worker_along(trial))
+        died = Counter(_key(trial) for trial in trials if _killed_its_worker(trial))
         if deadly := [cell for key, cell in wanted.items() if key not in taken and died[key] >= DEATHS]:
             for cell in deadly:
                 lost = Trial.lost(cell, floor, f"{died[cell.key]} processes died of it: out of memory, or a crash")
@@ -240,7 +240,7 @@ class Store:
         return self.database.name if self.name == STUDY_NAME else f"the study {self.name!r} in {self.database.name}"
 
     def _insist(self, call: Callable[[], T]) -> T:
-        """Make a call that may be repeated, and again where the connection broke under it; a new one waits."""
+        """Make a call, and repeat it where the connection broke; a new connection waits for the server."""
         while True:
             try:
                 return call()
@@ -254,18 +254,18 @@ class Store:
         try:
             yield
         finally:
-            # Free already where a trial ran.
+            # It is free already where a trial ran.
             self._lock.release(force=True)
 
 
 def is_claimed(trial: FrozenTrial) -> bool:
-    """Tell whether a running trial's worker got as far as its first sign of life."""
+    """Whether the worker of a running trial has given its first sign of life."""
     claim = trial.user_attrs.get("claim")
     return isinstance(claim, dict) and claim.get("number") == trial.number
 
 
-def _took_its_worker_along(trial: FrozenTrial) -> bool:
-    """Whether a worker fell silent while it ran this trial; an interrupted one gives it back."""
+def _killed_its_worker(trial: FrozenTrial) -> bool:
+    """Whether a worker died while it ran this trial; one that is interrupted gives the trial back."""
     given_back = trial.user_attrs.get("given_back") == trial.number
     return trial.state == TrialState.FAIL and is_claimed(trial) and not given_back
 

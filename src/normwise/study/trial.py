@@ -136,7 +136,7 @@ class Trainer:
         )
 
     def _watched(self, model: nn.Module, cell: Cell, log: _Log) -> None:
-        """Train under the eyes of the task's observer, if it has one."""
+        """Train, with the task's observer if it has one."""
         observer = self.task.observe(model, self.task, cell) if self.task.observe else None
         try:
             step = self._train(model, cell, log, observer)

@@ -1,4 +1,4 @@
-"""The account of a conversion: what was replaced, carried and lost, how far outputs moved, and the way back."""
+"""The account of a conversion: what was replaced, carried and lost, how far outputs moved, and how to undo it."""
 
 from __future__ import annotations
 

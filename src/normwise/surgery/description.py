@@ -10,7 +10,7 @@ from torch import Tensor
 from normwise.functional import normalize
 from normwise.parametrize._copies import deep_copy
 
-# Hand-written layers often compute in float32 inside; any real difference in the formula is far larger.
+# Hand-written layers often compute in float32 inside; a real difference in the formula is far larger.
 _TOLERANCE = 1e-4
 
 
@@ -80,7 +80,7 @@ def agrees(module: torch.nn.Module, layer: NormLayer) -> bool:
     """
     try:
         twin = _twin(module)
-        # Synchronized layers train on accelerators only; their evaluation has to do.
+        # Synchronized layers train on accelerators only; so only their evaluation is compared.
         modes = (False,) if layer.synced else (False, True)
         return all(_difference(twin, layer, training) < _TOLERANCE for training in modes)
     except Exception:  # whatever a foreign forward raises, it did not agree

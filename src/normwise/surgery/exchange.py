@@ -80,7 +80,7 @@ class Exchange:
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
-        """Evaluation mode for both sides, and parameters of their own for the old layers, which the new may change."""
+        """Put both sides into evaluation mode, and give the old layers copies of parameters that both hold."""
         shared = [dict(pair.old._parameters) for pair in self.pairs]
         everything = torch.nn.ModuleList([self.model, *(p.old for p in self.pairs), *(p.new for p in self.pairs)])
         with ExitStack() as stack:

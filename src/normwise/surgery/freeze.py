@@ -93,13 +93,13 @@ def unfreeze(model: nn.Module, *, where: Where = None) -> nn.Module:
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Whether :func:`freeze` holds a layer, or its class does (torchvision's ``FrozenBatchNorm2d`` and kin).
+    """Whether :func:`freeze` holds a layer, or its class does (such as torchvision's ``FrozenBatchNorm2d``).
 
     Args:
         layer: a module.
 
     Returns:
-        The answer; a layer that was merely put into evaluation mode is not frozen: the next ``train()`` wakes it.
+        The answer; a layer that was merely put into evaluation mode is not frozen: the next ``train()`` undoes that.
 
     Example:
         >>> is_frozen(nn.BatchNorm2d(3).eval()), is_frozen(freeze(nn.BatchNorm2d(3)))
@@ -131,7 +131,7 @@ def frozen_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @contextmanager
 def statistics_paused(model: nn.Module, *, where: Where = None) -> Iterator[None]:
-    """Keep running statistics and their counters as they are for a while; layers normalize by the batch as ever.
+    """Keep running statistics and their counters as they are for a while; layers still normalize by the batch.
 
     For the second forward pass of sharpness-aware optimizers, for gradient checks and retries: what has counted once is
     not counted again.

@@ -50,7 +50,7 @@ class _Tracer(fx.Tracer):
         self._norms = norms
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # What is hooked stays whole, too: whatever the hooks do is theirs, and no proxies reach them.
+        # A module with hooks stays whole, too: hooks must never be given the tracer's proxies.
         return m in self._norms or not m._modules or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -107,7 +107,7 @@ def _add(model: nn.Module, norms: set[nn.Module], prefix: str, order: Order, **o
     graph = _Tracer(norms).trace(model, **options)
     order.add(model, graph, prefix)
     named = dict(model.named_modules(remove_duplicate=False))
-    # Once for each call, so that what runs twice is seen to.
+    # Once for each call, so that a part that runs twice is found twice.
     for name in [node.target for node in graph.nodes if node.op == "call_module"]:
         if has_hooks(named[name]):
             _trace_part(named[name], norms, f"{prefix}{name}.", order)

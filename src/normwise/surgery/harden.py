@@ -149,8 +149,8 @@ def _kept(layer: Any, threshold: float, negligible: float) -> list[str]:
     best = {int(means.argmax()), int(variances.argmax())}
     if len(best) == 1 and min(means.max().item(), variances.max().item()) >= threshold:
         return [layer.over[best.pop()]]
-    heard = {k for k in range(len(layer.over)) if max(means[k].item(), variances[k].item()) >= negligible}
-    return [name for k, name in enumerate(layer.over) if k in heard | best]
+    relevant = {k for k in range(len(layer.over)) if max(means[k].item(), variances[k].item()) >= negligible}
+    return [name for k, name in enumerate(layer.over) if k in relevant | best]
 
 
 def _built(found: Found, members: list[str]) -> nn.Module:

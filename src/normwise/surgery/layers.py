@@ -1,8 +1,8 @@
-"""What a normalization layer is, whoever wrote it: found by type and behaviour, never by its name in the model.
+"""Find the normalization layers of a model by type and behaviour, never by their names.
 
-Names lie (one network calls its layer norms ``bn1``), and so do types: ``timm.layers.LayerNorm2d`` is a
-``torch.nn.LayerNorm`` that normalizes another axis. So a class that is not torch's own or ours is probed: a copy with
-random parameters is run on random input and compared with the formula it claims to compute.
+Names can be wrong (one network calls its layer norms ``bn1``), and types as well: ``timm.layers.LayerNorm2d`` is a
+``torch.nn.LayerNorm`` that normalizes another axis. So a class that is not torch's own or ours is tested: a copy with
+random parameters runs on random input and is compared with the formula that the class stands for.
 """
 
 from __future__ import annotations

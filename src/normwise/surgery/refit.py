@@ -21,7 +21,7 @@ from normwise.surgery.population import Population, cells_of
 from normwise.surgery.running import Forward, Left, hooked
 
 
-class _Reached(BaseException):  # no error, and not for a model to catch: ends a forward pass early
+class _Reached(BaseException):  # ends a forward pass early; no Exception, so that no model catches it
     """The layer that was wanted has run."""
 
 

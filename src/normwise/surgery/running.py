@@ -112,7 +112,7 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable]], before: bool = False) ->
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients for a while; every module's own mode comes back, whatever happens.
 
-    The flags are set without calling ``eval()``: modules that rebuild themselves there are left in peace.
+    The flags are set without calling ``eval()``: some modules rebuild themselves there.
     """
     modes = {module: module.training for module in model.modules()}
     try:

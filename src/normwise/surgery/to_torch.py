@@ -1,4 +1,4 @@
-"""The way back: every layer becomes torch's own class, for tools that look up exact types and for whoever leaves."""
+"""Turn every layer into torch's own class: for tools that look up exact types, and to go on without normwise."""
 
 from __future__ import annotations
 

@@ -151,10 +151,10 @@ def plain_weight(module: Any, name: str) -> tuple[str, str]:
         return "WeightStandardization", "a plain weight"
     for step in _norms(chain):
         g, v = _parts(chain)
-        nowhere = step._norm(v) <= step.eps
+        zero = step._norm(v) <= step.eps
         with torch.no_grad():  # torch's formula would divide 0 by 0
-            v.copy_(torch.where(nowhere, torch.ones_like(v), v))
-            g.mul_(~nowhere)
+            v.copy_(torch.where(zero, torch.ones_like(v), v))
+            g.mul_(~zero)
         step.dim = _dim(step, v)
         del step.eps
         step.__class__ = _WeightNorm  # type: ignore[assignment]
@@ -178,6 +178,6 @@ def _dim(step: WeightNorm, v: Tensor) -> int:
 
 
 def _by_torch(step: WeightNorm, g: Tensor, v: Tensor) -> Tensor:
-    nowhere = step._norm(v) <= step.eps
-    whole = torch.where(nowhere, torch.ones_like(v), v), torch.where(nowhere, torch.zeros_like(g), g)
+    zero = step._norm(v) <= step.eps
+    whole = torch.where(zero, torch.ones_like(v), v), torch.where(zero, torch.zeros_like(g), g)
     return torch._weight_norm(*whole, _dim(step, v))
