@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
 from normwise.nn._checks import callable_given, model_given, number_given
+from normwise.nn._convolutions import CONVOLUTIONS, TRANSPOSED
 from normwise.parametrize import weight_norms
 from normwise.probe.lineage import Lineage
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, input_of, sizes_of
+from normwise.surgery.graph import DROPOUTS
 from normwise.surgery.layers import Found, find
 from normwise.surgery.running import Forward, evaluating, feed, left_alone, run_on, settled, tensors_in, unwrapped
 from normwise.surgery.running import keeping_random_state as keeping_random_state
@@ -26,8 +28,6 @@ from normwise.surgery.running import keeping_random_state as keeping_random_stat
 ARCHITECTURES = ("generative", "recurrent", "attention", "conv", "mlp")
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_TRANSPOSED = (nn.modules.conv._ConvTransposeNd,)
 _ACTIVATIONS = {
     *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
     *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign"),
@@ -224,7 +224,7 @@ class Log(TorchFunctionMode):
 
     def _tell_channels(self, module: nn.Module, after: str | None) -> None:
         """A convolution says where the channels of what it takes are: of a norm's output, too."""
-        if after is None or not isinstance(module, _CONVOLUTIONS):
+        if after is None or not isinstance(module, CONVOLUTIONS):
             return
         for key, found in self.norms.items():
             run = self.runs.get(key)
@@ -249,7 +249,7 @@ def _channels_of(module: nn.Module, axis: int | None, made: Tensor) -> int | Non
     """On which axis of what a layer made its channels are; ``axis`` is that of its input."""
     if made.ndim < 3:
         return None
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, CONVOLUTIONS):
         return 1
     if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)):
         return made.ndim - 1
@@ -309,7 +309,7 @@ def facts_of(
     for found in log.norms.values():
         if found.layer.activation is not None and id(found.module) in log.runs:
             log.activations[found.layer.activation] += 1
-    upsamplings = log.upsamplings + sum(isinstance(modules[k], _TRANSPOSED) for k in log.weighted if k in log.runs)
+    upsamplings = log.upsamplings + sum(isinstance(modules[k], TRANSPOSED) for k in log.weighted if k in log.runs)
     ran = [modules[k] for k in log.weighted if k in log.runs]
     looped = any(_is_step(modules[k], log.runs[k]) for k in log.weighted if k in log.runs)
     kinds = _kinds(ran, looped, log.attentions, upsamplings, inputs, outputs)
@@ -329,7 +329,7 @@ def facts_of(
         residual_adds=log.residual_adds,
         attentions=log.attentions,
         upsamplings=upsamplings,
-        dropout=max((m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)), default=0.0),
+        dropout=max((m.p for m in model.modules() if isinstance(m, DROPOUTS)), default=0.0),
         padded=padded,
         tokens=any(t.ndim > 1 and not t.is_floating_point() and t.dtype != torch.bool for t in inputs),
     )
@@ -443,7 +443,7 @@ def _weight_facts(module: nn.Module, names: list[str], run: _Run | None, behind:
 def _fan_in(module: nn.Module) -> int | None:
     """How many numbers an output is made from: of the first matrix or kernel, whose axis 0 counts outputs."""
     matrix = next((p for p in module.parameters() if p.ndim >= 2), None)
-    if matrix is None or isinstance(module, _TRANSPOSED):
+    if matrix is None or isinstance(module, TRANSPOSED):
         return None
     return matrix[0].numel()
 
@@ -464,7 +464,7 @@ def _kinds(
         "generative": _gives_images(upsamplings, inputs, outputs),
         "recurrent": looped or any(isinstance(m, _RECURRENT) for m in ran),
         "attention": attentions > 0 or any(isinstance(m, nn.MultiheadAttention) for m in ran),
-        "conv": any(isinstance(m, _CONVOLUTIONS) for m in ran),
+        "conv": any(isinstance(m, CONVOLUTIONS) for m in ran),
     }
     kinds = [kind for kind, applies in known.items() if applies]
     return kinds or ["mlp"]

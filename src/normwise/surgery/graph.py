@@ -19,7 +19,7 @@ _MODULES: tuple[type[nn.Module], ...] = (
     *(getattr(nn, f"{kind}{d}d") for kind in ("AvgPool", "AdaptiveAvgPool", "ZeroPad") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}Pad{d}d") for kind in ("Reflection", "Replication", "Circular") for d in (1, 2, 3)),
 )
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _MAX_MODULES = tuple(getattr(nn, f"{kind}{d}d") for kind in ("MaxPool", "AdaptiveMaxPool") for d in (1, 2, 3))
 _METHODS = {"flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "mean", "clone"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel"}
@@ -246,7 +246,7 @@ def _is_arithmetic(node: fx.Node) -> bool:
 def _is_identity(node: fx.Node, order: Order) -> bool:
     if node.op == "call_module":
         module = order.modules[node]
-        nothing = type(module) is nn.Identity or (type(module) in _DROPOUTS and not module.training)
+        nothing = type(module) is nn.Identity or (type(module) in DROPOUTS and not module.training)
         return nothing and not has_hooks(module)
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False

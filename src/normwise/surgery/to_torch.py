@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 import normwise.nn as ours
 from normwise.errors import InputError, NormwiseWarning
 from normwise.nn.factory import Identity
-from normwise.parametrize._copies import make_copyable
+from normwise.parametrize._copies import inject
 from normwise.surgery import layouts
 from normwise.surgery.carry import _HOOKS, Order, _carry_hooks, build
 from normwise.surgery.exchange import spatial_axes
@@ -297,10 +297,7 @@ def _retyped(module: Any, cls: type[nn.Module], more: Mapping[str, Any]) -> nn.M
     steps = module._modules.get("parametrizations", ())
     module.__class__ = cls
     if steps:
-        parametrize._inject_new_class(module)
-        for name in steps:
-            parametrize._inject_property(module, name)
-        make_copyable(module)
+        inject(module, steps)
     return module
 
 

@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _WeightNorm
 
+from normwise.nn._convolutions import CONVOLUTIONS, TRANSPOSED
 from normwise.parametrize import WeightNorm, WeightStandardization, remove_weight_norm, weight_norm
-from normwise.parametrize._splits import Split, splits
+from normwise.parametrize._splits import Split, TorchWeightNorm, splits
 from normwise.parametrize._weight_norm import _is_split_hook
 from normwise.surgery.optimizer import Arrival
 from normwise.surgery.running import Left
-
-_TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
-_WITH_WEIGHT = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, *_TRANSPOSED)
 
 
 @dataclass
@@ -80,14 +77,14 @@ def take_off(model: torch.nn.Module, chosen: Chosen) -> Reweighted:
 
 def _weighted(model: torch.nn.Module, chosen: Chosen) -> Iterator[tuple[str, Any]]:
     for name, module in list(model.named_modules()):
-        if isinstance(module, _WITH_WEIGHT) and chosen(name, module):
+        if isinstance(module, (torch.nn.Linear, *CONVOLUTIONS)) and chosen(name, module):
             yield name, module
 
 
 def _split(name: str, module: Any, weight: Parameter, done: Reweighted) -> None:
     values, order = weight.detach().clone(), list(module._parameters)
     # The axis of the output channels, which a transposed convolution has second.
-    weight_norm(module, dim=1 if isinstance(module, _TRANSPOSED) and module.groups == 1 else 0)
+    weight_norm(module, dim=1 if isinstance(module, TRANSPOSED) and module.groups == 1 else 0)
     split = next(splits(module))
     for key, parameter in zip(split.keys, (split.g, split.v), strict=True):
         parameter.requires_grad_(weight.requires_grad)
@@ -157,7 +154,7 @@ def plain_weight(module: Any, name: str) -> tuple[str, str]:
             g.mul_(~zero)
         step.dim = _dim(step, v)
         del step.eps
-        step.__class__ = _WeightNorm  # type: ignore[assignment]
+        step.__class__ = TorchWeightNorm  # type: ignore[assignment]
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if _is_split_hook(hook, name)]:
         del hooks[key]
@@ -179,5 +176,5 @@ def _dim(step: WeightNorm, v: Tensor) -> int:
 
 def _by_torch(step: WeightNorm, g: Tensor, v: Tensor) -> Tensor:
     zero = step._norm(v) <= step.eps
-    whole = torch.where(zero, torch.ones_like(v), v), torch.where(zero, torch.zeros_like(g), g)
-    return torch._weight_norm(*whole, _dim(step, v))
+    whole = torch.where(zero, torch.zeros_like(g), g), torch.where(zero, torch.ones_like(v), v)
+    return TorchWeightNorm(_dim(step, v))(*whole)
