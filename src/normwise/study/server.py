@@ -114,6 +114,9 @@ class Server(Database):
                 time.sleep(min(1.0, self.poll))
             else:
                 self._reached = True
+                if told:
+                    # Other workers could give no sign of life either: let them, before one is taken for dead.
+                    time.sleep(2 * self.heartbeat)
                 return connection
 
 
