@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs test grid check fix advice-bench bench bench-racing bench-engines large wheel portable clean
+.PHONY: help compare claims claims-docs pages test grid check fix advice-bench bench bench-racing bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ claims: $(VENV)/test-$(TORCH)  ## put the literature's claims to the test (under
 
 claims-docs: $(VENV)/test-$(TORCH)  ## draw docs/claims.md from results/claims.json
 	$(BIN)/normwise claims docs
+
+pages: $(VENV)/test-$(TORCH)  ## draw the tables of README and docs from results/ and the rules
+	$(BIN)/python docs/draw
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)

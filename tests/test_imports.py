@@ -1,8 +1,10 @@
-"""The import contract of the design, read off the sources."""
+"""The import contract of CONTRIBUTING.md, read off the sources: imports inside functions and for types count."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +14,38 @@ import pytest
 import normwise
 
 PACKAGE = Path(normwise.__file__).parent
-# Each layer may import the ones before it, and the modules of its own.
-LAYERS = [
-    {"errors"},
-    {"files"},
-    {"records"},
-    {"findings", "outcomes"},
-    {"advice"},
-    {"report"},
-    {"kernels"},
-    {"core"},
-    {"methods"},
-    {"functional"},
-    {"nn"},
-    {"parametrize"},
-    {"surgery"},
-    {"probe"},
-    {"study"},
-    {"claims"},
-    {"cli"},
-]
-# These read records only, so that a report can be redrawn without torch.
-RECORDS_ONLY = {"report"}
-RECORDS = {"errors", "files", "records", "findings", "outcomes", "advice"}
+CONTRACT = Path(__file__).parents[1] / "CONTRIBUTING.md"
+# The package's root hands out names of all its parts; nothing below may ask it for one.
 ROOT = {"__init__", "__main__"}
+# These need the standard library only, and ``report`` reads nothing but them: it is drawn anew without torch.
+RECORDS = {"_lazy", "_version", "errors", "files", "records", "findings", "outcomes", "advice"}
+# What may hand its records on to be advised upon and drawn.
+CONSUMERS = {"report", "surgery", "probe", "study", "claims", "cli"}
+
+
+def layers() -> list[set[str]]:
+    """The contract's line: each layer may import the ones before it, and the modules of its own."""
+    (line,) = re.findall(r"^ {4}(\S.* ← .*)$", CONTRACT.read_text(encoding="utf-8"), re.MULTILINE)
+    return [set(part.split(", ")) for part in line.split(" ← ")]
+
+
+LAYERS = layers()
+
+
+def own_name(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if own_name(path) not in ROOT]
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sources()}
 
 
 def layer_of(name: str) -> int:
@@ -45,35 +55,47 @@ def layer_of(name: str) -> int:
     raise AssertionError(f"{name} stands in no layer of the import contract: put it in one")
 
 
-def sources() -> list[Path]:
-    return [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0].removesuffix(".py") not in ROOT]
-
-
-def imported(path: Path) -> list[str]:
-    """Top-level names under ``normwise`` and foreign packages that a file imports anywhere, functions included."""
-    found = []
+def imported(path: Path) -> set[str]:
+    """What a file imports anywhere: modules of the package, ``normwise`` for its root, foreign modules."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative imports hide the contract"
-            names = [alias.name for alias in node.names]
-            found += [f"normwise.{n}" for n in names] if node.module == "normwise" else [str(node.module)]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            while name.startswith("normwise.") and name not in MODULES:
+                name = name.rpartition(".")[0]
+            found.add(name)
     return found
+
+
+def test_the_contract_names_every_module() -> None:
+    named = [name for names in LAYERS for name in names]
+    assert sorted(named) == sorted({own_name(path) for path in sources()})
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_only_leftward(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    own = own_name(path)
     for name in imported(path):
-        parts = name.split(".")
-        if parts[0] == "normwise" and len(parts) > 1 and not parts[1].startswith("__"):
-            other = parts[1]
-            allowed = other == own or layer_of(other) < layer_of(own)
-            assert allowed, f"{own} must not import {other}"
-            assert own not in RECORDS_ONLY or other in {own, *RECORDS}, f"{own} reads records only"
-            assert other not in RECORDS_ONLY or own in {other, "study", "claims", "surgery", "probe", "cli"}
-        assert own not in RECORDS_ONLY | RECORDS or parts[0] != "torch", f"{own} must not need torch"
+        top, _, rest = name.partition(".")
+        assert name != "normwise", f"{own} must not import the package's root, which imports it"
+        if top == "normwise":
+            other = rest.partition(".")[0]
+            assert other == own or layer_of(other) < layer_of(own), f"{own} must not import {other}"
+            assert own != "report" or other in {own, *RECORDS}, f"{own} reads records only"
+            assert other not in {"report", "advice"} - {own} or own in CONSUMERS, f"{own} computes, and reports nothing"
+        assert own not in {"report", *RECORDS} or top != "torch", f"{own} must not need torch"
+
+
+def test_there_are_no_circles() -> None:
+    """Not even within a package, nor by way of an import inside a function."""
+    needs = {name: imported(path) & MODULES.keys() - {name} for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names the modules
 
 
 @pytest.mark.parametrize(
@@ -94,6 +116,5 @@ def test_these_do_not_load_torch(module: str) -> None:
 
 
 def test_records_need_the_standard_library_only() -> None:
-    for path in (p for p in sources() if p.relative_to(PACKAGE).parts[0].removesuffix(".py") in RECORDS):
-        tops = {n.split(".")[0] for n in imported(path)}
-        assert tops <= sys.stdlib_module_names | {"normwise"}
+    for path in (p for p in sources() if own_name(p) in RECORDS):
+        assert {name.partition(".")[0] for name in imported(path)} <= sys.stdlib_module_names | {"normwise"}

@@ -150,11 +150,11 @@ def test_what_was_compiled_is_not_compiled_again(clone: Path, tmp_path: Path) ->
     assert {path.name for path in (clone / "src/normwise/ops").glob("*.so")} == built
     for source in (clone / "src/normwise/kernels/cpu/csrc").rglob("*.cpp"):
         source.touch()
-    (clone / "src/normwise/mixes.py").unlink()
+    (clone / "src/normwise/functional.py").unlink()
     outdated = wheel("second")
     assert outdated.name.endswith("py3-none-any.whl")
     assert libraries(outdated) == set()
-    assert "normwise/mixes.py" not in zipfile.ZipFile(outdated).namelist()
+    assert "normwise/functional.py" not in zipfile.ZipFile(outdated).namelist()
 
 
 def test_what_the_machine_lacks_fails_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from normwise._version import __version__
+
 if TYPE_CHECKING:
     from normwise import (
         advice,
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from normwise.study.consult import advise
     from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, to_torch, unfreeze
 
-__version__ = "0.1.0"
-
 _NAMES = {
     "functional": ("normalize",),
     "methods": ("METHODS",),
@@ -55,6 +55,7 @@ __all__ = [
     "METHODS",
     "Splits",
     "Task",
+    "__version__",
     "advice",
     "advise",
     "audit_frozen",

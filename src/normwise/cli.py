@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from normwise import __version__
+from normwise._version import __version__
 from normwise.claims.commands import app as claims
 from normwise.errors import InputError, MissingDependencyError, NormwiseError, StoreError, described, place_of
 from normwise.files import make_printable

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import socket
@@ -124,6 +125,15 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def finite(value: Any) -> Any:
+    """Give the same structure without NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_printable() -> None:

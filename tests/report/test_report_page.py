@@ -194,8 +194,7 @@ def test_a_missing_package_is_named(monkeypatch):
     from normwise.errors import MissingDependencyError
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for name in ("_frame", "_page"):
-        monkeypatch.delitem(sys.modules, f"normwise.report.{name}", raising=False)
-        monkeypatch.delattr(report, name, raising=False)
+    monkeypatch.delitem(sys.modules, "normwise.report._frame", raising=False)
+    monkeypatch.delattr(report, "_frame", raising=False)
     with pytest.raises(MissingDependencyError, match=r"jinja2 and plotly: pip install 'normwise\[compare\]'"):
         report.html(samples.study())

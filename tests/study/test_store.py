@@ -110,8 +110,8 @@ MOMENTS = {
     "between claim and first heartbeat": (optuna.Study, "_pop_waiting_trial_id", 0),
     "before the first heartbeat": (database.Storage, "record_heartbeat", 3),
     "between claim and its mark": (optuna.trial.Trial, "set_user_attr", 3),
-    "between result and completion": (optuna.study._optimize, "_tell_with_warning", 2),
-    "after a few trials": (optuna.study._optimize, "_tell_with_warning", 6),
+    "between result and completion": (optuna.Study, "tell", 2),
+    "after a few trials": (optuna.Study, "tell", 6),
 }
 
 
@@ -233,25 +233,23 @@ def test_a_trial_that_kills_its_workers_fails_in_the_end_and_the_rest_goes_on(pl
     assert sorted(log.read_text().split()) == sorted(trials), "the others ran once each"
 
 
-# The thread leaves by SystemExit, which Python ignores in threads and pytest does not.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_interrupt_while_the_heartbeat_starts_leaves_no_thread_behind(place, monkeypatch):
-    start = threading.Thread.start
+    start, begun = threading.Thread.start, []
 
     def interrupted(thread):
         start(thread)
         if "heartbeat" in thread._target.__qualname__.lower():
+            begun.append(thread)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         work(place)
     monkeypatch.setattr(threading.Thread, "start", start)
-    left = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
-    for thread in left:
+    assert begun
+    for thread in begun:
         thread.join(timeout=300)
         assert not thread.is_alive()
-    assert left
     assert len(work(place)) == EXPECTED_COUNT
 
 

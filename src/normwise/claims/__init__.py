@@ -9,31 +9,23 @@ Names are imported on first use, so that the command line's help does not load t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normwise._lazy import offer
 
 if TYPE_CHECKING:
     from normwise.claims.claim import Claim, Experiment, Part, Runs
     from normwise.claims.engine import run
     from normwise.claims.library import CLAIMS
 
-_HOME = {
-    "CLAIMS": "library",
-    "Claim": "claim",
-    "Experiment": "claim",
-    "Part": "claim",
-    "Runs": "claim",
-    "run": "engine",
-}
 
 __all__ = ["CLAIMS", "Claim", "Experiment", "Part", "Runs", "run"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"normwise.claims.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'normwise.claims' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+offer(
+    __name__,
+    {
+        "claim": "Claim Experiment Part Runs",
+        "engine": "run",
+        "library": "CLAIMS",
+    },
+)

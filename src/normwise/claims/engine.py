@@ -27,10 +27,11 @@ from normwise.errors import InputError
 from normwise.files import check_folder, make_folder, write_own
 from normwise.outcomes import UNDECIDED, Answer, Outcome, load_claims
 from normwise.records import Trial, dumps
+from normwise.study.children import helpers
 from normwise.study.machine import machine, versions
 from normwise.study.plan import due, total_cells
 from normwise.study.store import Store
-from normwise.study.worker import helpers, trainer_of
+from normwise.study.worker import trainer_of
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ the weight's property from the other, too. What a hook computed belongs to a gra
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -173,11 +173,16 @@ def _reduce(module: torch.nn.Module, protocol: int) -> tuple[Any, ...]:
 def _rebuild(base: type[torch.nn.Module], names: tuple[str, ...]) -> torch.nn.Module:
     module = base.__new__(base)
     torch.nn.Module.__init__(module)
+    inject(module, names)
+    return module
+
+
+def inject(module: torch.nn.Module, names: Iterable[str]) -> None:
+    """Let a module whose class was set anew compute its parametrized weights again; torch has no public way to."""
     parametrize._inject_new_class(module)
     for name in names:
         parametrize._inject_property(module, name)
     make_copyable(module)
-    return module
 
 
 def _restore(module: torch.nn.Module, state: dict[str, Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from normwise.errors import InputError, NormwiseWarning
 from normwise.nn._checks import model_given
+from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.parametrize._models import matrices, weight_norms
 from normwise.parametrize._splits import splits
 
@@ -49,7 +49,7 @@ def weight_norm_init(model: torch.nn.Module, *args: Any, **kwargs: Any) -> list[
     layers = {
         module: name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, _ConvNd)) and "weight" in weight_norms(module)
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and "weight" in weight_norms(module)
     }
     if not layers:
         raise InputError(

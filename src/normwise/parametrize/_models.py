@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
+from normwise.nn._convolutions import CONVOLUTIONS, TRANSPOSED
 from normwise.parametrize._splits import KINDS, splits
 from normwise.parametrize._weight_norm import WeightNorm, check, weight_norm
 
@@ -86,9 +86,9 @@ def weight_normalize(
 
 def matrices(module: torch.nn.Module) -> Iterator[tuple[str, int]]:
     """The names of a layer's weights, with the axis of their output units."""
-    if isinstance(module, _ConvTransposeNd):
+    if isinstance(module, TRANSPOSED):
         yield "weight", 1
-    elif isinstance(module, (nn.Linear, _ConvNd)):
+    elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         yield "weight", 0
     elif isinstance(module, nn.RNNBase):
         yield from ((name, 0) for name in module._flat_weights_names if name.startswith("weight"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
+from normwise.nn._convolutions import TRANSPOSED
 from normwise.parametrize._copies import held_weight, make_copyable
 
 
@@ -65,10 +65,10 @@ def weight_standardization(module: torch.nn.Module, name: str = "weight", eps: f
     model_given(module, "weight_standardization")
     weight = held_weight(module, name)
     # Transposed convolutions hold their outputs on the second axis.
-    axis = 1 if isinstance(module, _ConvTransposeNd) else 0
+    axis = 1 if isinstance(module, TRANSPOSED) else 0
     if weight.numel() <= weight.shape[axis]:
         raise InputError(f"{name!r} of shape {tuple(weight.shape)} has one weight a unit: standardized, it would be 0")
-    if isinstance(module, _ConvTransposeNd) and module.groups > 1:
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
         raise InputError("a grouped transposed convolution keeps its units apart on no single axis: not supported")
     parametrize.register_parametrization(module, name, WeightStandardization(eps, axis), unsafe=True)
     make_copyable(module)

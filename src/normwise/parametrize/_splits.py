@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _WeightNorm as _WeightNormOfTorch
+from torch.nn.utils.parametrizations import _WeightNorm as TorchWeightNorm  # what torch's weight_norm registers
 from torch.nn.utils.weight_norm import WeightNorm as _WeightNormHook
 
 from normwise.parametrize._copies import own_class, refresh
 from normwise.parametrize._weight_norm import WeightNorm, put_on, stop_splitting
 
-KINDS = (WeightNorm, _WeightNormOfTorch)
+KINDS = (WeightNorm, TorchWeightNorm)
 
 
 class Split:

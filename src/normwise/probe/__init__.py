@@ -5,8 +5,9 @@ Names are imported on first use, so that the command line's help does not load t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normwise._lazy import offer
 
 if TYPE_CHECKING:
     from normwise.probe.diagnosing import diagnose
@@ -14,16 +15,15 @@ if TYPE_CHECKING:
     from normwise.probe.shifts import measure_shifts
     from normwise.probe.watching import watch
 
-_HOME = {"diagnose": "diagnosing", "measure_shifts": "shifts", "survey": "facts", "watch": "watching"}
 
 __all__ = ["diagnose", "measure_shifts", "survey", "watch"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+offer(
+    __name__,
+    {
+        "diagnosing": "diagnose",
+        "facts": "survey",
+        "shifts": "measure_shifts",
+        "watching": "watch",
+    },
+)

@@ -20,10 +20,9 @@ from normwise.probe.losses import loss_of
 from normwise.probe.shifts import measure_shifts
 from normwise.probe.trying import tried
 from normwise.probe.watching import held_still, training_norms, watch
-from normwise.surgery._lazy import left_alone, refuse_lazy, settled
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import find
-from normwise.surgery.running import Forward, feed, targets_of, unwrapped
+from normwise.surgery.running import Forward, feed, left_alone, refuse_lazy, settled, targets_of, unwrapped
 
 
 def diagnose(

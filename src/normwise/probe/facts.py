@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from normwise.findings import ModelFacts, NormFacts, WeightFacts
 from normwise.nn._checks import callable_given, model_given, number_given
+from normwise.nn._convolutions import CONVOLUTIONS, TRANSPOSED
 from normwise.parametrize import weight_norms
-from normwise.probe.log import CONVOLUTIONS, RECURRENT, Log, Run, is_lazy
+from normwise.probe.log import RECURRENT, Log, Run, is_lazy
 from normwise.probe.padding import padded_share
 from normwise.probe.places import elements_of_layer, sizes_of
-from normwise.surgery._lazy import keeping_random_state as keeping_random_state
-from normwise.surgery._lazy import left_alone, settled
 from normwise.surgery.layers import Found
-from normwise.surgery.running import Forward, evaluating, feed, run_on, tensors_in, unwrapped
+from normwise.surgery.running import Forward, evaluating, feed, left_alone, run_on, settled, tensors_in, unwrapped
+from normwise.surgery.running import keeping_random_state as keeping_random_state
 
 ARCHITECTURES = ("generative", "recurrent", "attention", "conv", "mlp")
 
-_TRANSPOSED = (nn.modules.conv._ConvTransposeNd,)
 # A matrix that rows pass this often in one run is taken for a cell's, in a loop over time that somebody wrote out.
 _STEPS = 4
 
@@ -96,7 +95,7 @@ def facts_of(
     for found in log.norms.values():
         if found.layer.activation is not None and id(found.module) in log.runs:
             log.activations[found.layer.activation] += 1
-    upsamplings = log.upsamplings + sum(isinstance(modules[k], _TRANSPOSED) for k in log.weighted if k in log.runs)
+    upsamplings = log.upsamplings + sum(isinstance(modules[k], TRANSPOSED) for k in log.weighted if k in log.runs)
     ran = [modules[k] for k in log.weighted if k in log.runs]
     looped = any(_is_step(modules[k], log.runs[k]) for k in log.weighted if k in log.runs)
     kinds = _kinds(ran, looped, log.attentions, upsamplings, inputs, outputs)
@@ -230,7 +229,7 @@ def _weight_facts(module: nn.Module, names: list[str], run: Run | None, behind: 
 def _fan_in(module: nn.Module) -> int | None:
     """How many numbers an output is made from: of the first matrix or kernel, whose axis 0 counts outputs."""
     matrix = next((p for p in module.parameters() if p.ndim >= 2), None)
-    if matrix is None or isinstance(module, _TRANSPOSED):
+    if matrix is None or isinstance(module, TRANSPOSED):
         return None
     return matrix[0].numel()
 

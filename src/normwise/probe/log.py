@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.parametrize import weight_norms
 from normwise.probe.lineage import Lineage
 from normwise.probe.places import input_of
-from normwise.surgery._lazy import keeping_random_state
+from normwise.surgery.graph import DROPOUTS
 from normwise.surgery.layers import Found, find
-from normwise.surgery.running import tensors_in
+from normwise.surgery.running import keeping_random_state, tensors_in
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _ACTIVATIONS = {
     *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
     *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign"),
@@ -198,7 +198,7 @@ def _another(output: Any, args: tuple) -> Any:
 
 def dropout_rate(module: nn.Module) -> float:
     """The share of values that a module drops in training: torch's kinds, and what is found to do so when tried."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, DROPOUTS):
         return float(module.p)
     parts = (module.children(), module.parameters(), module.buffers())
     known = type(module).__module__.startswith("torch.nn") or isinstance(module, torch.jit.ScriptModule)

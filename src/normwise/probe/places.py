@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normwise.methods import METHODS, Method, elements_behind
-from normwise.surgery.layers import NormLayer
+from normwise.surgery.description import NormLayer
 
 
 def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:

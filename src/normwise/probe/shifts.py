@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.surgery.running import tensors_in
 
 # Layers at which the gradient is taken again: one forward and backward pass each.
@@ -165,7 +166,7 @@ def _outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor
 
     try:
         for name, module in layers.items():
-            axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+            axis = 1 if isinstance(module, CONVOLUTIONS) else -1
             handles.append(module.register_forward_hook(hook(name, axis)))
         yield seen
     finally:

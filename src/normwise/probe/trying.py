@@ -6,18 +6,26 @@ import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-import normwise
+from normwise import nn as layers
+from normwise import parametrize, surgery
 from normwise.findings import Finding
 from normwise.surgery.running import Forward, deep_copy, drift, evaluating
 
 # Findings that say that something has no effect, and how far the outputs may move without it.
 _NO_EFFECT = {"cancelled-bias": 0.01, "cancelled-norm": 0.05}
+# What fixes call normwise; the package itself imports this module.
+_NORMWISE = SimpleNamespace(
+    nn=layers,
+    surgery=surgery,
+    **{name: getattr(home, name) for home in (layers, parametrize, surgery) for name in home.__all__},
+)
 # Of findings of one kind so many are tried; all that claim to have no effect, within reason.
 _EACH, _MOST = 3, 24
 
@@ -57,7 +65,7 @@ def _changes(model: nn.Module, fix: str, batches: Sequence[Any], forward: Forwar
             warnings.simplefilter("ignore")
             with evaluating(model):
                 before = forward(model, batches[0])
-            scope: dict[str, Any] = {"torch": torch, "normwise": normwise, "loader": batches, "forward": forward}
+            scope: dict[str, Any] = {"torch": torch, "normwise": _NORMWISE, "loader": batches, "forward": forward}
             scope["model"] = deep_copy(model)
             exec(fix, scope)  # what is printed is what is run: code of our own rules
             with evaluating(scope["model"]):

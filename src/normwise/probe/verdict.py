@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normwise import __version__
+from normwise._version import __version__
 from normwise.findings import Diagnosis, Finding, Gap, ModelFacts, NormFacts, NormTrace, RunTrace
 from normwise.probe import rules_statistics, rules_structure, rules_training
 from normwise.probe.meters import NormMeter, WeightMeter

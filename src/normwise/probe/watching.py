@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from normwise.errors import InputError, NormwiseWarning
 from normwise.findings import Diagnosis, ModelFacts, RunTrace
 from normwise.nn._checks import model_given, number_given, optimizer_given
+from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.probe.entries import Entries
 from normwise.probe.facts import Log, facts_of, joined
 from normwise.probe.meters import NormMeter, WeightMeter, count_of
@@ -26,9 +27,8 @@ from normwise.probe.padding import padded_share
 from normwise.probe.places import input_of
 from normwise.probe.scalars import Scalars, Writer
 from normwise.probe.verdict import diagnosis_of
-from normwise.surgery._lazy import refuse_lazy
 from normwise.surgery.layers import Found
-from normwise.surgery.running import tensors_in, unwrapped
+from normwise.surgery.running import refuse_lazy, tensors_in, unwrapped
 
 # Passes that are surveyed, where each shows another part of the model.
 _SURVEYS = 8
@@ -325,7 +325,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         return hook
 
     def _look_at_input(self, key: int) -> Callable[..., None]:
-        axis = 1 if isinstance(self._weighted[key], nn.modules.conv._ConvNd) else -1
+        axis = 1 if isinstance(self._weighted[key], CONVOLUTIONS) else -1
 
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             begun = time.perf_counter()

@@ -51,7 +51,7 @@ def html(study: Study) -> str:
         The document's text (about 2 MB, nearly all of it the packed chart library).
 
     Raises:
-        MissingDependencyError: jinja2 or plotly is not installed.
+        MissingDependencyError: rich, jinja2 or plotly is not installed.
 
     Example:
         >>> from normwise.records import Settings, Study
@@ -60,9 +60,10 @@ def html(study: Study) -> str:
         >>> html(study).startswith("<!doctype html>")
         True
     """
-    with _needs("jinja2 and plotly"):
-        from normwise.report import _page
-    return _page.render(study)
+    with _needs("rich, jinja2 and plotly"):
+        from normwise.report import _study
+
+        return _study.html(study)
 
 
 def table(study: Study) -> RenderableType:
@@ -87,8 +88,8 @@ def table(study: Study) -> RenderableType:
         No verdict yet.
     """
     with _needs("rich"):
-        from normwise.report import _terminal
-    return _terminal.render(study)
+        from normwise.report import _study
+    return _study.render(study)
 
 
 def plain(study: Study, width: int = 120) -> str:
@@ -111,7 +112,7 @@ def plain(study: Study, width: int = 120) -> str:
         'No verdict yet.\n'
     """
     with _needs("rich"):
-        from normwise.report._plain import plain as as_text
+        from normwise.report._terminal import plain as as_text
     return as_text(table(study), width)
 
 
@@ -125,7 +126,7 @@ def diagnosis_html(seen: Diagnosis) -> str:
         The document's text.
 
     Raises:
-        MissingDependencyError: jinja2 or plotly is not installed.
+        MissingDependencyError: rich, jinja2 or plotly is not installed.
 
     Example:
         >>> from normwise.findings import Diagnosis, ModelFacts, RunTrace
@@ -135,7 +136,8 @@ def diagnosis_html(seen: Diagnosis) -> str:
     """
     with _needs("rich, jinja2 and plotly"):
         from normwise.report import _diagnosis
-    return _diagnosis.html(seen)
+
+        return _diagnosis.html(seen)
 
 
 def diagnosis_table(seen: Diagnosis) -> RenderableType:
@@ -183,7 +185,7 @@ def diagnosis_plain(seen: Diagnosis, width: int = 120) -> str:
         'Net: nothing found'
     """
     with _needs("rich"):
-        from normwise.report._plain import plain as as_text
+        from normwise.report._terminal import plain as as_text
     return as_text(diagnosis_table(seen), width)
 
 
@@ -197,7 +199,7 @@ def advice_html(advice: Advice) -> str:
         The document's text.
 
     Raises:
-        MissingDependencyError: jinja2 or plotly is not installed.
+        MissingDependencyError: rich, jinja2 or plotly is not installed.
 
     Example:
         >>> from normwise.advice import Situation, rank
@@ -206,7 +208,8 @@ def advice_html(advice: Advice) -> str:
     """
     with _needs("rich, jinja2 and plotly"):
         from normwise.report import _advice
-    return _advice.html(advice)
+
+        return _advice.html(advice)
 
 
 def advice_table(advice: Advice) -> RenderableType:
@@ -249,7 +252,7 @@ def advice_plain(advice: Advice, width: int = 120) -> str:
         'Net: use batch norm'
     """
     with _needs("rich"):
-        from normwise.report._plain import plain as as_text
+        from normwise.report._terminal import plain as as_text
     return as_text(advice_table(advice), width)
 
 
@@ -263,16 +266,17 @@ def claims_html(claims: Claims) -> str:
         The document's text.
 
     Raises:
-        MissingDependencyError: jinja2 or plotly is not installed.
+        MissingDependencyError: rich, jinja2 or plotly is not installed.
 
     Example:
         >>> from normwise.outcomes import Claims
         >>> claims_html(Claims("2026-01-01", "normwise claims run all", {}, {}, [])).startswith("<!doctype html>")
         True
     """
-    with _needs("jinja2 and plotly"):
-        from normwise.report import _claims_page
-    return _claims_page.render(claims)
+    with _needs("rich, jinja2 and plotly"):
+        from normwise.report import _claims
+
+        return _claims.html(claims)
 
 
 def claims_table(claims: Claims) -> RenderableType:
@@ -294,8 +298,8 @@ def claims_table(claims: Claims) -> RenderableType:
         No claim has been put to the test yet.
     """
     with _needs("rich"):
-        from normwise.report import _claims_terminal
-    return _claims_terminal.render(claims)
+        from normwise.report import _claims
+    return _claims.render(claims)
 
 
 def claims_markdown(claims: Claims) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +11,7 @@ from normwise.advice import Advice, Ranked, Reason
 from normwise.records import to_dict
 from normwise.report import _formats as formats
 from normwise.report._palette import NAMES
+from normwise.report._terminal import indented, table, told
 
 # What a check by training may say.
 HELD = {True: "The advice held", False: "The advice did not hold", None: "Not decided"}
@@ -29,9 +28,9 @@ def render(advice: Advice) -> RenderableType:
     ]
     parts += [_bullet(f"{reason.text} [{reason.source}]") for reason in best.reasons[:_REASONS]]
     parts += [_bullet(f"At {formats.printable(e.place)} use {e.use}: {e.why}.") for e in best.exemptions]
-    parts += [Text.assemble(("Note: ", "yellow"), note) for note in advice.notes]
+    parts += [told("Note", note) for note in advice.notes]
     if best.code:
-        parts.append(Padding(Syntax(best.code, "python", background_color="default"), (1, 0, 0, 2)))
+        parts.append(indented(Syntax(best.code, "python", background_color="default"), above=1))
     parts.append(_table(advice))
     if advice.check is not None:
         held, seconds = HELD[advice.check.held], formats.duration(advice.check.seconds)
@@ -46,12 +45,10 @@ def html(advice: Advice) -> str:
 
     costly = [r for r in advice.ranking if r.cost is not None and r.cost.step_seconds is not None and not r.refused]
     return frame.render(
-        "advice.html",
-        "advice.js",
+        "advice",
         {"advice": to_dict(advice)},
         advice.versions,
         [r.method for r in advice.ranking],
-        styles=["advice.css"],
         advice=advice,
         names=NAMES,
         held=HELD,
@@ -85,22 +82,17 @@ def _facts(advice: Advice) -> str:
 
 
 def _table(advice: Advice) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("method", "points"):
-        table.add_column(title, justify="right" if title == "points" else "left")
     timed = any(r.cost is not None for r in advice.ranking)
-    if timed:
-        table.add_column("ms/step", justify="right")
-        table.add_column("peak MiB", justify="right")
-    table.add_column("what speaks for or against it most")
+    numbers = ["points", *(["ms/step", "peak MiB"] if timed else [])]
+    drawn = table(["method"], numbers, ["what speaks for or against it most"])
     for ranked in advice.ranking:
         row = [ranked.method, "–" if ranked.refused else f"{ranked.points:+.1f}"]
         if timed:
             cost = ranked.cost
             row.append(formats.milliseconds(cost.step_seconds if cost else None))
             row.append(formats.mebibytes(cost.peak_bytes if cost else None))
-        table.add_row(*row, _why(ranked), style="bold" if ranked is advice.best else "")
-    return table
+        drawn.add_row(*row, _why(ranked), style="bold" if ranked is advice.best else "")
+    return drawn
 
 
 def _why(ranked: Ranked) -> str:
@@ -110,7 +102,7 @@ def _why(ranked: Ranked) -> str:
 
 
 def _bullet(words: str) -> RenderableType:
-    return Padding(Text(f"· {words}"), (0, 0, 0, 2))
+    return indented(Text(f"· {words}"))
 
 
 def _name(ranked: Ranked) -> str:

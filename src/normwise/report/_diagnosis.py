@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.text import Text
 from normwise.findings import SEVERITIES, Diagnosis, Finding, NormTrace, WeightTrace, gravest_first
 from normwise.records import to_dict
 from normwise.report import _formats as formats
+from normwise.report._terminal import indented, said, table
 
 # Of findings that are alike so many are shown in full at once.
 SHOWN = 3
@@ -112,12 +112,10 @@ def html(seen: Diagnosis) -> str:
     from normwise.report import _frame as frame
 
     return frame.render(
-        "diagnosis.html",
-        "diagnosis.js",
+        "diagnosis",
         {"diagnosis": to_dict(seen)},
         seen.versions,
         [],
-        styles=["diagnosis.css"],
         seen=seen,
         headline=headline(seen),
         kinds=kinds(seen),
@@ -135,10 +133,10 @@ def html(seen: Diagnosis) -> str:
 
 def render(seen: Diagnosis) -> RenderableType:
     """Draw for the terminal; see :func:`normwise.report.diagnosis_table`."""
-    said = "; ".join(f"{title.lower()} {value}" for title, value in circumstances(seen))
+    circumstance = "; ".join(f"{title.lower()} {value}" for title, value in circumstances(seen))
     parts: list[RenderableType] = [
         Text.assemble((formats.printable(seen.facts.model), "bold"), f": {headline(seen)}"),
-        Text(formats.printable(said), style="dim"),
+        said(circumstance, "dim"),
         *(_kind(alike) for alike in kinds(seen)),
     ]
     if seen.norms:
@@ -160,11 +158,10 @@ def _kind(alike: list[Finding]) -> RenderableType:
             (formats.printable(finding.layer or "the model"), "bold"), ": ", formats.printable(finding.message)
         )
         mending = [(finding.price, "dim"), (finding.fix, "green"), (finding.command, "green")]
-        said = [Padding(Text(formats.printable(text), style=style), (0, 0, 0, 2)) for text, style in mending if text]
-        lines.append(Padding(Group(what, *said), (0, 0, 0, 2)))
+        lines.append(indented(Group(what, *(indented(said(text, style)) for text, style in mending if text))))
     if len(alike) > SHOWN:
         names = ", ".join(finding.layer for finding in alike[SHOWN:])
-        lines.append(Text(formats.printable(f"  and {len(alike) - SHOWN} more: {names}")))
+        lines.append(said(f"  and {len(alike) - SHOWN} more: {names}"))
     return Padding(Group(*lines), (1, 0, 0, 0))
 
 
@@ -175,9 +172,8 @@ def _legend(columns: Sequence[tuple[str, str]]) -> RenderableType:
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, (title, _) in enumerate(columns):
-        table.add_column(title, justify="left" if i < 2 else "right", overflow="fold")
+    titles = [title for title, _ in columns]
+    drawn = table(titles[:2], titles[2:])
     for row in rows:
-        table.add_row(*(Text(formats.printable(cell)) for cell in row))
-    return table
+        drawn.add_row(*map(said, row))
+    return drawn

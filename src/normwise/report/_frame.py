@@ -25,31 +25,37 @@ from normwise.records import to_dict
 from normwise.report import _formats as formats
 from normwise.report import _palette as palette
 
+# What draws each kind of page's charts and moves its tables, after page.js.
+_SCRIPTS = {
+    "advice": ["advice.js"],
+    "claims": ["claims.js"],
+    "diagnosis": ["diagnosis.js"],
+    "study": ["filter.js", "trials.js", "study.js"],
+}
+
 
 def render(
-    template: str,
-    script: str,
+    kind: str,
     data: Mapping[str, Any],
     versions: Mapping[str, str],
     methods: Sequence[str],
     drawn: Sequence[str] = (),
-    styles: Sequence[str] = (),
-    scripts: Sequence[str] = (),
     **context: Any,
 ) -> str:
-    """Fill a template that extends ``page.html``."""
+    """Draw a page of one kind of record: its template, which extends ``page.html``, with the one style sheet."""
     shown = formats.unique([*methods, *drawn])
     return (
         _environment()
-        .get_template(template)
+        .get_template(f"{kind}.html")
         .render(
+            kind=kind,
             methods=list(methods),
             looks=palette.looks(list(methods)),
             card=palette.CARD,
             versions=versions,
             data={**data, "looks": {name: to_dict(look) for name, look in palette.looks(shown).items()}},
-            style=Markup("\n").join(_asset(name) for name in ("report.css", *styles)),
-            script=Markup("\n").join(_asset(name) for name in ("page.js", *scripts, script)),
+            style=_asset("report.css"),
+            script=Markup("\n").join(_asset(name) for name in ("page.js", *_SCRIPTS[kind])),
             plotly=_packed_plotly(),
             **context,
         )

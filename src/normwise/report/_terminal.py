@@ -1,125 +1,46 @@
-"""The study in the terminal: verdicts first, then a table per batch size."""
+"""What the terminal drawings of all records share: texts, tables, and the same without colours for files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from normwise.records import Interval, Standing, Study
-from normwise.report import _formats as formats
-from normwise.report import _view as view
-from normwise.report._formats import Scale
-from normwise.report._palette import NAMES
-
-# Below this many columns an interval goes on a line of its own, under its estimate.
-ROOMY = 112
+from normwise.report._formats import printable
 
 
-def render(study: Study) -> RenderableType:
-    """Draw the verdicts, then the tables; see :func:`normwise.report.table`."""
-    groups, scale = view.groups_of(study), formats.scale_of(study)
-    parts: list[RenderableType] = []
-    if not study.finished:
-        parts.append(Text("Unfinished: what follows covers the trials done so far.", style="bold yellow"))
-    if not study.verdicts:
-        parts.append(Text("No verdict yet."))
-    shared = view.shared_cautions(study)
-    parts += [_verdict(study, group, shared) for group in groups if group.verdict]
-    if shared:
-        parts.append(Padding(Group(*map(_caution, shared)), (0, 0, 1, 0)))
-    for group in groups:
-        if group.standings:
-            parts.append(_Standings(group, scale))
-    if any(group.standings for group in groups):
-        parts.append(_legend(study))
-    return Group(*parts)
+def plain(drawn: RenderableType, width: int) -> str:
+    """Draw without colours, at least 80 columns wide; lines end where their text does."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=max(width, 80), color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(drawn)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _plain(words: str, style: str = "") -> Text:
-    """Text from the user: no markup is read in it and no control character gets through."""
-    return Text(formats.printable(words), style=style)
+def said(words: str, style: str = "") -> Text:
+    """Give text from the user: no markup is read in it and no control character gets through."""
+    return Text(printable(words), style=style)
 
 
-def _caution(words: str) -> Text:
-    return Text.assemble(("Caution: ", "yellow")).append_text(_plain(words))
+def told(kind: str, words: str) -> Text:
+    """Give a remark and what it is: "Caution: ...", "Note: ..."."""
+    return Text.assemble((f"{kind}: ", "yellow")).append_text(said(words))
 
 
-def _verdict(study: Study, group: view.Group, shared: list[str]) -> RenderableType:
-    verdict = group.verdict
-    assert verdict is not None  # the caller's filter
-    head = Text.assemble((f"Batch size {group.batch_size}: ", "bold"))
-    if group.undecided:
-        head.append(group.undecided.lower(), style="bold red")
-    else:
-        head.append_text(_plain(f"use {NAMES.get(verdict.use, verdict.use)}", "bold green"))
-        head.append("  " + "; ".join(formats.sure_of(verdict, study)), style="dim")
-    lines: list[RenderableType] = [_plain(verdict.headline, "italic")]
-    lines += [_plain(reason) for reason in verdict.why]
-    lines += [_caution(caution) for caution in verdict.cautions if caution not in shared]
-    return Padding(Group(head, *(Padding(line, (0, 0, 0, 2)) for line in lines)), (0, 0, 1, 0))
+def indented(drawn: RenderableType, above: int = 0) -> Padding:
+    """Set two columns in."""
+    return Padding(drawn, (above, 0, 0, 2))
 
 
-@dataclass(frozen=True)
-class _Standings:
-    """The table of one batch size; looks at the width it is given."""
-
-    group: view.Group
-    scale: Scale
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        roomy = options.max_width >= ROOMY
-        table = Table(
-            title=f"Batch size {self.group.batch_size}",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1, 0, 0) if roomy else 0,
-        )
-        longest = max(len(s.method) for s in self.group.standings)
-        table.add_column("method", overflow="fold", min_width=min(longest, 12) + 2)
-        for title in ("validation", "test", "behind best"):
-            unit = "" if title == "behind best" else self.scale.unit
-            table.add_column(title + unit, justify="right", overflow="fold")
-        for title in ("ms/step", "peak MiB", "diverged") if roomy else ("ms\n/step", "peak\nMiB", "diver-\nged"):
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        for standing in self.group.standings:
-            table.add_row(*self._row(standing, roomy))
-        yield table
-
-    def _row(self, standing: Standing, roomy: bool) -> list[Text]:
-        advised = standing is self.group.advised and not self.group.undecided
-        style = "bold" if advised else ""
-        return [
-            _plain(("★ " if advised else "  ") + standing.method, style),
-            self._estimate(standing.valid, roomy, style),
-            self._estimate(standing.test, roomy, style),
-            self._estimate(standing.behind, roomy, style) if standing.behind else Text(formats.MISSING),
-            Text(formats.milliseconds(standing.step_seconds), style),
-            Text(formats.mebibytes(standing.peak_bytes), style),
-            Text(f"{standing.diverged}/{standing.runs}", "red" if standing.diverged else style),
-            Text(self.group.mark(standing), style),
-        ]
-
-    def _estimate(self, interval: Interval, roomy: bool, style: str) -> Text:
-        """Write "97.2 [96.1, 98.0]", on two lines where it is narrow."""
-        dash = " to " if interval.low < 0 else "–"
-        bounds = self.scale.bounds(interval, ", " if roomy else dash)
-        around = f" [{bounds}]" if roomy else f"\n{bounds}"
-        return Text(self.scale.number(interval.value), style).append(around, style="dim")
-
-
-def _legend(study: Study) -> Text:
-    return Text(
-        f"★ advised. best, tied: on validation, where the choice is made. Intervals: {formats.interval_level(study)}, "
-        "bootstrap over seeds; behind best: paired, seed by seed."
-        + " stopped: clearly behind, so it ran fewer seeds."
-        * study.settings.race,
-        style="dim",
-    )
+def table(words: Sequence[str], numbers: Sequence[str], more: Sequence[str] = ()) -> Table:
+    """Start a table: columns of words, of numbers, which stand to the right, and of words again."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for titles, side in ((words, "left"), (numbers, "right"), (more, "left")):
+        for title in titles:
+            drawn.add_column(title, justify=side, overflow="fold")  # type: ignore[arg-type]
+    return drawn

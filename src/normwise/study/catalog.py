@@ -1,4 +1,4 @@
-"""The studies of a database: which there are, and how one is made, renamed or put back from a damaged file."""
+"""The studies of a database: which there are, and how one is made or renamed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from normwise.errors import InputError, StoreError
 from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
 from normwise.study.address import is_url, redact
-from normwise.study.database import STORE_NAME, Database, File, Memory, is_hindered
+from normwise.study.database import STORE_NAME, Database, File, Memory, Storage
 from normwise.study.plan import ladder
-from normwise.study.salvage import Salvaged
 from normwise.study.server import Server
 
 
@@ -96,6 +95,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # The store gives its own.
             yield
     finally:
         optuna.logging.set_verbosity(level)
@@ -116,87 +116,11 @@ def create(storage: BaseStorage, name: str) -> optuna.Study:
 def rename(storage: BaseStorage, name: str) -> None:
     """Make room for a study of this name: who has it is ``NAME.old-1`` from now on. Optuna itself cannot rename."""
     there = names(storage)
-    engine = getattr(getattr(storage, "_backend", None), "engine", None)
-    if name in there and engine is not None:
+    if name in there and isinstance(storage, Storage):
         new = next(n for n in (f"{name}.old-{k}" for k in range(1, 10**6)) if n not in there)
         statement = sqlalchemy.text("UPDATE studies SET study_name = :new WHERE study_name = :old")
-        with engine.begin() as connection:
+        with storage.engine.begin() as connection:
             connection.execute(statement, {"new": new, "old": name})
-
-
-def damage_of(database: Database) -> str | None:
-    """Look for damage in a file of studies: in its structure, and by reading all that it holds."""
-    if not isinstance(database, File) or not database.exists():
-        return None
-    if (found := database.damage()) is not None:
-        return found
-    try:
-        with quiet():
-            storage = database.storage()
-            for study in storage.get_all_studies():
-                _read_through(study.user_attrs, storage.get_all_trials(study._study_id, deepcopy=False))
-    except RuntimeError as error:  # Optuna's, about the version of its tables
-        raise StoreError(f"{database.name} cannot be used ({' '.join(str(error).split())})") from error
-    except Exception as error:  # of all kinds, where what Optuna reads is not what it wrote
-        return None if is_hindered(error) else " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return None
-
-
-def _read_through(about: dict[str, Any], trials: list[FrozenTrial]) -> None:
-    """Read a study as it will be read later; that of another program, or of a newer normwise, is not ours to judge."""
-    version = about.get("version", 1)
-    foreign = about.get("settings") is None
-    if foreign or (isinstance(version, int) and version > STUDY_VERSION):
-        if foreign and any("cell" in trial.user_attrs for trial in trials):
-            raise StoreError("the study's settings are missing")
-        return
-    settings = from_dict(Settings, about["settings"])
-    Finished().of(trials)
-    for trial in trials:
-        cell = from_dict(Cell, trial.user_attrs.get("cell"))
-        if not _belongs(cell, settings):
-            raise StoreError(f"the trial {cell.key} is not of this study")
-        if trial.state == TrialState.COMPLETE and trial.user_attrs["result"]["cell"] != trial.user_attrs["cell"]:
-            raise StoreError(f"the result of the trial {cell.key} is that of another")
-
-
-def _belongs(cell: Cell, settings: Settings) -> bool:
-    return (
-        cell.stage in ("tune", "final")
-        and cell.method in settings.methods
-        and cell.batch_size in settings.batch_sizes
-        and cell.seed in (*settings.seeds, *settings.tune_seeds)
-    )
-
-
-def restore(storage: BaseStorage, name: str, kept: Salvaged, settings: Settings | None = None) -> None:
-    """Make a study of what was read from a damaged file."""
-    study = create(storage, name)
-    own = _settings_of(kept) or settings
-    about = {key: value for key, value in kept.attributes.items() if key != "settings"}
-    for key, value in (about if own is None else about | {"settings": to_dict(own)}).items():
-        study.set_user_attr(key, value)
-    for result in whole(kept, own).values():
-        assert own is not None  # or nothing would be whole
-        study.add_trial(as_frozen(own, from_dict(Cell, result["cell"]), result))
-
-
-def _settings_of(kept: Salvaged) -> Settings | None:
-    with contextlib.suppress(StoreError):
-        return from_dict(Settings, kept.attributes.get("settings"))
-    return None
-
-
-def whole(kept: Salvaged, settings: Settings | None = None) -> dict[str, Any]:
-    """Choose the results that are whole and of cells of their study."""
-    found: dict[str, Any] = {}
-    settings = _settings_of(kept) or settings
-    for result in kept.results:
-        with contextlib.suppress(StoreError):
-            cell = from_dict(Trial, result).cell
-            if settings is not None and _belongs(cell, settings):
-                found[cell.key] = result
-    return found
 
 
 def as_frozen(settings: Settings, cell: Cell, result: dict[str, Any] | None = None) -> FrozenTrial:

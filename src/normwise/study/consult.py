@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise import __version__, records
+from normwise import records
+from normwise._version import __version__
 from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError, blaming
@@ -21,9 +22,8 @@ from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
-from normwise.surgery._lazy import settled
 from normwise.surgery.causality import leaks, sights, told
-from normwise.surgery.running import Forward, deep_copy, run_on, tensors_in
+from normwise.surgery.running import Forward, deep_copy, run_on, settled, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
 _TIMING, _ROUNDS = 0.5, 3

@@ -1,9 +1,10 @@
 """The database that studies are kept in: memory or one SQLite file; ``server`` adds PostgreSQL for many machines.
 
-All of a study's queue is Optuna's. What differs between the carriers is said here once: how to reach the database, the
-one lock under which trials are claimed, how long a silent worker counts as alive, and what to tell the user.
+All of a study's queue is Optuna's. What differs between memory, file and server is said here once: how to reach the
+database, the one lock under which trials are claimed, how long a silent worker counts as alive, and what to tell the
+user.
 
-The lock has two carriers of one kind: both are free again as soon as their holder dies. For a file it is a lock of the
+Both kinds of lock are free again as soon as their holder dies. For a file it is a lock of the
 operating system beside it; for a server it is an advisory lock that a connection of its own holds, so that the server
 frees it with the connection.
 """
@@ -11,17 +12,14 @@ frees it with the connection.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from operator import eq
 from pathlib import Path
 from typing import Any, Protocol
 
 import filelock
-import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -35,10 +33,6 @@ TABLES = {"studies", "trials", "version_info"}
 
 # Seconds that a lock is waited for; its holder does no more than claim a trial.
 LOCKED_FOR = 120
-
-MAGIC = b"SQLite format 3\0"
-# What a database cannot do at the moment, or here; all else that goes wrong is its content's.
-_HINDERED = ("locked", "readonly", "read-only", "unable to open", "disk i/o", "disk is full", "permission")
 
 
 class Lock(Protocol):
@@ -57,8 +51,8 @@ class Database(ABC):
     """A database that holds studies.
 
     ``name`` is for people and holds no password. A worker that has been silent for ``grace`` seconds counts as dead;
-    it gives a sign of life every ``heartbeat`` seconds. One that waits looks again after ``poll`` seconds, and ever
-    more seldom up to ``poll_at_most``, so that many that wait do not keep those that work from their claims.
+    it gives a sign of life every ``heartbeat`` seconds. One that waits looks again after ``poll`` seconds, then
+    less and less often up to ``poll_at_most``, so that many that wait do not keep those that work from their claims.
     """
 
     name: str
@@ -67,8 +61,6 @@ class Database(ABC):
     grace = 6
     poll = 0.5
     poll_at_most = 0.5
-    # Whether this process holds a trial, which alone entitles it to signs of life.
-    working = False
 
     @abstractmethod
     def lock(self) -> Lock:
@@ -76,7 +68,7 @@ class Database(ABC):
 
     @abstractmethod
     def storage(self) -> BaseStorage:
-        """Open Optuna's storage, with its tables made where they are missing. Wants the lock."""
+        """Open Optuna's storage, with its tables made where they are missing. The caller holds the lock."""
 
     @abstractmethod
     def exists(self) -> bool:
@@ -150,48 +142,11 @@ class File(Database):
     def storage(self) -> BaseStorage:
         """Open the file, or make it."""
         kwargs = {"connect_args": {"timeout": LOCKED_FOR}}
-        return optuna.storages.get_storage(Storage(self, f"sqlite:///{self.path.resolve()}", kwargs))
+        return Storage(self, f"sqlite:///{self.path.resolve()}", kwargs)
 
     def exists(self) -> bool:
         """Tell whether the file is there and not empty."""
         return self.path.is_file() and self.path.stat().st_size > 0
-
-    def damage(self) -> str | None:
-        """Look for damage."""
-        if not self.exists():
-            return None
-        with self.path.open("rb") as file:
-            head = file.read(len(MAGIC))
-        if head != MAGIC:
-            # Cut within its first bytes, or some of them changed: no other program's file begins so.
-            if MAGIC.startswith(head) or sum(map(eq, head, MAGIC)) > len(MAGIC) // 2:
-                return "its first bytes are not those of a SQLite file"
-            raise self._foreign("it is not a SQLite file")
-        with contextlib.closing(sqlite3.connect(self.path, timeout=LOCKED_FOR)) as connection:
-            try:
-                tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-                if tables and not tables & TABLES:
-                    raise self._foreign("it is a SQLite file of another program")
-                verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            except sqlite3.OperationalError as error:
-                # Busy, say: no word about the content, which opening it will have more to say about.
-                return None if is_hindered(error) else str(error)
-            except sqlite3.DatabaseError as error:
-                verdict = str(error)
-            except UnicodeDecodeError:
-                verdict = "the names of its tables cannot be read"
-        return None if verdict == "ok" else str(verdict).splitlines()[-1]
-
-    def put_aside(self) -> Path:
-        """Rename the file, and what SQLite keeps beside it, to the first free ``study.db.damaged-N``."""
-        numbered = (self.path.with_name(f"{self.path.name}.damaged-{n}") for n in range(1, 10**6))
-        aside = next(path for path in numbered if not path.exists())
-        self.path.rename(aside)
-        for suffix in ("-journal", "-wal", "-shm"):
-            beside = self.path.with_name(self.path.name + suffix)
-            if beside.exists():
-                beside.rename(aside.with_name(aside.name + suffix))
-        return aside
 
     def error(self, error: BaseException) -> StoreError:
         """Say that the file cannot be used, and that it was left alone."""
@@ -201,16 +156,11 @@ class File(Database):
             return StoreError(f"cannot use the folder {self.path.parent}: {error.strerror or error}")
         return super().error(error)
 
-    def _foreign(self, detail: str) -> StoreError:
-        return StoreError(f"{self.name} cannot be used ({detail}); it was left as it is: add {self.other}")
-
 
 class Storage(RDBStorage):
-    """Optuna's storage, whose heartbeat outlives a database that is away for a moment."""
+    """Optuna's storage, with signs of life that outlive a database that is away for a moment."""
 
     def __init__(self, database: Database, url: str, engine_kwargs: dict[str, Any]) -> None:
-        self._database = database
-        self._owner = threading.get_ident()
         super().__init__(
             url,
             engine_kwargs=engine_kwargs,
@@ -220,29 +170,29 @@ class Storage(RDBStorage):
         )
         weakref.finalize(self, self.engine.dispose)
 
-    def record_heartbeat(self, trial_id: int) -> None:
-        """Give a sign of life."""
-        if threading.get_ident() == self._owner:
-            return super().record_heartbeat(trial_id)
-        if not self._database.working:
-            # An interrupt can come between the start of Optuna's thread and the block that would stop it: the thread
-            # would keep the process from ending, and the trial from being taken over.
-            raise SystemExit
-        # Optuna's thread: the next beat tries again. Were this raised, the thread would end, and its trial be taken for
-        # one of a dead worker.
-        with contextlib.suppress(StorageInternalError, SQLAlchemyError):
-            super().record_heartbeat(trial_id)
-        return None
+    @contextlib.contextmanager
+    def beating(self, trial_id: int) -> Iterator[None]:
+        """Give signs of life for a trial while the body runs.
 
+        Optuna's own thread for this ends at the first error, and its trial would be taken for one of a dead worker; and
+        an interrupt while that thread starts leaves it running for ever.
+        """
+        ended = threading.Event()
 
-def is_hindered(error: BaseException) -> bool:
-    """Tell whether an error says that a file could not be used just now, which is no word about its content."""
-    if isinstance(error, (filelock.Timeout, OSError)):
-        return True
-    if not isinstance(error, (sqlite3.Error, SQLAlchemyError, StorageInternalError)):
-        return False
-    text = f"{error} {error.__cause__ or ''}".lower()
-    return any(word in text for word in _HINDERED)
+        def heartbeat() -> None:
+            while not ended.wait(self.heartbeat_interval):
+                with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+                    self.record_heartbeat(trial_id)
+
+        self.record_heartbeat(trial_id)
+        thread = threading.Thread(target=heartbeat)
+        try:
+            thread.start()
+            yield
+        finally:
+            ended.set()
+            if thread.is_alive():
+                thread.join()
 
 
 def is_away(error: BaseException | None) -> bool:

@@ -22,11 +22,12 @@ from typing import Any, Protocol
 from normwise.errors import InputError, MissingDependencyError, NormwiseError, StoreError
 from normwise.records import Trial
 from normwise.study.address import is_url, redact
+from normwise.study.children import helpers, packed
 from normwise.study.plan import due, total_cells
 from normwise.study.progress import Display
 from normwise.study.store import Store
 from normwise.study.tasks import Task
-from normwise.study.worker import Job, helpers, packed, trainer_of
+from normwise.study.worker import Job, trainer_of
 
 ENGINES = ("processes", "ray")
 # Seconds within which a Ray cluster of this machine answers.

@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 
-from normwise import __version__
+from normwise._version import __version__
 from normwise.kernels.environment import processor_name
 
 

@@ -13,60 +13,20 @@ import pickle
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from normwise.errors import InputError
-from normwise.nn import sync
 from normwise.records import Cell, Trial
-
-if TYPE_CHECKING:
-    from normwise.study.data import Part
-    from normwise.study.tasks import Task
-    from normwise.study.trial import Trainer
+from normwise.study.children import started
+from normwise.study.tasks import load_task
+from normwise.study.trial import Ranks, Trainer
 
 _POLL = 0.05
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The processes that train one trial together, and which of them this is."""
-
-    rank: int = 0
-    size: int = 1
-
-    def bounds(self, samples: int) -> tuple[int, int]:
-        """Say which samples of a batch this rank trains on."""
-        return samples * self.rank // self.size, samples * (self.rank + 1) // self.size
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Prepare a model for training: sync its statistics, average its gradients."""
-        if self.size == 1:
-            return model
-        # Synced running averages are equal already; a parameter may be unused in some batch.
-        return nn.parallel.DistributedDataParallel(sync(model), broadcast_buffers=False, find_unused_parameters=True)
-
-    def loss(self, task: Task, model: nn.Module, batch: Part) -> Tensor:
-        """Give this rank's loss, such that the average over the ranks is the mean over the batch."""
-        if self.size == 1:
-            return task.loss_of(model, batch)
-        first, end = self.bounds(batch.size)
-        # Uneven shares count by their size.
-        return task.loss_of(model, batch.take(slice(first, end))) * ((end - first) * self.size / batch.size)
-
-    def mean(self, loss: Tensor) -> float:
-        """Average a loss over the ranks, so that all see the same, a divergence above all."""
-        if self.size == 1:
-            return loss.item()
-        total = loss.detach().clone()
-        dist.all_reduce(total)
-        return total.item() / self.size
 
 
 class Distributed:
@@ -86,8 +46,6 @@ class Distributed:
 
     def __call__(self, cell: Cell) -> Trial:
         """Train one cell."""
-        from normwise.study.worker import started
-
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="normwise-ranks-") as folder, socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -109,9 +67,6 @@ class Distributed:
 
 def _run_rank(given: tuple[Any, ...], cell: Cell, rank: int, size: int, port: int, folder: str) -> None:
     """What the process of a rank does; rank 0 leaves the outcome in the folder."""
-    from normwise.study.tasks import load_task
-    from normwise.study.trial import Trainer
-
     task, *rest = given
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)

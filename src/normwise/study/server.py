@@ -9,7 +9,6 @@ import time
 import zlib
 from typing import Any
 
-import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -71,7 +70,7 @@ class Server(Database):
         self._prepare(storage.engine)
         # What the constructor opened lacks the settings of a session.
         storage.engine.dispose()
-        return optuna.storages.get_storage(storage)
+        return storage
 
     def exists(self) -> bool:
         """Tell whether the database can be reached and has Optuna's tables."""
@@ -115,6 +114,9 @@ class Server(Database):
                 time.sleep(min(1.0, self.poll))
             else:
                 self._reached = True
+                if told:
+                    # Other workers could give no sign of life either: let them, before one is taken for dead.
+                    time.sleep(2 * self.heartbeat)
                 return connection
 
 

@@ -7,8 +7,8 @@ failing a stale trial and enqueueing its successor loses it; and a worker that f
 its own. So those steps happen under the database's one lock, which is free again when its holder dies, and whoever
 takes the lock next first brings queue and plan into line (:meth:`Store._reconcile`).
 
-Nor does Optuna tell a trial that kills its worker (a crash in native code, all memory taken) from a worker that was
-killed: after three deaths a trial counts as failed, so that it cannot take worker after worker.
+Optuna cannot tell a trial that kills its worker (a crash in native code, all memory taken) from a worker that was
+killed by something else: after three deaths a trial counts as failed, so that it cannot take worker after worker.
 
 The lock keeps work from being done twice; that nothing is *counted* twice does not depend on it: a cell has one place
 in the result, whoever finished it.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import time
@@ -29,27 +28,14 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from normwise.errors import StoreError
 from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
-from normwise.study.catalog import (
-    Finished,
-    as_frozen,
-    check_version,
-    create,
-    damage_of,
-    find,
-    open_database,
-    quiet,
-    rename,
-    restore,
-    whole,
-)
-from normwise.study.database import Database, File, is_away
-from normwise.study.salvage import Salvaged, salvage
+from normwise.study.catalog import Finished, as_frozen, check_version, create, find, open_database, quiet, rename
+from normwise.study.database import Database, Storage, is_away
+from normwise.study.salvage import mended
 
 OnChange = Callable[[list[Trial], str | None], None]
 T = TypeVar("T")
@@ -60,7 +46,6 @@ STUDY_NAME = "normwise"
 _AHEAD = 8
 # So many workers may die of a trial.
 DEATHS = 3
-_LOG = logging.getLogger("normwise")
 
 
 class Store:
@@ -78,11 +63,8 @@ class Store:
         if settings is None and not self.database.exists():
             raise StoreError(f"{self.database.name} holds no study")
         self._lock = self.database.lock()
-        with self._guarded(), quiet(), self._locked():
-            salvaged = self._mend(settings, name)
-            self._storage = self.database.storage()
-            for each, kept in salvaged.items():
-                restore(self._storage, each, kept, settings)
+        with self.database.guarded(), quiet(), self._locked():
+            self._storage = mended(self.database, settings, name)
             self.name = find(self._storage, self.database, name) if settings is None or name is None else name
             if fresh:
                 rename(self._storage, self.name)
@@ -92,12 +74,12 @@ class Store:
     @property
     def about(self) -> dict[str, Any]:
         """What else was noted about the study, such as its title; see :meth:`note`."""
-        with self._guarded():
+        with self.database.guarded():
             return self._study.user_attrs
 
     def note(self, **attributes: Any) -> None:
         """Keep plain values with the study, for those who work on it or read it."""
-        with self._guarded():
+        with self.database.guarded():
             there = self._study.user_attrs
             for key, value in attributes.items():
                 if there.get(key) != value:
@@ -105,12 +87,12 @@ class Store:
 
     def trials(self) -> list[Trial]:
         """Read the finished trials, of all workers."""
-        with self._guarded():
+        with self.database.guarded():
             return self._finished.of(self._study.get_trials(deepcopy=False))
 
     def add(self, trials: list[Trial]) -> None:
         """Put finished trials into the study, such as those of another database."""
-        with self._guarded(), quiet(), self._locked():
+        with self.database.guarded(), quiet(), self._locked():
             there = {t.cell.key for t in self.trials()}
             for trial in trials:
                 if trial.cell.key not in there:
@@ -126,7 +108,7 @@ class Store:
     ) -> list[Trial]:
         """Run cells until every due one is finished, together with any other process that works on the same store."""
         pause = self.database.poll
-        with self._guarded(), quiet():
+        with self.database.guarded(), quiet():
             while True:
                 # Where a connection breaks, what was under way is in the database or will be done again.
                 waiting, running, finished = self._insist(partial(self._turn, train, due, on_change, floor))
@@ -153,21 +135,20 @@ class Store:
             waiting, running, finished = self._reconcile(due, floor)
             if waiting and train is not None:
                 on_change(finished, None)
-                self._run_one(train, partial(_start, on_change, finished))
+                self._run_one(train, lambda cell: on_change(finished, cell.key))
             return waiting, running, finished
 
     def _run_one(self, train: Callable[[Cell], Trial], on_start: Callable[[Cell], None]) -> None:
-        """Claim a waiting trial, release the lock, run it. A trial that was taken from us meanwhile is let go."""
-
-        def objective(trial: optuna.Trial) -> float:
-            given = trial.user_attrs
-            cell = from_dict(Cell, given["cell"])
-            if isinstance(self._storage, BaseHeartbeat):
-                self._storage.record_heartbeat(trial._trial_id)
-            # From here on the heartbeat tells whether this worker lives; see _reconcile.
-            trial.set_user_attr("claim", _claim(trial.number))
-            self._lock.release(force=True)
+        """Claim a waiting trial, release the lock, run it; leave it to another worker that took over meanwhile."""
+        trial = self._study.ask()
+        # The error is of a process that slept past the grace period (a closed laptop): another worker took over.
+        with self._beating(trial.number), contextlib.suppress(UpdateFinishedTrialError):
             try:
+                given = trial.user_attrs
+                cell = from_dict(Cell, given["cell"])
+                # From here on the heartbeat tells whether this worker lives; see _reconcile.
+                trial.set_user_attr("claim", _claim(trial.number))
+                self._lock.release(force=True)
                 on_start(cell)
                 # A retried trial brings its result along where the worker died between writing it and saying so.
                 result = given.get("result")
@@ -177,33 +158,18 @@ class Store:
             except BaseException:
                 with contextlib.suppress(Exception):
                     trial.set_user_attr("given_back", trial.number)
+                    self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 raise
-            return result["valid_score"]
-
-        self.database.working = True
-        try:
-            self._study.optimize(objective, n_trials=1)
-        except UpdateFinishedTrialError:
-            pass  # This process slept past the grace period (a closed laptop), and another worker took over.
-        except UnboundLocalError as error:
-            # A slip of Optuna's where it is interrupted, or the database fails, while a result is told: this hides it.
-            if not isinstance(error.__context__, UpdateFinishedTrialError):
-                raise (error.__context__ or error) from None
-        except ValueError as error:
-            if not str(error).startswith("Cannot tell a "):  # Optuna's way to say the same.
-                raise
-        finally:
-            self.database.working = False
+            self._study.tell(trial, result["valid_score"], skip_if_finished=True)
 
     def _reconcile(self, due: Callable[[list[Trial]], list[Cell]], floor: float = 0.0) -> tuple[int, int, list[Trial]]:
-        """Make the due cells finished, running and alive, or waiting. Holds the lock, and may be repeated at will."""
-        if isinstance(self._storage, BaseHeartbeat):
-            optuna.storages.fail_stale_trials(self._study)
+        """See that every due cell is finished, is trained by a living worker, or waits. The caller holds the lock."""
+        optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
         finished = self._finished.of(trials)
         wanted = {cell.key: cell for cell in due(finished)}
         taken = {trial.cell.key for trial in finished}
-        died = Counter(_key(trial) for trial in trials if _took_its_worker_along(trial))
+        died = Counter(_key(trial) for trial in trials if _killed_its_worker(trial))
         if deadly := [cell for key, cell in wanted.items() if key not in taken and died[key] >= DEATHS]:
             for cell in deadly:
                 lost = Trial.lost(cell, floor, f"{died[cell.key]} processes died of it: out of memory, or a crash")
@@ -236,7 +202,17 @@ class Store:
 
     def _give_up(self, trial: FrozenTrial) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+            self._storage.set_trial_state_values(self._id(trial.number), state=TrialState.FAIL)
+
+    def _id(self, number: int) -> int:
+        """Give the number by which the storage knows a trial of this study."""
+        study = self._storage.get_study_id_from_name(self.name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study, number)
+
+    def _beating(self, number: int) -> contextlib.AbstractContextManager[None]:
+        return (
+            self._storage.beating(self._id(number)) if isinstance(self._storage, Storage) else contextlib.nullcontext()
+        )
 
     def _adopt(self, settings: Settings | None) -> Settings:
         """Keep the settings with a new study; refuse a study with others, or of a newer normwise."""
@@ -263,28 +239,8 @@ class Store:
     def _said(self) -> str:
         return self.database.name if self.name == STUDY_NAME else f"the study {self.name!r} in {self.database.name}"
 
-    def _mend(self, settings: Settings | None, name: str | None) -> dict[str, Salvaged]:
-        """Put a damaged file aside, and give what could be read of it."""
-        damage = damage_of(self.database)
-        if damage is None:
-            return {}
-        assert isinstance(self.database, File)
-        aside = self.database.put_aside()
-        kept = salvage(aside)
-        if name is not None and len(kept) == 1:
-            # The only one can be no other, though its name be damaged.
-            kept = {name: next(iter(kept.values()))}
-        read = sum(len(whole(each, settings)) for each in kept.values())
-        lost = sum(each.finished for each in kept.values()) - read
-        _LOG.warning(
-            "normwise: %s was damaged (%s); it is kept as %s, %d finished trial(s) were read from it%s, and what is "
-            "missing is run again",
-            *(self.database.name, damage, aside.name, read, f", {lost} were lost" if lost > 0 else ""),
-        )
-        return kept
-
     def _insist(self, call: Callable[[], T]) -> T:
-        """Make a call that may be repeated, and again where the connection broke under it; a new one waits."""
+        """Make a call, and repeat it where the connection broke; a new connection waits for the server."""
         while True:
             try:
                 return call()
@@ -298,24 +254,18 @@ class Store:
         try:
             yield
         finally:
-            # Free already where a trial ran.
+            # It is free already where a trial ran.
             self._lock.release(force=True)
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Turn what goes wrong with the database into one clear line."""
-        with self.database.guarded():
-            yield
 
 
 def is_claimed(trial: FrozenTrial) -> bool:
-    """Tell whether a running trial's worker got as far as its first sign of life."""
+    """Whether the worker of a running trial has given its first sign of life."""
     claim = trial.user_attrs.get("claim")
     return isinstance(claim, dict) and claim.get("number") == trial.number
 
 
-def _took_its_worker_along(trial: FrozenTrial) -> bool:
-    """Whether a worker fell silent while it ran this trial; an interrupted one gives it back."""
+def _killed_its_worker(trial: FrozenTrial) -> bool:
+    """Whether a worker died while it ran this trial; one that is interrupted gives the trial back."""
     given_back = trial.user_attrs.get("given_back") == trial.number
     return trial.state == TrialState.FAIL and is_claimed(trial) and not given_back
 
@@ -323,10 +273,6 @@ def _took_its_worker_along(trial: FrozenTrial) -> bool:
 def _claim(number: int) -> dict[str, Any]:
     """What a worker leaves at its trial, for those who look for it."""
     return {"number": number, "host": socket.gethostname(), "process": os.getpid()}
-
-
-def _start(on_change: OnChange, finished: list[Trial], cell: Cell) -> None:
-    on_change(finished, cell.key)
 
 
 def _key(trial: FrozenTrial) -> str:

@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 from normwise import records
 from normwise.errors import StoreError
 from normwise.records import Settings, Trial
-from normwise.study.catalog import Finished, check_version, damage_of, find, open_database, quiet
+from normwise.study.catalog import Finished, check_version, find, open_database, quiet
 from normwise.study.database import Database
 from normwise.study.plan import total_cells
+from normwise.study.salvage import damage_of
 from normwise.study.verdict import judge
 
 
@@ -41,7 +42,7 @@ def summaries(where: str | os.PathLike[str]) -> list[Summary]:
         for study in storage.get_all_studies():
             given = study.user_attrs.get("settings")
             settings = None if given is None else records.from_dict(Settings, given)
-            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            trials = storage.get_all_trials(storage.get_study_id_from_name(study.study_name), deepcopy=False)
             states = Counter(trial.state for trial in trials)
             finished = Finished().of(trials) if settings else []
             found.append(

@@ -14,22 +14,57 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from normwise.errors import InputError, described
-from normwise.nn import importance, parse_spec
+from normwise.nn import importance, parse_spec, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Cell, Mixture, Point, Trial
 from normwise.study.data import Part, Samples, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
-from normwise.study.ranks import Ranks
 from normwise.study.tasks.base import Observer, Task
 
 _CURVE_POINTS = 6
 # Samples that a data-dependent initialization looks at.
 _INITIAL = 256
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train one trial together, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    def bounds(self, samples: int) -> tuple[int, int]:
+        """Say which samples of a batch this rank trains on."""
+        return samples * self.rank // self.size, samples * (self.rank + 1) // self.size
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Prepare a model for training: sync its statistics, average its gradients."""
+        if self.size == 1:
+            return model
+        # Synced running averages are equal already; a parameter may be unused in some batch.
+        return nn.parallel.DistributedDataParallel(sync(model), broadcast_buffers=False, find_unused_parameters=True)
+
+    def loss(self, task: Task, model: nn.Module, batch: Part) -> Tensor:
+        """Give this rank's loss, such that the average over the ranks is the mean over the batch."""
+        if self.size == 1:
+            return task.loss_of(model, batch)
+        first, end = self.bounds(batch.size)
+        # Uneven shares count by their size.
+        return task.loss_of(model, batch.take(slice(first, end))) * ((end - first) * self.size / batch.size)
+
+    def mean(self, loss: Tensor) -> float:
+        """Average a loss over the ranks, so that all see the same, a divergence above all."""
+        if self.size == 1:
+            return loss.item()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        return total.item() / self.size
 
 
 @dataclass
@@ -101,7 +136,7 @@ class Trainer:
         )
 
     def _watched(self, model: nn.Module, cell: Cell, log: _Log) -> None:
-        """Train under the eyes of the task's observer, if it has one."""
+        """Train, with the task's observer if it has one."""
         observer = self.task.observe(model, self.task, cell) if self.task.observe else None
         try:
             step = self._train(model, cell, log, observer)

@@ -8,46 +8,22 @@ Names are imported on first use, so that the command line's help does not load t
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normwise._lazy import offer
 
 if TYPE_CHECKING:
     from normwise.surgery.calibrate import Calibration, calibrate
     from normwise.surgery.conversion import Conversion
     from normwise.surgery.convert import convert
+    from normwise.surgery.description import NormLayer
     from normwise.surgery.fold import Folding, fold
-    from normwise.surgery.freeze import audit_frozen, freeze, frozen_layers, is_frozen, unfreeze
+    from normwise.surgery.freeze import audit_frozen, freeze, frozen_layers, is_frozen, statistics_paused, unfreeze
     from normwise.surgery.harden import Hardening, harden
     from normwise.surgery.inspect import Inspection, inspect
-    from normwise.surgery.layers import NormLayer, describe, find
-    from normwise.surgery.pause import statistics_paused
+    from normwise.surgery.layers import describe, find
     from normwise.surgery.to_torch import Returned, to_torch
 
-_HOME = {
-    "Calibration": "calibrate",
-    "Conversion": "conversion",
-    "Folding": "fold",
-    "Hardening": "harden",
-    "Inspection": "inspect",
-    "NormLayer": "layers",
-    "Returned": "to_torch",
-    "audit_frozen": "freeze",
-    "calibrate": "calibrate",
-    "convert": "convert",
-    "describe": "layers",
-    "find": "layers",
-    "fold": "fold",
-    "freeze": "freeze",
-    "frozen_layers": "freeze",
-    "harden": "harden",
-    "inspect": "inspect",
-    "is_frozen": "freeze",
-    "statistics_paused": "pause",
-    "to_torch": "to_torch",
-    "unfreeze": "freeze",
-}
 
 __all__ = [
     "Calibration",
@@ -73,26 +49,18 @@ __all__ = [
     "unfreeze",
 ]
 
-
-class _Name:
-    """A public name, looked up in its submodule at each use."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, module: object, owner: type | None = None) -> Any:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[self.name]}"), self.name)
-
-    def __set__(self, module: object, value: object) -> None:
-        # Importing the submodule ``convert`` binds it here; the function of that name must stay what is found.
-        pass
-
-
-class _Surgery(types.ModuleType):
-    def __dir__(self) -> list[str]:
-        return sorted(__all__)
-
-
-for _name in _HOME:
-    setattr(_Surgery, _name, _Name(_name))
-sys.modules[__name__].__class__ = _Surgery
+offer(
+    __name__,
+    {
+        "calibrate": "Calibration calibrate",
+        "conversion": "Conversion",
+        "convert": "convert",
+        "description": "NormLayer",
+        "fold": "Folding fold",
+        "freeze": "audit_frozen freeze frozen_layers is_frozen statistics_paused unfreeze",
+        "harden": "Hardening harden",
+        "inspect": "Inspection inspect",
+        "layers": "describe find",
+        "to_torch": "Returned to_torch",
+    },
+)

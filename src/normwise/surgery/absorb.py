@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from normwise.nn._convolutions import CONVOLUTIONS, TRANSPOSED
 from normwise.surgery.running import has_hooks
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-ABSORBERS: tuple[type[nn.Module], ...] = (*_CONVS, nn.Linear)
+ABSORBERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
 
 
 def is_conv(module: nn.Module) -> bool:
     """Whether a module is one of torch's convolutions."""
-    return isinstance(module, _CONVS)
+    return isinstance(module, CONVOLUTIONS)
 
 
 def out_features(module: nn.Module) -> int:
@@ -42,7 +41,7 @@ def absorb_after(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     Formula: W′[o, …] = scale[o] W[o, …], b′ = scale b + shift.
     """
     weight, bias = _parameters(module)
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         # (in, out / groups, …): the input channels of group g lead to the output channels of group g.
         groups = weight.reshape(module.groups, -1, *weight.shape[1:])
         factor = scale.reshape(module.groups, 1, -1, *[1] * (weight.ndim - 2))
@@ -58,7 +57,7 @@ def absorb_before(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     Formula: W′[o, i, …] = W[o, i, …] scale[i], b′[o] = b[o] + Σᵢ Σ… W[o, i, …] shift[i].
     """
     weight, bias = _parameters(module)
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         moved = (weight * _along(shift, 0, weight.ndim)).reshape(module.groups, -1, weight[0].numel())
         spread = moved.sum(1).reshape(bias.shape[0], -1).sum(1)
         weight = weight * _along(scale, 0, weight.ndim)
@@ -77,7 +76,7 @@ def border_problem(module: nn.Module, shift: Tensor) -> str | None:
     if isinstance(module, nn.Linear) or not bool(shift.any()):
         return None
     conv: Any = module
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         plain = all(k == 1 for k in conv.kernel_size) and all(s == 1 for s in conv.stride) and not any(conv.padding)
         return None if plain else "spreads its input over zeros, which the shift would not reach"
     same = conv.padding == "same" and any(k > 1 for k in conv.kernel_size)

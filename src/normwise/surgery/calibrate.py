@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,11 @@ from torch import Tensor, nn
 from normwise.core.moments import Moments, pool
 from normwise.errors import InputError, NormwiseError
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given
-from normwise.surgery._lazy import uninitialized, working_copy
-from normwise.surgery.behaviour import is_ours
+from normwise.surgery.description import is_ours
 from normwise.surgery.freeze import is_frozen
-from normwise.surgery.layers import Found
+from normwise.surgery.layers import Found, Where, chosen
 from normwise.surgery.population import Population, cells_of
-from normwise.surgery.running import Forward, Left, evaluating, feed, unwrapped
-from normwise.surgery.selection import Where, chosen
+from normwise.surgery.running import Forward, Left, evaluating, feed, hooked, uninitialized, unwrapped, working_copy
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,7 @@ def calibrate(
         reasons = "; ".join(f"{x.layer} {x.reason}" for x in left) or f"{meant} keeps running statistics"
         raise InputError(f"nothing to calibrate in {type(model).__name__}: {reasons}")
     run = _Run(body, targets, forward or feed, batches)
-    with ExitStack() as stack:
-        stack.enter_context(_restored_on_error(targets))
-        stack.enter_context(evaluating(body))
+    with _restored_on_error(targets), evaluating(body):
         if layerwise:
             run.layer_by_layer(loader)
         else:
@@ -312,20 +309,16 @@ class _Run:
         return None
 
 
-@contextmanager
-def _observed(targets: list[_Target], observe: Callable[..., object]) -> Iterator[None]:
+def _observed(targets: list[_Target], observe: Callable[..., object]) -> AbstractContextManager[None]:
     """Call ``observe(target, x, mask, lengths)`` before each of the layers runs."""
-    with ExitStack() as stack:
-        for target in targets:
 
-            def hook(_: nn.Module, args: tuple, kwargs: dict, target: _Target = target) -> None:
-                x = args[0] if args else next(iter(kwargs.values()), None)
-                # What is no (N, C, ...) tensor is for the layer itself to refuse.
-                if isinstance(x, Tensor) and x.ndim >= 2:
-                    observe(target, x, kwargs.get("mask"), kwargs.get("lengths"))
+    def hook(target: _Target, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        # What is no (N, C, ...) tensor is for the layer itself to refuse.
+        if isinstance(x, Tensor) and x.ndim >= 2:
+            observe(target, x, kwargs.get("mask"), kwargs.get("lengths"))
 
-            stack.callback(target.found.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield
+    return hooked(((target.found.module, partial(hook, target)) for target in targets), before=True)
 
 
 def _write(target: _Target) -> str | None:

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from normwise import nn
-from normwise.methods import METHODS
+from normwise.core.moments import Affine, Moments
+from normwise.methods import METHODS, Context
 from normwise.nn import groups_for
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.synced import shares
-from normwise.surgery import behaviour
+from normwise.surgery.description import NormLayer, is_ours
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
-from normwise.surgery.layers import NormLayer
 from normwise.surgery.layouts import CLASSES, Adapted
 from normwise.surgery.running import has_hooks
-from normwise.surgery.translate import AFFINE, STATISTICS, folds, keeps_statistics, translated
 
 # Modules that our layers compute themselves, fused, instead of calling them.
 _FUSED: dict[type, str] = {torch.nn.ReLU: "relu", torch.nn.SiLU: "silu", torch.nn.LeakyReLU: "leaky_relu"}
+
+AFFINE = ("weight", "bias")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 _HOOKS = (
     "_forward_hooks",
@@ -80,7 +82,7 @@ def unneeded(module: torch.nn.Module, layer: NormLayer, order: Order) -> str | N
     if layer.method != order.to or order.options or layer.frozen:
         return None
     # torch's own classes become ours; a layer norm per token is another formula than ours and is kept.
-    return f"already {order.to} norm" if behaviour.is_ours(module) or layer.per_token else None
+    return f"already {order.to} norm" if is_ours(module) or layer.per_token else None
 
 
 def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[int], like: Tensor | None) -> Built:
@@ -276,3 +278,59 @@ def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch
     if any(getattr(module, name, None) for name in _STATE_HOOKS):
         lost.append("hooks on its state_dict")
     return lost
+
+
+def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[str, Tensor]:
+    """Give the affine and statistics of the new layer for those of the old one, by name.
+
+    Taking the normalization out of a layer with stored statistics puts these into weight and bias, which keeps its
+    function in evaluation: weight / √(σ² + eps) and bias − μ · weight / √(σ² + eps).
+    """
+    affine = {name: tensors[name] for name in AFFINE if name in tensors}
+    if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
+        dtype = next(iter(affine.values()), tensors["running_mean"]).dtype
+        center, scale, shift = _evaluated(tensors, layer, affine)
+        return {"weight": scale.to(dtype), "bias": (shift - center * scale).to(dtype)}
+    kept = {name: tensors[name] for name in STATISTICS if name in tensors} if keeps_statistics(layer, to) else {}
+    return affine | kept
+
+
+def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[str, Tensor]:
+    """Give the old layer's tensors for those of the new one: :func:`translated` backwards.
+
+    What the new layer does not hold comes from the old layer itself.
+    """
+    names = (*AFFINE, *STATISTICS)
+    own = {name: getattr(layer, name).detach() for name in names if getattr(layer, name) is not None}
+    given = {name: tensors[name] for name in own if name in tensors}
+    if folds(layer, to) and "weight" in tensors:
+        center, scale, _ = _evaluated(own, layer, {})
+        weight = tensors["weight"].double()
+        whole = {"weight": weight / scale, "bias": tensors["bias"].double() + center * weight}
+        given |= {name: value.to(own[name].dtype) for name, value in whole.items() if name in own}
+    return own | given
+
+
+def folds(layer: NormLayer, to: str) -> bool:
+    """Whether taking the normalization out puts stored statistics into weight and bias."""
+    if to not in ("none", "weight") or layer.running_mean is None or layer.method not in METHODS:
+        return False
+    return METHODS[layer.method].folds
+
+
+def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
+    """The layer's map in evaluation, (C,) each, in float64: what its method makes of stored statistics alone."""
+    stored = Moments(tensors["running_mean"].double()[None], tensors["running_var"].double()[None])
+    weight, bias = (affine[name].double() if name in affine else None for name in AFFINE)
+    parts = METHODS[layer.method].affine(stored, Context(weight, bias, layer.eps, population=stored))
+    return Affine(*(part.expand_as(stored.mean)[0] for part in parts))
+
+
+def keeps_statistics(layer: NormLayer, to: str) -> bool:
+    """Whether stored statistics of the old layer mean the same in the new one."""
+    if layer.running_mean is None:
+        return False
+    if to == layer.method:
+        return True
+    # A tracked instance norm is a batch norm in evaluation.
+    return METHODS[to].running and (layer.method == "instance" or METHODS[layer.method].running)

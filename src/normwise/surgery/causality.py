@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normwise.surgery._lazy import left_alone
-from normwise.surgery.pause import statistics_paused
-from normwise.surgery.running import evaluating, tensors_in
+from normwise.surgery.freeze import statistics_paused
+from normwise.surgery.running import evaluating, left_alone, tensors_in
 
 Run = Callable[[nn.Module, Any], Any]
 

@@ -1,18 +1,18 @@
-"""The account of a conversion: what was replaced, carried and lost, how far outputs moved, and the way back."""
+"""The account of a conversion: what was replaced, carried and lost, how far outputs moved, and how to undo it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
+from normwise.files import finite
 from normwise.parametrize._splits import Split
+from normwise.surgery.carry import restored, translated
 from normwise.surgery.exchange import Exchange
 from normwise.surgery.running import Left
-from normwise.surgery.translate import restored, translated
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,7 @@ class Conversion:
             >>> convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), "layer").to_dict()["to"]
             'layer'
         """
-        # Strict JSON has no infinity.
-        text = json.dumps(asdict(self.record)).replace("Infinity", "null").replace("NaN", "null")
-        return json.loads(text)
+        return finite(asdict(self.record))
 
     def __str__(self) -> str:
         """The account as a table."""

@@ -15,18 +15,15 @@ from normwise.nn import parse_spec
 from normwise.nn._checks import batches_given, callable_given, came, model_given, number_given, optimizer_given
 from normwise.parametrize._splits import splits
 from normwise.surgery import weights
-from normwise.surgery._lazy import working_copy
-from normwise.surgery.carry import Built, Order, build, refusal, unneeded
+from normwise.surgery.carry import Built, Order, build, folds, refusal, unneeded
 from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
-from normwise.surgery.layers import Found, find
+from normwise.surgery.layers import Found, Where, chosen, find, matches
 from normwise.surgery.layouts import CLASSES, ChannelAffine
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
-from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped
-from normwise.surgery.selection import Where, _matches, chosen
-from normwise.surgery.translate import folds
+from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped, working_copy
 
 
 def convert(
@@ -250,7 +247,7 @@ def _reweight(body: torch.nn.Module, to: str, where: Where, pairs: Sequence[Pair
     """Put weight norm on or take it off, as the method asks."""
 
     def meant(name: str, module: torch.nn.Module) -> bool:
-        return where is None or _matches(where, name, module)
+        return where is None or matches(where, name, module)
 
     if to == "weight":
         done = weights.put_on(body, meant)

@@ -6,15 +6,17 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normwise.surgery.description import NormLayer
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found, replace
-from normwise.surgery.running import drift, evaluating
+from normwise.surgery.running import drift, evaluating, hooked
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Exchange:
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
-        """Evaluation mode for both sides, and parameters of their own for the old layers, which the new may change."""
+        """Put both sides into evaluation mode, and give the old layers copies of parameters that both hold."""
         shared = [dict(pair.old._parameters) for pair in self.pairs]
         everything = torch.nn.ModuleList([self.model, *(p.old for p in self.pairs), *(p.new for p in self.pairs)])
         with ExitStack() as stack:
@@ -93,21 +95,16 @@ class Exchange:
         """How far each new layer's output is from the old one's on the *same* input, that of the old model."""
         seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {pair.name: ([], []) for pair in self.pairs}
 
-        def watch(pair: Pair) -> Callable:
-            def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-                # Straight to forward, on a copy: neither the user's hooks nor an inplace activation must notice.
-                seen[pair.name][0].append(output.clone())
-                seen[pair.name][1].append(pair.new.forward(*copy.deepcopy(args), **kwargs))
-
-            return hook
+        def look(pair: Pair, module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            # Straight to forward, on a copy: neither the user's hooks nor an inplace activation must notice.
+            seen[pair.name][0].append(output.clone())
+            seen[pair.name][1].append(pair.new.forward(*copy.deepcopy(args), **kwargs))
 
         self.put_old()
-        hooks = [pair.old.register_forward_hook(watch(pair), with_kwargs=True) for pair in self.pairs]
         try:
-            run(self.model)
+            with hooked((pair.old, partial(look, pair)) for pair in self.pairs):
+                run(self.model)
         finally:
-            for hook in hooks:
-                hook.remove()
             self.put_new()
         return {name: drift(before, after) for name, (before, after) in seen.items() if before}
 
@@ -115,18 +112,15 @@ class Exchange:
         """The outputs of each layer, and the model's, with the ``"old"`` or the ``"new"`` layers in."""
         seen: dict[str, list[Tensor]] = {}
 
-        def watch(name: str) -> Callable:
-            return lambda module, args, output: seen.setdefault(name, []).append(output.clone())
+        def keep(name: str, module: torch.nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            seen.setdefault(name, []).append(output.clone())
 
         self.put_old() if side == "old" else self.put_new()
-        hooks = [getattr(pair, side).register_forward_hook(watch(pair.name)) for pair in self.pairs]
         try:
-            result = run(self.model)
+            with hooked((getattr(pair, side), partial(keep, pair.name)) for pair in self.pairs):
+                return seen, run(self.model)
         finally:
-            for hook in hooks:
-                hook.remove()
             self.put_new()
-        return seen, result
 
 
 def _place(module: torch.nn.Module) -> tuple[torch.device, torch.dtype] | None:
@@ -139,21 +133,11 @@ def spatial_axes(found: Sequence[Found], run: Callable[[], Any]) -> dict[int, se
     """Which numbers of spatial axes each layer's input has, by the module's id."""
     seen: dict[int, set[int]] = {}
 
-    def watch(layer_id: int, unbatched: int | None) -> Callable:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            axes = args[0].ndim - 2
-            # torch's instance norms also take a single sample.
-            seen.setdefault(layer_id, set()).add(axes if unbatched is None else unbatched)
+    def count(layer: NormLayer, module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: Any) -> None:
+        # torch's instance norms also take a single sample.
+        unbatched = layer.dim if layer.method == "instance" else None
+        seen.setdefault(id(module), set()).add(args[0].ndim - 2 if unbatched is None else unbatched)
 
-        return hook
-
-    hooks = [
-        f.module.register_forward_pre_hook(watch(id(f.module), f.layer.dim if f.layer.method == "instance" else None))
-        for f in found
-    ]
-    try:
+    with hooked(((f.module, partial(count, f.layer)) for f in found), before=True):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen

@@ -16,7 +16,6 @@ from normwise.errors import NormwiseError, NormwiseWarning
 from normwise.methods import METHODS, Method
 from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
-from normwise.surgery._lazy import working_copy
 from normwise.surgery.absorb import (
     ABSORBERS,
     absorb_after,
@@ -26,10 +25,10 @@ from normwise.surgery.absorb import (
     out_features,
     why_not,
 )
+from normwise.surgery.description import NormLayer
 from normwise.surgery.graph import Unprovable
-from normwise.surgery.layers import Found, NormLayer, replace
-from normwise.surgery.running import Left, evaluating, has_hooks, run_on, tensors_in, unwrapped
-from normwise.surgery.selection import Where, chosen
+from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
 
 
 @dataclass(frozen=True)
@@ -178,17 +177,12 @@ class _Surgeon:
     def observe(self, example_inputs: Any) -> list[Tensor]:
         """Run the model: its outputs, and the shape that each norm sees."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
             if args and isinstance(args[0], Tensor):
                 self.shapes.setdefault(module, args[0].shape)
 
-        handles = [found.module.register_forward_pre_hook(hook) for found in self.found]
-        try:
-            with evaluating(self.model):
-                return [t.clone() for t in tensors_in(run_on(self.model, example_inputs)) if t.is_floating_point()]
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(((found.module, hook) for found in self.found), before=True), evaluating(self.model):
+            return [t.clone() for t in tensors_in(run_on(self.model, example_inputs)) if t.is_floating_point()]
 
     def fold_all(self) -> tuple[list[Folded], list[Left]]:
         """Fold whatever can be proven."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
 from normwise.nn._checks import model_given
-from normwise.surgery._lazy import refuse_lazy, uninitialized, working_copy
-from normwise.surgery.selection import Where, chosen
+from normwise.surgery.layers import Where, chosen
+from normwise.surgery.running import refuse_lazy, uninitialized, working_copy
 
 # Where a frozen layer keeps what ``unfreeze`` gives back. Plain data, so that copies and pickles stay frozen.
 _MARK = "_normwise_frozen"
@@ -92,13 +93,13 @@ def unfreeze(model: nn.Module, *, where: Where = None) -> nn.Module:
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Whether :func:`freeze` holds a layer, or its class does (torchvision's ``FrozenBatchNorm2d`` and kin).
+    """Whether :func:`freeze` holds a layer, or its class does (such as torchvision's ``FrozenBatchNorm2d``).
 
     Args:
         layer: a module.
 
     Returns:
-        The answer; a layer that was merely put into evaluation mode is not frozen: the next ``train()`` wakes it.
+        The answer; a layer that was merely put into evaluation mode is not frozen: the next ``train()`` undoes that.
 
     Example:
         >>> is_frozen(nn.BatchNorm2d(3).eval()), is_frozen(freeze(nn.BatchNorm2d(3)))
@@ -126,6 +127,45 @@ def frozen_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if _MARK in module.__dict__:
             yield name, module
+
+
+@contextmanager
+def statistics_paused(model: nn.Module, *, where: Where = None) -> Iterator[None]:
+    """Keep running statistics and their counters as they are for a while; layers still normalize by the batch.
+
+    For the second forward pass of sharpness-aware optimizers, for gradient checks and retries: what has counted once is
+    not counted again.
+
+    Args:
+        model: any module.
+        where: a name pattern or predicate ``(name, layer) -> bool``; default every layer with running statistics.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.BatchNorm1d(2))
+        >>> with statistics_paused(model):
+        ...     _ = model(torch.randn(8, 2))
+        >>> model[0].running_mean
+        tensor([0., 0.])
+    """
+    model_given(model, "statistics_paused")
+    found = [f.module for f in chosen(model, where) if isinstance(getattr(f.module, "running_mean", None), Tensor)]
+    layers: list[Any] = [layer for layer in found if hasattr(layer, "momentum")]
+    momenta = [layer.momentum for layer in layers]
+    counters = [c for layer in layers if isinstance(c := getattr(layer, "num_batches_tracked", None), Tensor)]
+    counts = [counter.clone() for counter in counters]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for counter, before in zip(counters, counts, strict=True):
+            counter.copy_(before)
 
 
 class audit_frozen:  # noqa: N801 (used as a context manager, as torch.no_grad is)

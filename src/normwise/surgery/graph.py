@@ -19,7 +19,7 @@ _MODULES: tuple[type[nn.Module], ...] = (
     *(getattr(nn, f"{kind}{d}d") for kind in ("AvgPool", "AdaptiveAvgPool", "ZeroPad") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}Pad{d}d") for kind in ("Reflection", "Replication", "Circular") for d in (1, 2, 3)),
 )
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _MAX_MODULES = tuple(getattr(nn, f"{kind}{d}d") for kind in ("MaxPool", "AdaptiveMaxPool") for d in (1, 2, 3))
 _METHODS = {"flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "mean", "clone"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel"}
@@ -50,7 +50,7 @@ class _Tracer(fx.Tracer):
         self._norms = norms
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # What is hooked stays whole, too: whatever the hooks do is theirs, and no proxies reach them.
+        # A module with hooks stays whole, too: hooks must never be given the tracer's proxies.
         return m in self._norms or not m._modules or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -107,7 +107,7 @@ def _add(model: nn.Module, norms: set[nn.Module], prefix: str, order: Order, **o
     graph = _Tracer(norms).trace(model, **options)
     order.add(model, graph, prefix)
     named = dict(model.named_modules(remove_duplicate=False))
-    # Once for each call, so that what runs twice is seen to.
+    # Once for each call, so that a part that runs twice is found twice.
     for name in [node.target for node in graph.nodes if node.op == "call_module"]:
         if has_hooks(named[name]):
             _trace_part(named[name], norms, f"{prefix}{name}.", order)
@@ -246,7 +246,7 @@ def _is_arithmetic(node: fx.Node) -> bool:
 def _is_identity(node: fx.Node, order: Order) -> bool:
     if node.op == "call_module":
         module = order.modules[node]
-        nothing = type(module) is nn.Identity or (type(module) in _DROPOUTS and not module.training)
+        nothing = type(module) is nn.Identity or (type(module) in DROPOUTS and not module.training)
         return nothing and not has_hooks(module)
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False

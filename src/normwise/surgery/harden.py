@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 from normwise.errors import InputError
 from normwise.nn import SwitchableNorm
 from normwise.nn._checks import callable_given, number_given
-from normwise.surgery._lazy import working_copy
 from normwise.surgery.carry import Order, build
-from normwise.surgery.layers import Found, replace
-from normwise.surgery.running import Left, drift, evaluating, run_on, tensors_in, unwrapped
-from normwise.surgery.selection import Where, chosen
+from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.running import Left, drift, evaluating, hooked, run_on, tensors_in, unwrapped, working_copy
 
 
 @dataclass(frozen=True)
@@ -152,8 +149,8 @@ def _kept(layer: Any, threshold: float, negligible: float) -> list[str]:
     best = {int(means.argmax()), int(variances.argmax())}
     if len(best) == 1 and min(means.max().item(), variances.max().item()) >= threshold:
         return [layer.over[best.pop()]]
-    heard = {k for k in range(len(layer.over)) if max(means[k].item(), variances[k].item()) >= negligible}
-    return [name for k, name in enumerate(layer.over) if k in heard | best]
+    relevant = {k for k in range(len(layer.over)) if max(means[k].item(), variances[k].item()) >= negligible}
+    return [name for k, name in enumerate(layer.over) if k in relevant | best]
 
 
 def _built(found: Found, members: list[str]) -> nn.Module:
@@ -182,17 +179,15 @@ def _observed(
     model: nn.Module, found: list[Found], new: list[nn.Module], example_inputs: Any, drifts: dict[nn.Module, float]
 ) -> list[Tensor]:
     """Run the model as it is: its outputs, and how far each new layer is from the old one on the same input."""
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        for f, module in zip(found, new, strict=True):
 
-            def compare(old: nn.Module, args: tuple, kwargs: dict, y: Tensor, module: nn.Module = module) -> None:
-                # forward itself: the new layer has the old one's hooks, of which this is one.
-                with evaluating(module):
-                    moved = drift(y, module.forward(*args, **kwargs))
-                drifts[old] = max(moved or 0.0, drifts.get(old, 0.0))
+    def compare(module: nn.Module, old: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> None:
+        # forward itself: the new layer has the old one's hooks, of which this is one.
+        with evaluating(module):
+            moved = drift(y, module.forward(*args, **kwargs))
+        drifts[old] = max(moved or 0.0, drifts.get(old, 0.0))
 
-            stack.callback(f.module.register_forward_hook(compare, with_kwargs=True).remove)
+    pairs = [(f.module, partial(compare, module)) for f, module in zip(found, new, strict=True)]
+    with evaluating(model), hooked(pairs):
         return [t.clone() for t in tensors_in(run_on(model, example_inputs))]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -13,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from normwise import findings as records
 from normwise.errors import InputError
+from normwise.files import finite
 from normwise.findings import Finding, gravest_first
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
@@ -89,7 +89,7 @@ class Inspection:
             >>> json.loads(Inspection([]).to_json())
             {'layers': [], 'findings': []}
         """
-        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(finite(asdict(self)), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     def __str__(self) -> str:
         """A table of the layers, then the findings, the gravest first."""
@@ -320,12 +320,3 @@ def _cells(row: Row) -> list[str]:
         spread,
         str(row.dead or ""),
     ]
-
-
-def _finite(value: object) -> object:
-    """The same structure without NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,19 +1,18 @@
-"""What a normalization layer is, whoever wrote it: found by type and behaviour, never by its name in the model.
+"""Find the normalization layers of a model by type and behaviour, never by their names.
 
-Names lie (one network calls its layer norms ``bn1``), and so do types: ``timm.layers.LayerNorm2d`` is a
-``torch.nn.LayerNorm`` that normalizes another axis. So a class that is not torch's own or ours is probed: a copy with
-random parameters is run on random input and compared with the formula it claims to compute.
+Names can be wrong (one network calls its layer norms ``bn1``), and types as well: ``timm.layers.LayerNorm2d`` is a
+``torch.nn.LayerNorm`` that normalizes another axis. So a class that is not torch's own or ours is tested: a copy with
+random parameters runs on random input and is compared with the formula that the class stands for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from dataclasses import replace as with_changes
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
@@ -24,59 +23,10 @@ from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
-from normwise.surgery import behaviour, layouts
+from normwise.surgery import layouts
+from normwise.surgery.description import NormLayer, agrees, is_ours
 
-
-@dataclass(frozen=True, eq=False)
-class NormLayer:
-    """One normalization layer as surgery sees it; the tensors are the layer's own, not copies.
-
-    ``method`` is a key of ``METHODS``, ``"rms"`` or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
-    layers take their statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts
-    the spatial axes, ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in
-    training, ``synced`` ones share batch statistics with other processes. ``tail`` holds the children that the layer
-    applies to its result (timm's ``drop`` and ``act``), by name, in order; ``activation`` is our own fused one.
-    ``problem`` says why surgery must not touch a layer that it cannot prove.
-
-    Example:
-        >>> describe(torch.nn.GroupNorm(4, 8)).num_groups
-        4
-    """
-
-    method: str
-    channels: int
-    eps: float
-    momentum: float | None = 0.1
-    num_groups: int | None = None
-    channel_axis: int = 1
-    per_token: bool = False
-    dim: int | None = None
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    running_mean: Tensor | None = None
-    running_var: Tensor | None = None
-    num_batches_tracked: Tensor | None = None
-    frozen: bool = False
-    synced: bool = False
-    tail: tuple[tuple[str, torch.nn.Module], ...] = ()
-    activation: str | None = None
-    problem: str | None = None
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The layer's floating-point tensors by name, those it has."""
-        named = {n: getattr(self, n) for n in ("weight", "bias", "running_mean", "running_var")}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where its tensors are; ``None`` where it has none."""
-        return next((t.device for t in self.tensors.values()), None)
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Of its tensors; ``None`` where it has none."""
-        return next((t.dtype for t in self.tensors.values()), None)
+Where = str | Callable[[str, torch.nn.Module], bool] | None
 
 
 class Found(NamedTuple):
@@ -147,6 +97,22 @@ def find(model: torch.nn.Module) -> list[Found]:
         if found is not None:
             found.names.append(name)
     return [found for found in seen.values() if found is not None]
+
+
+def chosen(model: torch.nn.Module, where: Where = None) -> Iterator[Found]:
+    """Find the normalization layers that are meant by ``where``, a shared one if any of its names is."""
+    for found in find(model):
+        if where is None or any(matches(where, name, found.module) for name in found.names):
+            yield found
+
+
+def matches(where: str | Callable[[str, torch.nn.Module], bool], name: str, module: torch.nn.Module) -> bool:
+    """Whether a pattern of names or a predicate means a module."""
+    if isinstance(where, str):
+        return fnmatchcase(name, where)
+    if not callable(where):
+        raise InputError(f"where must be a name pattern or a predicate (name, layer) -> bool, got {where!r}")
+    return where(name, module)
 
 
 def replace(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> torch.nn.Module:
@@ -229,7 +195,7 @@ def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -
         "momentum": getattr(module, "momentum", 0.1),
         "synced": isinstance(module, torch.nn.SyncBatchNorm) or getattr(module, "sync", None) is not None,
         "dim": next((d for cls, d in _DIMS.items() if isinstance(module, cls)), None),
-        "activation": getattr(module, "activation", None) if behaviour.is_ours(module) else None,
+        "activation": getattr(module, "activation", None) if is_ours(module) else None,
         "channel_axis": -1 if getattr(module, "layout", None) == "last" else 1,
     }
     if isinstance(module, layouts.Adapted):
@@ -269,7 +235,7 @@ def _proven(module: torch.nn.Module, layer: NormLayer) -> NormLayer | None:
     """The reading of a module that its output agrees with, if there is one."""
     if layer.problem is not None:
         return None
-    readings = [reading for reading in _readings(layer) if behaviour.agrees(module, reading)]
+    readings = [reading for reading in _readings(layer) if agrees(module, reading)]
     if not readings:
         return None
     dims = {reading.dim for reading in readings if reading.frozen == readings[0].frozen}

@@ -1,4 +1,4 @@
-"""Layers that fit into the place of another: any number of axes, channels last, and what the old layer did afterwards.
+"""Layers that can take the place of others: for any number of axes, channels last, with the old layer's activation.
 
 Their state_dict keys are those of the plain layers, so that a converted model's checkpoint differs from the original's
 only where the method differs. Each takes the plain layer's arguments.
@@ -18,7 +18,7 @@ from normwise.nn.batchnorm import _BatchNorm
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.instancenorm import _InstanceNorm
 
-# The name in this module, which is what the forward passes below look up.
+# By its name in this module, where the forward passes below look it up.
 torch.fx.wrap("normalize")
 
 

@@ -16,7 +16,7 @@ from normwise.errors import InputError
 class Arrival:
     """A new parameter: its name, and the old ones in whose place it comes, nearest first.
 
-    ``heir`` says that it stands for the first of them, and takes over its state where the shapes agree.
+    ``heir`` says that it takes over the state of the first of them, where the shapes agree.
     """
 
     name: str

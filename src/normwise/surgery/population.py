@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normwise import kernels
 from normwise.core.moments import Moments, pool, unbiased
 from normwise.functional import real_elements
-from normwise.surgery.layers import NormLayer
+from normwise.surgery.description import NormLayer
 
 
 class Population:

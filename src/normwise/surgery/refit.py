@@ -8,7 +8,7 @@ Layers are taken in the order in which they run, each on what the layers already
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch.nn import Parameter
 
 from normwise.surgery.exchange import Exchange, Pair
 from normwise.surgery.population import Population, cells_of
-from normwise.surgery.running import Forward, Left
+from normwise.surgery.running import Forward, Left, hooked
 
 
-class _Reached(BaseException):  # no error, and not for a model to catch: ends a forward pass early
+class _Reached(BaseException):  # ends a forward pass early; no Exception, so that no model catches it
     """The layer that was wanted has run."""
 
 
@@ -76,15 +76,11 @@ def _calls(exchange: Exchange, run: Callable[[torch.nn.Module], Any]) -> dict[st
     """How often each layer runs in a forward pass, in the order in which they do."""
     calls: dict[str, int] = {}
 
-    def watch(name: str) -> Callable:
-        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
+    def count(name: str, *_: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
 
-    hooks = [pair.new.register_forward_pre_hook(watch(pair.name)) for pair in exchange.pairs]
-    try:
+    with hooked(((pair.new, partial(count, pair.name)) for pair in exchange.pairs), before=True):
         run(exchange.model)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 
@@ -117,7 +113,7 @@ def _measure_statistics(exchange: Exchange, pair: Pair, batches: Iterable[Any], 
         seen.add(cells_of(pair.found.layer, module, args[0], kwargs.get("mask"), kwargs.get("lengths")))
 
     for batch in batches:
-        with pair.new.register_forward_pre_hook(look, with_kwargs=True):
+        with hooked([(pair.new, look)], before=True):
             _outputs_of(pair.new, calls, partial(forward, exchange.model, batch))
     if seen.enough:
         new: Any = pair.new
@@ -143,13 +139,8 @@ def _outputs_of(layer: torch.nn.Module, calls: int, run: Callable[[], Any], unit
         if len(outputs) == calls:
             raise _Reached
 
-    handle = layer.register_forward_hook(hook, with_kwargs=True)
-    try:
+    with suppress(_Reached), hooked([(layer, hook)]):
         run()
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
     return outputs
 
 

@@ -1,4 +1,4 @@
-"""The way back: every layer becomes torch's own class, for tools that look up exact types and for whoever leaves."""
+"""Turn every layer into torch's own class: for tools that look up exact types, and to go on without normwise."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from torch.nn.utils import parametrize
 import normwise.nn as ours
 from normwise.errors import InputError, NormwiseWarning
 from normwise.nn.factory import Identity
-from normwise.parametrize._copies import make_copyable
+from normwise.parametrize._copies import inject
 from normwise.surgery import layouts
 from normwise.surgery.carry import _HOOKS, Order, _carry_hooks, build
 from normwise.surgery.exchange import spatial_axes
 from normwise.surgery.fold import _Activation
-from normwise.surgery.layers import Found, find, replace
-from normwise.surgery.plain_weights import parametrized, plain_weight, why_no_plain_weight
+from normwise.surgery.layers import Found, Where, find, matches, replace
 from normwise.surgery.running import deep_copy, evaluating, run_on, unwrapped
-from normwise.surgery.selection import Where, _matches
+from normwise.surgery.weights import parametrized, plain_weight, why_no_plain_weight
 
 _DIMS = (1, 2, 3)
 _KINDS = ("BatchNorm", "InstanceNorm")
@@ -155,7 +154,7 @@ class _Plan:
         self._found: dict[nn.Module, Found] | None = None
         inside: set[nn.Module] = set()
         for name, module in body.named_modules():
-            if where is not None and not _matches(where, name, module):
+            if where is not None and not matches(where, name, module):
                 continue
             self._look_at_weights(name, module)
             if module not in inside and _is_ours(module):
@@ -298,10 +297,7 @@ def _retyped(module: Any, cls: type[nn.Module], more: Mapping[str, Any]) -> nn.M
     steps = module._modules.get("parametrizations", ())
     module.__class__ = cls
     if steps:
-        parametrize._inject_new_class(module)
-        for name in steps:
-            parametrize._inject_property(module, name)
-        make_copyable(module)
+        inject(module, steps)
     return module
 
 

@@ -21,7 +21,7 @@ from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
-from normwise.surgery._lazy import settle
+from normwise.surgery.running import settle
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 # At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.

@@ -1,15 +1,13 @@
-"""The numbers of docs/scaling.md are those of the stored measurement. Run as a script to draw them again."""
+"""The numbers of docs/scaling.md: what a study costs beyond its training."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from pages import redrawn
+from draw import ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGE, STORED = ROOT / "docs" / "scaling.md", ROOT / "results" / "engines.json"
+STORED = ROOT / "results" / "engines.json"
 NODES, TRIALS = 100, 10_000
 
 
@@ -92,15 +90,6 @@ def pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, An
     return [(by[n, "SQLite"], by[n, "PostgreSQL"]) for n in sorted({n for n, _ in by})]
 
 
-def drawn(text: str) -> str:
+def parts() -> dict[str, str]:
     found = json.loads(STORED.read_text(encoding="utf-8"))
-    return redrawn(text, table=table(found), plan=plan(found))
-
-
-def test_the_pages_numbers_are_those_of_the_stored_measurement() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text == drawn(text), "run: python tests/test_scaling.py"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    return {"table": table(found), "plan": plan(found)}

@@ -1,4 +1,4 @@
-"""Claims for the terminal."""
+"""Claims for people, in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from normwise.outcomes import Claims, Outcome
+from normwise.records import to_dict
 from normwise.report import _claims_view as view
-from normwise.report._formats import printable
+from normwise.report import _formats as formats
+from normwise.report._terminal import said
 
 _STYLES = {"holds": "green", "fails": "red", "undecided": "yellow"}
 
@@ -31,10 +33,30 @@ def _claim(outcome: Outcome) -> list[RenderableType]:
         statement = answer.statement if answer.decides else f"(besides) {answer.statement}"
         table.add_row(
             Text(view.mark(answer.verdict), _STYLES[view.kind(answer.verdict)]),
-            Text(printable(statement + (f" ({answer.note})" if answer.note else ""))),
+            said(statement + (f" ({answer.note})" if answer.note else "")),
             Text(f"{number}\n[{bounds}]" if bounds else number),
             Text(view.expected(answer), "dim"),
         )
     quick = " (quick run)" if outcome.quick else ""
-    title = Text(f"\n{outcome.number} {printable(outcome.title)}{quick}: ", "bold")
+    title = said(f"\n{outcome.number} {outcome.title}{quick}: ", "bold")
     return [title + Text(outcome.verdict, _STYLES[view.kind(outcome.verdict)]), table]
+
+
+def html(claims: Claims) -> str:
+    """Draw the page; see :func:`normwise.report.claims_html`."""
+    from normwise.report import _frame as frame
+
+    outcomes = claims.outcomes
+    looks = formats.unique(s.look for o in outcomes for figure in o.figures for s in figure.series)
+    kinds = [view.kind(o.verdict) for o in outcomes]
+    return frame.render(
+        "claims",
+        {"figures": {o.name: [to_dict(f) for f in o.figures] for o in outcomes}, "claims": to_dict(claims)},
+        claims.versions,
+        looks,
+        claims=claims,
+        outcomes=outcomes,
+        view=view,
+        counts={kind: kinds.count(kind) for kind in ("holds", "fails", "undecided")},
+        quick=[o.number for o in outcomes if o.quick],
+    )

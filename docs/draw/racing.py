@@ -1,15 +1,11 @@
-"""The numbers of docs/racing.md are those of the stored measurements. Run as a script to draw them again."""
+"""The numbers of docs/racing.md: what races save."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from pages import redrawn
-
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "racing.md"
+from draw import ROOT
 
 
 def stored(name: str) -> list[dict[str, Any]]:
@@ -66,14 +62,5 @@ def simulated_row(r: dict[str, Any]) -> str:
     return "| " + " | ".join([what, *shares, *lost, f"{r['stopped_the_best']:.1%}"]) + " |"
 
 
-def drawn(text: str) -> str:
-    return redrawn(text, measured=measured(), simulated=simulated())
-
-
-def test_the_pages_numbers_are_those_of_the_stored_measurements() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text == drawn(text), "run: python tests/test_racing_page.py"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+def parts() -> dict[str, str]:
+    return {"measured": measured(), "simulated": simulated()}

@@ -11,7 +11,7 @@ from normwise.claims.statistics import estimate, judge, together
 from normwise.outcomes import UNDECIDED, load_claims
 from normwise.report import claims_markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STORED = load_claims(ROOT / "results" / "claims.json")
 
 

@@ -1,4 +1,4 @@
-"""The README's tables are drawn from the stored study and benchmark. Run as a script to draw them again."""
+"""The README's tables: the stored study and the benchmark."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from draw import ROOT
 from normwise.records import Interval, Standing, load_study
-from pages import redrawn
 
-ROOT = Path(__file__).parents[1]
-PAGE, STUDY = ROOT / "README.md", ROOT / "results" / "compare-digits.json"
+STUDY = ROOT / "results" / "compare-digits.json"
 LAYERS, SPEED, ACCURACY = (ROOT / "results" / f"bench-{name}.json" for name in ("layers", "speed", "accuracy"))
 
 
@@ -77,14 +76,5 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-def drawn(text: str) -> str:
-    return redrawn(text, table=table(), speed=speed())
-
-
-def test_the_readmes_tables_are_those_of_the_stored_results() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text == drawn(text), "run: python tests/test_readme.py"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+def parts() -> dict[str, str]:
+    return {"table": table(), "speed": speed()}

@@ -1,8 +1,8 @@
-"""Does a module compute what a description says? Run a copy and compare."""
+"""A normalization layer described, and the proof: a copy of the module is run and compared with the description."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,11 +11,61 @@ from normwise.functional import normalize
 from normwise.methods import METHODS
 from normwise.parametrize._copies import deep_copy
 
-if TYPE_CHECKING:
-    from normwise.surgery.layers import NormLayer
-
-# Hand-written layers often compute in float32 inside; any real difference in the formula is far larger.
+# Hand-written layers often compute in float32 inside; a real difference in the formula is far larger.
 _TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class NormLayer:
+    """One normalization layer as surgery sees it; the tensors are the layer's own, not copies.
+
+    ``method`` is a key of ``METHODS``, ``"rms"`` or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
+    layers take their statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts
+    the spatial axes, ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in
+    training, ``synced`` ones share batch statistics with other processes. ``tail`` holds the children that the layer
+    applies to its result (timm's ``drop`` and ``act``), by name, in order; ``activation`` is our own fused one.
+    ``problem`` says why surgery must not touch a layer that it cannot prove.
+
+    Example:
+        >>> from normwise.surgery import describe
+        >>> describe(torch.nn.GroupNorm(4, 8)).num_groups
+        4
+    """
+
+    method: str
+    channels: int
+    eps: float
+    momentum: float | None = 0.1
+    num_groups: int | None = None
+    channel_axis: int = 1
+    per_token: bool = False
+    dim: int | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+    frozen: bool = False
+    synced: bool = False
+    tail: tuple[tuple[str, torch.nn.Module], ...] = ()
+    activation: str | None = None
+    problem: str | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The layer's floating-point tensors by name, those it has."""
+        named = {n: getattr(self, n) for n in ("weight", "bias", "running_mean", "running_var")}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; ``None`` where it has none."""
+        return next((t.device for t in self.tensors.values()), None)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of its tensors; ``None`` where it has none."""
+        return next((t.dtype for t in self.tensors.values()), None)
 
 
 def is_ours(module: torch.nn.Module) -> bool:
@@ -31,7 +81,7 @@ def agrees(module: torch.nn.Module, layer: NormLayer) -> bool:
     """
     try:
         twin = _twin(module)
-        # Synchronized layers train on accelerators only; their evaluation has to do.
+        # Synchronized layers train on accelerators only; so only their evaluation is compared.
         modes = (False,) if layer.synced else (False, True)
         return all(_difference(twin, layer, training) < _TOLERANCE for training in modes)
     except Exception:  # whatever a foreign forward raises, it did not agree

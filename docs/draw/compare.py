@@ -1,14 +1,10 @@
-"""The verdicts in docs/compare.md are those of the stored studies. Run as a script to draw them again."""
+"""The verdicts in docs/compare.md: those of the stored studies."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from draw import ROOT
 from normwise.records import Interval, Standing, Study, Verdict, load_study
-from pages import redrawn
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "compare.md"
 TASKS = ("digits", "fashion-mnist", "japanese-vowels", "austen", "textures")
 
 
@@ -49,21 +45,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def drawn(text: str) -> str:
-    return redrawn(text, verdicts=table())
-
-
-def test_the_verdicts_are_those_of_the_stored_studies() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text == drawn(text), "run: python tests/test_tasks_page.py"
-
-
-def test_every_study_is_whole() -> None:
-    for task in TASKS:
-        study = load_study(ROOT / "results" / f"compare-{task}.json")
-        assert study.finished
-        assert study.settings.task.partition(" ")[0] == task
-
-
-if __name__ == "__main__":
-    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+def parts() -> dict[str, str]:
+    return {"verdicts": table()}

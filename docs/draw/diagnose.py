@@ -1,15 +1,12 @@
-"""The tables of docs/diagnose.md are those of the rules and of the stored measurement. A script to draw them again."""
+"""The tables of docs/diagnose.md: the findings, and what watching costs."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+from draw import ROOT
 from normwise.probe.verdict import RULES, STATIC
-from pages import redrawn
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "diagnose.md"
 OVERHEAD = ROOT / "results" / "watch-overhead.json"
 
 
@@ -33,18 +30,5 @@ def overhead() -> str:
     return "\n".join(rows) + "\n"
 
 
-def drawn(text: str) -> str:
-    return redrawn(text, findings=findings(), overhead=overhead())
-
-
-def test_the_pages_tables_are_those_of_the_rules_and_the_measurement() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text == drawn(text), "run: python tests/test_diagnose_page.py"
-
-
-def test_watching_costs_less_than_15_percent_of_a_step() -> None:
-    assert all(row["overhead"] < 0.15 for row in json.loads(OVERHEAD.read_text())["rows"])
-
-
-if __name__ == "__main__":
-    PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+def parts() -> dict[str, str]:
+    return {"findings": findings(), "overhead": overhead()}
