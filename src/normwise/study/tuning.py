@@ -69,6 +69,8 @@ def tuning(settings: Settings, trials: Iterable[Trial], batch_size: int) -> Tuni
             step = beyond(chosen)
             if not chosen or not any(step):
                 return Tuning(rates, search.cells, chosen)
+            # With as many more, those that were among the best stay so, and every method has run as many.
+            search.best += sum(step)
         low, high = low - step[0], high + step[1]
 
 
@@ -79,7 +81,8 @@ class _Search:
         self.settings, self.batch_size = settings, batch_size
         self._done = {t.cell.key: t for t in trials if t.cell.stage == "tune" and t.cell.batch_size == batch_size}
         self._asked: dict[str, Cell] = {}
-        self._best: dict[str, list[float]] = {}
+        self._leading: dict[str, list[float]] = {}
+        self.best = 2
         first = len(settings.tune_seeds) - settings.tune_ties
         self._seeds, self._kept = settings.tune_seeds[:first], settings.tune_seeds[first:]
 
@@ -90,13 +93,13 @@ class _Search:
     def on_first(self, rates: Sequence[float]) -> dict[str, float]:
         """Try rates with every method; give the best rate of each method that is done."""
         tried = self._tried(self._seeds, dict.fromkeys(self.settings.methods, rates))
-        self._best = {method: by_merit(of)[:2] for method, of in tried.items()}
-        return {method: best[0] for method, best in self._best.items()}
+        self._leading = {method: by_merit(of)[: self.best] for method, of in tried.items()}
+        return {method: rates[0] for method, rates in self._leading.items()}
 
     def on_more(self) -> dict[str, float]:
-        """Run each method's two best rates on more seeds while some are near; give the choice, or nothing as yet."""
+        """Run each method's best rates on more seeds while some are near; give the choice, or nothing as yet."""
         for more in range(len(self._kept) + 1):
-            tried = self._tried(self._seeds + self._kept[:more], self._best)
+            tried = self._tried(self._seeds + self._kept[:more], self._leading)
             if len(tried) < len(self.settings.methods):
                 return {}
             if not self._are_near(tried):
@@ -119,11 +122,11 @@ class _Search:
 
     def _are_near(self, tried: Mapping[str, Sequence[Trial]]) -> bool:
         """Whether a method that may lead has two rates between which chance would choose, to an effect that matters."""
-        if any(len(rates) < 2 for rates in self._best.values()):
+        rates = {method: by_merit(of)[:2] for method, of in tried.items()}
+        if min(map(len, rates.values())) < 2:
             return False
         scores = np.array([
-            [[t.valid_score for t in tried[method] if t.cell.lr == lr] for lr in rates]
-            for method, rates in self._best.items()
+            [[t.valid_score for t in of if t.cell.lr == lr] for lr in rates[method]] for method, of in tried.items()
         ])
         tolerance, (_, _, n) = self.settings.tolerance, scores.shape
         reach = np.full(len(scores), NEAR * tolerance)
