@@ -71,7 +71,7 @@ class Decision:
 
     @cached_property
     def rival(self) -> Standing | None:
-        """The one that would be advised if the advised method scored a little lower, as is told by means: the next."""
+        """The best or, where that is advised, the next that was not stopped."""
         if self.use is not self.best:
             return self.best
         others = [s for s in self.standings if s is not self.use and not s.stopped]

@@ -43,7 +43,7 @@ def without_equals(task: Task, settings: Settings) -> Settings:
 
 
 class _Behaviour(NamedTuple):
-    """The shapes of a model's parameters, and its loss and gradients in training and in evaluation."""
+    """The shapes of a model's parameters, and its loss and gradients, projected, in training and in evaluation."""
 
     shapes: list[torch.Size]
     shown: list[Tensor]
@@ -68,11 +68,21 @@ def _behaviour(task: Task, method: str, batch: Any) -> _Behaviour | None:
                 model.train(training).zero_grad()
                 loss = task.loss_of(model, batch)
                 loss.backward()
-                grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-                shown += [loss.detach().reshape(1), torch.cat([g.flatten() for g in grads])]
+                shown += [loss.detach().reshape(1), _projected(parameters)]
         except Exception:
             return None
     return _Behaviour([p.shape for p in parameters], shown)
+
+
+def _projected(parameters: list[nn.Parameter]) -> Tensor:
+    """Each gradient's product with random numbers: what differs in it shows, and several models need little memory."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack([
+        torch.zeros(())
+        if p.grad is None
+        else (p.grad.cpu().double() * torch.randn(p.shape, generator=generator)).sum().float()
+        for p in parameters
+    ])
 
 
 @torch.no_grad()
