@@ -48,7 +48,7 @@ def search(scatter: float, ties: int, studies: int) -> dict[str, float | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=400, help="of each kind")
+    parser.add_argument("--studies", type=int, default=200, help="of each kind")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows = [coverage(name, seeds, given.studies) for name in KINDS for seeds in SEEDS]
