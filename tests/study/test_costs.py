@@ -96,7 +96,7 @@ def test_costs_of_the_turns_count_and_not_those_of_the_training():
     standings, (verdict,) = judge(settings, trials, costs)
     assert verdict.use == "batch"
     assert {s.method: s.peak_bytes for s in standings} == {"none": 2000, "batch": 9}
-    assert any("timed in turn with the others" in reason for reason in verdict.why)
+    assert any("timed in turn after the training" in reason for reason in verdict.why)
     # Of another batch size, or without one of the methods, they say nothing here.
     for others in ([dataclasses.replace(c, batch_size=4) for c in costs], costs[:1]):
         assert judge(settings, trials, others) == judge(settings, trials)
@@ -117,6 +117,12 @@ def test_a_difference_within_noise_is_none():
     assert verdict.use == "batch"
     assert standings[0].step_interval.high > standings[1].step_interval.low
     assert any("between step times count as none" in reason for reason in verdict.why)
+
+
+def test_one_method_alone_has_the_scatter_of_its_own():
+    costs = [StepCost("none", 2, [0.010, 0.012, 0.011, 0.013], 1)]
+    (standing,), _ = judge(make_settings(["none"]), finals({"none": [0.8, 0.9, 0.85]}), costs)
+    assert standing.step_interval.low < 0.0105 < 0.0125 < standing.step_interval.high
 
 
 def test_intervals_cover():

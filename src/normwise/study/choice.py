@@ -89,20 +89,23 @@ def trained_times(trials: Sequence[Trial], methods: Sequence[str]) -> list[list[
 
 def turn_times(costs: Sequence[StepCost], methods: Sequence[str]) -> list[list[float]]:
     """The logarithms of step times that were measured in turn, block by block; nothing unless all methods have them."""
-    by_method = {c.method: [math.log(seconds) for seconds in c.seconds] for c in costs}
+    by_method = {c.method: [math.log(seconds) for seconds in c.seconds] for c in costs if len(c.seconds) > 1}
     return [by_method[m] for m in methods] if by_method.keys() >= set(methods) else []
 
 
 def with_costs(standings: Sequence[Standing], costs: Sequence[StepCost]) -> list[Standing]:
     """Give standings the costs that were measured in turn, if those of all methods that came through were.
 
-    A step's time is the geometric mean of its blocks; its interval is that of the differences, over √2.
+    A step's time is the geometric mean of its blocks; its interval is that of the differences, over √2. A method that
+    was timed alone has its own.
     """
     through = [s.method for s in standings if s.diverged < s.runs]
     times = turn_times(costs, through)
     if not times:
         return list(standings)
-    factor = math.exp((step_noise(times) or 0.0) / math.sqrt(2))
+    noise = step_noise(times)
+    alone = scipy.stats.t.ppf((1 + LEVEL) / 2, len(times[0]) - 1) * scipy.stats.sem(times[0])
+    factor = math.exp(alone if noise is None else noise / math.sqrt(2))
     seconds = {m: math.exp(sum(row) / len(row)) for m, row in zip(through, times, strict=True)}
     sizes = {c.method: c.peak_bytes for c in costs}
     return [

@@ -164,7 +164,7 @@ def _cost_sentences(decision: Decision) -> list[str]:
     how = "in training, other work on the machine included"
     if use.step_interval is not None:
         low, high = use.step_interval.low * 1e3, use.step_interval.high * 1e3
-        how = f"95 % interval {low:.3g} to {high:.3g}, timed in turn with the others"
+        how = f"95 % interval {low:.3g} to {high:.3g}, timed in turn after the training"
     text = f"A training step with {_said(use.method)} takes {use.step_seconds * 1e3:.3g} ms ({how})"
     if use.peak_bytes is not None:
         text += f" and holds at most {use.peak_bytes / 2**20:.3g} MiB"
