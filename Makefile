@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages test grid check fix advice-bench bench bench-racing bench-engines large wheel portable clean
+.PHONY: help compare claims claims-docs pages test grid check fix advice-bench bench bench-racing bench-verdict bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -69,6 +69,9 @@ advice-bench: $(VENV)/test-$(TORCH)  ## what following the advice costs, on 45 t
 bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid (over an hour); writes results/
 	PYTHONPATH=tests/study $(BIN)/python benchmarks/racing_simulated.py
 	$(BIN)/python benchmarks/racing.py
+
+bench-verdict: $(VENV)/test-$(TORCH)  ## how often a verdict's intervals hold what is true, in simulated studies (minutes); writes results/
+	PYTHONPATH=tests/study $(BIN)/python benchmarks/verdict_simulated.py
 
 bench-engines: $(VENV)/test-$(TORCH)  ## what a study costs beyond its training; writes results/engines.json
 	PYTHONPATH=tests/study $(BIN)/python benchmarks/engines.py

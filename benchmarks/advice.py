@@ -42,7 +42,7 @@ def outcome(name: str, task: Task, work: Path) -> Row:
     epochs = default_epochs(setting.steps, setting.batch_size, task.splits.train.size)
     study = compare(
         data=task, methods=setting.methods, batch_sizes=[setting.batch_size], seeds=setting.seeds, lrs=setting.lrs,
-        epochs=epochs, out=work / name, progress=False,
+        tune_seeds=1, epochs=epochs, out=work / name, progress=False,
     ).record  # fmt: skip
     return {
         "task": name,

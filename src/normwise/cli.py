@@ -58,6 +58,7 @@ def compare(
     batch_sizes: str = "2,32",
     seeds: str | None = None,
     lrs: str | None = None,
+    tune_seeds: int | None = None,
     epochs: float | None = None,
     quick: bool = False,
     race: bool = False,
@@ -108,6 +109,8 @@ def compare(
             5, with --quick 3.
         lrs: Learning rates to try for each method, at batch size 32, separated by commas; scaled by √(b/32) for others.
             With your own optimizer: rates or factors of its rate, at the largest batch size.
+        tune_seeds: Seeds that the search for a learning rate may use: the first for every rate, the others for the best
+            rates of each method where they are near each other. Default: 3, with --quick 1.
         epochs: Passes over the training data. Default: short runs that fit the data set.
         quick: Short training and few seeds: shows what you get, decides little.
         race: Stop a method as soon as it is clearly behind, and search for learning rates with shorter trials. The
@@ -158,6 +161,7 @@ def compare(
             batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
             seeds=None if seeds is None else _seeds(seeds),
             lrs=None if lrs is None else _reals(lrs, "--lrs"),
+            tune_seeds=tune_seeds,
             epochs=epochs,
             quick=quick,
             race=race,

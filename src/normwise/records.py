@@ -112,6 +112,20 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class StepCost:
+    """What a training step costs with one method, measured after the trials in turn with the other methods.
+
+    ``seconds`` are the median times of successive blocks of steps, each block taken in the same seconds as those of the
+    other methods; ``peak_bytes`` is as for a :class:`Trial`.
+    """
+
+    method: str
+    batch_size: int
+    seconds: list[float]
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Standing:
     """How one method did at one batch size, over the seeds of the final stage.
 
@@ -120,7 +134,8 @@ class Standing:
     ``behind`` and ``behind_test`` are the paired differences (best − this method), seed by seed, on validation and
     test; ``None`` for the best itself. ``tied`` says that the validation interval does not exclude zero (the best is
     tied with itself). ``probability_best`` is the share of bootstrap resamples in which the method has the highest
-    validation mean.
+    validation mean. ``step_interval`` is that of the step's time, where steps were timed in turn: see
+    :class:`StepCost`.
     """
 
     method: str
@@ -140,6 +155,7 @@ class Standing:
     peak_bytes: int | None
     parameters: int
     stopped: bool = False
+    step_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,8 @@ class Verdict:
     ``tolerance`` behind the method that is highest in that resample: how little it costs to choose it;
     ``probability_best`` the share in which it is the highest itself. ``why`` holds full sentences. ``outcome`` is one
     of ``DECIDED``, where ``use`` is advised, or of ``UNDECIDED``, where nothing is; older studies do not have it.
+    ``lr_decided`` says that the choice of a learning rate may have decided: a method's scores at rates that the search
+    does not tell apart differ by more than the advised method and its rival.
     """
 
     batch_size: int
@@ -164,6 +182,7 @@ class Verdict:
     cautions: list[str] = field(default_factory=list)
     outcome: str = ""
     probability_best: float | None = None
+    lr_decided: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +192,10 @@ class Settings:
     In a ``race`` a method stops once it is clearly behind. A trial that chooses a learning rate has ``tune_share`` of a
     final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples. ``floor``
     is what no training scores: guessing, a constant prediction or the untrained model. ``search`` says how many rates
-    beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end.
+    beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end. The
+    last ``tune_ties`` of the ``tune_seeds`` are for the two best rates of each method alone, where these are near.
+    ``same_as`` are methods that were asked for and not trained: method → the one of ``methods`` that makes the same
+    network.
     """
 
     task: str
@@ -196,6 +218,8 @@ class Settings:
     notes: list[str] = field(default_factory=list)
     floor: float | None = None
     search: int = 0
+    tune_ties: int = 0
+    same_as: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -218,6 +242,7 @@ class Study:
     seconds: float
     finished: bool = True
     version: int = STUDY_VERSION
+    costs: list[StepCost] = field(default_factory=list)
 
 
 def to_dict(record: object) -> dict:

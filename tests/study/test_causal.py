@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from normwise.errors import InputError
-from normwise.study import compare
+from normwise.study import compare, make_task
+from normwise.study.causal import without_leaks
+from normwise.study.comparison import make_settings
 
 QUICK = {"batch_sizes": [4], "seeds": 2, "lrs": [0.05], "epochs": 1, "progress": False}
 
@@ -58,3 +60,17 @@ def test_models_that_see_both_ways_are_left_alone():
     """Written with group norm over positions, the model is not causal to begin with."""
     study = compare(written, tokens(), methods=["as_is", "instance"], **QUICK)
     assert study.record.settings.notes == [n for n in study.record.settings.notes if "causal" not in n]
+
+
+def test_each_method_is_built_once():
+    built = []
+
+    def counted(norm):
+        built.append(1)
+        return make(norm)
+
+    task = make_task(counted, tokens())
+    settings = make_settings(task, ["none", "batch", "group"], [4], 2, [0.05], 1)
+    built.clear()
+    without_leaks(task, settings, chosen=False)
+    assert len(built) == 3

@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from races import NAMES, noisy, run_to_the_end
 from tiny_study import make_settings
 
+from normwise.study import racing
+from normwise.study.choice import same_cost, trained_times
 from normwise.study.forecast import advice, forecast
 from normwise.study.verdict import judge
 
@@ -70,3 +74,32 @@ def test_a_method_that_lost_runs_is_not_foretold():
     assert whole.same < 0.9
     assert lossy.same > 0.95
     assert forecast(rows, 10, (False, False), SAME * 2, 0.02) is whole
+
+
+def test_what_counts_as_equal_cost_is_the_verdicts_rule(monkeypatch):
+    """Step times of the training so far that scatter are no reason, in the race as in the verdict."""
+    scores, lost, costs = (
+        np.array([[[0.90, 0.92, 0.91], [0.905, 0.91, 0.92]]]),
+        (False, False),
+        ((1.3, 1.0), (1.0, 1.0)),
+    )
+    assert advice(scores, lost, ((1.0, 1.0), (1.3, 1.0)), 0.005)[0] == 0
+    assert advice(scores, lost, costs, 0.005)[0] == 1
+    assert advice(scores[:, ::-1], lost, costs, 0.005, same=0.5)[0] == 0
+    levels, asked = {"none": 0.9, "batch": 0.9}, []
+
+    def decided(**given):
+        asked.append(given["same"])
+        return forecast(**given)
+
+    monkeypatch.setattr(racing, "forecast", decided)
+    score = noisy(levels, 0.01)
+
+    def trial(cell):
+        swing = 1.5 if (cell.seed + len(cell.method)) % 2 else 1.0
+        return dataclasses.replace(score(cell), step_seconds=0.01 * swing)
+
+    settings = make_settings(list(levels), seeds=range(6), race=True)
+    trials = run_to_the_end(settings, trial)
+    finals = [t for t in trials if t.cell.stage == "final" and t.cell.seed < racing.ENOUGH]
+    assert asked[0] == same_cost(trained_times(finals, settings.methods)) > 0.3

@@ -13,7 +13,15 @@ from normwise.study.plan import due
 from normwise.study.store import Store
 from normwise.study.stored import draw_up
 
-SETTINGS = make_settings(["none", "batch"], seeds=[0, 1], lrs={"2": [0.05, 0.1]})
+SETTINGS = make_settings(
+    ["none", "batch"],
+    seeds=[0, 1],
+    lrs={"2": [0.05, 0.1]},
+    tune_seeds=[1000, 1001],
+    tune_ties=1,
+    same_as={"as_is": "batch"},
+)
+COSTS = [records.StepCost(method, 2, [0.01, 0.011, 0.01, 0.012], 1000) for method in SETTINGS.methods]
 DAMAGES = 15
 
 
@@ -24,6 +32,7 @@ def whole(tmp_path_factory):
     store = Store(folder, SETTINGS)
     store.note(title="Fuzzed", command="normwise compare", created="2026-11-30", versions={"torch": "2"}, machine={})
     trials = store.work(fake_trial, lambda trials: due(SETTINGS, trials))
+    store.note(costs=[records.to_dict(cost) for cost in COSTS])
     files.write_atomic(folder / "study.json", records.dumps(draw_up(SETTINGS, store.about, trials)))
     return folder
 

@@ -9,8 +9,6 @@ from normwise.records import Cell
 from normwise.study import compare, make_task
 from normwise.study.comparison import make_settings as checked_settings
 from normwise.study.plan import (
-    chosen_lr,
-    chosen_lrs,
     default_epochs,
     due,
     scaled_lrs,
@@ -19,6 +17,7 @@ from normwise.study.plan import (
     tune_cells,
 )
 from normwise.study.standings import standings_at
+from normwise.study.tuning import chosen_lr, tuning
 
 
 def test_every_method_gets_the_same_search():
@@ -109,7 +108,7 @@ def search(settings, trial):
     tried = {}
     for t in trials:
         tried.setdefault(t.cell.method, set()).add(t.cell.lr)
-    return tried, chosen_lrs(settings, trials), trials
+    return tried, tuning(settings, trials, 2).chosen, trials
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_the_search_goes_on_until_the_best_rate_is_inside(none, batch, expected)
     settings = make_settings(search=3)
     tried, chosen, trials = search(settings, best_at({"none": none, "batch": batch}))
     assert tried["none"] == tried["batch"] == set(expected)  # the same budget for both
-    assert chosen == {("none", 2): none, ("batch", 2): min(batch, max(expected))}
+    assert chosen == {"none": none, "batch": min(batch, max(expected))}
     assert len(due(settings, trials)) == total_cells(settings, trials) == 2 * len(expected) + 2 * 3
     assert due(settings, trials) == due(settings, trials[::-1])
 

@@ -102,7 +102,7 @@ def test_reading_does_not_change_anything(tmp_path, capsys):
 def test_merge(place, tmp_path, capsys):
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     fill(mine)
-    other = make_settings(["none", "layer"], seeds=[1, 2], lrs={"2": [0.1]})
+    other = make_settings(["none", "layer"], seeds=[1, 2], lrs={"2": [0.1]}, same_as={"as_is": "layer"})
     record = fill(theirs, other)
     files.write_atomic(theirs / "study.json", records.dumps(draw_up(other, {}, record.trials())))
     to = ["--storage", place] if "://" in place else ["--out", place]
@@ -111,6 +111,7 @@ def test_merge(place, tmp_path, capsys):
     merged = read_study(place)
     assert merged.settings.methods == ["none", "batch", "layer"]
     assert merged.settings.seeds == [0, 1, 2]
+    assert merged.settings.same_as == {"as_is": "layer"}
     assert {t.cell.key for t in merged.trials} == {
         t.cell.key for store in (Store(mine), Store(theirs)) for t in store.trials()
     }

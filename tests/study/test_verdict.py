@@ -1,5 +1,6 @@
 """Every sentence of a verdict holds for the standings beside it, whatever the trials."""
 
+import dataclasses
 import math
 import re
 
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_study import fake_trial, make_settings
 
-from normwise.records import DECIDED, UNDECIDED, Cell
+from normwise import report
+from normwise.records import DECIDED, UNDECIDED, Cell, Point, StepCost, dumps
 from normwise.study.choice import PLAUSIBLE, SAME_COST, choose, same_cost
 from normwise.study.pairs import above
+from normwise.study.stored import draw_up
 from normwise.study.verdict import judge
 
 METHODS = ("none", "batch", "layer", "group")
@@ -48,15 +51,27 @@ def studies(draw):
     sizes = {m: draw(st.sampled_from([1000, 1050, 3000])) for m in methods}
     lost = {(m, s) for m in methods for s in range(seeds) if draw(st.sampled_from([False, False, False, True]))}
     floor = draw(st.sampled_from([None, FLOOR]))
-    made = make_settings(methods, seeds=range(seeds), floor=floor)
-    return made, trials_of(scores, seconds, lost, sizes)
+    same_as = {"as_is": methods[-1]} if draw(st.booleans()) else {}
+    made = make_settings(methods, seeds=range(seeds), floor=floor, same_as=same_as)
+    tuning = [
+        fake_trial(Cell("tune", m, 2, lr, seed), scores[m][0] + draw(jitter))
+        for seed in range(1000, 1000 + draw(st.integers(1, 2)))
+        for m in methods
+        for lr in (0.1, 0.2)
+    ]
+    trials = tuning * draw(st.booleans()) + trials_of(scores, seconds, lost, sizes)
+    noise = draw(st.sampled_from([0.0, 0.02, 0.3]))
+    blocks = [draw(st.sampled_from([1 - noise, 1 + noise])) for _ in range(5)]
+    timed = [m for m in methods if draw(st.sampled_from([True, True, True, False]))] * draw(st.booleans())
+    costs = [StepCost(m, 2, [seconds[m] * b for b in blocks[k:] + blocks[:k]], sizes[m]) for k, m in enumerate(timed)]
+    return made, trials, costs
 
 
 @settings(max_examples=120, deadline=None)
 @given(studies())
 def test_no_sentence_contradicts_the_numbers(study):
-    made, trials = study
-    standings, (verdict,) = judge(made, trials)
+    made, trials, costs = study
+    standings, (verdict,) = judge(made, trials, costs)
     by_name = {said(s.method): s for s in standings}
     tied = [s for s in standings if s.tied]
     use, best = next(s for s in standings if s.method == verdict.use), standings[0]
@@ -81,6 +96,9 @@ def test_no_sentence_contradicts_the_numbers(study):
         assert use is best
     if "it is the cheapest" in headline:
         assert all(use.step_seconds * (1 + SAME_COST) < s.step_seconds for s in tied if s is not use)
+    check_costs(standings, costs, text)
+    check_rates(made, trials, standings, verdict)
+    assert ("was trained once" in text) == bool(made.same_as and verdict.outcome != "lost")
     for name, count, runs in re.findall(r"(\w[\w ]*?) (?:diverged|failed) in (\d) of (\d) runs", text):
         s = by_name[name.lower().rpartition(". ")[2]]
         assert int(count) == s.diverged > 0
@@ -89,6 +107,52 @@ def test_no_sentence_contradicts_the_numbers(study):
         s = by_name[name.lower()]
         assert s.tied
         assert s.behind.low <= 1e-9
+
+
+def check_costs(standings, costs, text):
+    """Times are those of the turns where all that came through were timed, else those of the training."""
+    through = {s.method for s in standings if s.diverged < s.runs}
+    in_turn = bool(through) and through <= {c.method for c in costs}
+    for s in standings:
+        assert (s.step_interval is not None) == (in_turn and s.method in through)
+        if s.step_interval is not None:
+            of_one = next(c for c in costs if c.method == s.method)
+            assert min(of_one.seconds) * 0.999 <= s.step_seconds <= max(of_one.seconds) * 1.001
+            assert s.step_interval.low <= s.step_seconds <= s.step_interval.high
+            assert s.peak_bytes == of_one.peak_bytes
+    assert "timed in turn" not in text or in_turn
+    assert "in training, other work" not in text or not in_turn
+    if found := re.search(r"differences of up to (\d+) % between step times count as none", text):
+        assert int(found[1]) >= round(SAME_COST * 100)
+    if found := re.search(r"takes ([\d.]+) ms.*; the (longest|shortest), with (\w[\w ]*?), takes ([\d.]+) ms", text):
+        one, other = float(found[1]), float(found[4])
+        assert other > one * (1 + SAME_COST) if found[2] == "longest" else one > other * (1 + SAME_COST)
+
+
+def check_rates(made, trials, standings, verdict):
+    """What is said of learning rates is true of the trials that chose them."""
+    sentences = [c for c in verdict.cautions if "choice of the learning rate may have decided" in c]
+    assert len(sentences) == verdict.lr_decided
+    if not sentences:
+        return
+    assert verdict.outcome in DECIDED
+    pattern = (
+        r"decided: (.+?) and (.+?) are (\S+) points apart, .* scores of (.+?) at (\S+) and (\S+), .* by (\S+) points"
+    )
+    use, rival, gap, method, lr, other, apart = re.search(pattern, sentences[0]).groups()
+    by_name = {said(s.method): s for s in standings}
+    assert by_name[use].method == verdict.use != by_name[rival].method
+    assert method in (use, rival)
+    assert float(gap) == pytest.approx(abs(by_name[use].valid.value - by_name[rival].valid.value) * 100, abs=0.06)
+    means = {}
+    for t in trials:
+        if t.cell.stage == "tune" and t.cell.method == by_name[method].method:
+            means.setdefault(t.cell.lr, []).append(t.valid_score)
+    apart_there = abs(np.mean(means[float(lr)]) - np.mean(means[float(other)]))
+    assert float(lr) == by_name[method].lr
+    assert float(apart) == pytest.approx(apart_there * 100, abs=0.06)
+    assert apart_there > made.tolerance
+    assert float(gap) <= float(apart) + 0.1
 
 
 @settings(max_examples=200, deadline=None)
@@ -185,3 +249,56 @@ def test_confidence_in_cost_covers_the_true_difference():
         rows = rng.normal(0, 0.2, (2, 5)) + rng.normal(0, 0.3, 5)
         different += abs(rows[0].mean() - rows[1].mean()) > math.log1p(same_cost(rows))
     assert 5 <= different <= 35
+
+
+def tuned(scores, seeds=(1000,)):
+    """``scores``: method → rate → the score of the search, with a scatter that the final runs have, too."""
+    return [
+        fake_trial(Cell("tune", m, 2, lr, seed), score)
+        for m, rates in scores.items()
+        for lr, score in rates.items()
+        for seed in seeds
+    ]
+
+
+CLOSE = {"none": [0.80, 0.83, 0.80], "batch": [0.83, 0.81, 0.82]}
+
+
+@pytest.mark.parametrize(
+    ("rates", "decided"),
+    [
+        ({0.1: 0.82, 0.2: 0.80}, True),  # as good, and further apart than the methods
+        ({0.1: 0.82, 0.2: 0.60}, False),  # clearly worse
+        ({0.1: 0.82, 0.2: 0.818}, False),  # too near to each other to matter
+    ],
+)
+def test_it_is_told_where_the_choice_of_a_rate_may_have_decided(rates, decided):
+    trials = tuned({"none": {0.1: 0.8, 0.2: 0.5}, "batch": rates}) + trials_of(CLOSE)
+    _, (verdict,) = judge(make_settings(), trials)
+    assert verdict.lr_decided == decided
+    told = [c for c in verdict.cautions if "The choice of the learning rate may have decided" in c]
+    expected = (
+        "The choice of the learning rate may have decided: batch and no normalization are 1.0 points apart, while the "
+        "scores of batch at 0.1 and 0.2, two rates that the search does not tell apart, differ by 2.0 points."
+    )
+    assert told == [expected] * decided
+
+
+def test_a_lead_that_no_rate_could_turn_is_not_doubted():
+    trials = tuned({"none": {0.1: 0.5, 0.2: 0.49}, "batch": {0.1: 0.82, 0.2: 0.80}})
+    trials += trials_of({"none": [0.5, 0.52, 0.51], "batch": [0.83, 0.81, 0.82]})
+    _, (verdict,) = judge(make_settings(), trials)
+    assert verdict.clear
+    assert not verdict.lr_decided
+
+
+def test_unsettled_training_is_told_in_every_output():
+    curve = [Point(k, 1.0, 0.5, 0.5 + 0.02 * k) for k in range(1, 7)]
+    trials = [dataclasses.replace(t, curve=curve) for t in trials_of({"none": [0.62] * 3, "batch": [0.6, 0.62, 0.63]})]
+    study = draw_up(make_settings(), {}, trials)
+    told = "Training has not settled: between the last two points of the curves the score still rose with"
+    assert any(caution.startswith(told) for caution in study.verdicts[0].cautions)
+    for text in (report.plain(study), report.html(study), dumps(study)):
+        assert told in " ".join(text.split())
+    settled = [dataclasses.replace(t, curve=[*curve[:-1], dataclasses.replace(curve[-2], step=6)]) for t in trials]
+    assert "settled" not in report.plain(draw_up(make_settings(), {}, settled))

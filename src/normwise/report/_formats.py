@@ -59,6 +59,12 @@ def milliseconds(seconds: float | None) -> str:
     return MISSING if seconds is None else significant(seconds * 1e3)
 
 
+def step_time(standing: Standing, between: str = " ") -> str:
+    """Write a step's time in milliseconds and, where it was timed in turn, half its interval."""
+    text, interval = milliseconds(standing.step_seconds), standing.step_interval
+    return text if interval is None else f"{text}{between}±{significant((interval.high - interval.low) / 2 * 1e3)}"
+
+
 def mebibytes(count: int | None) -> str:
     """Write bytes as MiB with three significant digits."""
     return MISSING if count is None else significant(count / MIB)

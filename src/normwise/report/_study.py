@@ -93,7 +93,7 @@ class _Standings:
             self._estimate(standing.valid, roomy, style),
             self._estimate(standing.test, roomy, style),
             self._estimate(standing.behind, roomy, style) if standing.behind else Text(formats.MISSING),
-            Text(formats.milliseconds(standing.step_seconds), style),
+            Text(formats.step_time(standing, " " if roomy else "\n"), style),
             Text(formats.mebibytes(standing.peak_bytes), style),
             Text(f"{standing.diverged}/{standing.runs}", "red" if standing.diverged else style),
             Text(self.group.mark(standing), style),
@@ -111,8 +111,9 @@ def _legend(study: Study) -> Text:
     return Text(
         f"★ advised. best, tied: on validation, where the choice is made. Intervals: {formats.interval_level(study)}, "
         "bootstrap over seeds; behind best: paired, seed by seed."
-        + " stopped: clearly behind, so it ran fewer seeds."
-        * study.settings.race,
+        + " stopped: clearly behind, so it ran fewer seeds." * study.settings.race
+        + " ±: half the 95 % interval of a step's time." * any(s.step_interval is not None for s in study.standings)
+        + "".join(f" {other} = {method}." for other, method in study.settings.same_as.items()),
         style="dim",
     )
 

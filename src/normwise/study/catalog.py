@@ -20,8 +20,8 @@ from normwise.errors import InputError, StoreError
 from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
 from normwise.study.address import is_url, redact
 from normwise.study.database import STORE_NAME, Database, File, Memory, Storage
-from normwise.study.plan import ladder
 from normwise.study.server import Server
+from normwise.study.tuning import ladder
 
 
 def open_database(where: str | os.PathLike[str] | Database | None) -> Database:

@@ -24,10 +24,11 @@ def without_leaks(task: Task, settings: Settings, chosen: bool) -> Settings:
     statistics of the batch, stays and is noted.
     """
     batch = task.splits.train.take(slice(_SAMPLES)).load()
-    before = _seen(task, AS_IS if task.converts else "none", batch) if isinstance(batch, Part) else {}
+    reference = AS_IS if task.converts else "none"
+    before = _seen(task, reference, batch) if isinstance(batch, Part) else {}
     if not any(sight.causal for sight in before.values()):
         return settings
-    moved = {method: leaks(before, _seen(task, method, batch)) for method in settings.methods}
+    moved = {m: leaks(before, before if m == reference else _seen(task, m, batch)) for m in settings.methods}
     ahead = {method: of["evaluation"] for method, of in moved.items() if "evaluation" in of}
     learned = [method for method, of in moved.items() if "training" in of and method not in ahead]
     notes = [

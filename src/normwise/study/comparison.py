@@ -16,9 +16,11 @@ from normwise.errors import InputError
 from normwise.files import check_folder
 from normwise.methods import METHODS
 from normwise.nn import check_spec
-from normwise.records import Cell, Settings
+from normwise.records import Cell, Settings, StepCost, Trial, from_dict, to_dict
 from normwise.study.causal import without_leaks
+from normwise.study.costs import measured
 from normwise.study.engines import Engine, Processes, engine_of, run
+from normwise.study.equal import without_equals
 from normwise.study.machine import machine, versions
 from normwise.study.plan import default_epochs, scaled_lrs
 from normwise.study.racing import TUNE_SHARE
@@ -35,6 +37,8 @@ DEFAULT_SEEDS = 5
 QUICK_SEEDS = 3
 # Rates beyond either end of the default grid that the search may go on to.
 SEARCH = 3
+# Seeds that the search for a rate may use: the first for every rate, the others where rates are near each other.
+TUNE_SEEDS = 3
 _TUNE_SEED = 1000
 
 
@@ -52,6 +56,7 @@ def compare(
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     seeds: int | Sequence[int] | None = None,
     lrs: Sequence[float] | None = None,
+    tune_seeds: int | None = None,
     epochs: float | Mapping[int, float] | None = None,
     out: str | os.PathLike[str] | None = None,
     title: str | None = None,
@@ -93,7 +98,8 @@ def compare(
         collate: makes a batch of a list of samples of a torch data set.
         accumulate: batches that make one optimizer step; default 1.
         methods: keys of ``METHODS``, with options where you want others than the defaults: ``"group(num_groups=4)"``,
-            ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``.
+            ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. Methods that
+            make the same network, as ``"as_is"`` and the one it was written with, are trained once.
         batch_sizes: to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
@@ -101,6 +107,9 @@ def compare(
             your own they are rates, or factors of the rates it sets, at the largest batch size compared; default a
             quarter, once and four times your own. Where the best of some method lies at an end of the default rates,
             all methods try the next one beyond it, at most three times either way; rates that you give are kept to.
+        tune_seeds: that the search for a rate may use. All rates get the first; where a method that may lead has two
+            rates whose scores are near each other, the two best of every method get the others. Default 3, with
+            ``quick`` 1.
         epochs: passes over the data, or batch size → passes. The default is short, about 1000 · √(2 / b) steps for
             your own model: give your usual length for an answer that holds for it.
         out: a folder to keep the study in, which makes it resumable, and to write ``study.json`` and ``report.html``
@@ -137,7 +146,7 @@ def compare(
     """
     own = {"loss": loss, "metric": metric, "optimizer": optimizer, "augment": augment, "collate": collate}
     task = _task_of(make_model, data, own | {"accumulate": accumulate})
-    settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race, devices)
+    settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race, devices, tune_seeds)
     how = engine_of(engine, workers)
     if not how.trains and isinstance(how, Processes) and storage is None:
         raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
@@ -146,6 +155,7 @@ def compare(
         _check_model(task, settings)
         if not allow_leak:
             settings = without_leaks(task, settings, chosen=methods is not None)
+        settings = without_equals(task, settings)
         place: str | Path | None = storage or (None if out is None else Path(out))
         if place is None and how != Processes(1):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
@@ -163,6 +173,7 @@ def compare(
         where = place.resolve() if isinstance(place, Path) else place
         job = Job(where, name, task if others and task.source is None else None)
         trials = run(store, task, how, job, progress)
+        _measure_costs(store, task, trials)
         compared = Study(draw_up(settings, store.about, trials))
     if out is not None:
         compared.save(out)
@@ -179,11 +190,13 @@ def make_settings(
     quick: bool = False,
     race: bool = False,
     devices: int = 1,
+    tune_seeds: int | None = 1,
 ) -> Settings:
     """Check the arguments of :func:`compare` and fix what they leave open."""
     samples = task.splits.train.size
     methods = _checked_methods(task.methods if methods is None else methods, own=task.converts)
     sizes = _checked_sizes(batch_sizes, samples)
+    tunes = _checked_count("tune_seeds", tune_seeds if tune_seeds is not None else 1 if quick else TUNE_SEEDS)
     seeds = _checked_seeds(seeds if seeds is not None else QUICK_SEEDS if quick else DEFAULT_SEEDS)
     if lrs is None and not task.lrs:
         raise InputError("your optimizer's function names no learning rate: give lrs, or a default as in lr=0.1")
@@ -195,7 +208,7 @@ def make_settings(
         methods=methods,
         batch_sizes=sizes,
         seeds=seeds,
-        tune_seeds=[max(_TUNE_SEED, max(seeds) + 1)],
+        tune_seeds=[max(_TUNE_SEED, max(seeds) + 1) + k for k in range(tunes)],
         lrs={str(b): scaled_lrs(rates, b * task.accumulate, reference) for b in sizes},
         epochs={str(b): _epochs_at(epochs, b, default_epochs(steps, b, samples)) for b in sizes},
         score_name=task.score_name,
@@ -210,7 +223,15 @@ def make_settings(
         devices=_checked_devices(devices, sizes),
         floor=task.floor,
         search=SEARCH if lrs is None and not quick else 0,
+        tune_ties=tunes - 1,
     )
+
+
+def _measure_costs(store: Store, task: Task, trials: Sequence[Trial]) -> None:
+    """Time the steps of a finished study in turn, once. On several devices a step is not what one process would do."""
+    known = [from_dict(StepCost, cost) for cost in store.about.get("costs", [])]
+    if store.settings.devices == 1:
+        store.note(costs=[to_dict(cost) for cost in measured(task, store.settings, trials, known)])
 
 
 def _task_of(make_model: Any, data: Any, own: Mapping[str, Any]) -> Task:
@@ -293,11 +314,15 @@ def _checked_lrs(lrs: Sequence[float]) -> list[float]:
 
 
 def _checked_devices(devices: int, sizes: Sequence[int]) -> int:
-    if not _is_int(devices) or devices < 1:
-        raise InputError(f"devices must be a whole number of at least 1, got {devices!r}")
-    if min(sizes) < devices:
+    if min(sizes) < _checked_count("devices", devices):
         raise InputError(f"a batch of {min(sizes)} cannot be shared by {devices} devices: give larger --batch-sizes")
     return int(devices)
+
+
+def _checked_count(name: str, count: int) -> int:
+    if not _is_int(count) or count < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+    return int(count)
 
 
 def _epochs_at(epochs: float | Mapping[int, float] | None, batch_size: int, default: float) -> float:

@@ -125,7 +125,7 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: floa
     began, b = time.perf_counter(), advice.situation.batch_size
     possible = [r for r in advice.ranking if r.refused is None]
     methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in advice.situation.current]
-    setting = {"methods": methods, "batch_sizes": [b], "progress": False}
+    setting = {"methods": methods, "batch_sizes": [b], "tune_seeds": 1, "progress": False}
     task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible))
 
     def trained(steps: float, seeds: int, lrs: Sequence[float]) -> records.Study:
@@ -142,6 +142,7 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: floa
         return Check(time.perf_counter() - began, methods, headline, None, None)
     study = trained(steps, _SEEDS, _LRS)
     verdict, best = study.verdicts[0], advice.best.spec
+    best = study.settings.same_as.get(best, best)
     standing = next(s for s in study.standings if s.method == best)
     behind = standing.behind.value if standing.behind else 0.0
     return Check(time.perf_counter() - began, methods, verdict.headline, best in verdict.tied, behind)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from normwise.study.choice import Cost, choose
+from normwise.study.choice import SAME_COST, Cost, choose
 from normwise.study.pairs import LEVEL, PRIOR, ROUNDING, stretch, variances
 
 FUTURES = 300
@@ -36,8 +36,9 @@ def forecast(
     lost: tuple[bool, ...],
     costs: tuple[Cost, ...],
     tolerance: float,
+    same: float = SAME_COST,
 ) -> Forecast:
-    """Foretell the advice of the full grid. The random numbers are always the same."""
+    """Foretell the advice of the full grid; ``same`` is as for ``choose``. The random numbers are always the same."""
     rng = np.random.default_rng(0)
     there = np.array(scores)
     count, n = there.shape
@@ -48,13 +49,13 @@ def forecast(
     # What a seed gives to every method is of no account for differences, and unknown for the seeds to come.
     shared = np.median(there - there.mean(axis=1, keepdims=True), axis=0)
     whole = np.concatenate([np.broadcast_to(there - shared, (FUTURES, count, n)), more], axis=2)
-    (now,), then = (advice(each, lost, costs, tolerance) for each in (there[None], whole))
+    (now,), then = (advice(each, lost, costs, tolerance, same) for each in (there[None], whole))
     gain = levels[np.arange(FUTURES), then] - levels[:, now]
     return Forecast(float((then == now).mean()), float(gain.mean()))
 
 
 def advice(
-    scores: np.ndarray, lost: tuple[bool, ...], costs: tuple[Cost, ...], tolerance: float
+    scores: np.ndarray, lost: tuple[bool, ...], costs: tuple[Cost, ...], tolerance: float, same: float = SAME_COST
 ) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     """Work out the advice for many studies at once, as :func:`~normwise.study.verdict.judge` does for one.
 
@@ -71,7 +72,7 @@ def advice(
     found = []
     for best_first, is_tied, is_near in zip(order.tolist(), tied.tolist(), near.tolist(), strict=True):
         among = [k for k in best_first if is_tied[k]]
-        choice = choose([is_near[k] for k in among], [lost[k] for k in among], [costs[k] for k in among])
+        choice = choose([is_near[k] for k in among], [lost[k] for k in among], [costs[k] for k in among], same)
         found.append(among[choice.place])
     return np.array(found)
 

@@ -62,6 +62,8 @@ def merge_into(where: str, given: Union, name: str | None = None, command: str =
 def _united(name: str, mine: Any, theirs: Any) -> Any:
     if name in _LISTS:
         return list(dict.fromkeys([*mine, *theirs]))
+    if name == "same_as":
+        return theirs | mine
     if name in _BY_BATCH_SIZE:
         shared = {key: (mine[key], theirs[key]) for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]}
         if not shared:

@@ -8,16 +8,27 @@ rank test on the pairs, such as Wilcoxon's, could stop nothing before the fifth:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import scipy.stats
 
-from normwise.records import Interval
+from normwise.records import Interval, Trial
 
 LEVEL = 0.95
 # Degrees of freedom that the scatter common to all methods counts for.
 PRIOR = 4
 # Differences below this are rounding, not results.
 ROUNDING = 1e-9
+
+
+def paired(trials: Sequence[Trial], methods: Sequence[str], of: Callable[[Trial], float | None]) -> list[list[float]]:
+    """A number of each method's trials, seed by seed, on the seeds at which all of them have it."""
+    found = {(t.cell.method, t.cell.seed): of(t) for t in trials}
+    seeds = sorted({seed for _, seed in found})
+    rows = [[found.get((m, seed)) for m in methods] for seed in seeds]
+    shared = [[value for value in row if value is not None] for row in rows if None not in row]
+    return [list(row) for row in zip(*shared, strict=True)]
 
 
 def behind_leader(scores: np.ndarray, level: float = LEVEL) -> list[Interval | None]:

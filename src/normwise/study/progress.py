@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from normwise.records import Settings, Trial
-from normwise.study.plan import searched, total_cells
+from normwise.study.plan import total_cells
 from normwise.study.racing import race
+from normwise.study.tuning import tuning
 
 
 def live_line(console: Console, said: str) -> Progress:
@@ -86,11 +87,11 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
     left = 0.0
     for batch_size in settings.batch_sizes:
         state = race(settings, trials, batch_size)
-        tuning = len(searched(settings, trials, batch_size)[0]) * len(settings.tune_seeds)
+        tunes = Counter(cell.method for cell in tuning(settings, trials, batch_size).cells)
         for method in settings.methods:
             like = [s for m, b, s in full if (m, b) == (method, batch_size)]
             like = like or [s for _, b, s in full if b == batch_size] or [overall]
-            open_tunes = tuning - done["tune", method, batch_size]
+            open_tunes = tunes[method] - done["tune", method, batch_size]
             open_finals = state.most(method) - done["final", method, batch_size]
             left += (open_tunes * length["tune"] + open_finals) * statistics.fmean(like)
     left /= workers

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from normwise.records import Interval, Settings, Trial
-from normwise.study.choice import cost, step_bytes, step_seconds
+from normwise.study.choice import cost, same_cost, step_bytes, step_seconds, trained_times
 from normwise.study.forecast import forecast
 from normwise.study.pairs import behind_leader
 
@@ -73,7 +73,7 @@ def race(settings: Settings, trials: Iterable[Trial], batch_size: int) -> Race:
     state = Race(list(settings.methods), len(seeds), len(seeds))
     if not settings.race:
         return state
-    tuned, final = _scores(trials, batch_size)
+    tuned, final = _scores(settings, trials, batch_size)
     state.rounds = 1
     while all((m, seed) in final for m in state.running for seed in seeds[: state.rounds]):
         rows = [[final[m, seed].valid_score for seed in seeds[: state.rounds]] for m in state.running]
@@ -107,18 +107,21 @@ def _is_decided(settings: Settings, state: Race, final: Mapping[tuple[str, int],
         lost=tuple(any(t.state != "complete" for t in of_one) for of_one in runs),
         costs=tuple(cost(step_seconds(of_one), step_bytes(of_one)) for of_one in runs),
         tolerance=settings.tolerance,
+        same=same_cost(trained_times([t for of_one in runs for t in of_one], state.running)),
     )
     return told.same >= SURE or told.gain <= GAIN * settings.tolerance
 
 
-def _scores(trials: Iterable[Trial], batch_size: int) -> tuple[dict[str, float], dict[tuple[str, int], Trial]]:
-    """Method → its best validation score in the search for the learning rate, and (method, seed) → its final trial."""
+def _scores(
+    settings: Settings, trials: Iterable[Trial], batch_size: int
+) -> tuple[dict[str, float], dict[tuple[str, int], Trial]]:
+    """Method → its best score on the first seed of the search for rates, and (method, seed) → its final trial."""
     tuned: dict[str, float] = {}
     final = {}
     for t in trials:
         if t.cell.batch_size == batch_size:
             if t.cell.stage == "final":
                 final[t.cell.method, t.cell.seed] = t
-            else:
+            elif t.cell.seed == settings.tune_seeds[0]:
                 tuned[t.cell.method] = max(tuned.get(t.cell.method, t.valid_score), t.valid_score)
     return tuned, final

@@ -74,7 +74,8 @@ def read_study(where: str | os.PathLike[str], name: str | None = None) -> record
 
 def draw_up(settings: Settings, about: dict[str, Any], trials: list[Trial]) -> records.Study:
     """Give a study's record: what is known of it, and the standings and verdicts that follow."""
-    standings, verdicts = judge(settings, trials)
+    costs = [records.from_dict(records.StepCost, cost) for cost in about.get("costs", [])]
+    standings, verdicts = judge(settings, trials, costs)
     return records.Study(
         title=about.get("title") or f"Which normalization for {settings.task}?",
         created=about.get("created", ""),
@@ -87,6 +88,7 @@ def draw_up(settings: Settings, about: dict[str, Any], trials: list[Trial]) -> r
         verdicts=verdicts,
         seconds=sum(trial.seconds for trial in trials),
         finished=len(trials) >= total_cells(settings, trials),
+        costs=costs,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,10 @@ from normwise.records import Cell, Mixture, Point, Trial
 from normwise.study.data import Part, Samples, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
-from normwise.study.optimize import PerEpoch
+from normwise.study.optimize import PerEpoch, Steps
 from normwise.study.tasks.base import Observer, Task
+
+Step = Callable[[Sequence[Part]], float]
 
 _CURVE_POINTS = 6
 # Samples that a data-dependent initialization looks at.
@@ -67,6 +69,9 @@ class Ranks:
         return total.item() / self.size
 
 
+_ALONE = Ranks()
+
+
 @dataclass
 class _Log:
     """What is known of a trial so far; survives a divergence half way."""
@@ -96,7 +101,7 @@ class Trainer:
         # The memory of a step depends on method and batch size only, and measuring it is slow.
         self._peaks: dict[tuple[str, int], int | None] = {}
         # This process alone, unless it is one of several that train a trial together.
-        self.ranks = Ranks()
+        self.ranks = _ALONE
 
     def __call__(self, cell: Cell) -> Trial:
         """Train one cell; a divergence, or an error raised by the model, is a result too."""
@@ -104,7 +109,7 @@ class Trainer:
         state, reason = "complete", None
         lost: tuple[float, float | None] = (task.floor, None)
         valid = test = lost
-        with _isolated(task.threads):
+        with isolated(task.threads):
             try:
                 model = build_model(task, cell)
                 log.parameters = sum(p.numel() for p in model.parameters())
@@ -155,20 +160,11 @@ class Trainer:
             total = max(1, round(total * self.tune_share))
         trained = self.ranks.wrap(model)
         optimizer, schedule = task.optimize(model, cell.lr, total)
+        step = training_step(task, trained, optimizer, self.ranks)
         batches = training_batches(task, cell)
         per_epoch = max(1, task.splits.train.size // cell.batch_size // task.accumulate)
         marks = {round(total * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
         losses: list[float] = []
-
-        def step(parts: list[Part]) -> float:
-            model.zero_grad()
-            total_loss = 0.0
-            for part in parts:
-                loss = self.ranks.loss(task, trained, part) / len(parts)
-                loss.backward()
-                total_loss += self.ranks.mean(loss)
-            optimizer.step()
-            return total_loss
 
         while log.step < total:
             parts = [next(batches) for _ in range(task.accumulate)]
@@ -220,6 +216,22 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
     return model.train()
 
 
+def training_step(task: Task, model: nn.Module, optimizer: Steps, ranks: Ranks = _ALONE) -> Step:
+    """Give what trains a model by one step on the batches that it is given, and tells their loss."""
+
+    def step(parts: Sequence[Part]) -> float:
+        model.zero_grad()
+        total = 0.0
+        for part in parts:
+            loss = ranks.loss(task, model, part) / len(parts)
+            loss.backward()
+            total += ranks.mean(loss)
+        optimizer.step()
+        return total
+
+    return step
+
+
 def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
     """Give a cell's training batches for ever, augmented if the task says so."""
     batches = data_order(task.splits.train, cell)
@@ -242,7 +254,7 @@ def data_order(train: Part | Samples, cell: Cell) -> Iterator[Part]:
 
 
 @contextmanager
-def _isolated(threads: int | None) -> Iterator[None]:
+def isolated(threads: int | None) -> Iterator[None]:
     """Leave torch's global random state and thread count as they were."""
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

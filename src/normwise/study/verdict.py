@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from normwise.records import Settings, Standing, Study, Trial, Verdict
-from normwise.study.decision import Decision, decide
+from normwise.records import Settings, Standing, StepCost, Study, Trial, Verdict
+from normwise.study.choice import with_costs
+from normwise.study.decision import Decision, Swing, decide
 from normwise.study.standings import standings_at
 
 # Above this a task cannot tell good methods apart.
 SATURATED = 0.995
 FEW_SEEDS = 5
+AS_IS = "as_is"
 
 
-def judge(settings: Settings, trials: Sequence[Trial]) -> tuple[list[Standing], list[Verdict]]:
+def judge(
+    settings: Settings, trials: Sequence[Trial], costs: Sequence[StepCost] = ()
+) -> tuple[list[Standing], list[Verdict]]:
     """Rank the methods and give a verdict at each batch size that has finished methods."""
     standings: list[Standing] = []
     verdicts = []
     for batch_size in settings.batch_sizes:
-        found, resampled = standings_at(settings, trials, batch_size)
+        here = [c for c in costs if c.batch_size == batch_size]
+        ranked, resampled = standings_at(settings, trials, batch_size)
+        found = with_costs(ranked, here)
         standings += found
         if found:
-            verdicts.append(verdict_of(settings, trials, found, resampled))
+            verdicts.append(verdict_of(trials, decide(settings, trials, found, resampled, here)))
     return standings, verdicts
 
 
-def verdict_of(
-    settings: Settings, trials: Sequence[Trial], standings: Sequence[Standing], resampled: np.ndarray
-) -> Verdict:
-    """Put a decision into words; see :func:`decide`."""
-    decision = decide(settings, trials, standings, resampled)
+def verdict_of(trials: Sequence[Trial], decision: Decision) -> Verdict:
+    """Put a decision into words."""
     use, decided = decision.use, decision.decided
     return Verdict(
         batch_size=use.batch_size,
@@ -45,6 +46,7 @@ def verdict_of(
         cautions=_cautions(decision),
         outcome=decision.outcome,
         probability_best=use.probability_best if decided else None,
+        lr_decided=decision.swing is not None,
     )
 
 
@@ -111,6 +113,7 @@ def _why(decision: Decision, trials: Sequence[Trial]) -> list[str]:
     if decision.decided:
         said += _gap_sentences(decision, write) + _race_sentences(settings, standings)
         said += _cost_sentences(decision)
+    said += _equal_sentences(settings, standings)
     said += [_lost_sentence(s, trials) for s in standings if s.diverged]
     if decision.decided:
         said += _method_sentences(standings, write)
@@ -158,7 +161,11 @@ def _cost_sentences(decision: Decision) -> list[str]:
     use = decision.use
     if use.step_seconds is None:
         return []
-    text = f"A training step with {_said(use.method)} takes {use.step_seconds * 1e3:.3g} ms"
+    how = "in training, other work on the machine included"
+    if use.step_interval is not None:
+        low, high = use.step_interval.low * 1e3, use.step_interval.high * 1e3
+        how = f"95 % interval {low:.3g} to {high:.3g}, timed in turn after the training"
+    text = f"A training step with {_said(use.method)} takes {use.step_seconds * 1e3:.3g} ms ({how})"
     if use.peak_bytes is not None:
         text += f" and holds at most {use.peak_bytes / 2**20:.3g} MiB"
     among = [s for s in (decision.tied if len(decision.tied) > 1 else decision.standings) if s.step_seconds]
@@ -170,6 +177,17 @@ def _cost_sentences(decision: Decision) -> list[str]:
     elif len(among) > 1:
         text += f"; differences of up to {decision.same * 100:.0f} % between step times count as none"
     return [text + "."]
+
+
+def _equal_sentences(settings: Settings, standings: Sequence[Standing]) -> list[str]:
+    """Which methods make the same network as one that was trained."""
+    there = {s.method for s in standings}
+    return [
+        f"{'The model as it is written' if other == AS_IS else f'The network with {other}'} is the same as with "
+        f"{_said(method)}, so it was trained once, as {method}."
+        for other, method in settings.same_as.items()
+        if method in there
+    ]
 
 
 def _lost_sentence(standing: Standing, trials: Sequence[Trial]) -> str:
@@ -218,6 +236,8 @@ def _cautions(decision: Decision) -> list[str]:
             f"Training has not settled: between the last two points of the curves the score still rose with {gains}. "
             "Longer runs may rank otherwise."
         )
+    if decision.swing is not None:
+        said.append(_swing_sentence(decision, decision.swing, write))
     if not decision.decided:
         return [*said, "Train longer, try other learning rates, and check loss and metric."]
     below, at_best = best.valid.value - use.valid.value, _said(best.method)
@@ -242,6 +262,17 @@ def _cautions(decision: Decision) -> list[str]:
             + " trial(s) to divergence or errors."
         )
     return said
+
+
+def _swing_sentence(decision: Decision, swing: Swing, write: _Writer) -> str:
+    use, rival = decision.use, decision.rival
+    assert rival is not None  # or there is no swing
+    gap = abs(use.valid.value - rival.valid.value)
+    return (
+        f"The choice of the learning rate may have decided: {_said(use.method)} and {_said(rival.method)} are "
+        f"{write.gap(gap)} apart, while the scores of {_said(swing.method)} at {swing.lr:.3g} and {swing.other:.3g}, "
+        f"two rates that the search does not tell apart, differ by {write.gap(swing.apart)}."
+    )
 
 
 class _Writer:

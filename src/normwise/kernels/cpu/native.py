@@ -4,8 +4,8 @@ They speak torch's stable ABI (see ``setup.py``) and cover CPU tensors of float3
 contiguous and the channels-last layout; other strides are copied into one of the two first.
 
 The four kernels take no part in autograd: :mod:`normwise.core.autograd` does that for moments, method and apply as a
-whole. The operators of :mod:`normwise.kernels.cpu.fused` do where a second library could be built. It speaks autograd's C++
-interface and Python's, which are no part of the stable ABI, so its name holds the one torch and Python that it serves.
+whole. The operators of :mod:`normwise.kernels.cpu.fused` do where a second library could be built. It speaks
+autograd's C++ interface and Python's, which are no part of the stable ABI, so its name holds the one torch and Python that it serves.
 """
 
 from __future__ import annotations
