@@ -5,7 +5,8 @@ contiguous and the channels-last layout; other strides are copied into one of th
 
 The four kernels take no part in autograd: :mod:`normwise.core.autograd` does that for moments, method and apply as a
 whole. The operators of :mod:`normwise.kernels.cpu.fused` do where a second library could be built. It speaks
-autograd's C++ interface and Python's, which are no part of the stable ABI, so its name holds the one torch and Python that it serves.
+autograd's C++ interface and Python's, which are no part of the stable ABI, so its name holds the one torch and Python
+that it serves.
 """
 
 from __future__ import annotations
