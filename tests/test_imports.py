@@ -34,6 +34,7 @@ LAYERS = [
     {"probe"},
     {"study"},
     {"claims"},
+    {"integrations"},
     {"cli"},
 ]
 # These read records only, so that a report can be redrawn without torch.

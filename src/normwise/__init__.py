@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         errors,
         findings,
         functional,
+        integrations,
         methods,
         moments,
         nn,
@@ -49,7 +50,10 @@ _NAMES = {
     "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch", "unfreeze"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("advice", "claims", "errors", "findings", "moments", "ops", "outcomes", "records", "report", *_NAMES)
+_MODULES = (
+    *("advice", "claims", "errors", "findings", "integrations", "moments", "ops", "outcomes", "records", "report"),
+    *_NAMES,
+)
 
 __all__ = [
     "METHODS",
@@ -71,6 +75,7 @@ __all__ = [
     "harden",
     "importance",
     "inspect",
+    "integrations",
     "load_published",
     "methods",
     "moments",
