@@ -36,7 +36,18 @@ if TYPE_CHECKING:
     from normwise.study import Splits, Task
     from normwise.study.comparison import compare
     from normwise.study.consult import advise
-    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, to_torch, unfreeze
+    from normwise.surgery import (
+        audit_frozen,
+        average_states,
+        calibrate,
+        convert,
+        fold,
+        freeze,
+        harden,
+        inspect,
+        to_torch,
+        unfreeze,
+    )
 
 __version__ = "0.1.0"
 
@@ -47,7 +58,10 @@ _NAMES = {
     "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
     "probe": ("diagnose", "watch"),
     "study": ("Splits", "Task", "advise", "compare"),
-    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch", "unfreeze"),
+    "surgery": (
+        *("audit_frozen", "average_states", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch"),
+        "unfreeze",
+    ),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = (
@@ -62,6 +76,7 @@ __all__ = [
     "advice",
     "advise",
     "audit_frozen",
+    "average_states",
     "calibrate",
     "claims",
     "compare",

@@ -120,7 +120,7 @@ def test_checkpoints_go_with_and_without_it(tmp_path):
 
 
 def test_what_cannot_be_is_said_early(tmp_path):
-    with pytest.raises(InputError, match="trainer is Net, expected a transformers.Trainer"):
+    with pytest.raises(InputError, match="trainer is Net, expected a Trainer"):
         NormwiseCallback(Net())
     with pytest.raises(InputError, match="every must be"):
         NormwiseCallback(every=0)

@@ -11,7 +11,7 @@ try:
     from lightning.pytorch import Callback
 except ModuleNotFoundError:
     try:
-        from pytorch_lightning import Callback  # type: ignore[assignment]
+        from pytorch_lightning import Callback
     except ModuleNotFoundError as error:
         if error.name != "pytorch_lightning":
             raise

@@ -58,7 +58,7 @@ class NormwiseCallback(WatchedTraining, TrainerCallback):
     ) -> None:
         super().__init__(every, report)
         if trainer is not None and not hasattr(trainer, "callback_handler"):
-            raise InputError(f"trainer is {type(trainer).__name__}, expected a transformers.Trainer")
+            raise InputError(f"trainer is {type(trainer).__name__}, expected a Trainer of transformers")
         self._trainer = trainer
 
     def on_train_begin(

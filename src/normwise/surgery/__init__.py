@@ -14,6 +14,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from normwise.surgery.average import average_states
     from normwise.surgery.calibrate import Calibration, calibrate
     from normwise.surgery.conversion import Conversion
     from normwise.surgery.convert import convert
@@ -34,6 +35,7 @@ _HOME = {
     "NormLayer": "layers",
     "Returned": "to_torch",
     "audit_frozen": "freeze",
+    "average_states": "average",
     "calibrate": "calibrate",
     "convert": "convert",
     "describe": "layers",
@@ -58,6 +60,7 @@ __all__ = [
     "NormLayer",
     "Returned",
     "audit_frozen",
+    "average_states",
     "calibrate",
     "convert",
     "describe",
