@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
 import pickle
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,6 +105,34 @@ def test_training_is_watched_and_stays_the_same(package, tmp_path, capsys):
     scatter = {int(row["step"]): row["normwise/net.1/scatter"] for row in rows}
     assert {step for step, value in scatter.items() if value} == {1, 2, 4}
     assert float(rows[-1]["normwise/findings/error"]) == 0
+
+
+def on_two_ranks(folder: Path) -> None:
+    def told(found):
+        rank = torch.distributed.get_rank()
+        (folder / f"rank-{rank}").write_text(f"{found.run.ranks} {found.run.steps} {len(found.norms)}")
+
+    logger = CSVLogger(folder, flush_logs_every_n_steps=1)
+    watching = NormwiseCallback(report=told)
+    trainer(folder, watching, devices=2, strategy="ddp_fork", logger=logger).fit(Module(), batches())
+
+
+def test_all_ranks_watch_and_the_first_one_reports(tmp_path):
+    # In a process of its own: one that has used autograd cannot be forked.
+    program = f"import conftest, pathlib, test_lightning_callback as t; t.on_two_ranks(pathlib.Path({str(tmp_path)!r}))"
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here.parent), str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("rank-*")] == ["rank-0"]
+    assert (tmp_path / "rank-0").read_text() == "2 4 2"
+    assert "normwise/net.1/scatter" in (next(tmp_path.rglob("metrics.csv"))).read_text()
 
 
 def test_findings_are_told_when_training_fails(tmp_path):

@@ -50,8 +50,8 @@ def average_states(
         A new state dict on the first state's devices; ``model.load_state_dict`` takes it.
 
     Raises:
-        InputError: no states, no state dicts, keys, shapes or types that differ (all of them are named), counts that are
-            no counts or not as many as states, integer tensors or other entries that differ and cannot be averaged.
+        InputError: no states, no state dicts, keys, shapes or types that differ, counts that are no counts or not as
+            many as states, integer tensors or other entries that differ and so cannot be averaged.
 
     Example:
         >>> a = {"running_mean": torch.tensor([0.0]), "running_var": torch.tensor([1.0])}
