@@ -17,6 +17,7 @@ LAYERS = [
     {"errors"},
     {"files"},
     {"records"},
+    {"results"},
     {"findings", "outcomes"},
     {"advice"},
     {"report"},
