@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,46 @@ def test_env_says_what_is_in_use(capsys):
     assert facts["normwise"].strip() == normwise.__version__
     # Where the kernels are built, so is what reaches them: `make` does both.
     assert (facts["native kernels"].strip() == "in use") == (facts["autograd"].strip() == "in C++")
+
+
+def test_env_for_a_bug_report(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["env", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["normwise"] == normwise.__version__
+    assert {"system", "torch", "native kernels"} <= set(facts)
+    assert facts["packages"]["cyclopts"] == metadata.version("cyclopts")
+    assert not {"normwise", "torch"} & set(facts["packages"])
+
+
+def test_a_typo_names_all_commands(capsys):
+    line = refused(capsys, "comapre")
+    assert 'Did you mean "compare"?' in line
+    for command_ in ("advise", "calibrate", "claims", "compare", "completion", "convert", "diagnose", "env", "fold"):
+        assert f" {command_}" in line
+    assert "Commands: list, " in refused(capsys, "study", "lits")
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "normwise", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, normwise.__version__)
+
+
+def test_bash_completes_commands_and_options(tmp_path):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash on this machine")
+    script = run("completion", "bash")
+    assert script.returncode == 0, script.stderr
+    (tmp_path / "normwise").write_text(script.stdout)
+
+    def completed(*words):
+        typed = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+        program = f'source "{tmp_path / "normwise"}"; {typed}; _normwise; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        return subprocess.run([bash, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    assert completed("normwise", "comp") == ["compare", "completion"]
+    assert "--batch-sizes" in completed("normwise", "compare", "--ba")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "convert", "fold", "calibrate"])

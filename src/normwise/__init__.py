@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         errors,
         findings,
         functional,
+        integrations,
         kernels,
         methods,
         nn,
@@ -37,7 +38,18 @@ if TYPE_CHECKING:
     from normwise.study import Splits, Task
     from normwise.study.comparison import compare
     from normwise.study.consult import advise
-    from normwise.surgery import audit_frozen, calibrate, convert, fold, freeze, harden, inspect, to_torch, unfreeze
+    from normwise.surgery import (
+        audit_frozen,
+        average_states,
+        calibrate,
+        convert,
+        fold,
+        freeze,
+        harden,
+        inspect,
+        to_torch,
+        unfreeze,
+    )
 
 _NAMES = {
     "functional": ("normalize",),
@@ -46,10 +58,16 @@ _NAMES = {
     "parametrize": ("remove_weight_norm", "weight_norm", "weight_norm_init", "weight_normalize"),
     "probe": ("diagnose", "watch"),
     "study": ("Splits", "Task", "advise", "compare"),
-    "surgery": ("audit_frozen", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch", "unfreeze"),
+    "surgery": (
+        *("audit_frozen", "average_states", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch"),
+        "unfreeze",
+    ),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("advice", "claims", "core", "errors", "findings", "kernels", "outcomes", "records", "report", *_NAMES)
+_MODULES = (
+    *("advice", "claims", "core", "errors", "findings", "integrations", "kernels", "outcomes", "records", "report"),
+    *_NAMES,
+)
 
 __all__ = [
     "METHODS",
@@ -59,6 +77,7 @@ __all__ = [
     "advice",
     "advise",
     "audit_frozen",
+    "average_states",
     "calibrate",
     "claims",
     "compare",
@@ -73,6 +92,7 @@ __all__ = [
     "harden",
     "importance",
     "inspect",
+    "integrations",
     "kernels",
     "load_published",
     "methods",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import shlex
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from normwise._version import __version__
 from normwise.claims.commands import app as claims
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _OUT = "normwise-compare"
+# Not among the requirements of any extra.
+_WORKED_WITH = (
+    *("accelerate", "lightning", "mlflow", "mlflow-skinny", "numpy", "pytorch-lightning", "timm", "torchvision"),
+    *("transformers", "wandb"),
+)
 # Set in the environment, it shows tracebacks that are otherwise one line.
 _TRACE = "NORMWISE_TRACEBACK"
 
@@ -244,14 +252,44 @@ def methods() -> None:
 
 
 @app.command
-def env() -> None:
-    """Say which versions and kernels are in use here, and how to get the native ones."""
+def env(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> None:
+    """Say which versions and kernels are in use here, and how to get the native ones.
+
+    For a bug report: normwise env --json
+
+    Args:
+        as_json: Print JSON, with the system and the versions of the packages that normwise works with.
+    """
     from normwise import kernels
 
     facts = {"normwise": __version__, **kernels.describe_environment()}
+    if as_json:
+        import torch
+
+        facts |= {"accelerator": str(torch.accelerator.current_accelerator()), "system": platform.platform()}
+        print(json.dumps({**facts, "packages": _versions()}, indent=2))
+        return
     width = max(map(len, facts))
     for title, value in facts.items():
         print(f"{title:<{width}}  {value}")
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish", "powershell"], /) -> None:
+    """Print a script with which the shell completes normwise's commands and options.
+
+    In bash, for this session: source <(normwise completion bash)
+
+    For good: normwise completion bash > ~/.local/share/bash-completion/completions/normwise
+
+    In zsh, with a folder of $fpath: normwise completion zsh > ~/.zsh/completions/_normwise
+
+    In fish: normwise completion fish > ~/.config/fish/completions/normwise.fish
+
+    Args:
+        shell: bash, zsh, fish or powershell.
+    """
+    print(app.generate_completion(shell=shell), end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -274,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except (CycloptsError, NormwiseError) as error:
-        _fail(str(error))
+        _fail(_with_all_commands(error) if isinstance(error, UnknownCommandError) else str(error))
     except KeyboardInterrupt:
         print(f"\nnormwise: interrupted; what was finished is kept. Resume with: {_command()}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -290,6 +328,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # No place had a better word for it.
         _tell(error)
     raise SystemExit(0)
+
+
+def _with_all_commands(error: UnknownCommandError) -> str:
+    """The error of a command that does not exist, with all that do; cyclopts names the first eight."""
+    known = ", ".join(name for name in error.app or () if not name.startswith("-"))
+    return f"{str(error).partition(' Available commands:')[0]} Commands: {known}"
+
+
+def _versions() -> dict[str, str]:
+    """The installed packages among all that some part of normwise works with."""
+    names, found = set(_WORKED_WITH), {}
+    with suppress(metadata.PackageNotFoundError):  # run from its sources
+        needed = metadata.requires("normwise") or []
+        names |= {re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in needed}
+    for name in sorted(names - {"normwise", "torch"}):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _tell(error: Exception) -> None:

@@ -26,6 +26,8 @@ _RECORDS = {
     "study": ("title", {"settings", "trials", "verdicts"}),
     "diagnosis": ("created", {"facts", "run", "findings"}),
     "advice": ("model", {"situation", "ranking"}),
+    "inspection": ("layers", {"layers", "findings"}),
+    "conversion": ("to", {"to", "replaced", "left"}),
     "claims": ("created", {"outcomes", "versions"}),
 }
 _TABLE = "stage,method,batch_size,"

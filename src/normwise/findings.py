@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from normwise.errors import InputError
 from normwise.records import dumps, keys_of, load_record
+from normwise.results import Paged, counted
 
 SEVERITIES = ("info", "warning", "error")
 DIAGNOSIS_VERSION = 1
@@ -407,8 +409,8 @@ class Gap:
         return None if self.running is None or self.batch is None else self.batch - self.running
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Paged):
     """What is wrong with a model's normalization, and all that was measured to say so; ``print`` it for a table.
 
     Example:
@@ -425,6 +427,16 @@ class Diagnosis:
     findings: list[Finding] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     version: int = DIAGNOSIS_VERSION
+
+    _kind: ClassVar[str] = "diagnosis"
+    _newest: ClassVar[int] = DIAGNOSIS_VERSION
+
+    def _headline(self) -> str:
+        return f"of {self.facts.model}: {counted(finding.severity for finding in self.findings)}"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        wanted = ("severity", "code", "layer", "message", "effect", "fix")
+        return [{key: asdict(finding)[key] for key in wanted} for finding in gravest_first(self.findings)]
 
     @property
     def worst(self) -> str | None:

@@ -16,6 +16,7 @@ def test_pages_with_code_are_found() -> None:
     assert {"add-a-method.md", "sequences.md", "many-processes.md"} <= {page.name for page in PAGES}
 
 
+@pytest.mark.filterwarnings("ignore:.*(LeafSpec|does not have many workers)")  # of Lightning
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_on_pages_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

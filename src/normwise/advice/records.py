@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from normwise.advice.situation import Situation
 from normwise.records import dumps, keys_of, load_record
+from normwise.results import Paged
 
 ADVICE_VERSION = 1
 
@@ -100,8 +101,8 @@ class Check:
     behind: float | None
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Paged):
     """Methods, best first, with reasons; refused ones last.
 
     Example:
@@ -117,6 +118,25 @@ class Advice:
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     version: int = ADVICE_VERSION
+
+    _kind: ClassVar[str] = "advice"
+    _newest: ClassVar[int] = ADVICE_VERSION
+
+    def _headline(self) -> str:
+        return f"for {self.model}: {f'use {self.best.spec}' if self.ranking else 'no method'}"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "method": r.spec,
+                "points": r.points,
+                "step_seconds": r.cost and r.cost.step_seconds,
+                "peak_bytes": r.cost and r.cost.peak_bytes,
+                "refused": r.refused,
+                "reasons": "; ".join(reason.text for reason in r.reasons),
+            }
+            for r in self.ranking
+        ]
 
     @property
     def best(self) -> Ranked:

@@ -48,8 +48,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         optimizer: the one that trains it; default whichever steps.
         every: distance of sampled steps.
         run_length: steps of the whole run, if the block holds only a part of it; judges the momentum.
-        writer: gets scalars at every sampled step: a TensorBoard ``SummaryWriter``, anything with ``add_scalar(tag,
-            value, step)``, or a folder for TensorBoard.
+        writer: gets scalars at every sampled step: a folder for TensorBoard or its ``SummaryWriter``, a run of Weights
+            & Biases, the module ``mlflow``, an ``Accelerator``, a logger of Lightning, or anything with
+            ``log_metrics(metrics, step)``.
 
     Raises:
         InputError: ``every`` or ``run_length`` is no whole number of at least 1, the writer cannot be written to, lazy

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normwise import files, records, report
+from normwise.results import Tabular
 from normwise.study.verdict import progress_line
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 FILES = ("study.json", "report.html")
 
 
-class Study:
+class Study(Tabular):
     """A finished (or interrupted) comparison.
 
     Args:
@@ -71,6 +73,37 @@ class Study:
         """
         return report.html(self.record)
 
+    to_html = html
+
+    @classmethod
+    def load(cls, where: str | os.PathLike[str]) -> Study:
+        """Read a study that was saved.
+
+        Args:
+            where: its folder, or a ``study.json``.
+
+        Returns:
+            The study.
+
+        Raises:
+            StoreError: the file cannot be read, is no study, or of a newer version than this normwise knows.
+
+        Example:
+            >>> Study.load("nowhere.json")
+            Traceback (most recent call last):
+            ...
+            normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
+        """
+        return cls(records.load_study(Path(where) / FILES[0] if Path(where).is_dir() else where))
+
+    def _headline(self) -> str:
+        return f"{self.record.title!r}: {progress_line(self.record)}"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Every training run, without its curve."""
+        nested = ("cell", "curve", "mixtures", "observed")
+        return [asdict(t.cell) | {k: v for k, v in asdict(t).items() if k not in nested} for t in self.trials]
+
     def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write ``study.json`` and ``report.html``; each is replaced whole or not at all.
 
@@ -94,9 +127,6 @@ class Study:
         files.write_own(stored, records.dumps(self.record), "study")
         files.write_own(page, self.html(), "study", page=True)
         return stored, page
-
-    def __repr__(self) -> str:
-        return f"Study {self.record.title!r}: {progress_line(self.record)}"
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook, in a frame of its own so that its styles stay inside."""

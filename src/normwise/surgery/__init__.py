@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from normwise._lazy import offer
 
 if TYPE_CHECKING:
+    from normwise.surgery.average import average_states
     from normwise.surgery.calibrate import Calibration, calibrate
     from normwise.surgery.conversion import Conversion
     from normwise.surgery.convert import convert
@@ -34,6 +35,7 @@ __all__ = [
     "NormLayer",
     "Returned",
     "audit_frozen",
+    "average_states",
     "calibrate",
     "convert",
     "describe",
@@ -52,6 +54,7 @@ __all__ = [
 offer(
     __name__,
     {
+        "average": "average_states",
         "calibrate": "Calibration calibrate",
         "conversion": "Conversion",
         "convert": "convert",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from normwise.files import finite
 from normwise.parametrize._splits import Split
+from normwise.results import Result, Tabular, layers
 from normwise.surgery.carry import restored, translated
 from normwise.surgery.exchange import Exchange
 from normwise.surgery.running import Left
@@ -40,8 +43,8 @@ class Replacement:
     refitted: Drift | None = None
 
 
-@dataclass
-class Record:
+@dataclass(repr=False)
+class Record(Result):
     """A conversion's account as plain data.
 
     ``output_drift`` and ``output_refitted`` are of the model's output, before and after the affine was re-fitted.
@@ -55,9 +58,40 @@ class Record:
     output_drift: float | None = None
     output_refitted: float | None = None
     notes: list[str] = field(default_factory=list)
+    version: int = 1
+
+    _kind: ClassVar[str] = "conversion"
+    _newest: ClassVar[int] = 1
+
+    def to_json(self) -> str:
+        """Strict JSON; drifts that are not finite are ``null``."""
+        # Strict JSON has no infinity.
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return text.replace("Infinity", "null").replace("NaN", "null") + "\n"
+
+    def _headline(self) -> str:
+        return f"to {self.to}: {layers(len(self.replaced))} replaced, {len(self.left)} left"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "layer": ", ".join(r.names),
+                "old": r.old,
+                "new": r.new,
+                "carried": ", ".join(r.carried),
+                "lost": "; ".join(r.lost),
+                "drift": r.drift and r.drift.here,
+                "refitted": r.refitted and r.refitted.here,
+            }
+            for r in self.replaced
+        ]
+
+    def __str__(self) -> str:
+        """The account as a table."""
+        return table(self)
 
 
-class Conversion:
+class Conversion(Tabular):
     """What :func:`normwise.convert` did; ``print`` shows the table, :meth:`undo` takes it back.
 
     Attributes:
@@ -176,11 +210,44 @@ class Conversion:
             >>> convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), "layer").to_dict()["to"]
             'layer'
         """
-        return finite(asdict(self.record))
+        return json.loads(self.record.to_json())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the account as JSON; the model is torch's to save, by its ``state_dict``.
+
+        Args:
+            path: the file; what normwise did not write is not replaced.
+
+        Raises:
+            InputError: a file is there that holds something else.
+            StoreError: the file cannot be written.
+        """
+        self.record.save(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Record:
+        """Read the account that :meth:`save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The account, as in ``record``.
+
+        Raises:
+            StoreError: the file cannot be read, or is no account of a conversion.
+        """
+        return Record.load(path)
+
+    def _headline(self) -> str:
+        return self.record._headline()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.record._rows()
 
     def __str__(self) -> str:
         """The account as a table."""
-        return table(self.record)
+        return str(self.record)
 
 
 def table(record: Record) -> str:

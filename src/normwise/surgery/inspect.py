@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from normwise.files import finite
 from normwise.findings import Finding, gravest_first
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
+from normwise.results import Result, counted, layers
 from normwise.surgery.layers import Found, find
 
 # Up to this share of the layer's median |weight|, or up to this size, a channel contributes nothing.
@@ -44,8 +46,8 @@ class Row:
     frozen: bool = False
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Result):
     """All layers and all findings; ``print`` it for a table.
 
     Example:
@@ -55,6 +57,16 @@ class Inspection:
 
     layers: list[Row]
     findings: list[Finding] = field(default_factory=list)
+    version: int = 1
+
+    _kind: ClassVar[str] = "inspection"
+    _newest: ClassVar[int] = 1
+
+    def _headline(self) -> str:
+        return f"of {layers(len(self.layers))}: {counted(finding.severity for finding in self.findings)}"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.layers]
 
     @property
     def worst(self) -> str | None:
@@ -87,7 +99,7 @@ class Inspection:
 
         Example:
             >>> json.loads(Inspection([]).to_json())
-            {'layers': [], 'findings': []}
+            {'layers': [], 'findings': [], 'version': 1}
         """
         return json.dumps(finite(asdict(self)), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
