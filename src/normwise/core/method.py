@@ -363,6 +363,13 @@ class Pooled(Method):
     """One pool's mean and deviation, y = weight · (x − μ) / √(σ² + eps) + bias.
 
     ``parts``, as of :func:`standardize`, is an option where a class makes it a field.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class PerSample(Pooled):
+        ...     name, summary, pools = "per_sample", "over all of a sample", "layer"
+        >>> PerSample().per_channel
+        False
     """
 
     parts = "both"

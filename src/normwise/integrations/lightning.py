@@ -21,7 +21,6 @@ except ModuleNotFoundError:
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from torch.optim import Optimizer
 
 __all__ = ["NormwiseCallback"]
 
@@ -51,12 +50,6 @@ class NormwiseCallback(WatchedTraining, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the watch."""
         self._begin(pl_module, trainer.estimated_stepping_batches, _Loggers(trainer))
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients, which Lightning makes inside of the optimizer's step, later than watch looks."""
-        # With a scaler the step comes after the gradients, and is skipped where they are not finite.
-        if self._watch is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
-            self._watch._before_step(optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what was found."""

@@ -20,8 +20,6 @@ from normwise.probe.rules import (
 )
 from normwise.surgery.inspect import GONE
 
-__all__ = ["RULES", "disagrees", "untrained"]
-
 # Below this many values a variance is known to worse than about a third.
 FEW = 16
 # Running statistics off by half a standard deviation, or a variance by this factor, are worth telling; where nobody can

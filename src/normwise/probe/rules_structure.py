@@ -8,8 +8,6 @@ from normwise.findings import Diagnosis, NormTrace
 from normwise.methods import METHODS
 from normwise.probe.rules import Hit, Rule, at, calibrate_at, convert_command, convert_to, count, put
 
-__all__ = ["RULES"]
-
 # Statistics of two runs in one pass that far apart are of different data.
 APART_MEAN, APART_VAR = 0.5, 2.0
 _CALL_IT = " Call it in forward(), or leave it to whoever does: taking it out changes the keys of checkpoints."

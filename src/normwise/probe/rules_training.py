@@ -11,8 +11,6 @@ from normwise.probe.rules import Hit, Rule, at, count
 from normwise.probe.rules_statistics import untrained
 from normwise.surgery.inspect import GONE
 
-__all__ = ["RULES"]
-
 # From the last fifth of the layers to the first, gradients may shrink or grow by this factor.
 VANISHING, EXPLODING = 1e-3, 1e3
 # Weights that shrank to this share while watched are told; below the second number they are lost.

@@ -371,17 +371,16 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._decays.notice(optimizer)
-        if self._decays.knows(optimizer) and self._measured:
-            begun = time.perf_counter()
-            self.end_backward()
-            held = [p for group in optimizer.param_groups for p in group["params"]]
-            self.take_gradients((p, p.grad) for p in held)
-            self.overhead += time.perf_counter() - begun
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._decays.knows(optimizer) or not self._since_step:
             return
         begun = time.perf_counter()
+        if self._measured:
+            # Now, as an optimizer that is given a closure runs the backward pass within its step.
+            self.end_backward()
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            self.take_gradients((p, p.grad) for p in held)
         if self._scalars is not None and self._measured:
             self._scalars.write(self._steps, self._norms, self._weights, self._names())
         self._close_pass()
