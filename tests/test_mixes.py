@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 
+import fused
 from normwise.core import autograd as core_autograd
 from normwise.core.autograd import Cells
 from normwise.core.moments import Moments
 from normwise.core.route import whole
-from normwise.kernels.cpu import fused, native
+from normwise.kernels.cpu import native
 from normwise.methods import METHODS, Context
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")

@@ -27,7 +27,8 @@ from problems import (
 )
 from torch import Tensor
 
-from normwise.kernels.cpu import fused, native
+import fused
+from normwise.kernels.cpu import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "")
 

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad
 from normwise.core.method import Context, Method
 from normwise.core.moments import Moments
-from normwise.kernels import reference
+from normwise.kernels import backend, reference
 from normwise.kernels.cpu import fused, native
 
 
@@ -77,29 +77,30 @@ def at_once(
     return native.CALLS[name](*args, native.CODES[activation], slope)
 
 
-@functools.lru_cache
 def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | None:
     """The pools of a method that is a mix of them, by numbers of groups; 0 is the pool over samples."""
-    mix, groups = method.mix(stored), method.groups(channels) if channels > 0 else 0
-    if mix is None or groups < 1 or channels % groups:
-        return None
+    mix = method.mix(stored)
+    return None if mix is None or channels < 1 else _numbers(mix.pools, method.groups(channels), channels)
+
+
+@functools.lru_cache
+def _numbers(pools: tuple[str, ...], groups: int, channels: int) -> tuple[int, ...] | None:
     numbers = {"instance": channels, "layer": 1, "group": groups, "batch": 0}
-    return tuple([numbers[name] for name in mix.pools])
+    return tuple([numbers[name] for name in pools]) if groups > 0 and channels % groups == 0 else None
 
 
 def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, running: Running | None) -> Route:
     """Say which kernels serve a call that has been checked."""
     if needs_plain_graph():
         return PLAIN
-    if not native.supports(x):
-        return Route(reference)
-    if mask is not None or given.exchange is not None or x.numel() == 0:
-        return Route(native)
+    four = Route(backend(x))
+    if four.kernels is not native or mask is not None or given.exchange is not None or x.numel() == 0:
+        return four
     whole = numbered(method, x.shape[1], given.population is not None)
     if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
-        return Route(native)
+        return four
     if method.learned and x.numel() == x.shape[0] * x.shape[1]:
-        return Route(native)  # with one element a cell some members have no meaning: the method drops them, or refuses
+        return four  # with one element a cell some members have no meaning: the method drops them, or refuses
     return Route(native, whole)
 
 

@@ -1,12 +1,12 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
-Each runs natively where the library is built and takes the tensor, else in plain torch.
-:mod:`normwise.kernels.cpu.fused` has whole normalizations, forward and backward, for mixes of pooled moments.
+A backend is a module with these four. :mod:`normwise.kernels.reference`, in plain torch, says what is right and serves
+every device; :mod:`normwise.kernels.cpu.native` is C++, and :mod:`normwise.kernels.cpu.fused` whole normalizations.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 from torch import Tensor
 
@@ -19,33 +19,15 @@ __all__ = [
     "ACTIVATIONS",
     "accumulation_dtype",
     "activate",
-    "apply",
+    "backend",
     "describe_environment",
     "fused",
-    "grad_input",
-    "grad_sums",
     "known_activation",
-    "moments",
     "native",
     "reference",
 ]
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every cell: :func:`normwise.kernels.reference.moments` without a mask."""
-    return (native if native.supports(x) else reference).moments(x)
-
-
-def apply(x: Tensor, *args: Any) -> Tensor:
-    """Normalize: :func:`normwise.kernels.reference.apply`."""
-    return (native if native.supports(x) else reference).apply(x, *args)
-
-
-def grad_sums(g: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    """Sum the gradient: :func:`normwise.kernels.reference.grad_sums`."""
-    return (native if native.supports(x) else reference).grad_sums(g, x, *args)
-
-
-def grad_input(g: Tensor, x: Tensor, *args: Any) -> Tensor:
-    """Give the gradient of the input: :func:`normwise.kernels.reference.grad_input`."""
-    return (native if native.supports(x) else reference).grad_input(g, x, *args)
+def backend(x: Tensor) -> ModuleType:
+    """The module whose kernels take a tensor."""
+    return native if native.supports(x) else reference

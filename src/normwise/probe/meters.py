@@ -304,7 +304,7 @@ def _cells(channel_axis: int, per_token: bool, x: Tensor, kwargs: dict[str, Any]
         keep = real_elements(x, kwargs.get("mask"), kwargs.get("lengths"))
         if keep is not None:
             return Moments(*kernels.reference.moments(x, keep), keep.expand_as(x).flatten(2).sum(2))
-        mean, var = kernels.moments(x)
+        mean, var = kernels.backend(x).moments(x)
         return Moments(mean, var, x[0, 0].numel())
 
 
