@@ -131,10 +131,15 @@ def place_of(error: BaseException) -> str | None:
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
     for name, line in reversed(frames):
-        path = Path(name)
-        if not name.startswith(("<", _OURS, *_OTHERS)) and _PACKAGES.isdisjoint(path.parts):
-            return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+        if not name.startswith(("<", _OURS, *_OTHERS)) and _PACKAGES.isdisjoint(Path(name).parts):
+            return f"{shown_path(name)}:{line}"
     return None
+
+
+def shown_path(name: str) -> Path:
+    """Shorten a path to what lies below the current folder."""
+    path = Path(name)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @contextmanager

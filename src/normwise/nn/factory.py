@@ -16,6 +16,7 @@ from normwise.nn._checks import came
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.nn.groupnorm import GroupNorm, groups_for
 from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from normwise.nn.own import Given, own_layers
 from normwise.nn.relatives import (
     BatchInstanceNorm,
     BatchRenorm,
@@ -63,14 +64,15 @@ class NormFactory(Protocol):
         ...
 
 
-def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
+def norm_layer(method: Given, dim: int = 2, **options: Any) -> NormFactory:
     """Give a factory of one method's layers, all with a learned weight and bias per channel.
 
     ``"layer"`` gives ``GroupNorm(1, C)``, the layer norm of a convolutional map. ``"none"`` and ``"weight"`` give
     identities: weight norm acts on the weights (:func:`normwise.weight_norm`).
 
     Args:
-        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=4)"``.
+        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=4)"``. Or one of your own:
+            a :class:`normwise.methods.Method`, or what builds a layer, ``lambda channels: MyLayer(channels)``.
         dim: spatial axes of the inputs, 1, 2 or 3, unless a call says otherwise.
         **options: passed to the layers.
 
@@ -78,13 +80,15 @@ def norm_layer(method: str, dim: int = 2, **options: Any) -> NormFactory:
         ``norm(num_features, dim=None, **more) -> Module``.
 
     Raises:
-        InputError: unknown method, or a ``dim`` other than 1, 2 or 3.
+        InputError: unknown method, a ``dim`` other than 1, 2 or 3, or a callable that builds no module.
 
     Example:
         >>> norm = norm_layer("group")
         >>> norm(64)
         GroupNorm(32, 64, eps=1e-05, affine=True, bias=True)
     """
+    if not isinstance(method, str):
+        return own_layers(method, dim, options)
     method, given = parse_spec(method)
     defaults = given | options
     method_named(method)
