@@ -174,6 +174,7 @@ class Settings:
     final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples. ``floor``
     is what no training scores: guessing, a constant prediction or the untrained model. ``search`` says how many rates
     beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end.
+    ``own`` holds the methods of one's own among ``methods``, with what tells whether their code is still the same.
     """
 
     task: str
@@ -196,6 +197,7 @@ class Settings:
     notes: list[str] = field(default_factory=list)
     floor: float | None = None
     search: int = 0
+    own: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
