@@ -50,9 +50,10 @@ class MethodNorm(TrackingNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        skip_nonfinite: bool = True,
     ) -> None:
         super().__init__(checked_size(num_features), eps, momentum, affine, method.running, device, dtype, bias=bias)
-        self._guard(skip_nonfinite=True)
+        self._guard(skip_nonfinite)
         self.method = method
         self.activation = ops.known_activation(activation)
         for name in method.parameters:

@@ -23,6 +23,7 @@ from normwise.errors import InputError
 from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
+from normwise.nn.own import MethodNorm, name_of
 from normwise.nn.relatives import RelativeNorm
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
 from normwise.surgery import behaviour, layouts
@@ -171,7 +172,7 @@ _EXACT: set[type] = {
     *(getattr(torch.nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
     *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
-    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *_ANY_DIM.values(), *layouts.CLASSES.values()),
+    *(MethodNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *_ANY_DIM.values(), *layouts.CLASSES.values()),
 }
 
 _DIMS: dict[type, int] = {
@@ -189,6 +190,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, RelativeNorm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
         return _common(module, module.method, module.num_features, problem=thresholded)
+    if isinstance(module, MethodNorm):
+        return _common(module, name_of(module.method), module.num_features)
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):

@@ -68,5 +68,7 @@ def keeps_statistics(layer: NormLayer, to: str) -> bool:
         return False
     if to == layer.method:
         return True
+    if not {to, layer.method} <= METHODS.keys():
+        return False
     # A tracked instance norm is a batch norm in evaluation.
     return METHODS[to].running and (layer.method == "instance" or METHODS[layer.method].running)

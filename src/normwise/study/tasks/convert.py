@@ -58,7 +58,7 @@ def _convert(model: nn.Module, method: Given, examples: Any, elsewhere: Mapping[
     where = (lambda found, _: found not in elsewhere) if elsewhere else None
     done = convert(model, to, where=where, example_inputs=examples, strict=False, **options)
     refused = {left.layer: left.reason for left in done.record.left}
-    if not done.record.replaced and not done.record.weights and set(before) != {to}:
+    if not done.record.replaced and not done.record.weights and set(before) != {name_of(to)}:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in refused.items()) or "nothing to convert"
         raise InputError(f"no layer can be converted to {name_of(to)}: {reasons}")
     return done.model, done.record
