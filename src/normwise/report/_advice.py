@@ -94,7 +94,7 @@ def _table(advice: Advice) -> Table:
         table.add_column("peak MiB", justify="right")
     table.add_column("what speaks for or against it most")
     for ranked in advice.ranking:
-        row = [ranked.method, "–" if ranked.refused else f"{ranked.points:+.1f}"]
+        row = [ranked.method, "–" if ranked.refused or ranked.points is None else f"{ranked.points:+.1f}"]
         if timed:
             cost = ranked.cost
             row.append(formats.milliseconds(cost.step_seconds if cost else None))

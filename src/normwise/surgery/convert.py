@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from normwise.errors import InputError, blaming
-from normwise.methods import METHODS, Method, method_named
+from normwise.methods import METHODS, Method
 from normwise.nn import parse_spec
 from normwise.nn._checks import batches_given, callable_given, came, model_given, number_given, optimizer_given
 from normwise.nn.own import Given, named
@@ -154,7 +154,10 @@ def _asked(to: Any, options: dict[str, Any]) -> tuple[str, Given | None, dict[st
     if not isinstance(given, str):
         return name, given, options
     name, told = parse_spec(given)
-    if method_named(name).name not in CLASSES:
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise InputError(f"unknown method {name!r}: expected one of {known}; or one of your own: my_file.py:NAME")
+    if name not in CLASSES:
         raise InputError(f"{name} has no layers to convert to")
     return name, None, told | options
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -129,6 +130,11 @@ def resolved(spec: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{spec!r} is a {type(found).__name__}, expected something to call")
     return found
+
+
+def specs(text: str) -> list[str]:
+    """Split methods at the commas that stand in no parentheses."""
+    return [spec.strip() for spec in re.split(r",(?![^()]*\))", text) if spec.strip()]
 
 
 def is_own(method: str) -> bool:
