@@ -10,6 +10,7 @@ from normwise.distributed import Sync
 from normwise.errors import InputError
 from normwise.nn._checks import model_given
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from normwise.nn.own import MethodNorm
 from normwise.nn.relatives import BatchInstanceNorm, BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm
 from normwise.nn.relatives_conditional import ConditionalBatchNorm
 from normwise.nn.switchable import SwitchableNorm
@@ -28,6 +29,7 @@ _SHARING = (
     MeanOnlyBatchNorm,
     BatchInstanceNorm,
     ConditionalBatchNorm,
+    MethodNorm,
 )
 
 
