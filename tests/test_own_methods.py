@@ -208,9 +208,15 @@ def test_what_cannot_be_compared_is_one_line(project, text, said):
 
 
 def test_compare_takes_objects_classes_and_functions(powers, project, place):
-    given = ["batch", powers.MyMethod(0.3), powers.Soft, lambda channels: powers.Soft(channels, 2.0), powers.Later]
+    given = [
+        " batch ( ) ",
+        powers.MyMethod(0.3),
+        powers.Soft,
+        lambda channels: powers.Soft(channels, 2.0),
+        powers.Later,
+    ]
     odd = type("<b>bold", (powers.Soft,), {})
-    names = ["batch", "MyMethod(0.3)", "Soft", "Soft #2", "Later", "<b>bold"]
+    names = ["batch()", "MyMethod(0.3)", "Soft", "Soft #2", "Later", "<b>bold"]
     study = normwise.compare(project.with_norm, project.make_data(), methods=[*given, odd], out=place / "out", **SHORT)
     assert study.record.settings.methods == names
     assert {t.cell.method for t in study.trials if t.state == "complete"} == {*names} - {"Later"}

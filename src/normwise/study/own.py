@@ -24,11 +24,12 @@ def with_methods(task: Task, methods: Iterable[Given] | Given) -> tuple[Task, li
     """Name the methods of a study, and let the task know those that were handed over in Python."""
     several = isinstance(methods, Iterable) and not isinstance(methods, str)
     found = named(methods if several else [methods], reserved={*METHODS, AS_IS})  # type: ignore[arg-type, list-item]
-    own = {
-        name: given if isinstance(given, Method) else builder(given) for name, given in found.items() if name != given
-    }
+    handed = {name: given for name, given in found.items() if not isinstance(given, str)}
+    if not handed:
+        return task, list(found)
+    own = {name: given if isinstance(given, Method) else builder(given) for name, given in handed.items()}
     # Its source alone would not tell another process of them.
-    return dataclasses.replace(task, own=own, source=None) if own else task, list(found)
+    return dataclasses.replace(task, own={**task.own, **own}, source=None), list(found)
 
 
 def check_methods(task: Task, methods: list[str]) -> list[str]:
@@ -82,7 +83,7 @@ def check_travels(task: Task, why: str) -> None:
 def _digest(given: Any) -> str:
     """What a method is made of, in eight letters: its code, and what an object holds."""
     seen: set[int] = set()
-    held = () if isinstance(given, type | FunctionType) else vars(given).values()
+    held = () if isinstance(given, type | FunctionType) else getattr(given, "__dict__", {}).values()
     lines = [line for value in (given, *held) for line in _described(value, seen)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
