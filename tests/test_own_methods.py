@@ -276,6 +276,8 @@ def test_fingerprints_follow_the_code_and_not_its_place(project):
     plain = "def one(channels):\n    return nn.GroupNorm(2, channels)"
     assert print_of(plain) == print_of("\n\n" + plain.replace(", channels)", ",  channels)  # the same"))
     assert print_of(plain) != print_of(plain.replace("2", "4"))
+    pair = "a, b, c = {}\ndef one(channels):\n    return nn.GroupNorm(a + b * c, channels)"
+    assert print_of(pair.format("2, 2, 4")) != print_of(pair.format("2, 4, 4"))
     assert print_of("size = 2\n" + plain.replace("2", "size")) != print_of("size = 4\n" + plain.replace("2", "size"))
 
 

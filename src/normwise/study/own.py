@@ -19,6 +19,9 @@ from normwise.study.tasks import Task, nearest
 from normwise.study.tasks.convert import AS_IS
 from normwise.surgery.sources import is_own
 
+# What of a class says where it stands and not what it does.
+_OF_THE_PLACE = {"__module__", "__doc__", "__firstlineno__"}
+
 
 def with_methods(task: Task, methods: Iterable[Given] | Given) -> tuple[Task, list[str]]:
     """Name the methods of a study, and let the task know those that were handed over in Python."""
@@ -90,6 +93,13 @@ def _digest(given: Any) -> str:
 
 def _described(given: Any, seen: set[int]) -> Iterator[str]:
     """The code of a function or class and of what it calls of the user's, without comments and line numbers."""
+    if isinstance(given, int | float | str | None):
+        yield repr(given)
+        return
+    if isinstance(given, tuple | list):
+        for value in given:
+            yield from _described(value, seen)
+        return
     if id(given) in seen or not is_users(_file(given)):
         return
     seen.add(id(given))
@@ -101,13 +111,11 @@ def _described(given: Any, seen: set[int]) -> Iterator[str]:
             yield from _described(value, seen)
     elif isinstance(given, type):
         yield given.__qualname__
-        for value in (*given.__bases__, *vars(given).values()):
+        for value in (*given.__bases__, *(value for name, value in vars(given).items() if name not in _OF_THE_PLACE)):
             yield from _described(getattr(value, "__func__", getattr(value, "fget", value)), seen)
     elif isinstance(given, partial):
         yield name_of(given)
         yield from _described(given.func, seen)
-    elif isinstance(given, int | float | str | bool | None):
-        yield repr(given)
     elif not isinstance(given, ModuleType):
         yield from _described(type(given), seen)
 
