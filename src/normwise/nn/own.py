@@ -65,7 +65,7 @@ class MethodNorm(TrackingNorm):
         learned = [getattr(self, name) for name in self.method.parameters]
         options = {"activation": self.activation, "mask": mask, "lengths": lengths}
         options |= {"extra": learned[0]} if learned else {}
-        return self._normalize(input, self.method, self.momentum, counts=True, **options)
+        return self._normalize(input, self.method, self.momentum, counts=True, **options)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
@@ -190,8 +190,9 @@ def _same(one: Any, other: Any) -> bool:
     if one is other or type(one) is not type(other):
         return one is other
     with contextlib.suppress(Exception):  # options that cannot be compared, as tensors
-        own = isinstance(one, Method) and type(one) is not Method
-        return isinstance(one, str | Method) and bool(options_of(one) == options_of(other) if own else one == other)
+        if isinstance(one, Method) and type(one) is not Method:
+            return bool(options_of(one) == options_of(other))
+        return isinstance(one, str | Method) and bool(one == other)
     return False
 
 

@@ -148,7 +148,7 @@ def _own_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     """An untrained layer of a method of one's own, with what the old layer did afterwards."""
     assert order.own is not None
     place = like if layer.device is None else next(iter(layer.tensors.values()))
-    told = {} if place is None else {"device": place.device, "dtype": place.dtype}
+    told: dict[str, Any] = {} if place is None else {"device": place.device, "dtype": place.dtype}
     told |= {"eps": layer.eps} if layer.eps else {}
     axes = next(iter(spatial)) if len(spatial) == 1 else 2 if layer.dim is None else layer.dim
     new = nn.norm_layer(order.own, max(axes, 1), **order.options)(layer.channels, **told)
