@@ -91,7 +91,7 @@ def net():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: normwise.convert(net(), nn.GroupNorm), "the class GroupNorm: write convert"),
+        (lambda: normwise.convert(net(), nn.GroupNorm), "GroupNorm failed to build a layer for 4 channels: TypeError"),
         (lambda: normwise.convert(net(), None), "got None: write convert"),
         (lambda: normwise.convert(net(), nn.GroupNorm(1, 4)), "got a GroupNorm: write convert"),
         (lambda: normwise.convert(net(), "bacth"), "unknown method 'bacth'"),
@@ -100,7 +100,8 @@ def net():
         (lambda: normwise.convert(net(), "group", share="half"), "share must be a number, got the text 'half'"),
         (lambda: normwise.convert(net(), "group", calibrate_with=3), "calibrate_with to give batches"),
         (lambda: normwise.convert(net(), "group", forward="f"), "forward to be a function"),
-        (lambda: normwise.norm_layer(nn.GroupNorm), "expected the name of a method"),
+        (lambda: normwise.norm_layer(nn.GroupNorm(1, 4)), "expected the name of a method.* got a GroupNorm"),
+        (lambda: normwise.norm_layer(nn.GroupNorm)(4), "GroupNorm failed to build a layer for 4 channels: TypeError"),
         (lambda: normwise.norm_layer(None), "expected the name of a method"),
         (lambda: normwise.calibrate(net(), None), "loader to give batches .* got None"),
         (lambda: normwise.calibrate(net(), "data"), "loader to give batches .* got the text 'data'"),

@@ -29,6 +29,7 @@ from normwise.study.commands import app as study_app
 from normwise.study.commands import read
 from normwise.study.consult_commands import app as consult
 from normwise.surgery.commands import app as surgery
+from normwise.surgery.sources import specs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -111,7 +112,9 @@ def compare(
             a folder or texture behind a colon), or a callable named like the model, which gives (inputs, targets),
             torch data sets or loaders, or a dict of train, valid and test.
         methods: Which to compare, separated by commas, with options if need be: batch,group(num_groups=4). See
-            'normwise methods'. Default: the six and none; as_is is a model with the layers that it has.
+            'normwise methods'. Default: the six and none; as_is is a model with the layers that it has. One of your
+            own is path.py:NAME or module:NAME: a Method, a class of them, or what builds a layer for a number of
+            channels, with options if need be: my_file.py:MyMethod(0.3).
         batch_sizes: Samples per training step, separated by commas. Methods are compared at each.
         seeds: How many times to train each method (3), or which seeds (1,2,3). More give narrower intervals. Default:
             5, with --quick 3.
@@ -165,7 +168,7 @@ def compare(
             augment=augment,
             collate=collate,
             accumulate=None if accumulate == 1 else accumulate,
-            methods=None if methods is None else _specs(methods),
+            methods=None if methods is None else specs(methods),
             batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
             seeds=None if seeds is None else _seeds(seeds),
             lrs=None if lrs is None else _reals(lrs, "--lrs"),
@@ -431,11 +434,6 @@ def _default_workers() -> int:
 def _folder_name(model: str | None, data: str) -> str:
     """Of a study: a data set's name without its folder, or that of the user's model."""
     return re.sub(r"[^\w.]+", "-", data.partition(":")[0] if model is None else model.rpartition("/")[2]).strip("-")
-
-
-def _specs(text: str) -> list[str]:
-    """Split at the commas that stand in no parentheses."""
-    return [spec.strip() for spec in re.split(r",(?![^()]*\))", text) if spec.strip()]
 
 
 def _words(text: str) -> list[str]:

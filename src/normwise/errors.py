@@ -112,7 +112,7 @@ def described(error: BaseException) -> str:
     text = " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
     line = place_of(error)
-    return f"{type(error).__name__}{': ' * bool(text)}{text}" + (f" (at {line})" if line and line not in text else "")
+    return f"{type(error).__name__}{': ' * bool(text)}{text}" + (f" (at {line})" if line and "(at " not in text else "")
 
 
 def place_of(error: BaseException) -> str | None:
@@ -131,10 +131,20 @@ def place_of(error: BaseException) -> str | None:
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
     for name, line in reversed(frames):
-        path = Path(name)
-        if not name.startswith(("<", _OURS, *_OTHERS)) and _PACKAGES.isdisjoint(path.parts):
-            return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+        if is_users(name):
+            return f"{shown_path(name)}:{line}"
     return None
+
+
+def is_users(file: str) -> bool:
+    """Whether a file holds the user's own code, and none of Python's, a package's or ours."""
+    return not file.startswith(("<", _OURS, *_OTHERS)) and _PACKAGES.isdisjoint(Path(file).parts)
+
+
+def shown_path(name: str) -> Path:
+    """Shorten a path to what lies below the current folder."""
+    path = Path(name)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @contextmanager

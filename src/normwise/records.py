@@ -195,7 +195,8 @@ class Settings:
     beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end. The
     last ``tune_ties`` of the ``tune_seeds`` are for the two best rates of each method alone, where these are near.
     ``same_as`` are methods that were asked for and not trained: method → the one of ``methods`` that makes the same
-    network.
+    network. ``own`` holds the methods of one's own among ``methods``, with what tells whether their code is still the
+    same.
     """
 
     task: str
@@ -220,6 +221,7 @@ class Settings:
     search: int = 0
     tune_ties: int = 0
     same_as: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

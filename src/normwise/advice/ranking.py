@@ -46,7 +46,7 @@ def rank(
     ranking = [_ranked(method, situation, costs.get(method)) for method in METHODS]
     ranking = [replace(r, refused=(refused or {}).get(r.method, r.refused)) for r in ranking]
     ranking = [_written(r, situation) for r in ranking]
-    ranking.sort(key=lambda r: (r.refused is not None, -r.points))
+    ranking.sort(key=lambda r: (r.refused is not None, -(r.points or 0.0)))
     return Advice(model, situation, _cheaper_first(ranking), _notes(situation))
 
 
@@ -86,7 +86,7 @@ def _written(ranked: Ranked, situation: Situation) -> Ranked:
 
 def _cheaper_first(ranking: list[Ranked]) -> list[Ranked]:
     """Among those as good as the first, put the one with the shortest step first."""
-    close = [r for r in ranking if r.refused is None and ranking[0].points - r.points <= CLOSE]
+    close = [r for r in ranking if r.refused is None and (ranking[0].points or 0.0) - (r.points or 0.0) <= CLOSE]
     timed = [r for r in close if r.cost is not None and r.cost.step_seconds is not None]
     if len(timed) < 2 or len(timed) < len(close):
         return ranking

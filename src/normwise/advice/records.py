@@ -59,8 +59,9 @@ class Exemption:
 class Ranked:
     """One method: its ``points`` (0 is the best imaginable, −1 about one point of accuracy below), and why.
 
-    ``refused`` says why the method cannot be used at all. ``exemptions`` name the places that want another method.
-    ``options`` are what its layers are to be told beyond their defaults, ``code`` puts it into the model.
+    ``points`` is ``None`` where nothing is known of it. ``refused`` says why the method cannot be used at all.
+    ``exemptions`` name the places that want another method. ``options`` are what its layers are to be told beyond their
+    defaults, ``code`` puts it into the model.
 
     Example:
         >>> Ranked("batch", -0.5, []).refused is None
@@ -68,7 +69,7 @@ class Ranked:
     """
 
     method: str
-    points: float
+    points: float | None
     reasons: list[Reason]
     cost: Cost | None = None
     exemptions: list[Exemption] = field(default_factory=list)
@@ -161,7 +162,7 @@ class Advice(Paged):
         lines = [f"{self.model}: use {best.method}", *(f"    {line}" for line in best.code.splitlines())]
         lines += [f"  · {reason.text} [{reason.source}]" for reason in best.reasons]
         lines += [f"  note: {note}" for note in self.notes]
-        order = [f"{r.method} {r.points:+.1f}" for r in self.ranking if not r.refused]
+        order = [f"{r.method} {r.points:+.1f}" for r in self.ranking if not r.refused and r.points is not None]
         return "\n".join([*lines, f"  {', '.join(order)}"])
 
 

@@ -39,11 +39,12 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = (part.strip() for part in piece.partition("="))
         if not equals or not key.isidentifier() or not value:
             raise InputError(f"cannot read {piece.strip()!r} in the method {text!r}: expected option=value")
-        options[key] = _value(value)
+        options[key] = value_of(value)
     return form[1], options
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A number, a truth value, None, a sequence of words, or a word."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -12,12 +11,12 @@ import torch
 from normwise import methods
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.methods import METHODS, Method, method_named, parse_spec
-from normwise.nn._checks import came
+from normwise.methods import Method, method_named, parse_spec
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normwise.nn.groupnorm import GroupNorm
 from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normwise.nn.norm import Norm
+from normwise.nn.own import Build, Given, layers_by
 from normwise.nn.relatives import (
     BatchInstanceNorm,
     BatchRenorm,
@@ -71,9 +70,7 @@ _ANY_DIM = {m().name: kinds[0] for m, kinds in _CLASSES.items() if issubclass(ki
 _WEIGHT_OPTIONS = {"eps": None, "init": ("data",)}
 
 
-def norm_layer(
-    method: str | Method | type[Method] | Callable[..., torch.nn.Module], dim: int = 2, **options: Any
-) -> NormFactory:
+def norm_layer(method: Given, dim: int = 2, **options: Any) -> NormFactory:
     """Give a factory of one method's layers, all with a learned weight and bias per channel.
 
     ``"layer"`` gives ``GroupNorm(1, C)``, the layer norm of a convolutional map. ``"none"`` and ``"weight"`` give
@@ -82,8 +79,8 @@ def norm_layer(
 
     Args:
         method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=4)"``; a method of
-            :mod:`normwise.methods` or your own, such as ``Group(4)``; or any function of the number of channels that
-            builds a layer, which gets ``dim`` and other options if its signature takes them.
+            :mod:`normwise.methods` or your own, such as ``Group(4)``; or what builds a layer for a number of channels,
+            ``lambda channels: MyLayer(channels)``, which gets ``dim`` and other options if its signature takes them.
         dim: spatial axes of the inputs, 1, 2 or 3, unless a call says otherwise.
         **options: options of the method, or passed to the layers.
 
@@ -91,8 +88,7 @@ def norm_layer(
         ``norm(num_features, dim=None, **more) -> Module``.
 
     Raises:
-        InputError: unknown method, a ``dim`` other than 1, 2 or 3, or a function that does not build a layer from a
-            number of channels.
+        InputError: unknown method, a ``dim`` other than 1, 2 or 3, or a callable that builds no module.
 
     Example:
         >>> norm = norm_layer("group")
@@ -113,18 +109,12 @@ def norm_layer(
     return norm
 
 
-_Build = Callable[[int, int, dict[str, Any]], torch.nn.Module]
-
-
-def _builder(method: Any, options: dict[str, Any]) -> _Build:
-    is_method = isinstance(method, Method) or (isinstance(method, type) and issubclass(method, Method))
-    if callable(method) and not is_method:
-        return _by_function(method, options)
+def _builder(method: Any, options: dict[str, Any]) -> Build:
     if isinstance(method, str):
         name, given = parse_spec(method)
         method, options = name, given | options
-    elif not is_method:
-        raise InputError(f"expected the name of a method, one of {', '.join(METHODS)}, or a method, got {came(method)}")
+    elif not (isinstance(method, Method) or (isinstance(method, type) and issubclass(method, Method))):
+        return layers_by(method, options)
     row = method_named(method)
 
     def build(num_features: int, dim: int, more: dict[str, Any]) -> torch.nn.Module:
@@ -147,28 +137,6 @@ def _layer(method: Method, num_features: int, dim: int, options: dict[str, Any])
     if kind is GroupNorm:
         return GroupNorm(method.groups(num_features), num_features, **options)
     return kind(num_features, **{"affine": True} | told | options)
-
-
-def _by_function(function: Callable[..., Any], options: dict[str, Any]) -> _Build:
-    """A user's own way from a number of channels to a layer."""
-    parameters = inspect.signature(function).parameters
-    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind in by_place]
-    if len(needed) != 1:
-        raise InputError(
-            "expected the name of a method, a method, or a function of the number of channels that builds a layer, got "
-            f"{came(function)}, which needs {', '.join(needed) or 'nothing'}: lambda channels: ..."
-        )
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-
-    def build(num_features: int, dim: int, more: dict[str, Any]) -> torch.nn.Module:
-        given = {"dim": dim} | options | more
-        layer = function(num_features, **{n: v for n, v in given.items() if takes_all or n in parameters})
-        if not isinstance(layer, torch.nn.Module):
-            raise InputError(f"expected {function} to build a torch.nn.Module, got {came(layer)}")
-        return layer
-
-    return build
 
 
 def check_spec(text: str) -> tuple[str, dict[str, Any]]:

@@ -54,7 +54,7 @@ class Norm(TrackingNorm):
     def __new__(cls, method: Any = None, *args: Any, **options: Any) -> Norm:
         """Make a batch norm by class of what is one by method."""
         over_samples = cls is Norm and method is not None and method_named(method).over_samples
-        return super().__new__(_NormOverSamples if over_samples else cls)
+        return super().__new__(NormOverSamples if over_samples else cls)
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class Norm(TrackingNorm):
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
         told = super().extra_repr()
-        return f"{self.method}, {told}" if type(self) in (Norm, _NormOverSamples) else told
+        return f"{self.method}, {told}" if type(self) in (Norm, NormOverSamples) else told
 
 
-class _NormOverSamples(Norm, _BatchNorm):
+class NormOverSamples(Norm, _BatchNorm):
     """What :class:`Norm` is for methods over samples."""

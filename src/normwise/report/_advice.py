@@ -86,7 +86,7 @@ def _table(advice: Advice) -> Table:
     numbers = ["points", *(["ms/step", "peak MiB"] if timed else [])]
     drawn = table(["method"], numbers, ["what speaks for or against it most"])
     for ranked in advice.ranking:
-        row = [ranked.method, "–" if ranked.refused else f"{ranked.points:+.1f}"]
+        row = [ranked.method, "–" if ranked.refused or ranked.points is None else f"{ranked.points:+.1f}"]
         if timed:
             cost = ranked.cost
             row.append(formats.milliseconds(cost.step_seconds if cost else None))

@@ -7,28 +7,28 @@ import datetime
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from normwise.errors import InputError
 from normwise.files import check_folder
-from normwise.methods import METHODS
-from normwise.nn import check_spec
+from normwise.nn.own import Given
 from normwise.records import Cell, Settings, StepCost, Trial, from_dict, to_dict
 from normwise.study.causal import without_leaks
 from normwise.study.costs import measured
 from normwise.study.engines import Engine, Processes, engine_of, run
 from normwise.study.equal import without_equals
 from normwise.study.machine import machine, versions
+from normwise.study.own import check_methods, check_travels, fingerprints, notes, with_methods
 from normwise.study.plan import default_epochs, scaled_lrs
 from normwise.study.racing import TUNE_SHARE
 from normwise.study.result import FILES, Study
 from normwise.study.store import STUDY_NAME, Store
 from normwise.study.stored import draw_up
-from normwise.study.tasks import Task, load_task, make_task, nearest
-from normwise.study.tasks.convert import AS_IS
+from normwise.study.tasks import Task, load_task, make_task
 from normwise.study.trial import Trainer
 from normwise.study.worker import Job
 
@@ -52,7 +52,7 @@ def compare(
     augment: Any = None,
     collate: Any = None,
     accumulate: int | None = None,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[Given] | None = None,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     seeds: int | Sequence[int] | None = None,
     lrs: Sequence[float] | None = None,
@@ -98,8 +98,10 @@ def compare(
         collate: makes a batch of a list of samples of a torch data set.
         accumulate: batches that make one optimizer step; default 1.
         methods: keys of ``METHODS``, with options where you want others than the defaults: ``"group(num_groups=4)"``,
-            ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. Methods that
-            make the same network, as ``"as_is"`` and the one it was written with, are trained once.
+            ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. And methods of
+            your own: a :class:`normwise.methods.Method`, what builds a layer, as in ``lambda channels:
+            MyLayer(channels)``, or either by name, ``"my_file.py:MyMethod"``. Methods that make the same network, as
+            ``"as_is"`` and the one it was written with, are trained once.
         batch_sizes: to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
@@ -120,7 +122,8 @@ def compare(
             rates with trials of a third of the length. The same verdict from less training; methods that stop early
             have wide intervals. Worth it with many methods or seeds.
         fresh: start over where ``out`` already holds a study, which stays in its database under another name.
-        workers: processes that share the trials; for more than one ``make_model`` must be importable from a module.
+        workers: processes that share the trials; for more than one ``make_model`` and methods of your own must be
+            importable from a module.
         storage: the database to keep the study in, ``postgresql://USER@HOST/DATABASE``, where workers of many machines
             can take part; default a file in ``out``.
         study: its name in that database; default that of the data.
@@ -146,30 +149,35 @@ def compare(
     """
     own = {"loss": loss, "metric": metric, "optimizer": optimizer, "augment": augment, "collate": collate}
     task = _task_of(make_model, data, own | {"accumulate": accumulate})
+    chosen = methods is not None
+    if methods is not None:
+        task, methods = with_methods(task, methods)
     settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race, devices, tune_seeds)
     how = engine_of(engine, workers)
     if not how.trains and isinstance(how, Processes) and storage is None:
         raise InputError("workers must be at least 1 where nobody else can take part: give storage=, too")
+    others = how != Processes(1)
+    if others or devices > 1:
+        check_travels(task, "other processes")
     check_folder(out, "study", FILES)
     with ExitStack() as stack:
         _check_model(task, settings)
         if not allow_leak:
-            settings = without_leaks(task, settings, chosen=methods is not None)
+            settings = without_leaks(task, settings, chosen)
         settings = without_equals(task, settings)
         place: str | Path | None = storage or (None if out is None else Path(out))
-        if place is None and how != Processes(1):
+        if place is None and others:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
         name = study or (STUDY_NAME if storage is None else task.name + "-quick" * quick + "-race" * race)
         store = Store(place, settings, fresh, name)
         store.note(
             title=title or f"Which normalization for {task.name}?",
-            command=command or _python_command(settings),
+            command=command or _python_command(settings, task.own),
             created=store.about.get("created") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions=versions(),
             machine=machine(task.threads),
             source=task.source,
         )
-        others = how != Processes(1)
         where = place.resolve() if isinstance(place, Path) else place
         job = Job(where, name, task if others and task.source is None else None)
         trials = run(store, task, how, job, progress)
@@ -194,7 +202,7 @@ def make_settings(
 ) -> Settings:
     """Check the arguments of :func:`compare` and fix what they leave open."""
     samples = task.splits.train.size
-    methods = _checked_methods(task.methods if methods is None else methods, own=task.converts)
+    methods = check_methods(task, list(task.methods if methods is None else methods))
     sizes = _checked_sizes(batch_sizes, samples)
     tunes = _checked_count("tune_seeds", tune_seeds if tune_seeds is not None else 1 if quick else TUNE_SEEDS)
     seeds = _checked_seeds(seeds if seeds is not None else QUICK_SEEDS if quick else DEFAULT_SEEDS)
@@ -216,7 +224,7 @@ def make_settings(
         schedule=task.schedule_name,
         splits=task.splits.sizes(),
         model=task.describe_model(),
-        notes=[*task.notes, *task.conversions(methods)],
+        notes=[*task.notes, *notes(task, methods), *task.conversions(methods)],
         quick=quick,
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
@@ -224,6 +232,7 @@ def make_settings(
         floor=task.floor,
         search=SEARCH if lrs is None and not quick else 0,
         tune_ties=tunes - 1,
+        own=fingerprints(task, methods),
     )
 
 
@@ -247,38 +256,28 @@ def _task_of(make_model: Any, data: Any, own: Mapping[str, Any]) -> Task:
 
 
 def _check_model(task: Task, settings: Settings) -> None:
-    """Refuse a model that works with no method at all, before anything is stored."""
-    for batch_size in settings.batch_sizes:
-        few = task.splits._replace(
-            train=task.splits.train.take(slice(batch_size)),
-            **{name: getattr(task.splits, name).take(slice(8)) for name in ("valid", "test")},
-        )
-        try_out = Trainer(dataclasses.replace(task, splits=few), {batch_size: 1}, measure_memory=False)
-        reason = None
-        for method in settings.methods:
-            trial = try_out(Cell("tune", method, batch_size, min(settings.lrs[str(batch_size)]), 0))
-            if trial.state != "failed":
-                break
-            reason = reason or f"{method}: {trial.reason}"
-        else:
-            raise InputError(f"the model fails with every method at batch size {batch_size}; with {reason}")
+    """Refuse, before anything is stored, a method of one's own that never works, and a model that works with none."""
+    sizes, why = settings.batch_sizes, partial(_failure, task, settings)
+    for method in settings.own:
+        if (reason := why(method, sizes[0])) and all(why(method, size) for size in sizes[1:]):
+            raise InputError(f"your method {method} fails in the first step: {reason}")
+    for size in sizes:
+        reason = why(settings.methods[0], size)
+        if reason and all(why(method, size) for method in settings.methods[1:]):
+            raise InputError(
+                f"the model fails with every method at batch size {size}; with {settings.methods[0]}: {reason}"
+            )
 
 
-def _checked_methods(methods: Sequence[str], own: bool) -> list[str]:
-    methods = [methods] if isinstance(methods, str) else methods
-    specs = list(dict.fromkeys("".join(str(method).split()) for method in methods))
-    if not specs:
-        raise InputError(f"no method given: expected some of {', '.join(METHODS)}")
-    for spec in specs:
-        name = spec.partition("(")[0]
-        if spec == AS_IS:
-            if not own:
-                raise InputError("as_is is for models with layers of their own: make_model() without a norm")
-            continue
-        if name not in METHODS:
-            raise InputError(f"unknown method {name!r}: {nearest(name, list(METHODS))}Known are {', '.join(METHODS)}")
-        check_spec(spec)
-    return specs
+def _failure(task: Task, settings: Settings, method: str, batch_size: int) -> str | None:
+    """Why a method fails in a first step at a batch size, if it does."""
+    few = task.splits._replace(
+        train=task.splits.train.take(slice(batch_size)),
+        **{name: getattr(task.splits, name).take(slice(8)) for name in ("valid", "test")},
+    )
+    try_out = Trainer(dataclasses.replace(task, splits=few), {batch_size: 1}, measure_memory=False)
+    trial = try_out(Cell("tune", method, batch_size, min(settings.lrs[str(batch_size)]), 0))
+    return trial.reason if trial.state == "failed" else None
 
 
 def _accumulated(task: Task) -> str:
@@ -340,6 +339,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _python_command(s: Settings) -> str:
+def _python_command(s: Settings, own: Container[str]) -> str:
+    methods = ", ".join(m if m in own else repr(m) for m in s.methods)
     sizes = f"batch_sizes={s.batch_sizes}, seeds={s.seeds}, epochs={ {int(b): e for b, e in s.epochs.items()} }"
-    return f"normwise.compare(make_model, data, methods={s.methods}, {sizes}, quick={s.quick}, race={s.race})"
+    return f"normwise.compare(make_model, data, methods=[{methods}], {sizes}, quick={s.quick}, race={s.race})"

@@ -17,13 +17,17 @@ from normwise import records
 from normwise._version import __version__
 from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
-from normwise.errors import InputError, NormwiseError, blaming
+from normwise.errors import InputError, NormwiseError, blaming, described
+from normwise.methods import METHODS as FAMILY
+from normwise.nn import check_spec, norm_layer
 from normwise.nn._checks import callable_given, came, model_given, number_given
+from normwise.nn.own import Given, named
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.measure import peak_bytes
 from normwise.surgery import convert
 from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.running import Forward, deep_copy, run_on, settled, tensors_in
+from normwise.surgery.sources import is_own, method_from
 
 # Seconds that timing one method may take, and the least steps.
 _TIMING, _ROUNDS = 0.5, 3
@@ -45,6 +49,7 @@ def advise(
     measure: bool = True,
     data: Any = None,
     verify: float | None = None,
+    methods: Sequence[Given] = (),
 ) -> Advice:
     """Say which normalization a model should use, why, at what cost, and the line that puts it in.
 
@@ -67,6 +72,8 @@ def advise(
         verify: about how many seconds a short paired comparison on ``data`` may take. Fresh copies of the model, with
             the best-ranked methods and those it has now, are trained over three seeds; ``.check`` says whether the
             advice held.
+        methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
+            learned about them: their costs are measured, and ``verify`` trains them along.
 
     Returns:
         The advice: ``.best``, ``.ranking``, ``.notes``, ``.check``.
@@ -91,6 +98,7 @@ def advise(
             f"advise expected example_inputs to be what the model takes, got {came(example_inputs)}: it runs the model "
             "once, so give example_inputs, as in advise(model, torch.randn(8, 3, 32, 32))"
         )
+    own = _named(methods)
     once = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
     model = settled(model, once)
     if measure or verify is not None:
@@ -100,12 +108,13 @@ def advise(
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
-    options = {method: options_for(method, situation) for method in METHODS}
-    refused = leaking(model, forward or run_on, example_inputs, options) if facts.normalized else {}
-    costs = measured_costs(model, run, options) if measure and facts.normalized else {}
+    options: dict[str, Any] = {method: options_for(method, situation) for method in METHODS} | {m: {} for m in own}
+    refused = leaking(model, forward or run_on, example_inputs, options, own) if facts.normalized else {}
+    costs = measured_costs(model, run, options, own=own) if measure and facts.normalized else {}
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     versions = {"normwise": __version__, "torch": torch.__version__}
     advice = dataclasses.replace(rank(facts.model, situation, costs, refused), created=made, versions=versions)
+    advice = _with_own(advice, own, costs, refused)
     if verify is None:
         return advice
     if data is None:
@@ -114,19 +123,22 @@ def advise(
         raise InputError(
             "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
         )
-    return dataclasses.replace(advice, check=check_by_training(model, advice, data, verify))
+    return dataclasses.replace(advice, check=check_by_training(model, advice, data, verify, own))
 
 
-def check_by_training(model: nn.Module, advice: Advice, data: Any, seconds: float) -> Check:
+def check_by_training(
+    model: nn.Module, advice: Advice, data: Any, seconds: float, own: Mapping[str, Given] | None = None
+) -> Check:
     """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has."""
     from normwise.study.comparison import compare
     from normwise.study.tasks import make_task
 
     began, b = time.perf_counter(), advice.situation.batch_size
     possible = [r for r in advice.ranking if r.refused is None]
-    methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in advice.situation.current]
+    wanted = {*advice.situation.current, *(own or {})}
+    methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in wanted]
     setting = {"methods": methods, "batch_sizes": [b], "tune_seeds": 1, "progress": False}
-    task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible))
+    task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible), own=own or {})
 
     def trained(steps: float, seeds: int, lrs: Sequence[float]) -> records.Study:
         return compare(data=task, epochs=steps * b / task.splits.train.size, seeds=seeds, lrs=lrs, **setting).record  # type: ignore[arg-type]
@@ -163,7 +175,13 @@ def _exempted(ranking: Sequence[Ranked]) -> dict[str, dict[str, str]]:
     return {r.spec: {e.place: e.use for e in r.exemptions} for r in ranking}
 
 
-def leaking(model: nn.Module, run: Forward, inputs: Any, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def leaking(
+    model: nn.Module,
+    run: Forward,
+    inputs: Any,
+    methods: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, Given] | None = None,
+) -> dict[str, str]:
     """Convert copies of a causal model to each method and see which would let it see what it is to predict."""
     before = sights(model, run, inputs)
     found: dict[str, str] = {}
@@ -171,7 +189,7 @@ def leaking(model: nn.Module, run: Forward, inputs: Any, methods: Mapping[str, M
         return found
     for method, options in methods.items():
         try:
-            converted = convert(model, method, copy=True, strict=False, **options).model
+            converted = convert(model, (own or {}).get(method, method), copy=True, strict=False, **options).model
         except NormwiseError:
             continue
         moved = leaks(before, sights(converted, run, inputs))
@@ -181,7 +199,10 @@ def leaking(model: nn.Module, run: Forward, inputs: Any, methods: Mapping[str, M
 
 
 def measured_costs(
-    model: nn.Module, run: Callable[[nn.Module], Any], methods: Mapping[str, Mapping[str, Any]]
+    model: nn.Module,
+    run: Callable[[nn.Module], Any],
+    methods: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, Given] | None = None,
 ) -> dict[str, Cost]:
     """Measure a training step (forward and backward) of copies of a model, converted to each method.
 
@@ -193,12 +214,17 @@ def measured_costs(
     with keeping_random_state():
         for method, options in methods.items():
             try:
-                converted = convert(model, method, copy=True, strict=False, **options).model.train()
+                to = (own or {}).get(method, method)
+                converted = convert(model, to, copy=True, strict=False, **options).model.train()
                 step: Callable[[], None] = partial(_step, converted, run)
                 step()
                 peaks[method], steps[method] = peak_bytes(step), step
-            except (NormwiseError, RuntimeError, ValueError):
-                continue  # not to be had here; the ranking says why
+            except Exception as error:
+                if method in (own or {}):
+                    raise InputError(f"your method {method} fails in this model: {described(error)}") from error
+                if not isinstance(error, NormwiseError | RuntimeError | ValueError):
+                    raise
+                # It is not to be had here; the ranking says why.
         seconds: dict[str, list[float]] = {method: [] for method in steps}
         end = time.perf_counter() + _TIMING * len(steps)
         while steps and (time.perf_counter() < end or len(next(iter(seconds.values()))) < _ROUNDS):
@@ -207,6 +233,37 @@ def measured_costs(
                 step()
                 seconds[method].append(time.perf_counter() - began)
     return {method: Cost(min(taken), peaks[method]) for method, taken in seconds.items()}
+
+
+def _named(methods: Sequence[Given]) -> dict[str, Given]:
+    """Methods of one's own by name, and those of the family that the advice does not speak of as they are."""
+    several = [methods] if isinstance(methods, str) or callable(methods) else methods
+    found = {name: given for name, given in named(several, reserved=FAMILY).items() if name not in METHODS}
+    for name, given in found.items():
+        if not isinstance(given, str):
+            norm_layer(given)  # refuses what builds no layers
+        elif is_own(given):
+            found[name] = method_from(given)
+        else:
+            check_spec(given)
+    return found
+
+
+def _with_own(
+    advice: Advice, own: Mapping[str, Given], costs: Mapping[str, Cost], refused: Mapping[str, str]
+) -> Advice:
+    """Put methods of which nothing was learned behind those that can be used, with what they cost."""
+    if not own:
+        return advice
+    possible = sum(r.refused is None for r in advice.ranking)
+    added = []
+    for name, given in own.items():
+        shown = f'"{name}"' if is_own(name) or isinstance(given, str) else name
+        code = f"normwise.convert(model, {shown})"
+        added.append(Ranked(name, None, [], costs.get(name), code=code, refused=refused.get(name)))
+    note = f"Nothing was learned about {', '.join(own)}: the costs are measured, verify= trains on your data."
+    ranking = [*advice.ranking[:possible], *added, *advice.ranking[possible:]]
+    return dataclasses.replace(advice, ranking=ranking, notes=[*advice.notes, note])
 
 
 def _of_size(inputs: Any, samples: int, wanted: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from normwise.surgery.sources import Batches, example_inputs, model_from
+from normwise.surgery.sources import Batches, example_inputs, model_from, specs
 
 app = App(name="consult", help="Say which normalization a model should use.")
 
@@ -28,6 +28,7 @@ def advise(
     accumulate: int = 1,
     variable_length: bool = False,
     verify: float | None = None,
+    methods: str | None = None,
     out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -51,6 +52,8 @@ def advise(
         variable_length: Whether samples differ in length, so that batches are padded.
         verify: Train copies of the model on the data for about so many seconds, under the best-ranked methods and the
             one it has, and say whether the advice held. Needs --data with (input, target) batches.
+        methods: Of your own, separated by commas: path.py:NAME, with options if need be. Their costs are measured and
+            --verify trains them; nothing was learned about them.
         out: Write the advice there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         as_json: Print JSON.
 
@@ -80,6 +83,7 @@ def advise(
         accumulate=accumulate,
         variable_length=variable_length,
         verify=verify,
+        methods=specs(methods or ""),
         data=None if verify is None or batches is None else _whole(batches),
     )
     if as_json:

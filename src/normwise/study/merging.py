@@ -15,7 +15,7 @@ from normwise.study.stored import draw_up
 
 # What may differ between the studies: the rest says what is compared, and how.
 _LISTS = ("methods", "batch_sizes", "seeds", "tune_seeds", "notes")
-_BY_BATCH_SIZE = ("lrs", "epochs")
+_BY_KEY = {"lrs": "batch size ", "epochs": "batch size ", "own": ""}
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def _united(name: str, mine: Any, theirs: Any) -> Any:
         return list(dict.fromkeys([*mine, *theirs]))
     if name == "same_as":
         return theirs | mine
-    if name in _BY_BATCH_SIZE:
+    if name in _BY_KEY:
         shared = {key: (mine[key], theirs[key]) for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]}
         if not shared:
             return mine | theirs
         key, (mine, theirs) = shared.popitem()
-        name = f"{name} at batch size {key}"
+        name = f"{name} at {_BY_KEY[name]}{key}"
     if mine != theirs:
         raise InputError(f"the studies differ in {name}: {mine} and {theirs}; they are not of one comparison")
     return mine

@@ -228,11 +228,14 @@ class Store:
         mine = json.loads(json.dumps(to_dict(settings)))
         # Of an older normwise, whose settings lacked fields that have a default.
         theirs = json.loads(json.dumps(to_dict(from_dict(Settings, theirs))))
+        ways = f"add --fresh to start over or {self.database.other}"
+        if differing := _own_methods_differ(mine, theirs):
+            raise StoreError(f"{self._said()} {differing}, or {ways}")
         for name in mine:
             if name not in {"notes", "floor"} and mine[name] != theirs.get(name):
                 raise StoreError(
                     f"{self._said()} was made with {name} = {_short(theirs.get(name))}, this command says "
-                    f"{_short(mine[name])}: add --fresh to start over or {self.database.other}"
+                    f"{_short(mine[name])}: {ways}"
                 )
         return settings
 
@@ -277,6 +280,15 @@ def _claim(number: int) -> dict[str, Any]:
 
 def _key(trial: FrozenTrial) -> str:
     return from_dict(Cell, trial.user_attrs["cell"]).key
+
+
+def _own_methods_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """What is other about the methods of one's own, if anything is."""
+    if missing := [method for method in theirs["own"] if method not in mine["methods"]]:
+        return f"has methods of your own that this command lacks, {', '.join(missing)}: give them as you did before"
+    if changed := [method for method, code in mine["own"].items() if theirs["own"].get(method, code) != code]:
+        return f"was made with other code of {', '.join(changed)}: give the new one another name"
+    return None
 
 
 def _short(value: object) -> str:

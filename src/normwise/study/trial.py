@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from normwise.errors import InputError, described
-from normwise.nn import importance, parse_spec, sync
+from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Cell, Mixture, Point, Trial
 from normwise.study.data import Part, Samples, tensors_of
@@ -204,7 +204,7 @@ def build_model(task: Task, cell: Cell) -> nn.Module:
     """
     torch.manual_seed(cell.seed)
     model = task.build(cell.method)
-    if parse_spec(cell.method)[1].get("init") == "data":
+    if task.options(cell.method).get("init") == "data":
         train = task.splits.train
         first = torch.randperm(train.size, generator=torch.Generator().manual_seed(cell.seed))[:_INITIAL]
         batch = train.take(first).load(cell.seed)

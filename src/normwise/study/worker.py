@@ -12,6 +12,7 @@ from pathlib import Path
 
 from normwise.errors import InputError, StoreError
 from normwise.records import Settings
+from normwise.study.own import fingerprints
 from normwise.study.plan import due, training_steps
 from normwise.study.ranks import Distributed
 from normwise.study.store import OnChange, Store
@@ -48,12 +49,18 @@ def rebuild(store: Store) -> Task:
     what = f"the study {store.name!r} in {store.database.name} cannot be worked on from here"
     source = store.about.get("source")
     if source is None:
+        whose = "model or a method of your own" if store.settings.own else "model"
         raise StoreError(
-            f"{what}: its model was handed over in Python, not by a name that could be looked up; "
+            f"{what}: its {whose} was handed over in Python, not by a name that could be looked up; "
             "use the workers of the process that made it, compare(..., workers=N)"
         )
     task = load_task(source)
-    here = {"score_name": task.score_name, "splits": task.splits.sizes(), "model": task.describe_model()}
+    here = {
+        "score_name": task.score_name,
+        "splits": task.splits.sizes(),
+        "model": task.describe_model(),
+        "own": fingerprints(task, store.settings.methods),
+    }
     for name, value in here.items():
         if value != (theirs := getattr(store.settings, name)):
             raise StoreError(

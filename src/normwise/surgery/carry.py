@@ -16,10 +16,11 @@ from normwise.core.moments import Affine, Moments
 from normwise.methods import METHODS, Context
 from normwise.nn import groups_for
 from normwise.nn.factory import _ANY_DIM
+from normwise.nn.own import Given
 from normwise.nn.synced import shares
-from normwise.surgery.description import NormLayer, is_ours
+from normwise.surgery.description import NormLayer, is_ours, scales_channels
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
-from normwise.surgery.layouts import CLASSES, Adapted
+from normwise.surgery.layouts import CLASSES, Adapted, OwnNormNd, core
 from normwise.surgery.running import has_hooks
 
 # Modules that our layers compute themselves, fused, instead of calling them.
@@ -46,13 +47,14 @@ class Order:
     """What to build: the method, options of its layers, and how a switchable mix is to start.
 
     ``affine`` asks for a weight and bias even where the old layer has none. ``share`` is the old method's initial share
-    in a switchable mix.
+    in a switchable mix. ``own`` is the method itself if it is one's own, ``to`` being what it is called.
     """
 
     to: str
     options: Mapping[str, Any] = field(default_factory=dict)
     affine: bool = False
     share: float | None = None
+    own: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
     """Say why a layer cannot become another method."""
     if layer.problem is not None:
         return layer.problem
+    if order.own is not None:
+        return None  # what it needs shows when it runs
     to, options = order.to, order.options
     rows = spatial == {0}
     if to == "group" and rows and options.get("num_groups") == layer.channels > 1:
@@ -90,10 +94,12 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
 
     Parameters are carried as the same objects: optimizers, ties and gradients that know them need no telling.
     """
-    new = _new_layer(layer, order, spatial, like)
-    carried = _carry_affine(layer, new, order)
-    carried_buffers, lost = _carry_statistics(layer, new, order.to)
-    if order.to not in ("none", "weight") and layer.eps:
+    new = _new_layer(layer, order, spatial, like) if order.own is None else _own_layer(layer, order, spatial, like)
+    taken = order.own is None or scales_channels(core(new), layer.channels)
+    carried = _carry_affine(layer, core(new), order) if taken else []
+    carried_buffers, lost = _carry_statistics(layer, core(new), order.to)
+    lost += [] if taken else [f"weight, bias: {order.to} has none that only scale and shift each channel"]
+    if order.to not in ("none", "weight") and layer.eps and getattr(core(new), "eps", None) == layer.eps:
         carried.append(f"eps {layer.eps:g}")
     carried += carried_buffers + _carry_tail(layer) + _carry_hooks(module, new) + _carry_attributes(module, new)
     if order.to == "switchable" and order.share is not None:
@@ -102,7 +108,9 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     if layer.synced and shares(new):
         nn.sync(new, module.process_group if isinstance(module, torch.nn.SyncBatchNorm) else module.sync.process_group)  # type: ignore[union-attr, arg-type]
         carried.append("shared with other processes")
-    if is_frozen(module) or layer.frozen:
+    if order.own is not None and (is_frozen(module) or layer.frozen):
+        lost.append("it was frozen")
+    elif is_frozen(module) or layer.frozen:
         _carry_freeze(module, new)
         carried.append("frozen")
     return Built(new, carried, lost + _lost_meaning(module, layer, order.to, new))
@@ -135,6 +143,21 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     if isinstance(new, Adapted):
         new.adapt("last" if layer.channel_axis == -1 else "first", tail)
     return new
+
+
+def _own_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor | None) -> torch.nn.Module:
+    """An untrained layer of a method of one's own, with what the old layer did afterwards."""
+    assert order.own is not None
+    place = like if layer.device is None else next(iter(layer.tensors.values()))
+    told: dict[str, Any] = {} if place is None else {"device": place.device, "dtype": place.dtype}
+    told |= {"eps": layer.eps} if layer.eps else {}
+    axes = next(iter(spatial)) if len(spatial) == 1 else 2 if layer.dim is None else layer.dim
+    new = nn.norm_layer(order.own, max(axes, 1), **order.options)(layer.channels, **told)
+    tail = layer.tail
+    if layer.activation is not None:
+        tail = (("act", {name: kind for kind, name in _FUSED.items()}[layer.activation]()), *tail)
+    last = layer.channel_axis == -1
+    return OwnNormNd(new).adapt("last" if last else "first", tail) if last or tail else new
 
 
 # Without space a group's statistics rest on its channels alone; two of them become 1 and -1, whatever they were. This
@@ -189,6 +212,8 @@ def _carry_affine(layer: NormLayer, new: torch.nn.Module, order: Order) -> list[
     carried = []
     for name in AFFINE:
         old = getattr(layer, name)
+        if order.own is not None and name not in new._parameters:
+            continue
         if folds(layer, order.to):
             asks = old.requires_grad if isinstance(old, torch.nn.Parameter) else True
             new._parameters[name] = torch.nn.Parameter(values[name].clone(), requires_grad=asks)
@@ -213,7 +238,8 @@ def _carry_statistics(layer: NormLayer, new: torch.nn.Module, to: str) -> tuple[
     if fresh:
         return [], ["no running statistics to carry: they start at mean 0, variance 1; calibrate before evaluating"]
     if layer.running_mean is not None and not folds(layer, to):
-        return [], [f"running_mean, running_var: {to} norm takes its statistics from each input"]
+        whose = f"{to} norm takes its statistics from each input" if to in METHODS else f"{to} keeps none"
+        return [], [f"running_mean, running_var: {whose}"]
     return [], []
 
 
@@ -264,9 +290,9 @@ def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch
     lost = []
     if layer.synced and getattr(new, "sync", None) is None:
         lost.append("statistics are no longer shared between processes")
-    if layer.per_token:
+    if layer.per_token and to in METHODS:
         lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
-    if layer.method == "rms":
+    if layer.method == "rms" and to in METHODS:
         lost.append("it did not subtract the mean")
     learned = [name for name, _ in module.named_parameters(recurse=False) if name not in AFFINE]
     if learned and layer.problem is None:
@@ -332,5 +358,7 @@ def keeps_statistics(layer: NormLayer, to: str) -> bool:
         return False
     if to == layer.method:
         return True
+    if not {to, layer.method} <= METHODS.keys():
+        return False
     # A tracked instance norm is a batch norm in evaluation.
     return METHODS[to].running and (layer.method == "instance" or METHODS[layer.method].running)

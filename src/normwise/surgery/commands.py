@@ -49,7 +49,8 @@ def convert(
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
         checkpoint: Its weights: .pt, .pth or .safetensors. Without them the weights are what the callable gives.
-        to: The method, with options if need be (see 'normwise methods'); or torch, for torch's own classes.
+        to: The method, with options if need be (see 'normwise methods'), or one of your own, path.py:NAME; or torch,
+            for torch's own classes.
         out: The file to write the converted weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all.
         input_shape: Shape of an input, such as 1,3,224,224: measures the drift on random data.

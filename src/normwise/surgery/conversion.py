@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from normwise.methods import METHODS
 from normwise.parametrize._splits import Split
 from normwise.results import Result, Tabular, layers
-from normwise.surgery.carry import restored, translated
-from normwise.surgery.exchange import Exchange
+from normwise.surgery.carry import AFFINE, restored, translated
+from normwise.surgery.exchange import Exchange, Pair
+from normwise.surgery.layouts import core
 from normwise.surgery.running import Left
 
 
@@ -177,15 +179,18 @@ class Conversion(Tabular):
 
     def _mapped(self, state: Mapping[str, Tensor], change: Callable, side: str) -> dict[str, Tensor]:
         result = dict(state)
-        for pair in self._exchange.pairs:
+        for pair, account in zip(self._exchange.pairs, self.record.replaced, strict=True):
             other = "old" if side == "new" else "new"
             for name in pair.found.names:
                 prefix = f"{name}." if name else ""
                 keys = {key: f"{prefix}{key}" for key in getattr(pair, other).state_dict()}
                 own = {key: result.pop(full) for key, full in keys.items() if full in result}
-                changed = change(own, pair.found.layer, self.record.to)
+                if self.record.to in METHODS:
+                    changed = own | change(own, pair.found.layer, self.record.to)
+                else:
+                    changed = _own_mapped(own, pair, account, side)
                 for key, value in getattr(pair, side).state_dict().items():
-                    result[prefix + key] = changed.get(key, own.get(key, value)).detach().clone()
+                    result[prefix + key] = changed.get(key, value).detach().clone()
         return self._weights_mapped(result, joined=(side == "new") != (self.record.to == "weight"))
 
     def _weights_mapped(self, state: dict[str, Tensor], joined: bool) -> dict[str, Tensor]:
@@ -248,6 +253,18 @@ class Conversion(Tabular):
     def __str__(self) -> str:
         """The account as a table."""
         return str(self.record)
+
+
+def _own_mapped(given: dict[str, Tensor], pair: Pair, account: Replacement, side: str) -> dict[str, Tensor]:
+    """What a layer of one's own and the old one have in common: weight and bias if carried, and what follows."""
+    inner = "layer." if core(pair.new) is not pair.new else ""
+    shared = {key: value for key, value in given.items() if "." in key and not key.startswith("layer.")}
+    for name in set(AFFINE) & set(account.carried):
+        old, new = name, inner + name
+        here, there = (old, new) if side == "new" else (new, old)
+        if here in given:
+            shared[there] = given[here]
+    return shared
 
 
 def table(record: Record) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from normwise.errors import InputError
-from normwise.methods import method_named
+from normwise.errors import InputError, blaming
+from normwise.methods import METHODS, Method
 from normwise.nn import parse_spec
 from normwise.nn._checks import batches_given, callable_given, came, model_given, number_given, optimizer_given
+from normwise.nn.own import Given, named
 from normwise.parametrize._splits import splits
 from normwise.surgery import weights
 from normwise.surgery.carry import Built, Order, build, folds, refusal, unneeded
@@ -20,15 +22,16 @@ from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
 from normwise.surgery.layers import Found, Where, chosen, find, matches
-from normwise.surgery.layouts import CLASSES, ChannelAffine
+from normwise.surgery.layouts import CLASSES, ChannelAffine, core
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
 from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped, working_copy
+from normwise.surgery.sources import method_from
 
 
 def convert(
     model: torch.nn.Module,
-    to: str,
+    to: Given,
     *,
     where: Where = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -59,7 +62,9 @@ def convert(
 
     Args:
         model: changed in place.
-        to: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``.
+        to: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``. Or a method of your own:
+            a :class:`normwise.methods.Method`, ``lambda channels: MyLayer(channels)``, ``"my_file.py:MyMethod"``. Its
+            layers get the old weight and bias if theirs, too, only scale and shift each channel.
         where: a name pattern such as ``"backbone.*"`` or a predicate ``(name, module) -> bool``; default every layer.
         optimizer: the model's; parameters that leave are taken out of it, new ones join the group of those that they
             replace, with their state where it has the same shape.
@@ -91,26 +96,18 @@ def convert(
         GroupNorm(24, 48, eps=1e-05, affine=True, bias=True)
     """
     model_given(model, "convert")
-    if not isinstance(to, str):
-        raise InputError(
-            f"convert expected to= as the name of a method, one of {', '.join(CLASSES)}, got {came(to)}: write "
-            'convert(model, "group")'
-        )
     optimizer_given(optimizer, "convert")
     callable_given(forward, "convert", "forward")
     if calibrate_with is not None:
         batches_given(calibrate_with, "convert", "calibrate_with")
-    to, given = parse_spec(to)
-    options = given | options
-    if method_named(to).name not in CLASSES:
-        raise InputError(f"{to} has no layers to convert to")
+    to, own, options = _asked(to, options)
     if copy and optimizer is not None:
         raise InputError("copy=True leaves the model to its optimizer: give optimizer= only for a conversion in place")
     if share is not None:
         number_given(share, "share")
         if not 0 < share < 1:
             raise InputError(f"share must lie between 0 and 1, got {share}")
-    order = Order(to, options, affine=calibrate_with is not None, share=share)
+    order = Order(to, options, affine=calibrate_with is not None, share=share, own=own)
     batches, run = _data(calibrate_with, example_inputs, forward or feed)
     model = working_copy(model, copy, "convert", run)
     body = unwrapped(model)
@@ -130,7 +127,7 @@ def convert(
         _tell_optimizer(conversion, optimizer, reweighted)
         if run is not None and any(sight.causal for sight in seen.values()):
             _refuse_leak(to, leaks(seen, sights(unwrapped(conversion.model), run.forward, run.batch)))
-        with exchange.comparing():
+        with exchange.comparing(), nullcontext() if own is None else blaming(f"{to} fails in this model"):
             raw = None if run is None else _measure(exchange, run, record, "drift")
             if batches is not None:
                 record.left += refit(exchange, batches, forward or feed)
@@ -140,6 +137,26 @@ def convert(
         conversion.undo()
         raise
     return conversion
+
+
+def _asked(to: Any, options: dict[str, Any]) -> tuple[str, Given | None, dict[str, Any]]:
+    """The name of a method, the method itself if it is one's own, and options."""
+    if not (isinstance(to, str | Method) or callable(to)) or isinstance(to, torch.nn.Module):
+        raise InputError(
+            f"convert expected to= as the name of a method, one of {', '.join(CLASSES)}, got {came(to)}: write "
+            'convert(model, "group"); for layers of your own convert(model, lambda channels: MyLayer(channels))'
+        )
+    ((name, given),) = named([to], reserved=METHODS).items()
+    given = method_from(given) if isinstance(given, str) else given
+    if not isinstance(given, str):
+        return name, given, options
+    name, told = parse_spec(given)
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise InputError(f"unknown method {name!r}: expected one of {known}; or one of your own: my_file.py:NAME")
+    if name not in CLASSES:
+        raise InputError(f"{name} has no layers to convert to")
+    return name, None, told | options
 
 
 @dataclass(frozen=True)
@@ -239,7 +256,7 @@ def _built(
 
 def _account(found: Found, built: Built) -> Replacement:
     return Replacement(
-        list(found.names), type(found.module).__name__, type(built.module).__name__, built.carried, built.lost
+        list(found.names), type(found.module).__name__, type(core(built.module)).__name__, built.carried, built.lost
     )
 
 
@@ -268,11 +285,11 @@ def _tell_optimizer(
     pairs, to = conversion._exchange.pairs, conversion.record.to
     gone, arrivals = list(reweighted.gone), list(reweighted.arrivals)
     for pair in pairs:
-        old, new = (dict(m.named_parameters(recurse=False)) for m in (pair.old, pair.new))
-        kept = {id(p) for p in new.values()}
+        old, new = (dict(m.named_parameters()) for m in (pair.old, pair.new))
+        before, kept = ({id(p) for p in parameters.values()} for parameters in (old, new))
         gone += [p for p in old.values() if id(p) not in kept]
         for name, parameter in new.items():
-            if parameter is not old.get(name):
+            if id(parameter) not in before:
                 beside = tuple(old[n] for n in (name, "weight", "bias") if n in old)
                 heir = name in old and folds(pair.found.layer, to)
                 arrivals.append(Arrival(f"{pair.name}.{name}", parameter, beside, heir))

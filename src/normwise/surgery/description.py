@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +88,34 @@ def agrees(module: torch.nn.Module, layer: NormLayer) -> bool:
         return all(_difference(twin, layer, training) < _TOLERANCE for training in modes)
     except Exception:  # whatever a foreign forward raises, it did not agree
         return False
+
+
+def scales_channels(module: torch.nn.Module, channels: int) -> bool:
+    """Whether a module's weight, and bias if it has one, do nothing but scale and shift each channel of its output.
+
+    A copy is run in training on random input, with as many spatial axes as the module turns out to take.
+    """
+    names = [name for name in ("weight", "bias") if name in module._parameters]
+    if "weight" not in names or any(getattr(module._parameters[n], "shape", None) != (channels,) for n in names):
+        return False
+    return any(_scales(module, names, channels, axes) for axes in (2, 1, 3, 0))
+
+
+def _scales(module: torch.nn.Module, names: Sequence[str], channels: int, axes: int) -> bool:
+    with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs = []
+        twin = deep_copy(module).to("cpu").train()
+        x = torch.randn(4, channels, *(5,) * axes, dtype=twin.weight.dtype)  # type: ignore[arg-type]
+        values = {name: torch.rand(channels) + 0.5 for name in names}
+        for plain in (True, False):
+            for name in names:
+                getattr(twin, name).copy_(float(name == "weight") if plain else values[name])
+            torch.manual_seed(0)  # for a dropout inside
+            outputs.append(twin(x.clone()))
+        shape = (1, channels, *(1,) * axes)
+        wanted = outputs[0] * values["weight"].reshape(shape) + values.get("bias", torch.zeros(channels)).reshape(shape)
+        return bool((outputs[1] - wanted).abs().max() < _TOLERANCE * wanted.abs().max())
+    return False
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:

@@ -22,6 +22,8 @@ from normwise.errors import InputError
 from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
+from normwise.nn.norm import NormOverSamples
+from normwise.nn.own import in_family, name_of
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
 from normwise.surgery import layouts
 from normwise.surgery.description import NormLayer, agrees, is_ours
@@ -136,7 +138,8 @@ _EXACT: set[type] = {
     *(getattr(torch.nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
     *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
-    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *_ANY_DIM.values(), *layouts.CLASSES.values()),
+    *(nn.Norm, NormOverSamples, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(*_ANY_DIM.values(), *layouts.CLASSES.values()),
 }
 
 _DIMS: dict[type, int] = {
@@ -153,7 +156,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         return _common(module, "switchable", module.num_features, num_groups=module.num_groups)
     if isinstance(module, nn.Norm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
-        return _common(module, module.method.name, module.num_features, problem=thresholded)
+        name = module.method.name if in_family(module.method) else name_of(module.method)
+        return _common(module, name, module.num_features, problem=thresholded)
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):

@@ -6,6 +6,7 @@ only where the method differs. Each takes the plain layer's arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,9 +43,13 @@ class Adapted(torch.nn.Module):
         """Normalize ``input``, then apply what follows."""
         y = self._compute(_channels_first(input, self.layout), **masks)
         y = _as_before(y, input, self.layout)
-        for module in self.children():
+        for module in self.tail():
             y = module(y)
         return y
+
+    def tail(self) -> Iterable[torch.nn.Module]:
+        """What follows the normalization."""
+        return self.children()
 
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
         return super().forward(x, **masks)
@@ -123,6 +128,29 @@ class ChannelAffine(Adapted):
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
         return f"{self.num_features}, affine={self.weight is not None}, method={self.method!r}"
+
+
+class OwnNormNd(Adapted):
+    """A layer of one's own where channels come last, or with what the old layer did afterwards."""
+
+    # Equal to nothing: torch's encoder layers compute two layer norms of the same eps by themselves.
+    eps = math.nan
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def tail(self) -> Iterable[torch.nn.Module]:
+        """What follows the normalization."""
+        return (module for name, module in self.named_children() if name != "layer")
+
+    def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
+        return self.layer(x, **masks)
+
+
+def core(module: torch.nn.Module) -> torch.nn.Module:
+    """The layer that normalizes."""
+    return module.layer if isinstance(module, OwnNormNd) else module
 
 
 CLASSES: dict[str, type[Adapted]] = {

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normwise.surgery.description import is_ours, scales_channels
 from normwise.surgery.exchange import Exchange, Pair
+from normwise.surgery.layouts import core
 from normwise.surgery.population import Population, cells_of
 from normwise.surgery.running import Forward, Left, hooked
 
@@ -64,11 +66,14 @@ def refit(exchange: Exchange, batches: Iterable[Any], forward: Forward) -> list[
     first = next(iter(batches))
     calls = _calls(exchange, lambda model: forward(model, first))
     pairs = {pair.name: pair for pair in exchange.pairs}
-    broken = [
-        Left(name, "gave values that are not finite on calibrate_with: its weight and bias were not re-fitted")
-        for name, count in calls.items()
-        if not _fit_layer(exchange, pairs[name], batches, forward, count)
-    ]
+    broken = []
+    for name, count in calls.items():
+        new = core(pairs[name].new)
+        if not (is_ours(new) or scales_channels(new, pairs[name].found.layer.channels)):
+            broken.append(Left(name, "has no weight that only scales each channel: there was nothing to re-fit"))
+        elif not _fit_layer(exchange, pairs[name], batches, forward, count):
+            what = "gave values that are not finite on calibrate_with: its weight and bias were not re-fitted"
+            broken.append(Left(name, what))
     return broken + [Left(name, "did not run on calibrate_with") for name in pairs if name not in calls]
 
 
@@ -86,7 +91,7 @@ def _calls(exchange: Exchange, run: Callable[[torch.nn.Module], Any]) -> dict[st
 
 def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> bool:
     """Fit one layer; whether there was something to fit it to."""
-    if pair.found.layer.running_mean is None and pair.new._buffers.get("running_mean") is not None:
+    if pair.found.layer.running_mean is None and core(pair.new)._buffers.get("running_mean") is not None:
         _measure_statistics(exchange, pair, batches, forward, calls)
     fit = Fit()
     for batch in batches:
@@ -98,10 +103,11 @@ def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: 
             fit.add(z, y, pair.found.layer.channel_axis)
     if fit.empty:
         return True
-    weight, bias = fit.weight_and_bias(pair.new.weight)  # type: ignore[arg-type]
+    new: Any = core(pair.new)
+    weight, bias = fit.weight_and_bias(new.weight)
     if not bool(weight.isfinite().all() and bias.isfinite().all()):
         return False
-    _set_affine(pair.new, weight, bias)
+    _set_affine(new, weight, bias)
     return True
 
 
@@ -116,7 +122,7 @@ def _measure_statistics(exchange: Exchange, pair: Pair, batches: Iterable[Any], 
         with hooked([(pair.new, look)], before=True):
             _outputs_of(pair.new, calls, partial(forward, exchange.model, batch))
     if seen.enough:
-        new: Any = pair.new
+        new: Any = core(pair.new)
         new.running_mean.copy_(seen.mean)
         new.running_var.copy_(seen.var)
         if new.num_batches_tracked is not None:
@@ -126,7 +132,8 @@ def _measure_statistics(exchange: Exchange, pair: Pair, batches: Iterable[Any], 
 def _set_affine(layer: Any, weight: Tensor, bias: Tensor) -> None:
     with torch.no_grad():
         layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
 
 
 def _outputs_of(layer: torch.nn.Module, calls: int, run: Callable[[], Any], unit: bool = False) -> list[Tensor]:
@@ -148,14 +155,18 @@ def _outputs_of(layer: torch.nn.Module, calls: int, run: Callable[[], Any], unit
 def bare(layer: torch.nn.Module, unit: bool = False) -> Iterator[None]:
     """A layer without what follows the normalization, and with ``unit`` without weight and bias, for a while."""
     with ExitStack() as stack:
-        children = dict(layer._modules)
-        stack.callback(layer._modules.update, children)
-        layer._modules.update({name: torch.nn.Identity() for name in children})
+        inner = core(layer)
+        # The children of a layer of one's own are its own affair.
+        if not unit or is_ours(layer):
+            children = {name: module for name, module in layer._modules.items() if module is not inner}
+            stack.callback(layer._modules.update, children)
+            layer._modules.update({name: torch.nn.Identity() for name in children})
         if getattr(layer, "activation", None) is not None:
             stack.callback(setattr, layer, "activation", layer.activation)
             layer.activation = None  # type: ignore[assignment]
         if unit:
-            own: dict[str, Parameter | None] = {n: layer._parameters.get(n) for n in ("weight", "bias")}
-            stack.callback(layer._parameters.update, own)
-            layer._parameters.update(dict.fromkeys(own))
+            own = {n: p for n in ("weight", "bias") if (p := inner._parameters.get(n)) is not None}
+            stack.callback(inner._parameters.update, own)
+            neutral = {n: Parameter(torch.full_like(p, float(n == "weight")), p.requires_grad) for n, p in own.items()}
+            inner._parameters.update(dict.fromkeys(own) if is_ours(inner) else neutral)
         yield

@@ -14,6 +14,7 @@ from torch import nn
 from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import NormFactory, norm_layer, parse_spec
+from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
 from normwise.records import Cell
 from normwise.study.data import Part, Samples, Splits, Values, run, tensors_of
@@ -22,6 +23,7 @@ from normwise.study.plan import REFERENCE_BATCH
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
 from normwise.surgery.running import settle
+from normwise.surgery.sources import method_from
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 # At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
@@ -71,6 +73,7 @@ class Task:
     - ``converts`` says that ``make_model`` takes no ``norm``: the layers of what it builds are converted to each method
       by :func:`normwise.convert`, and ``"as_is"`` leaves them alone; ``elsewhere`` says which layers get another method
       instead: method → name of the layer → that other;
+    - ``own`` are the methods that were handed over in Python: name → :class:`normwise.methods.Method` or callable;
     - ``notes`` are put into the report.
 
     Example:
@@ -103,6 +106,7 @@ class Task:
     lrs_at: int | None = REFERENCE_BATCH
     converts: bool = False
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    own: Mapping[str, Given] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -116,7 +120,8 @@ class Task:
         """Give the factory that a model of this task takes its layers from.
 
         Args:
-            method: a key of ``METHODS``, with options if any: ``"group(num_groups=4)"``.
+            method: a key of ``METHODS``, with options if any: ``"group(num_groups=4)"``; a name of ``own``, or
+                ``"my_file.py:MyMethod"``.
 
         Returns:
             ``norm(channels) -> Module``.
@@ -126,7 +131,40 @@ class Task:
             >>> load_task("digits").norm("instance")(3)
             InstanceNorm2d(3, eps=1e-05, momentum=0.1, affine=True, ...)
         """
-        return norm_layer(method, dim=self.dim)
+        return norm_layer(self.given(method), dim=self.dim)
+
+    def given(self, method: str) -> Given:
+        """Give what a method's name stands for.
+
+        Args:
+            method: as for :meth:`norm`.
+
+        Returns:
+            What :func:`normwise.norm_layer` takes: the name of one of ours, or a method of one's own itself.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> load_task("digits").given("batch")
+            'batch'
+        """
+        return self.own[method] if method in self.own else method_from(method)
+
+    def options(self, method: str) -> dict[str, Any]:
+        """Give the options of one of our methods.
+
+        Args:
+            method: as for :meth:`norm`.
+
+        Returns:
+            By name; none of a method of one's own, whose options are its own affair.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> load_task("digits").options("group(num_groups=4)")
+            {'num_groups': 4}
+        """
+        given = self.given(method)
+        return parse_spec(given)[1] if isinstance(given, str) else {}
 
     def build(self, method: str) -> nn.Module:
         """Build the model under one method.
@@ -148,12 +186,11 @@ class Task:
             >>> load_task("digits").build("group(num_groups=4)")[1]
             GroupNorm(4, 16, eps=1e-05, affine=True, bias=True)
         """
-        model = self._made(method)
+        model, given = self._made(method), self.given(method)
         if self.converts:
-            model = converted(model, method, self._examples(), self.elsewhere.get(method))
-        name, options = parse_spec(method)
-        if not self.converts and METHODS[name].on_weights:
-            weight_normalize(model, **{key: value for key, value in options.items() if key != "init"})
+            model = converted(model, given, self._examples(), self.elsewhere.get(method))
+        elif isinstance(given, str) and METHODS[parse_spec(given)[0]].on_weights:
+            weight_normalize(model, **{key: value for key, value in self.options(method).items() if key != "init"})
         return model.train()
 
     def _made(self, method: str) -> nn.Module:
@@ -181,7 +218,10 @@ class Task:
         if not self.converts:
             return []
         with torch.random.fork_rng(devices=[]):
-            return [conversion_note(self._made(m), m, self._examples(), self.elsewhere.get(m)) for m in methods]
+            return [
+                f"{m}: " + conversion_note(self._made(m), self.given(m), self._examples(), self.elsewhere.get(m))
+                for m in methods
+            ]
 
     def _examples(self) -> Values | None:
         """Two samples to tell a layer's axes by, where the model is known to run on them."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from normwise.errors import InputError
 from normwise.nn import parse_spec
+from normwise.nn.own import Given, name_of
 from normwise.surgery import convert, find
 from normwise.surgery.conversion import Record
 
@@ -17,7 +18,7 @@ AS_IS = "as_is"
 
 
 def converted(
-    model: nn.Module, method: str, examples: Any = None, elsewhere: Mapping[str, str] | None = None
+    model: nn.Module, method: Given, examples: Any = None, elsewhere: Mapping[str, str] | None = None
 ) -> nn.Module:
     """Convert a model's normalization layers to a method; what cannot be converted stays."""
     return model if method == AS_IS else _convert(model, method, examples, elsewhere or {})[0]
@@ -29,37 +30,37 @@ def own_methods(model: nn.Module) -> Counter[str]:
 
 
 def conversion_note(
-    model: nn.Module, method: str, examples: Any = None, elsewhere: Mapping[str, str] | None = None
+    model: nn.Module, method: Given, examples: Any = None, elsewhere: Mapping[str, str] | None = None
 ) -> str:
     """Say what is converted for a method."""
     if method == AS_IS:
         kinds = Counter(type(found.module).__name__ for found in find(model))
-        return f"{method}: the model's own layers, " + _counted(kinds)
+        return "the model's own layers, " + _counted(kinds)
     try:
         _, record = _convert(model, method, examples, elsewhere or {})
     except Exception as error:  # The trials fail for the same reason, and the study says so.
-        return f"{method}: cannot be converted ({error})"
+        return f"cannot be converted ({error})"
     done = Counter(f"{r.old} → {r.new}" for r in record.replaced)
     parts = [_counted(done)] if done else []
     parts += [f"weight norm on {len(record.weights)} weights"] if record.weights else []
     parts += [f"{use} at {layer}" for layer, use in (elsewhere or {}).items()]
     parts += [f"left {left.layer or type(model).__name__}: {left.reason}" for left in record.left]
-    return f"{method}: " + "; ".join(parts)
+    return "; ".join(parts)
 
 
-def _convert(model: nn.Module, method: str, examples: Any, elsewhere: Mapping[str, str]) -> tuple[nn.Module, Record]:
-    name, options = parse_spec(method)
+def _convert(model: nn.Module, method: Given, examples: Any, elsewhere: Mapping[str, str]) -> tuple[nn.Module, Record]:
+    to, options = parse_spec(method) if isinstance(method, str) else (method, {})
     options.pop("init", None)  # Of weight norm; the data come later.
     before = own_methods(model)
     for layer, use in elsewhere.items():
         convert(model, use, where=lambda found, _, layer=layer: found == layer)  # type: ignore[misc]
     # Without exceptions it is not asked where, for weight norm counts weights by their names.
     where = (lambda found, _: found not in elsewhere) if elsewhere else None
-    done = convert(model, name, where=where, example_inputs=examples, strict=False, **options)
+    done = convert(model, to, where=where, example_inputs=examples, strict=False, **options)
     refused = {left.layer: left.reason for left in done.record.left}
-    if not done.record.replaced and not done.record.weights and set(before) != {name}:
+    if not done.record.replaced and not done.record.weights and set(before) != {name_of(to)}:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in refused.items()) or "nothing to convert"
-        raise InputError(f"no layer can be converted to {name}: {reasons}")
+        raise InputError(f"no layer can be converted to {name_of(to)}: {reasons}")
     return done.model, done.record
 
 
