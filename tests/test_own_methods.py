@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from normwise.methods import Context, Method, with_parameters
+from normwise.methods import POOLS, Context, Method, with_parameters  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ class Broken(Soft):
 
 class Later(Soft):
     """Fails after a while."""
+
+    def __init__(self, channels):
+        super().__init__(channels, 0.7)
 
     def forward(self, x):
         self.steps = getattr(self, "steps", 0) + self.training
@@ -210,7 +213,9 @@ def test_compare_takes_objects_classes_and_functions(powers, project, place):
         lambda channels: powers.Soft(channels, 2.0),
         powers.Later,
     ]
-    odd = type("<b>bold", (powers.Soft,), {})
+    odd = type(
+        "<b>bold", (powers.Soft,), {"__init__": lambda self, channels: powers.Soft.__init__(self, channels, 3.0)}
+    )
     names = ["batch()", "MyMethod(0.3)", "Soft", "Soft #2", "Later", "<b>bold"]
     study = normwise.compare(project.with_norm, project.make_data(), methods=[*given, odd], out=place / "out", **SHORT)
     assert study.record.settings.methods == names
