@@ -363,6 +363,12 @@ class Pooled(Method):
     """One pool's mean and deviation, y = weight · (x − μ) / √(σ² + eps) + bias.
 
     ``parts``, as of :func:`standardize`, is an option where a class makes it a field.
+
+    Example:
+        >>> class Scaled(Pooled):
+        ...     pools, parts = ("layer",), "scale"
+        >>> Scaled().affine(Moments(torch.full((1, 1), 2.0), torch.zeros(1, 1)), Context(eps=0.0)).scale
+        tensor([[0.5000]])
     """
 
     parts = "both"
