@@ -365,11 +365,10 @@ class Pooled(Method):
     ``parts``, as of :func:`standardize`, is an option where a class makes it a field.
 
     Example:
-        >>> @dataclass(frozen=True)
-        ... class PerSample(Pooled):
-        ...     name, summary, pools = "per_sample", "over all of a sample", "layer"
-        >>> PerSample().per_channel
-        False
+        >>> class Scaled(Pooled):
+        ...     pools, parts = ("layer",), "scale"
+        >>> Scaled().affine(Moments(torch.full((1, 1), 2.0), torch.zeros(1, 1)), Context(eps=0.0)).scale
+        tensor([[0.5000]])
     """
 
     parts = "both"
