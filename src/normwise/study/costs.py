@@ -20,7 +20,7 @@ from normwise.study.trial import build_model, isolated, training_batches, traini
 # What timing may take at one batch size: a share of the training's seconds, and no more than so many.
 _SHARE, _SECONDS = 0.05, 2.0
 # Rounds that it takes in any case, and at most.
-_LEAST, _MOST = 4, 200
+_LEAST, _MOST = 16, 200
 # Of each parameter: itself, its gradient and what an optimizer keeps.
 _COPIES = 4
 # Blocks of rounds whose medians are kept.
