@@ -39,6 +39,7 @@ def test_list(capsys):
         (["run", "smal-batches"], "did you mean 'small-batches'?"),
         (["run"], "name a claim, or all"),
         (["run", "memory", "--workers", "0"], "workers must be at least 1"),
+        (["run", "memory", "--minutes", "0"], "minutes must be above 0"),
         (["run", "memory", "--frech"], "--frech"),
         (["report", "nowhere"], "cannot read the claims nowhere"),
         (["docs", "nowhere.json"], "cannot read the claims nowhere.json"),
@@ -57,8 +58,7 @@ def test_missing_data_is_said_before_anything_is_run(capsys, tmp_path, monkeypat
     from normwise.claims import tasks
     from normwise.study.tasks import load_task
 
-    for cached in (tasks.fashion, tasks.fashion_28):
-        cached.cache_clear()
+    tasks.fashion.cache_clear()
     monkeypatch.setattr(tasks, "load_task", lambda name: load_task("fashion-mnist:/nowhere"))
     assert main("claims", "run", "memory", "--out", str(tmp_path / "out")) == 2
     assert "no Fashion-MNIST in /nowhere" in capsys.readouterr().err
@@ -69,9 +69,9 @@ def test_run_prints_verdicts_and_writes_files(small_data, capsys, tmp_path):
     assert main("claims", "run", "memory", "--quick", "--workers", "1", "--out", str(tmp_path)) == 0
     said = capsys.readouterr()
     assert "5 Batch norm has to store statistics" in said.out
-    assert "experiment memory" in said.err
+    assert "memory: to 3 seeds" in said.err
     stored = outcomes.load_claims(tmp_path / "claims.json")
-    assert stored.outcomes[0].trials == 14
+    assert stored.outcomes[0].trials == 21
     (tmp_path / "claims.html").unlink()
     assert main("claims", "report", str(tmp_path)) == 0
     assert (tmp_path / "claims.html").exists()
@@ -127,7 +127,7 @@ def test_killed_and_resumed(tmp_path):
         assert done.returncode == 0, errors
     first, second = (outcomes.load_claims(tmp_path / folder / "claims.json") for folder in ("killed", "whole"))
     assert first.outcomes[0].answers == second.outcomes[0].answers
-    assert first.outcomes[0].trials == second.outcomes[0].trials == 2 * 4 * 3
+    assert first.outcomes[0].trials == second.outcomes[0].trials == 2 * 3 * 3
 
 
 def finished(folder):

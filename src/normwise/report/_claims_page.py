@@ -24,6 +24,6 @@ def render(claims: Claims) -> str:
         claims=claims,
         outcomes=outcomes,
         view=view,
-        counts={kind: kinds.count(kind) for kind in ("holds", "fails", "undecided")},
+        counts={kind: kinds.count(kind) for kind in (*view.KINDS.values(), "undecided")},
         quick=[o.number for o in outcomes if o.quick],
     )

@@ -10,7 +10,7 @@ from normwise.outcomes import Claims, Outcome
 from normwise.report import _claims_view as view
 from normwise.report._formats import printable
 
-_STYLES = {"holds": "green", "fails": "red", "undecided": "yellow"}
+_STYLES = {"holds": "green", "part": "blue", "fails": "red", "undecided": "yellow"}
 
 
 def render(claims: Claims) -> RenderableType:
@@ -37,4 +37,5 @@ def _claim(outcome: Outcome) -> list[RenderableType]:
         )
     quick = " (quick run)" if outcome.quick else ""
     title = Text(f"\n{outcome.number} {printable(outcome.title)}{quick}: ", "bold")
-    return [title + Text(outcome.verdict, _STYLES[view.kind(outcome.verdict)]), table]
+    verdict = Text(outcome.verdict, _STYLES[view.kind(outcome.verdict)])
+    return [title + verdict, Text(printable(f"{view.summary(outcome)}."), "dim"), table]
