@@ -19,6 +19,7 @@ from pathlib import Path
 from normwise import outcomes, report
 from normwise.claims.claim import Arm, Claim, Experiment, Runs
 from normwise.claims.judging import outcome_of
+from normwise.claims.keeping import TRIALS, read_trials, write_trials
 from normwise.claims.library import CLAIMS, claims_named
 from normwise.claims.progress import Display
 from normwise.claims.schedule import Stage, due, stages, time_left
@@ -51,8 +52,9 @@ def run(
     Args:
         names: of claims, see ``CLAIMS``; ``"all"`` for each.
         quick: short training and few seeds: shows what you get, decides little.
-        out: a folder to keep the runs in, which makes them resumable, and to write ``claims.json`` and ``claims.html``
-            to after each stage; claims that it holds already stay. Default none.
+        out: a folder to keep the runs in, which makes them resumable, and to write ``claims.json``, ``claims.html`` and
+            ``trials.json.gz`` to after each stage; claims that it holds already stay. Where it holds but the last of
+            these, of another machine, those trials are not run again. Default none.
         fresh: run again what the folder already holds.
         workers: processes that share the work.
         minutes: begin no trial after so many; what is then undecided says what it would take, and the same call with
@@ -95,6 +97,7 @@ def run(
             record = _with(record, [outcome_of(claim, bench.runs(), quick) for claim in chosen])
             if kept is not None:
                 save(record, kept)
+                write_trials(bench.runs(), kept / TRIALS)
             ahead = stages(chosen, bench.runs(), quick)
             if display:
                 display.stage(ahead, record.outcomes, time_left(ahead, bench.runs(), quick))
@@ -122,6 +125,9 @@ class Bench:
         }
         # Opened at once: a folder that cannot be used, or holds other settings, is refused before anything is run.
         self._stores = {e.name: Store(self._places[e.name], self.settings[e.name], fresh) for e in experiments}
+        if folder is not None and not fresh:
+            for name, trials in read_trials(folder / TRIALS, self.settings).items():
+                self._stores[name].add(trials)
         self._trials = {name: store.trials() for name, store in self._stores.items()}
 
     def runs(self) -> Runs:
