@@ -1,6 +1,7 @@
 """Which seeds are run next, from trials whose scores are made up."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -10,6 +11,7 @@ from normwise.claims.schedule import due, stages, time_left
 from normwise.claims.tasks import digits
 from normwise.outcomes import HOLDS, UNDECIDED
 from normwise.records import Cell, Point, Trial
+from normwise.study.plan import ladder
 
 METHODS = ("none", "batch", "layer")
 MINE = Experiment("mine", digits, METHODS, batch_sizes=(32, 2), lrs=(0.1,), steps=10)
@@ -20,9 +22,9 @@ def settings(small_data):
     return MINE.settings(digits(), quick=False)
 
 
-def trial(method, size, seed, score, seconds=1.0, rise=0.0):
+def trial(method, size, seed, score, seconds=1.0, rise=0.0, lr=None, stage="final"):
     curve = [Point(5, 1.0, 0.1, score - rise), Point(10, 2.0, 0.1, score)]
-    cell = Cell("final", method, size, 0.1, seed)
+    cell = Cell(stage, method, size, lr or {32: 0.1, 2: 0.025}[size], seed)
     return Trial(cell, "complete", score, score, 0.1, 0.1, 10, 0.1, seconds, None, 10, curve=curve)
 
 
@@ -110,11 +112,21 @@ def test_what_had_not_settled_is_said(settings):
 
 
 def test_a_rate_at_the_end_of_the_search_is_said(small_data):
-    searched = dataclasses.replace(MINE, lrs=(0.01, 0.1), batch_sizes=(32,))
+    searched = dataclasses.replace(MINE, methods=("batch",), lrs=(0.01, 0.1), batch_sizes=(32,))
     settings = searched.settings(digits(), quick=False)
     mine = dataclasses.replace(claim(), experiments=(searched,))
-    inside = [trial("batch", 32, seed, 0.9) for seed in range(4)]
-    assert limits_of(mine, Runs({"mine": inside}, {"mine": settings})) == []
-    last = [dataclasses.replace(t, cell=dataclasses.replace(t.cell, lr=100.0)) for t in inside]
-    (said,) = limits_of(mine, Runs({"mine": last}, {"mine": settings}))
+
+    def said_of(best):
+        scores = {lr: 0.9 - 0.1 * abs(math.log10(lr / best)) for lr in ladder(settings, 32)}
+        tuned = [trial("batch", 32, k, s, lr=lr, stage="tune") for lr, s in scores.items() for k in settings.tune_seeds]
+        final = [trial("batch", 32, seed, 0.9, lr=best) for seed in range(4)]
+        return limits_of(mine, Runs({"mine": [*tuned, *final]}, {"mine": settings}))
+
+    assert said_of(0.1) == []
+    (said,) = said_of(100.0)
     assert "at an end of all that were tried with batch (mine)" in said
+
+
+def test_only_trials_at_the_chosen_rate_count(settings):
+    found = [trial("batch", 32, seed, 0.9, lr=0.3 if seed else None) for seed in range(4)]
+    assert len(Runs({"mine": found}, {"mine": settings}).finished(Arm("mine", "batch", 32))) == 1

@@ -5,6 +5,7 @@ All of them are values; :mod:`normwise.claims.engine` runs and judges them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from normwise.errors import NormwiseError
 from normwise.outcomes import Figure, Gallery
 from normwise.records import Settings, Trial
 from normwise.study.comparison import SEARCH, make_settings
+from normwise.study.plan import chosen_lrs
 from normwise.study.tasks import Task
 
+# A rate that only a lucky seed survives must not be chosen.
+TUNE_SEEDS = 3
 T = TypeVar("T")
 
 
@@ -52,10 +56,10 @@ class Experiment:
     """A study as part of a claim: a task under methods, batch sizes and seeds; several claims may rest on one.
 
     ``lrs``, by default the task's, hold at batch size 32 and are scaled for others, as in :func:`normwise.compare`;
-    each method is tuned over them on a seed of its own, and beyond them while the best lies at an end, unless there is
-    only one. ``steps`` and ``quick_steps`` are optimizer steps, or batch size → steps. Seeds are added at ``LOOKS``
-    while a hypothesis is undecided. A quick run uses the middle rate untuned and few seeds. ``memory`` measures a
-    step's peak.
+    each method is tuned over them on ``TUNE_SEEDS`` seeds apart, and beyond them while the best lies at an end, unless
+    there is only one. ``steps`` and ``quick_steps`` are optimizer steps, or batch size → steps. Seeds are added at
+    ``LOOKS`` while a hypothesis is undecided. A quick run uses the middle rate untuned and few seeds. ``memory``
+    measures a step's peak; the training is then of no interest.
 
     Example:
         >>> from normwise.study.tasks import load_task
@@ -99,7 +103,11 @@ class Experiment:
         samples = task.splits.train.size
         epochs = {b: (steps if isinstance(steps, int) else steps[b]) / (samples // b) for b in self.batch_sizes}
         made = make_settings(task, self.methods, self.batch_sizes, looks_of(quick)[-1], lrs, epochs, quick)
-        tuned = {"search": SEARCH} if len(lrs) > 1 else {"tune_seeds": []}
+        first = made.tune_seeds[0]
+        if len(lrs) > 1:
+            tuned = {"search": SEARCH, "tune_seeds": list(range(first, first + TUNE_SEEDS))}
+        else:
+            tuned = {"tune_seeds": []}
         return dataclasses.replace(made, task=self.name, **tuned)
 
 
@@ -111,30 +119,29 @@ def looks_of(quick: bool) -> tuple[int, ...]:
 class Runs:
     """The final trials of a claim's experiments, read by measures and figures: one number per seed, paired.
 
-    ``read`` are the arms that were asked for; with ``seeds`` only so many of each are given.
+    ``read`` are the arms that were asked for.
 
     Args:
         trials: experiment → its trials.
         settings: experiment → its settings.
-        seeds: how many; default all that an arm has.
 
     Example:
         >>> Runs({}, {}).trials_of
         {}
     """
 
-    def __init__(
-        self, trials: Mapping[str, Sequence[Trial]], settings: Mapping[str, Settings], seeds: int | None = None
-    ) -> None:
+    def __init__(self, trials: Mapping[str, Sequence[Trial]], settings: Mapping[str, Settings]) -> None:
         self.trials_of = dict(trials)
         self.settings_of = dict(settings)
         self.read: set[Arm] = set()
-        self._seeds = seeds
+        self._seeds: int | None = None
         self._arms: dict[Arm, dict[int, Trial]] = {}
         for name, found in self.trials_of.items():
-            for trial in (t for t in found if t.cell.stage == "final"):
-                arm = Arm(name, trial.cell.method, trial.cell.batch_size)
-                self._arms.setdefault(arm, {})[trial.cell.seed] = trial
+            chosen = chosen_lrs(self.settings_of[name], found)
+            for cell, trial in ((t.cell, t) for t in found if t.cell.stage == "final"):
+                # Those at another rate are of before the search went on.
+                if cell.lr == chosen.get((cell.method, cell.batch_size)):
+                    self._arms.setdefault(Arm(name, cell.method, cell.batch_size), {})[cell.seed] = trial
 
     def finished(self, arm: Arm) -> list[Trial]:
         """Give an arm's trials up to the first seed that is missing.
@@ -197,7 +204,10 @@ class Runs:
         return read(runs), runs.read, seeds
 
     def _first(self, seeds: int) -> Runs:
-        return Runs(self.trials_of, self.settings_of, seeds)
+        """The same runs, with only so many seeds and nothing read yet."""
+        some = copy.copy(self)
+        some.read, some._seeds = set(), seeds
+        return some
 
     def trials(self, experiment: Experiment, method: str, batch_size: int | None = None) -> list[Trial]:
         """Give the trials of one method in the order of the seeds.

@@ -92,7 +92,7 @@ def _lacking(values: Sequence[float], needed: int | None, seconds: float, quick:
 
 def limits_of(claim: Claim, runs: Runs) -> list[str]:
     """Say where training had not settled and where the best learning rate lay at an end of those tried."""
-    arms = [arm for e in claim.experiments for arm in e.arms]
+    arms = [arm for e in claim.experiments if not e.memory for arm in e.arms]
     rising = {arm: _gain(runs.finished(arm)) for arm in arms}
     rising = {arm: gain for arm, gain in rising.items() if gain > runs.settings_of[arm.experiment].tolerance}
     edge = [arm for arm in arms if _at_end(runs, arm)]

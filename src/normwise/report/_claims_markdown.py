@@ -16,8 +16,8 @@ not prove it.
 
 Seeds are added in stages while a hypothesis is undecided, at most 20 of them. Each look at the runs spends a share of
 the 5 % of error in proportion to the seeds that it adds, so that the intervals hold at 95 % over all looks. Every
-method has its own learning rate, whose search goes on until the best lies inside of what was tried. That one rate is
-kept for all seeds: the intervals do not count what another choice would have brought.
+method has its own learning rate, chosen on three seeds apart, whose search goes on until the best lies inside of what
+was tried. That one rate is kept for all seeds: the intervals do not count what another choice would have brought.
 """
 
 
