@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from normwise.claims import CLAIMS
-from normwise.claims.statistics import LOOKS, judge_all, together
+from normwise.claims.statistics import judge_look, together
 from normwise.outcomes import UNDECIDED, load_claims
 from normwise.records import to_dict
 from normwise.report import claims_markdown
@@ -28,8 +28,9 @@ def test_stored_verdicts_follow_from_the_stored_numbers(outcome) -> None:  # typ
             assert answer.verdict == UNDECIDED
             assert answer.note
             continue
-        assert len(answer.values) in LOOKS
-        found, verdict = judge_all(answer.values, answer.ratio, answer.at_least, answer.at_most)
+        assert len(answer.values) in outcome.looks
+        bounds = answer.ratio, answer.at_least, answer.at_most
+        found, verdict = judge_look(answer.values, *bounds, answer.exact, outcome.looks)
         assert to_dict(found) == pytest.approx(to_dict(answer.estimate))
         assert answer.verdict == verdict
         assert bool(answer.note) == (verdict == UNDECIDED)

@@ -25,7 +25,7 @@ class Answer:
     estimated. Written, a number is multiplied by ``factor`` and followed by ``unit``. ``published`` is what the paper
     reports. Of a claim's answers those that ``decide`` make its verdict; the others are asked besides. ``estimate`` is
     ``None`` where nothing could be measured. ``note`` says why, or what it would take to decide what is undecided.
-    ``brief`` names the hypothesis within a sentence.
+    ``brief`` names the hypothesis within a sentence. ``exact`` numbers are no matter of chance.
     """
 
     statement: str
@@ -41,6 +41,7 @@ class Answer:
     decides: bool = True
     note: str = ""
     brief: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Outcome:
     """What became of one claim.
 
     ``experiments`` name → settings, as the studies were run; ``trials`` and ``seconds`` count those of all of them,
-    also where several claims rest on one experiment. ``code`` reruns the claim.
+    also where several claims rest on one experiment. ``code`` reruns the claim. ``looks`` are the numbers of seeds at
+    which the runs are judged; before there were stages they were judged once, at 5.
     """
 
     number: int
@@ -107,6 +109,7 @@ class Outcome:
     how: str = ""
     notes: list[str] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
+    looks: list[int] = field(default_factory=lambda: [5])
 
 
 @dataclass(frozen=True)

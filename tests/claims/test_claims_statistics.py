@@ -9,7 +9,7 @@ from normwise.claims.statistics import (
     error_at,
     estimate,
     judge,
-    judge_all,
+    judge_look,
     look_at,
     seeds_needed,
     together,
@@ -81,7 +81,7 @@ def test_ratios_must_be_positive_and_hypotheses_bounded():
 def design(values, at_least):
     """Add seeds until they decide; give the verdict and how many it took."""
     for look in LOOKS:
-        verdict = judge_all(values[:look], False, at_least, None)[1]
+        verdict = judge_look(values[:look], False, at_least, None)[1]
         if verdict != UNDECIDED:
             return verdict, look
     return UNDECIDED, LOOKS[-1]
@@ -126,9 +126,10 @@ def test_power_grows_with_the_distance_and_fewer_seeds_do():
 
 def test_equal_values_decide_once_there_are_enough_of_them():
     # By a sign test: 4 coins fall alike in one of eight cases, 8 in one of 128.
-    assert judge_all([2.0] * 4, False, 1.0, None)[1] == UNDECIDED
-    assert judge_all([2.0] * 8, False, 1.0, None)[1] == HOLDS
-    assert judge_all([0.0] * 8, False, 1.0, None)[1] == FAILS
+    assert judge_look([2.0] * 4, False, 1.0, None)[1] == UNDECIDED
+    assert judge_look([2.0] * 8, False, 1.0, None)[1] == HOLDS
+    assert judge_look([0.0] * 8, False, 1.0, None)[1] == FAILS
+    assert judge_look([2.0] * 4, False, 1.0, None, exact=True)[1] == HOLDS
 
 
 def test_the_seeds_that_are_needed_do_decide():

@@ -376,6 +376,7 @@ def _costs_more(method: str, decides: bool) -> Part:
         unit=PERCENT,
         decides=decides,
         brief=f"more memory than {other}",
+        exact=True,
     )
 
 
@@ -394,6 +395,7 @@ BATCH_MEMORY = Claim(
             "Batch norm keeps state and the methods without running averages keep none (bytes more than the most of "
             "them)",
             brief="state beside the parameters",
+            exact=True,
             measure=lambda runs: (
                 runs.seen(MEMORY, "batch", "state_bytes")
                 - np.max(

@@ -48,6 +48,7 @@ LAYER_ANY_BATCH = Claim(
             brief="alike in training and evaluation",
             at_most=_SAME,
             published="0, by construction",
+            exact=True,
         ),
         Part(
             "Layer norm's output for a sample does not depend on the rest of the batch",
@@ -55,6 +56,7 @@ LAYER_ANY_BATCH = Claim(
             brief="independent of the batch",
             at_most=_SAME,
             published="0, by construction",
+            exact=True,
         ),
         Part(
             "Trained one sample at a time it is at most 2 points behind batch size 32",
@@ -127,6 +129,7 @@ WEIGHT_NORM = Claim(
             brief="gradients orthogonal to directions",
             at_most=1e-3,
             published="0, by construction",
+            exact=True,
         ),
         Part(
             "Directions three times as long give the same outputs (difference in deviations)",
@@ -134,6 +137,7 @@ WEIGHT_NORM = Claim(
             brief="lengths of directions without effect",
             at_most=_SAME,
             published="0, by construction",
+            exact=True,
         ),
         Part(
             "The output for a sample does not depend on the rest of the batch",
@@ -141,6 +145,7 @@ WEIGHT_NORM = Claim(
             brief="independent of the batch",
             at_most=_SAME,
             published="0, by construction",
+            exact=True,
         ),
         _speed_of("weight"),
         _speed_of(_DATA),
@@ -204,6 +209,7 @@ def _same(one: str, other: str, statement: str, brief: str) -> Part:
         at_most=0.005,
         unit=POINTS,
         published="0, by definition",
+        exact=True,
         brief=brief,
     )
 

@@ -174,6 +174,7 @@ STYLIZATION = Claim(
             brief="each image by itself",
             at_most=1e-4,
             published="0, by construction",
+            exact=True,
         ),
         Part(
             "After equal steps its style loss is at most 0.95 times that of batch norm",

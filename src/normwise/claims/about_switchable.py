@@ -121,6 +121,7 @@ def _kept(method: str, noun: str, published: str) -> Part:
         unit=POINTS,
         published=published,
         brief=f"accuracy of the {noun} mix",
+        exact=method == _SPARSE,
     )
 
 

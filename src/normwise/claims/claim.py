@@ -321,7 +321,8 @@ class Runs:
 class Part:
     """A hypothesis: that a quantity, one number per seed, has a mean between two bounds.
 
-    ``brief`` names it in the sentence that says which parts of a claim hold.
+    ``brief`` names it in the sentence that says which parts of a claim hold. An ``exact`` quantity is fixed by how the
+    methods are made, not by chance: equal numbers decide at once.
 
     Example:
         >>> Part("It is positive", lambda runs: [1.0, 2.0], at_least=0.0).unit
@@ -337,6 +338,7 @@ class Part:
     published: str = ""
     decides: bool = True
     brief: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)

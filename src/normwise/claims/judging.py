@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from normwise.claims.claim import Arm, Claim, Part, Runs, UnmeasuredError, looks_of
-from normwise.claims.statistics import judge_all, seeds_needed, together
+from normwise.claims.statistics import judge_look, seeds_needed, together
 from normwise.errors import InputError
 from normwise.outcomes import UNDECIDED, Answer, Outcome
 from normwise.records import Interval, Trial
@@ -40,6 +40,7 @@ def outcome_of(claim: Claim, runs: Runs, quick: bool) -> Outcome:
         code=_code(claim, quick),
         quick=quick,
         how=claim.how,
+        looks=list(looks_of(quick)),
         notes=[*claim.notes, *limits_of(claim, runs), *missing, *more],
     )
 
@@ -53,7 +54,7 @@ def answer_of(part: Part, runs: Runs, quick: bool) -> Answer:
     try:
         with np.errstate(divide="ignore", invalid="ignore"):
             measured, arms, _ = runs.at_look(lambda some: [float(v) for v in part.measure(some)])
-        interval, verdict = judge_all(measured, *bounds, looks=looks_of(quick))
+        interval, verdict = judge_look(measured, *bounds, part.exact, looks_of(quick))
         values = measured
         if verdict == UNDECIDED:
             note = _lacking(values, seeds_needed(values, *bounds, looks=looks_of(quick)), runs.seconds(arms), quick)
@@ -73,6 +74,7 @@ def answer_of(part: Part, runs: Runs, quick: bool) -> Answer:
         decides=part.decides,
         note=note,
         brief=part.brief,
+        exact=part.exact,
     )
 
 

@@ -71,14 +71,19 @@ def judge(interval: Interval, at_least: float | None = None, at_most: float | No
     return UNDECIDED
 
 
-def judge_all(
-    values: Sequence[float], ratio: bool, at_least: float | None, at_most: float | None, looks: Sequence[int] = LOOKS
+def judge_look(
+    values: Sequence[float],
+    ratio: bool,
+    at_least: float | None,
+    at_most: float | None,
+    exact: bool = False,
+    looks: Sequence[int] = LOOKS,
 ) -> tuple[Interval, str]:
-    """Estimate and judge the numbers of one look."""
+    """Estimate and judge the numbers of one look; ``exact`` ones are no matter of chance where they are equal."""
     error = error_at(look_at(len(values), looks), looks)
     interval = estimate(values, ratio, error)
-    # Equal numbers say nothing of their scatter. By a sign test, so many of them on one side decide.
-    if interval.low == interval.high and 2 * 0.5 ** len(values) > error:
+    # Other equal numbers say nothing of their scatter. By a sign test, so many of them on one side decide.
+    if interval.low == interval.high and not exact and 2 * 0.5 ** len(values) > error:
         return interval, UNDECIDED
     return interval, judge(interval, at_least, at_most)
 
