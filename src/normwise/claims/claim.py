@@ -103,12 +103,9 @@ class Experiment:
         samples = task.splits.train.size
         epochs = {b: (steps if isinstance(steps, int) else steps[b]) / (samples // b) for b in self.batch_sizes}
         made = make_settings(task, self.methods, self.batch_sizes, looks_of(quick)[-1], lrs, epochs, quick)
-        first = made.tune_seeds[0]
-        if len(lrs) > 1:
-            tuned = {"search": SEARCH, "tune_seeds": list(range(first, first + TUNE_SEEDS))}
-        else:
-            tuned = {"tune_seeds": []}
-        return dataclasses.replace(made, task=self.name, **tuned)
+        first, tuned = made.tune_seeds[0], len(lrs) > 1
+        seeds = list(range(first, first + TUNE_SEEDS)) if tuned else []
+        return dataclasses.replace(made, task=self.name, tune_seeds=seeds, search=SEARCH if tuned else 0)
 
 
 def looks_of(quick: bool) -> tuple[int, ...]:
