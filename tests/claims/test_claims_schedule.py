@@ -102,7 +102,16 @@ def test_a_claim_with_a_verdict_waits(settings):
     runs = runs_of(settings, CLEAR | NEAR)
     clear, near, wrong = ahead("batch", "none"), ahead("layer", "batch"), ahead("none", "batch")
     decided, undecided = claim(clear, wrong, near, name="decided"), claim(clear, near, name="undecided")
-    assert [s.claim.name for s in stages([decided, undecided], runs, quick=False)] == ["undecided", "decided"]
+    found = stages([decided, undecided], runs, quick=False)
+    assert [(s.claim.name, s.decides) for s in found] == [("undecided", True), ("decided", False)]
+
+
+def test_what_only_figures_and_asides_want_comes_last(settings):
+    runs = runs_of(settings, CLEAR)
+    clear, aside = ahead("batch", "none"), ahead("layer", "batch", decides=False)
+    (stage,) = stages([claim(clear, aside)], runs, quick=False)
+    assert stage.seeds == {Arm("mine", "layer", 32): 4}
+    assert not stage.decides
 
 
 def test_what_had_not_settled_is_said(settings):

@@ -16,24 +16,24 @@ _STEP = 0.005
 
 
 class Stage(NamedTuple):
-    """The next seeds of a claim: how many each arm is to have, and about how long that takes."""
+    """The next seeds of a claim: how many each arm is to have, about how long that takes, and whether it may decide."""
 
     claim: Claim
     seeds: dict[Arm, int]
     seconds: float
+    decides: bool = True
 
 
 def stages(claims: Sequence[Claim], runs: Runs, quick: bool) -> list[Stage]:
     """The next stage of every claim that still needs one, in the order in which they should be run."""
-    found, is_open = [], {}
+    found = []
     for claim in claims:
         judged = outcome_of(claim, runs, quick)
-        is_open[claim.name] = judged.verdict == UNDECIDED
-        lacking = _lacking(claim, runs, judged.answers, looks_of(quick))
+        lacking, for_parts = _lacking(claim, runs, judged.answers, looks_of(quick))
         if lacking:
-            found.append(Stage(claim, lacking, seconds(runs, lacking)))
+            found.append(Stage(claim, lacking, seconds(runs, lacking), for_parts and judged.verdict == UNDECIDED))
     # A claim with a verdict waits, though a part of it be undecided; what serves several claims comes before.
-    return sorted(found, key=lambda s: (not is_open[s.claim.name], s.seconds / _served(s, found)))
+    return sorted(found, key=lambda s: (not s.decides, s.seconds / _served(s, found)))
 
 
 def time_left(ahead: Sequence[Stage], runs: Runs, quick: bool) -> float:
@@ -45,8 +45,8 @@ def time_left(ahead: Sequence[Stage], runs: Runs, quick: bool) -> float:
     return seconds(runs, wanted)
 
 
-def _lacking(claim: Claim, runs: Runs, answers: Sequence[Answer], looks: Sequence[int]) -> dict[Arm, int]:
-    """So many seeds each arm should have that has fewer: first what no part can do without, then what they lack."""
+def _lacking(claim: Claim, runs: Runs, answers: Sequence[Answer], looks: Sequence[int]) -> tuple[dict[Arm, int], bool]:
+    """So many seeds each arm should have that has fewer, and whether a part that decides wants them."""
     deciding = [(part, answer) for part, answer in zip(claim.parts, answers, strict=True) if part.decides]
     wanted: dict[Arm, int] = {}
     for part in (p for p, answer in deciding if answer.estimate is not None and answer.verdict == UNDECIDED):
@@ -56,7 +56,7 @@ def _lacking(claim: Claim, runs: Runs, answers: Sequence[Answer], looks: Sequenc
     wanted = {arm: seeds for arm, seeds in wanted.items() if len(runs.finished(arm)) < seeds}
     first = _first(claim, runs, looks[0])
     unmeasured = any(answer.estimate is None for _, answer in deciding)
-    return (first or wanted) if unmeasured else (wanted or first)
+    return (first or wanted) if unmeasured else (wanted or first), unmeasured or bool(wanted)
 
 
 def _first(claim: Claim, runs: Runs, look: int) -> dict[Arm, int]:
