@@ -1,6 +1,7 @@
 """``normwise claims`` as a person meets it."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -10,11 +11,12 @@ import sys
 import time
 
 import pytest
-from claims_samples import record
+from claims_samples import answer, record
 
 from normwise import cli, outcomes, report
 from normwise.claims import CLAIMS
 from normwise.records import dumps
+from normwise.report._claims_view import summary
 
 
 def main(*arguments):
@@ -140,3 +142,16 @@ def finished(folder):
             return connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
         except sqlite3.OperationalError:
             return 0
+
+
+def test_one_sentence_says_which_parts_hold():
+    def said(*verdicts):
+        answers = [answer(verdict=v, brief=f"part {k}") for k, v in enumerate(verdicts)]
+        return summary(dataclasses.replace(record().outcomes[0], answers=answers))
+
+    holds, fails, undecided = outcomes.HOLDS, outcomes.FAILS, outcomes.UNDECIDED
+    assert said(holds, holds) == "Holds in all 2 parts"
+    assert said(fails, fails) == "Holds in none of 2 parts"
+    assert said(undecided) == "Undecided in all 1 part"
+    assert said(holds, fails, holds) == "Holds in 2 of 3 parts: part 0, part 2; not: part 1"
+    assert said(undecided, fails) == "Holds in 0 of 2 parts; not: part 1; open: part 0"

@@ -89,7 +89,7 @@ def _at(xs: list[float], own: list[float], values: list[float]) -> list[str]:
 def _settings(name: str, s: Settings) -> str:
     largest = max(s.batch_sizes)
     sizes, rates = ", ".join(map(str, s.batch_sizes)), ", ".join(f"{lr:g}" for lr in s.lrs[str(largest)])
-    tuned = f", and up to {s.search} beyond either end" if s.search else ", not tuned"
+    tuned = f", and up to {s.search} beyond either end" if s.search else "" if s.tune_seeds else ", not tuned"
     return (
         f"- `{name}`: {s.model}; {s.splits['train']:,} training samples; methods {', '.join(s.methods)}; batch size "
         f"{sizes}; {s.epochs[str(largest)]:.3g} passes at {largest}; {s.optimizer}; learning rates {rates} at batch "

@@ -50,8 +50,8 @@ def summary(outcome: Outcome) -> str:
     for answer in parts:
         of_kind.setdefault(kind(answer.verdict), []).append(answer.brief or answer.statement)
     if len(of_kind) == 1:
-        words = {"holds": "Holds in all", "fails": "Holds in none", "undecided": "Undecided in all"}
-        return f"{words[next(iter(of_kind))]} of {len(parts)} part{'s' * (len(parts) > 1)}"
+        words = {"holds": "Holds in all", "fails": "Holds in none of", "undecided": "Undecided in all"}
+        return f"{words[next(iter(of_kind))]} {len(parts)} part{'s' * (len(parts) > 1)}"
     held = of_kind.get("holds", [])
     said = [f"Holds in {len(held)} of {len(parts)} parts" + (f": {', '.join(held)}" if held else "")]
     said += [
