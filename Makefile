@@ -33,9 +33,12 @@ help:  ## list the targets
 compare: $(VENV)/compare-$(TORCH)  ## which normalization? the main job on scikit-learn's digits (under 3 minutes once installed)
 	$(BIN)/normwise compare --data digits $(ARGS)
 
-claims: $(VENV)/test-$(TORCH)  ## put the literature's claims to the test (under an hour); writes results/ and docs/
+claims: $(VENV)/test-$(TORCH)  ## put the literature's claims to the test (hours; goes on where it stopped); e.g. ARGS="--minutes 30"
+	mkdir -p normwise-claims
+	test -e normwise-claims/trials.json.gz || cp results/claims-trials.json.gz normwise-claims/trials.json.gz
 	$(BIN)/normwise claims run all $(ARGS)
 	cp normwise-claims/claims.json results/claims.json
+	cp normwise-claims/trials.json.gz results/claims-trials.json.gz
 	$(BIN)/normwise claims docs
 
 claims-docs: $(VENV)/test-$(TORCH)  ## draw docs/claims.md from results/claims.json

@@ -13,7 +13,7 @@ from normwise.records import Interval, Settings, load_record
 
 CLAIMS_VERSION = 1
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold here", "undecided"
+HOLDS, IN_PART, FAILS, UNDECIDED = "holds", "holds in part", "does not hold here", "undecided"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Answer:
     open. ``values`` are the paired numbers, one per seed. With ``ratio`` they are ratios, whose geometric mean is
     estimated. Written, a number is multiplied by ``factor`` and followed by ``unit``. ``published`` is what the paper
     reports. Of a claim's answers those that ``decide`` make its verdict; the others are asked besides. ``estimate`` is
-    ``None`` where nothing could be measured; ``note`` then says why.
+    ``None`` where nothing could be measured. ``note`` says why, or what it would take to decide what is undecided.
+    ``brief`` names the hypothesis within a sentence. ``exact`` numbers are no matter of chance.
     """
 
     statement: str
@@ -39,6 +40,8 @@ class Answer:
     published: str = ""
     decides: bool = True
     note: str = ""
+    brief: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class Outcome:
     """What became of one claim.
 
     ``experiments`` name → settings, as the studies were run; ``trials`` and ``seconds`` count those of all of them,
-    also where several claims rest on one experiment. ``code`` reruns the claim.
+    also where several claims rest on one experiment. ``code`` reruns the claim. ``looks`` are the numbers of seeds at
+    which the runs are judged; before there were stages they were judged once, at 5.
     """
 
     number: int
@@ -105,6 +109,7 @@ class Outcome:
     how: str = ""
     notes: list[str] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
+    looks: list[int] = field(default_factory=lambda: [5])
 
 
 @dataclass(frozen=True)

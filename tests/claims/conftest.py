@@ -68,8 +68,8 @@ def small_data(monkeypatch):
     """Let the claims' tasks have few samples of made-up data."""
     for module in (tasks, recurrent, about_style):
         monkeypatch.setattr(module, "load_task", load)
-    for cached in (tasks.digits, tasks.fashion, tasks.fashion_28):
+    for cached in (tasks.digits, tasks.fashion):
         cached.cache_clear()
     yield
-    for cached in (tasks.digits, tasks.fashion, tasks.fashion_28):
+    for cached in (tasks.digits, tasks.fashion):
         cached.cache_clear()

@@ -1,6 +1,7 @@
 """``normwise claims`` as a person meets it."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -10,11 +11,12 @@ import sys
 import time
 
 import pytest
-from claims_samples import record
+from claims_samples import answer, record
 
 from normwise import cli, outcomes, report
 from normwise.claims import CLAIMS
 from normwise.records import dumps
+from normwise.report._claims_view import summary
 
 
 def main(*arguments):
@@ -39,6 +41,7 @@ def test_list(capsys):
         (["run", "smal-batches"], "did you mean 'small-batches'?"),
         (["run"], "name a claim, or all"),
         (["run", "memory", "--workers", "0"], "workers must be at least 1"),
+        (["run", "memory", "--minutes", "0"], "minutes must be above 0"),
         (["run", "memory", "--frech"], "--frech"),
         (["report", "nowhere"], "cannot read the claims nowhere"),
         (["docs", "nowhere.json"], "cannot read the claims nowhere.json"),
@@ -57,8 +60,7 @@ def test_missing_data_is_said_before_anything_is_run(capsys, tmp_path, monkeypat
     from normwise.claims import tasks
     from normwise.study.tasks import load_task
 
-    for cached in (tasks.fashion, tasks.fashion_28):
-        cached.cache_clear()
+    tasks.fashion.cache_clear()
     monkeypatch.setattr(tasks, "load_task", lambda name: load_task("fashion-mnist:/nowhere"))
     assert main("claims", "run", "memory", "--out", str(tmp_path / "out")) == 2
     assert "no Fashion-MNIST in /nowhere" in capsys.readouterr().err
@@ -69,9 +71,9 @@ def test_run_prints_verdicts_and_writes_files(small_data, capsys, tmp_path):
     assert main("claims", "run", "memory", "--quick", "--workers", "1", "--out", str(tmp_path)) == 0
     said = capsys.readouterr()
     assert "5 Batch norm has to store statistics" in said.out
-    assert "experiment memory" in said.err
+    assert "memory: to 3 seeds" in said.err
     stored = outcomes.load_claims(tmp_path / "claims.json")
-    assert stored.outcomes[0].trials == 14
+    assert stored.outcomes[0].trials == 21
     (tmp_path / "claims.html").unlink()
     assert main("claims", "report", str(tmp_path)) == 0
     assert (tmp_path / "claims.html").exists()
@@ -120,14 +122,14 @@ def test_killed_and_resumed(tmp_path):
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert not (tmp_path / "killed" / "claims.json").exists()
+    assert outcomes.load_claims(tmp_path / "killed" / "claims.json").outcomes[0].trials < 2 * 2 * 3
     for folder in ("killed", "whole"):
         done = start(tmp_path / folder)
         _, errors = done.communicate()
         assert done.returncode == 0, errors
     first, second = (outcomes.load_claims(tmp_path / folder / "claims.json") for folder in ("killed", "whole"))
     assert first.outcomes[0].answers == second.outcomes[0].answers
-    assert first.outcomes[0].trials == second.outcomes[0].trials == 2 * 4 * 3
+    assert first.outcomes[0].trials == second.outcomes[0].trials == 2 * 2 * 3
 
 
 def finished(folder):
@@ -140,3 +142,16 @@ def finished(folder):
             return connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
         except sqlite3.OperationalError:
             return 0
+
+
+def test_one_sentence_says_which_parts_hold():
+    def said(*verdicts):
+        answers = [answer(verdict=v, brief=f"part {k}") for k, v in enumerate(verdicts)]
+        return summary(dataclasses.replace(record().outcomes[0], answers=answers))
+
+    holds, fails, undecided = outcomes.HOLDS, outcomes.FAILS, outcomes.UNDECIDED
+    assert said(holds, holds) == "Holds in all 2 parts"
+    assert said(fails, fails) == "Holds in none of 2 parts"
+    assert said(undecided) == "Undecided in all 1 part"
+    assert said(holds, fails, holds) == "Holds in 2 of 3 parts: part 0, part 2; not: part 1"
+    assert said(undecided, fails) == "Holds in 0 of 2 parts; not: part 1; open: part 0"

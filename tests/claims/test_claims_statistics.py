@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
-from normwise.claims.statistics import estimate, judge, together
+from normwise.claims.statistics import (
+    ERROR,
+    LOOKS,
+    error_at,
+    estimate,
+    judge,
+    judge_look,
+    look_at,
+    seeds_needed,
+    together,
+)
 from normwise.errors import InputError
-from normwise.outcomes import FAILS, HOLDS, UNDECIDED
+from normwise.outcomes import FAILS, HOLDS, IN_PART, UNDECIDED
 from normwise.records import Interval
 
 
@@ -26,7 +36,7 @@ def test_what_is_clearly_so_is_said_to_be_so():
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_at_the_bound_chance_decides_no_more_often_than_the_level_allows(seeds):
-    # Either side may be called wrongly in 2.5 % of the cases; the bootstrap at n = 3 comes within a few percent.
+    # Either side may be called wrongly in 2.5 % of the cases.
     shares = verdicts(1.0, repeats=300, seeds=seeds, at_least=1.0)
     assert shares[HOLDS] < 0.07
     assert shares[FAILS] < 0.07
@@ -68,8 +78,74 @@ def test_ratios_must_be_positive_and_hypotheses_bounded():
         judge(Interval(0.0, 0.0, 0.0))
 
 
-def test_a_claim_holds_only_if_all_of_it_does():
+def design(values, at_least):
+    """Add seeds until they decide; give the verdict and how many it took."""
+    for look in LOOKS:
+        verdict = judge_look(values[:look], False, at_least, None)[1]
+        if verdict != UNDECIDED:
+            return verdict, look
+    return UNDECIDED, LOOKS[-1]
+
+
+def designs(truth, repeats, at_least=0.0):
+    draws = np.random.default_rng(0)
+    return [design(draws.normal(truth, 1.0, LOOKS[-1]), at_least) for _ in range(repeats)]
+
+
+def test_the_shares_of_error_add_up_and_only_whole_looks_count():
+    assert sum(error_at(look) for look in LOOKS) == pytest.approx(ERROR)
+    assert [look_at(n) for n in (0, 3, 4, 7, 8, 19, 20, 25)] == [0, 0, 4, 4, 8, 12, 20, 20]
+    assert error_at(3, (3,)) == pytest.approx(ERROR)
+
+
+def test_the_whole_design_errs_at_the_bound_in_at_most_five_percent():
+    found = designs(0.0, 2000)
+    assert 0.02 < sum(verdict != UNDECIDED for verdict, _ in found) / len(found) < 0.05
+
+
+def test_one_look_after_another_at_95_percent_would_err_far_more_often():
+    draws, looks = np.random.default_rng(0), LOOKS
+    wrong = 0
+    for _ in range(500):
+        values = draws.normal(0.0, 1.0, looks[-1])
+        wrong += any(judge(estimate(values[:n]), at_least=0.0) != UNDECIDED for n in looks)
+    assert wrong / 500 > 0.08
+
+
+def test_power_grows_with_the_distance_and_fewer_seeds_do():
+    shares, seeds = [], []
+    for truth in (0.3, 0.7, 1.0, 2.0):
+        found = designs(truth, 300)
+        assert sum(verdict == FAILS for verdict, _ in found) <= 0.02 * len(found)
+        shares.append(sum(verdict == HOLDS for verdict, _ in found) / len(found))
+        seeds.append(np.mean([look for _, look in found]))
+    assert shares == sorted(shares)
+    assert shares[2] > 0.9
+    assert seeds == sorted(seeds, reverse=True)
+
+
+def test_equal_values_decide_once_there_are_enough_of_them():
+    # By a sign test: 4 coins fall alike in one of eight cases, 8 in one of 128.
+    assert judge_look([2.0] * 4, False, 1.0, None)[1] == UNDECIDED
+    assert judge_look([2.0] * 8, False, 1.0, None)[1] == HOLDS
+    assert judge_look([0.0] * 8, False, 1.0, None)[1] == FAILS
+    assert judge_look([2.0] * 4, False, 1.0, None, exact=True)[1] == HOLDS
+
+
+def test_the_seeds_that_are_needed_do_decide():
+    pattern = np.tile([-1.0, 1.0], 200)
+    needed = seeds_needed(1.0 + pattern[:8], False, 0.6, None)
+    assert needed is not None
+    assert 20 < needed < 60
+    error = error_at(LOOKS[-1])
+    assert judge(estimate(1.0 + pattern[:needed], error=error), at_least=0.6) == HOLDS
+    assert judge(estimate(1.0 + pattern[: needed * 3 // 4], error=error), at_least=0.6) == UNDECIDED
+    assert seeds_needed(pattern[:8], False, 0.0, None) is None
+
+
+def test_a_claim_holds_in_part_once_a_part_holds_and_another_does_not():
     assert together([HOLDS, HOLDS]) == HOLDS
-    assert together([HOLDS, UNDECIDED, FAILS]) == FAILS
-    assert together([HOLDS, UNDECIDED]) == UNDECIDED
+    assert together([HOLDS, UNDECIDED, FAILS]) == IN_PART
+    assert together([FAILS, FAILS]) == FAILS
+    assert together([HOLDS, UNDECIDED]) == together([FAILS, UNDECIDED]) == UNDECIDED
     assert together([]) == UNDECIDED

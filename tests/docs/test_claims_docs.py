@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from normwise.claims import CLAIMS
-from normwise.claims.statistics import estimate, judge, together
+from normwise.claims.statistics import judge_look, together
 from normwise.outcomes import UNDECIDED, load_claims
+from normwise.records import to_dict
 from normwise.report import claims_markdown
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +26,14 @@ def test_stored_verdicts_follow_from_the_stored_numbers(outcome) -> None:  # typ
     for answer in outcome.answers:
         if answer.estimate is None:
             assert answer.verdict == UNDECIDED
+            assert answer.note
             continue
-        found = estimate(answer.values, answer.ratio)
-        assert (found.value, found.low, found.high) == pytest.approx((
-            answer.estimate.value,
-            answer.estimate.low,
-            answer.estimate.high,
-        ))
-        assert answer.verdict == judge(answer.estimate, answer.at_least, answer.at_most)
+        assert len(answer.values) in outcome.looks
+        bounds = answer.ratio, answer.at_least, answer.at_most
+        found, verdict = judge_look(answer.values, *bounds, answer.exact, outcome.looks)
+        assert to_dict(found) == pytest.approx(to_dict(answer.estimate))
+        assert answer.verdict == verdict
+        assert bool(answer.note) == (verdict == UNDECIDED)
     assert outcome.verdict == together(a.verdict for a in outcome.answers if a.decides)
 
 

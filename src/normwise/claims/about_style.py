@@ -156,12 +156,14 @@ STYLIZATION = Claim(
         Part(
             "Halving a photograph's contrast changes its output by at most 0.1 deviations",
             lambda runs: runs.seen(STYLE, "instance", "contrast"),
+            brief="contrast removed",
             at_most=0.1,
             published="0 after the first layer, by construction",
         ),
         Part(
             "That is at most half as much as with batch norm",
             lambda runs: runs.seen(STYLE, "instance", "contrast") / runs.seen(STYLE, "batch", "contrast"),
+            brief="more so than by batch norm",
             at_most=0.5,
             unit=TIMES,
             ratio=True,
@@ -169,12 +171,15 @@ STYLIZATION = Claim(
         Part(
             "The output for an image does not depend on the rest of the batch, in training either",
             lambda runs: runs.seen(STYLE, "instance", "neighbour_gap"),
+            brief="each image by itself",
             at_most=1e-4,
             published="0, by construction",
+            exact=True,
         ),
         Part(
             "After equal steps its style loss is at most 0.95 times that of batch norm",
             lambda runs: runs.seen(STYLE, "instance", "style") / runs.seen(STYLE, "batch", "style"),
+            brief="lower style loss",
             at_most=0.95,
             unit=TIMES,
             ratio=True,

@@ -5,20 +5,25 @@ All of them are values; :mod:`normwise.claims.engine` runs and judges them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from normwise.claims.statistics import LOOKS, QUICK_LOOKS, look_at
 from normwise.errors import NormwiseError
 from normwise.outcomes import Figure, Gallery
 from normwise.records import Settings, Trial
-from normwise.study.comparison import make_settings
+from normwise.study.comparison import SEARCH, make_settings
 from normwise.study.tasks import Task
+from normwise.study.tuning import chosen_lrs
 
-SEEDS, QUICK_SEEDS = 5, 3
+# A rate that only a lucky seed survives must not be chosen.
+TUNE_SEEDS = 3
+T = TypeVar("T")
 
 
 class UnmeasuredError(NormwiseError):
@@ -38,14 +43,23 @@ TIMES = Unit("×")
 PLAIN = Unit()
 
 
+class Arm(NamedTuple):
+    """What gets more seeds as one: a method at a batch size of an experiment."""
+
+    experiment: str
+    method: str
+    batch_size: int
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A study as part of a claim: a task under methods, batch sizes and seeds; several claims may rest on one.
 
     ``lrs``, by default the task's, hold at batch size 32 and are scaled for others, as in :func:`normwise.compare`;
-    each method is tuned over them on a seed of its own, unless there is only one. ``steps`` and ``quick_steps`` are
-    optimizer steps, or batch size → steps. A quick run uses the middle rate untuned and fewer seeds. ``memory``
-    measures a step's peak.
+    each method is tuned over them on ``TUNE_SEEDS`` seeds apart, and beyond them while the best lies at an end, unless
+    there is only one. ``steps`` and ``quick_steps`` are optimizer steps, or batch size → steps. Seeds are added at
+    ``LOOKS`` while a hypothesis is undecided. A quick run uses the middle rate untuned and few seeds. ``memory``
+    measures a step's peak; the training is then of no interest.
 
     Example:
         >>> from normwise.study.tasks import load_task
@@ -60,8 +74,12 @@ class Experiment:
     lrs: tuple[float, ...] | None = None
     steps: int | Mapping[int, int] = 300
     quick_steps: int | Mapping[int, int] = 60
-    seeds: int = SEEDS
     memory: bool = False
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Every method at every batch size."""
+        return [Arm(self.name, method, size) for size in self.batch_sizes for method in self.methods]
 
     def settings(self, task: Task, quick: bool) -> Settings:
         """Fix what is run.
@@ -71,7 +89,7 @@ class Experiment:
             quick: fewer seeds and steps, no tuning.
 
         Returns:
-            The study's settings.
+            The study's settings, whose seeds are all that may be used.
 
         Example:
             >>> from normwise.study.tasks import load_task
@@ -84,13 +102,21 @@ class Experiment:
         steps = self.quick_steps if quick else self.steps
         samples = task.splits.train.size
         epochs = {b: (steps if isinstance(steps, int) else steps[b]) / (samples // b) for b in self.batch_sizes}
-        seeds = min(self.seeds, QUICK_SEEDS) if quick else self.seeds
-        made = make_settings(task, self.methods, self.batch_sizes, seeds, lrs, epochs, quick)
-        return dataclasses.replace(made, task=self.name, tune_seeds=made.tune_seeds if len(lrs) > 1 else [])
+        made = make_settings(task, self.methods, self.batch_sizes, looks_of(quick)[-1], lrs, epochs, quick)
+        first, tuned = made.tune_seeds[0], len(lrs) > 1
+        seeds = list(range(first, first + TUNE_SEEDS)) if tuned else []
+        return dataclasses.replace(made, task=self.name, tune_seeds=seeds, search=SEARCH if tuned else 0)
+
+
+def looks_of(quick: bool) -> tuple[int, ...]:
+    """The numbers of seeds at which a run is judged."""
+    return QUICK_LOOKS if quick else LOOKS
 
 
 class Runs:
     """The final trials of a claim's experiments, read by measures and figures: one number per seed, paired.
+
+    ``read`` are the arms that were asked for.
 
     Args:
         trials: experiment → its trials.
@@ -104,6 +130,81 @@ class Runs:
     def __init__(self, trials: Mapping[str, Sequence[Trial]], settings: Mapping[str, Settings]) -> None:
         self.trials_of = dict(trials)
         self.settings_of = dict(settings)
+        self.read: set[Arm] = set()
+        self._seeds: int | None = None
+        self._arms: dict[Arm, dict[int, Trial]] = {}
+        for name, found in self.trials_of.items():
+            chosen = chosen_lrs(self.settings_of[name], found)
+            for cell, trial in ((t.cell, t) for t in found if t.cell.stage == "final"):
+                # Those at another rate are of before the search went on.
+                if cell.lr == chosen.get((cell.method, cell.batch_size)):
+                    self._arms.setdefault(Arm(name, cell.method, cell.batch_size), {})[cell.seed] = trial
+
+    def finished(self, arm: Arm) -> list[Trial]:
+        """Give an arm's trials up to the first seed that is missing.
+
+        Args:
+            arm: which.
+
+        Returns:
+            In the order of the seeds.
+
+        Example:
+            >>> Runs({}, {}).finished(Arm("mine", "batch", 32))
+            []
+        """
+        there, rows = self._arms.get(arm, {}), []
+        for seed in self.settings_of[arm.experiment].seeds if there else []:
+            if seed not in there:
+                break
+            rows.append(there[seed])
+        return rows
+
+    def seconds(self, arms: Iterable[Arm]) -> float:
+        """Tell what a seed of these arms takes to train.
+
+        Args:
+            arms: which.
+
+        Returns:
+            Seconds, 0 where nothing is known.
+
+        Example:
+            >>> Runs({}, {}).seconds([])
+            0.0
+        """
+        return float(sum(np.mean([t.seconds for t in self.finished(arm)] or [0.0]) for arm in arms))
+
+    def at_look(self, read: Callable[[Runs], T]) -> tuple[T, set[Arm], int]:
+        """Read on the seeds that all arms have which are read.
+
+        Args:
+            read: a measure or a figure.
+
+        Returns:
+            What it gave, the arms that it read, and the number of seeds.
+
+        Raises:
+            UnmeasuredError: there are too few trials, or one gave no number.
+
+        Example:
+            >>> Runs({}, {}).at_look(lambda runs: 1)
+            (1, set(), 0)
+        """
+        looks = looks_of(any(s.quick for s in self.settings_of.values()))
+        first = self._first(looks[0])
+        found = read(first)
+        if not first.read:  # a figure of published numbers
+            return found, set(), 0
+        seeds = look_at(min(len(self.finished(arm)) for arm in first.read), looks)
+        runs = self._first(seeds)
+        return read(runs), runs.read, seeds
+
+    def _first(self, seeds: int) -> Runs:
+        """The same runs, with only so many seeds and nothing read yet."""
+        some = copy.copy(self)
+        some.read, some._seeds = set(), seeds
+        return some
 
     def trials(self, experiment: Experiment, method: str, batch_size: int | None = None) -> list[Trial]:
         """Give the trials of one method in the order of the seeds.
@@ -123,16 +224,13 @@ class Runs:
             >>> callable(Runs.trials)
             True
         """
-        settings = self.settings_of[experiment.name]
-        size = settings.batch_sizes[0] if batch_size is None else batch_size
-        found = {
-            t.cell.seed: t
-            for t in self.trials_of[experiment.name]
-            if (t.cell.stage, t.cell.method, t.cell.batch_size) == ("final", method, size)
-        }
-        if set(found) != set(settings.seeds):
+        size = self.settings_of[experiment.name].batch_sizes[0] if batch_size is None else batch_size
+        arm = Arm(experiment.name, method, size)
+        self.read.add(arm)
+        found = self.finished(arm)
+        if len(found) < max(self._seeds or 0, 2):
             raise UnmeasuredError(f"{experiment.name}: {method} at batch size {size} is not finished")
-        return [found[seed] for seed in settings.seeds]
+        return found[: self._seeds]
 
     def test(self, experiment: Experiment, method: str, batch_size: int | None = None) -> np.ndarray:
         """Give the test scores; a trial that was lost has the score of guessing.
@@ -220,6 +318,9 @@ class Runs:
 class Part:
     """A hypothesis: that a quantity, one number per seed, has a mean between two bounds.
 
+    ``brief`` names it in the sentence that says which parts of a claim hold. An ``exact`` quantity is fixed by how the
+    methods are made, not by chance: equal numbers decide at once.
+
     Example:
         >>> Part("It is positive", lambda runs: [1.0, 2.0], at_least=0.0).unit
         Unit(name='', factor=1.0)
@@ -233,6 +334,8 @@ class Part:
     ratio: bool = False
     published: str = ""
     decides: bool = True
+    brief: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,12 @@ def run(
     out: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
+    minutes: float | None = None,
 ) -> None:
     """Put claims to the test, print the verdicts, and write claims.json and claims.html.
 
-    A run that was stopped, even killed, goes on where it was when the same command is given again. Claims that share an
-    experiment run it once.
+    A run that was stopped, even killed, goes on at the trial where it was when the same command is given again. Claims
+    that share an experiment run it once. Seeds are added in stages, up to 20, while a hypothesis is undecided.
 
     A first look, in minutes: normwise claims run all --quick
 
@@ -75,6 +76,7 @@ def run(
         out: Folder for the results. Default: normwise-claims, or normwise-claims-quick.
         fresh: Run again what the folder already holds.
         workers: Processes that share the work. Default: one per core, at most 4.
+        minutes: Begin no trial after so many; the same command goes on. Default: no limit.
 
     Raises:
         InputError: no claim is named.
@@ -90,6 +92,7 @@ def run(
         out=folder,
         fresh=fresh,
         workers=min(os.cpu_count() or 1, 4) if workers is None else workers,
+        minutes=minutes,
         command=shlex.join(["normwise", *(a for a in sys.argv[1:] if a != "--fresh")]),
     )
     _show(record, chosen)

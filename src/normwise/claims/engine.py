@@ -1,8 +1,8 @@
-"""Run claims: their experiments through the study's store and trainer, their hypotheses to verdicts.
+"""Run claims: their experiments through the study's store and trainer, in the order that :mod:`.schedule` says.
 
 An experiment is a study of its own in ``FOLDER/experiments/NAME``, so that what several claims rest on is run once and
-a run that was stopped goes on where it was. Helpers go round the same experiments from other starting points and meet
-in the stores.
+a run that was stopped goes on at the trial where it was. What is run next follows from the finished trials alone, so
+helpers come to the same stages and share their trials.
 """
 
 from __future__ import annotations
@@ -10,30 +10,27 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
 
 from normwise import outcomes, report
-from normwise.claims.claim import Claim, Experiment, Part, Runs, UnmeasuredError
+from normwise.claims.claim import Arm, Claim, Experiment, Runs
+from normwise.claims.judging import outcome_of
+from normwise.claims.keeping import TRIALS, read_trials, write_trials
 from normwise.claims.library import CLAIMS, claims_named
 from normwise.claims.progress import Display
-from normwise.claims.statistics import estimate, judge, together
+from normwise.claims.schedule import Stage, due, stages, time_left
 from normwise.errors import InputError
 from normwise.files import check_folder, make_folder, write_own
-from normwise.outcomes import UNDECIDED, Answer, Outcome, load_claims
-from normwise.records import Trial, dumps
+from normwise.outcomes import Outcome, load_claims
+from normwise.records import Cell, Trial, dumps
 from normwise.study.children import helpers
 from normwise.study.machine import machine, versions
-from normwise.study.plan import due, total_cells
 from normwise.study.store import Store
 from normwise.study.worker import trainer_of
-
-T = TypeVar("T")
 
 STORED, PAGE = "claims.json", "claims.html"
 
@@ -45,18 +42,24 @@ def run(
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     workers: int = 1,
+    minutes: float | None = None,
     progress: bool = True,
     command: str | None = None,
 ) -> outcomes.Claims:
     """Put claims to the test.
 
+    Seeds are added in stages while a hypothesis is undecided, up to 20; see ``claims/statistics.py``.
+
     Args:
         names: of claims, see ``CLAIMS``; ``"all"`` for each.
         quick: short training and few seeds: shows what you get, decides little.
-        out: a folder to keep the runs in, which makes them resumable, and to write ``claims.json`` and ``claims.html``
-            to after each claim; claims that it holds already stay. Default none.
+        out: a folder to keep the runs in, which makes them resumable, and to write ``claims.json``, ``claims.html`` and
+            ``trials.json.gz`` to after each stage; claims that it holds already stay. Where it holds but the last of
+            these, of another machine, those trials are not run again. Default none.
         fresh: run again what the folder already holds.
         workers: processes that share the work.
+        minutes: begin no trial after so many; what is then undecided says what it would take, and the same call with
+            the same ``out`` goes on. Default no limit.
         progress: show it on standard error.
         command: what to record as the command that makes this.
 
@@ -76,34 +79,46 @@ def run(
     chosen = claims_named([names] if isinstance(names, str) else list(names))
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes must be above 0, got {minutes}")
     with ExitStack() as stack:
         folder = None if out is None else Path(out)
         check_folder(folder, "claims", (STORED, PAGE))
         kept = None if folder is None else folder
         if folder is None and workers > 1:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
-        bench = Bench(experiments_of(chosen), quick, folder, fresh)
+        bench = Bench(experiments_of(chosen), quick, folder, fresh, _end(minutes))
         if folder is not None:
             ids = [claim.name for claim in chosen]
-            stack.enter_context(
-                helpers([partial(_help, ids, quick, folder.resolve(), k, workers) for k in range(1, workers)])
-            )
-        display = stack.enter_context(Display(bench.total, chosen)) if progress else None
+            job = partial(_help, ids, quick, folder.resolve(), minutes)
+            stack.enter_context(helpers([job] * (workers - 1)))
+        display = stack.enter_context(Display()) if progress else None
         record = _record(kept, command or _python_command(chosen, quick))
-        for claim in chosen:
-            record = _with(record, _outcome(claim, bench, display))
+        while True:
+            record = _with(record, [outcome_of(claim, bench.runs(), quick) for claim in chosen])
             if kept is not None:
                 save(record, kept)
-    return record
+                write_trials(bench.runs(), kept / TRIALS)
+            ahead = stages(chosen, bench.runs(), quick)
+            if display:
+                display.stage(ahead, record.outcomes, time_left(ahead, bench.runs(), quick))
+            if not ahead or bench.over():
+                return record
+            bench.work(ahead[0], display.trial if display else None)
 
 
 class Bench:
-    """The experiments of a run: their tasks, settings and stores."""
+    """The experiments of a run: their tasks, settings, stores and trials."""
 
     def __init__(
-        self, experiments: Sequence[Experiment], quick: bool, folder: Path | None, fresh: bool = False
+        self,
+        experiments: Sequence[Experiment],
+        quick: bool,
+        folder: Path | None,
+        fresh: bool = False,
+        end: float | None = None,
     ) -> None:
-        self.quick = quick
+        self._end = end
         self._tasks = {e.name: e.task() for e in experiments}
         self.settings = {e.name: e.settings(self._tasks[e.name], quick) for e in experiments}
         self._places = {
@@ -111,75 +126,50 @@ class Bench:
         }
         # Opened at once: a folder that cannot be used, or holds other settings, is refused before anything is run.
         self._stores = {e.name: Store(self._places[e.name], self.settings[e.name], fresh) for e in experiments}
-        self.total = sum(total_cells(s) for s in self.settings.values())
+        if folder is not None and not fresh:
+            for name, trials in read_trials(folder / TRIALS, self.settings).items():
+                self._stores[name].add(trials)
+        self._trials = {name: store.trials() for name, store in self._stores.items()}
 
-    def trials(
-        self, experiment: Experiment, on_change: Callable[[list[Trial], str | None], None] | None = None
-    ) -> list[Trial]:
-        """Run what is open of an experiment and give all its trials."""
-        settings, task = self.settings[experiment.name], self._tasks[experiment.name]
+    def runs(self) -> Runs:
+        """All trials that are finished."""
+        return Runs(self._trials, self.settings)
+
+    def over(self) -> bool:
+        """Whether the time for new trials is up."""
+        return self._end is not None and time.monotonic() >= self._end
+
+    def work(self, stage: Stage, on_change: Callable[[Mapping[str, Sequence[Trial]], str], None] | None = None) -> None:
+        """Run what is open of a stage."""
+        for experiment in stage.claim.experiments:
+            seeds = {arm: n for arm, n in stage.seeds.items() if arm.experiment == experiment.name}
+            if seeds:
+                self._run(experiment, seeds, on_change)
+
+    def _run(
+        self,
+        experiment: Experiment,
+        seeds: Mapping[Arm, int],
+        on_change: Callable[[Mapping[str, Sequence[Trial]], str], None] | None,
+    ) -> None:
+        name, task = experiment.name, self._tasks[experiment.name]
+        settings = self.settings[name]
+
+        def told(trials: list[Trial], doing: str | None) -> None:
+            self._trials[name] = trials
+            if on_change:
+                on_change(self._trials, f"{name} {doing or ''}")
+
+        def wanted(trials: list[Trial]) -> list[Cell]:
+            return [] if self.over() else due(settings, seeds, trials)
+
         train = trainer_of(task, settings, experiment.memory)
-        store, told = self._stores[experiment.name], filter(None, [on_change])
-        return store.work(train, partial(due, settings), *told, floor=task.floor)
+        self._trials[name] = self._stores[name].work(train, wanted, told, floor=task.floor)
 
 
 def experiments_of(claims: Sequence[Claim]) -> list[Experiment]:
     """List the experiments of claims, each once."""
     return list({e.name: e for claim in claims for e in claim.experiments}.values())
-
-
-def outcome_of(claim: Claim, runs: Runs, quick: bool) -> Outcome:
-    """Judge a claim by its runs."""
-    answers = [answer_of(part, runs) for part in claim.parts]
-    figures, missing = _drawn(claim.figures, runs)
-    galleries, more = _drawn(claim.galleries, runs)
-    trials = [t for e in claim.experiments for t in runs.trials_of[e.name]]
-    return Outcome(
-        number=claim.number,
-        name=claim.name,
-        title=claim.title,
-        claim=claim.claim,
-        source=claim.source,
-        verdict=together(a.verdict for a in answers if a.decides),
-        answers=answers,
-        figures=figures,
-        galleries=galleries,
-        experiments={e.name: runs.settings_of[e.name] for e in claim.experiments},
-        trials=len(trials),
-        lost=sum(t.state != "complete" for t in trials),
-        seconds=sum(t.seconds for t in trials),
-        code=_code(claim, quick),
-        quick=quick,
-        how=claim.how,
-        notes=[*claim.notes, *missing, *more],
-    )
-
-
-def answer_of(part: Part, runs: Runs) -> Answer:
-    """Measure one hypothesis and judge it; what cannot be measured is undecided and says why."""
-    values: list[float] = []
-    interval, verdict, note = None, UNDECIDED, ""
-    try:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            measured = [float(v) for v in part.measure(runs)]
-        interval = estimate(measured, part.ratio)
-        values, verdict = measured, judge(interval, part.at_least, part.at_most)
-    except (UnmeasuredError, InputError) as error:
-        note = str(error)
-    return Answer(
-        statement=part.statement,
-        verdict=verdict,
-        values=values,
-        estimate=interval,
-        at_least=part.at_least,
-        at_most=part.at_most,
-        unit=part.unit.name,
-        factor=part.unit.factor,
-        ratio=part.ratio,
-        published=part.published,
-        decides=part.decides,
-        note=note,
-    )
 
 
 def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -192,34 +182,16 @@ def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path,
     return stored, page
 
 
-def _outcome(claim: Claim, bench: Bench, display: Display | None) -> Outcome:
-    trials = {}
-    for experiment in claim.experiments:
-        trials[experiment.name] = bench.trials(experiment, display.watch(claim, experiment) if display else None)
-    outcome = outcome_of(claim, Runs(trials, {name: bench.settings[name] for name in trials}), bench.quick)
-    if display:
-        display.judged(outcome)
-    return outcome
+def _help(names: list[str], quick: bool, folder: Path, minutes: float | None) -> None:
+    """What a helper process does: the same stages, of which it takes trials that nobody else has."""
+    claims = claims_named(names)
+    bench = Bench(experiments_of(claims), quick, folder, end=_end(minutes))
+    while (ahead := stages(claims, bench.runs(), quick)) and not bench.over():
+        bench.work(ahead[0])
 
 
-def _drawn(drawings: Sequence[Callable[[Runs], T]], runs: Runs) -> tuple[list[T], list[str]]:
-    """Make what can be drawn, and say what cannot."""
-    drawn, missing = [], []
-    for draw in drawings:
-        try:
-            drawn.append(draw(runs))
-        except UnmeasuredError as error:
-            missing.append(f"A figure is missing: {error}.")
-    return drawn, missing
-
-
-def _help(names: list[str], quick: bool, folder: Path, turn: int, workers: int) -> None:
-    """What a helper process does: the same experiments, beginning elsewhere."""
-    experiments = experiments_of(claims_named(names))
-    bench = Bench(experiments, quick, folder)
-    start = len(experiments) * turn // workers
-    for experiment in experiments[start:] + experiments[:start]:
-        bench.trials(experiment)
+def _end(minutes: float | None) -> float | None:
+    return None if minutes is None else time.monotonic() + 60 * minutes
 
 
 def _record(folder: Path | None, command: str) -> outcomes.Claims:
@@ -230,8 +202,8 @@ def _record(folder: Path | None, command: str) -> outcomes.Claims:
     return outcomes.Claims(now, command, versions(), machine(1), [o for o in before if o.name in CLAIMS])
 
 
-def _with(record: outcomes.Claims, outcome: Outcome) -> outcomes.Claims:
-    found = {o.name: o for o in record.outcomes} | {outcome.name: outcome}
+def _with(record: outcomes.Claims, judged: Sequence[Outcome]) -> outcomes.Claims:
+    found = {o.name: o for o in [*record.outcomes, *judged]}
     return outcomes.Claims(
         record.created, record.command, record.versions, record.machine, sorted(found.values(), key=lambda o: o.number)
     )
@@ -239,16 +211,6 @@ def _with(record: outcomes.Claims, outcome: Outcome) -> outcomes.Claims:
 
 def _label(experiment: Experiment, quick: bool) -> str:
     return experiment.name + "-quick" * quick
-
-
-def _code(claim: Claim, quick: bool) -> str:
-    options = ", quick=True" * quick
-    return (
-        "from normwise import claims\n\n"
-        f'outcome = claims.run("{claim.name}"{options}, out="my-claims").outcomes[0]\n'
-        "for answer in outcome.answers:\n"
-        "    print(answer.verdict, answer.estimate, answer.statement)\n"
-    )
 
 
 def _python_command(chosen: Sequence[Claim], quick: bool) -> str:

@@ -281,12 +281,12 @@ class Hardening(Watch):
 
     The trained model is hardened to each layer's largest shares and its running averages are measured anew on the
     training data, without further training. ``soft`` and ``hard`` are test scores before and after, ``single`` the
-    share of layers that became a single method, ``seconds`` the processor's time for an evaluation of ``PROBE``
+    share of layers that became a single method, ``seconds`` the processor's time for an evaluation of ``TIMED``
     samples: the least median over turns, all models taking turns, so that what else runs disturbs them alike.
     """
 
     SINGLES = ("batch", "layer", "instance", "group")
-    TURNS, REPEATS = 7, 15
+    TIMED, TURNS, REPEATS = 512, 7, 15
 
     def result(self) -> dict[str, Any]:
         """Harden a copy, and score and time both."""
@@ -307,7 +307,7 @@ class Hardening(Watch):
 
     @torch.no_grad()
     def _times(self, models: dict[str, nn.Module]) -> dict[str, float]:
-        inputs = self.probe().inputs
+        inputs = self.probe(self.TIMED).inputs
         found: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(self.TURNS):
             times: dict[str, list[float]] = {name: [] for name in models}

@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console
 
-from normwise.claims.claim import Claim, Experiment
-from normwise.outcomes import Outcome
+from normwise.claims.schedule import Stage
+from normwise.outcomes import UNDECIDED, Outcome
 from normwise.records import Trial
 from normwise.study.progress import Live, live_line
 
 
 class Display(Live):
-    """Shows which claim is being tested and each verdict as it falls; a context manager."""
+    """Shows what is trained next, how long the known stages take, and each verdict as it falls; a context manager."""
 
-    def __init__(self, total: int, claims: Sequence[Claim], stream: TextIO | None = None) -> None:
-        self.total = total
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
-        self._order = [claim.name for claim in claims]
-        self._done: dict[str, int] = {}
-        self._said = ""
+        self._verdicts: dict[str, str] = {}
         if self._console.is_terminal:
-            self._live = live_line(self._console, "{task.fields[claim]}")
-            self._bar = self._live.add_task("", total=total, claim="", doing="")
+            self._live = live_line(self._console, "{task.fields[stage]}")
+            self._bar = self._live.add_task("", total=None, stage="", doing="")
 
-    def watch(self, claim: Claim, experiment: Experiment) -> Callable[[list[Trial], str | None], None]:
-        """Give what a store is to tell about an experiment."""
-        place = f"claim {self._order.index(claim.name) + 1} of {len(self._order)}: {claim.name}"
+    def stage(self, ahead: Sequence[Stage], outcomes: Sequence[Outcome], seconds: float) -> None:
+        """Say the verdicts that are new, and what comes next."""
+        for outcome in outcomes:
+            if outcome.verdict != UNDECIDED and self._verdicts.get(outcome.name) != outcome.verdict:
+                self._console.print(f"{outcome.number:>2} {outcome.title}: {outcome.verdict}", markup=False)
+            self._verdicts[outcome.name] = outcome.verdict
+        if not ahead:
+            return
+        now = ahead[0]
+        seeds = max(now.seeds.values())
+        minutes = max(round(seconds / 60), 1)
+        said = f"{now.claim.name}: to {seeds} seeds; about {minutes} min to the next look at {len(ahead)} claim(s)"
+        if self._live:
+            self._live.update(self._bar, stage=said)
+        else:
+            self._console.print(said, markup=False)
 
-        def update(trials: list[Trial], doing: str | None) -> None:
-            self._done[experiment.name] = len(trials)
-            if self._live:
-                self._live.update(self._bar, completed=sum(self._done.values()), claim=place, doing=doing or "")
-            elif self._said != (said := f"{place}, experiment {experiment.name}"):
-                self._said = said
-                self._console.print(said, markup=False)
-
-        return update
-
-    def judged(self, outcome: Outcome) -> None:
-        """Say a verdict."""
-        self._console.print(f"{outcome.number:>2} {outcome.title}: {outcome.verdict}", markup=False)
+    def trial(self, trials: Mapping[str, Sequence[Trial]], doing: str) -> None:
+        """Learn of a change in the stores."""
+        if self._live:
+            self._live.update(self._bar, completed=sum(map(len, trials.values())), doing=doing)

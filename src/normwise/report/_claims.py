@@ -12,7 +12,7 @@ from normwise.report import _claims_view as view
 from normwise.report import _formats as formats
 from normwise.report._terminal import said
 
-_STYLES = {"holds": "green", "fails": "red", "undecided": "yellow"}
+_STYLES = {"holds": "green", "part": "blue", "fails": "red", "undecided": "yellow"}
 
 
 def render(claims: Claims) -> RenderableType:
@@ -39,7 +39,8 @@ def _claim(outcome: Outcome) -> list[RenderableType]:
         )
     quick = " (quick run)" if outcome.quick else ""
     title = said(f"\n{outcome.number} {outcome.title}{quick}: ", "bold")
-    return [title + Text(outcome.verdict, _STYLES[view.kind(outcome.verdict)]), table]
+    verdict = Text(outcome.verdict, _STYLES[view.kind(outcome.verdict)])
+    return [title + verdict, said(f"{view.summary(outcome)}.", "dim"), table]
 
 
 def html(claims: Claims) -> str:
@@ -57,6 +58,6 @@ def html(claims: Claims) -> str:
         claims=claims,
         outcomes=outcomes,
         view=view,
-        counts={kind: kinds.count(kind) for kind in ("holds", "fails", "undecided")},
+        counts={kind: kinds.count(kind) for kind in (*view.KINDS.values(), "undecided")},
         quick=[o.number for o in outcomes if o.quick],
     )

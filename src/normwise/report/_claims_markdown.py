@@ -9,9 +9,15 @@ from normwise.report import _claims_view as view
 _INTRO = """# What the textbooks say, measured
 
 Claims about normalization that are often repeated, each as a small experiment on real data: hypotheses stated
-beforehand, runs paired by seed, and a verdict computed from a 95 % interval, never written by hand. A hypothesis holds
-where the whole interval meets it, fails where none of it does, and is undecided between; a claim holds if all its
-hypotheses do. A small network on small data can refute a general claim, but not prove it.
+beforehand, runs paired by seed, and a verdict computed from an interval, never written by hand. A hypothesis holds
+where the whole interval meets it, does not where none of it does, and is undecided between. A claim holds if all its
+hypotheses do, and in part if some do and others do not. A small network on small data can refute a general claim, but
+not prove it.
+
+Seeds are added in stages while a hypothesis is undecided, at most 20 of them. Each look at the runs spends a share of
+the 5 % of error in proportion to the seeds that it adds, so that the intervals hold at 95 % over all looks. Every
+method has its own learning rate, chosen on three seeds apart, whose search goes on until the best lies inside of what
+was tried. That one rate is kept for all seeds: the intervals do not count what another choice would have brought.
 """
 
 
@@ -35,10 +41,10 @@ def _claim(o: Outcome) -> list[str]:
         "",
         f"> {o.claim}",
         "",
-        f"Source: {o.source}. **{o.verdict.capitalize()}**: {view.summary(o)}." + (" A quick run." if o.quick else ""),
+        f"Source: {o.source}. **{o.verdict.capitalize()}.** {view.summary(o)}." + (" A quick run." if o.quick else ""),
         "",
-        "| hypothesis | measured (95 % interval) | holds if | published | verdict |",
-        "|---|---|---|---|---|",
+        "| hypothesis | measured (interval) | seeds | holds if | published | verdict |",
+        "|---|---|---|---|---|---|",
         *(_answer(a) for a in o.answers),
         "",
         o.how,
@@ -53,8 +59,10 @@ def _claim(o: Outcome) -> list[str]:
 def _answer(a: Answer) -> str:
     number, bounds = view.estimate(a)
     statement = a.statement if a.decides else f"*besides:* {a.statement}"
-    measured = f"{number} ({bounds})" if bounds else f"{number} {a.note}".strip()
-    return f"| {' | '.join(map(_cell, (statement, measured, view.expected(a), a.published, _verdict(a.verdict))))} |"
+    measured = f"{number} ({bounds})" if bounds else number
+    verdict = f"{_verdict(a.verdict)}: {a.note}" if a.note else _verdict(a.verdict)
+    row = (statement, measured, str(len(a.values) or ""), view.expected(a), a.published, verdict)
+    return f"| {' | '.join(map(_cell, row))} |"
 
 
 def _figure(figure: Figure) -> list[str]:
@@ -79,12 +87,13 @@ def _at(xs: list[float], own: list[float], values: list[float]) -> list[str]:
 
 
 def _settings(name: str, s: Settings) -> str:
-    sizes = ", ".join(map(str, s.batch_sizes))
-    tuned = "" if s.tune_seeds else ", not tuned"
+    largest = max(s.batch_sizes)
+    sizes, rates = ", ".join(map(str, s.batch_sizes)), ", ".join(f"{lr:g}" for lr in s.lrs[str(largest)])
+    tuned = f", and up to {s.search} beyond either end" if s.search else "" if s.tune_seeds else ", not tuned"
     return (
         f"- `{name}`: {s.model}; {s.splits['train']:,} training samples; methods {', '.join(s.methods)}; batch size "
-        f"{sizes}; {len(s.seeds)} seeds; {s.optimizer}; learning rates "
-        f"{', '.join(f'{lr:g}' for lr in s.lrs[str(s.batch_sizes[-1])])} at batch size {s.batch_sizes[-1]}{tuned}"
+        f"{sizes}; {s.epochs[str(largest)]:.3g} passes at {largest}; {s.optimizer}; learning rates {rates} at batch "
+        f"size {largest}{tuned}"
     )
 
 

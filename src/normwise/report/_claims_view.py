@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from normwise.outcomes import FAILS, HOLDS, Answer, Figure, Outcome
+from normwise.outcomes import FAILS, HOLDS, IN_PART, Answer, Figure, Outcome
 from normwise.records import Interval
 from normwise.report._formats import MISSING
 
-MARKS = {HOLDS: "✓", FAILS: "✗"}
+MARKS = {HOLDS: "✓", IN_PART: "◐", FAILS: "✗"}
+KINDS = {HOLDS: "holds", IN_PART: "part", FAILS: "fails"}
 UNDECIDED_MARK = "?"
 
 
@@ -19,7 +20,7 @@ def mark(verdict: str) -> str:
 
 def kind(verdict: str) -> str:
     """Give a verdict's name for a style sheet."""
-    return {HOLDS: "holds", FAILS: "fails"}.get(verdict, "undecided")
+    return KINDS.get(verdict, "undecided")
 
 
 def estimate(answer: Answer) -> tuple[str, str]:
@@ -43,18 +44,20 @@ def expected(answer: Answer) -> str:
 
 
 def summary(outcome: Outcome) -> str:
-    """Say how many of a claim's hypotheses came out how."""
-    kinds = [kind(a.verdict) for a in outcome.answers if a.decides]
-    said = [
-        f"{kinds.count(k)} {one if kinds.count(k) == 1 else many}"
-        for k, one, many in (
-            ("holds", "holds", "hold"),
-            ("fails", "does not", "do not"),
-            ("undecided", "is undecided", "are undecided"),
-        )
-        if k in kinds
+    """Say in one sentence which parts of a claim hold, which do not and which are undecided."""
+    parts = [a for a in outcome.answers if a.decides]
+    of_kind: dict[str, list[str]] = {}
+    for answer in parts:
+        of_kind.setdefault(kind(answer.verdict), []).append(answer.brief or answer.statement)
+    if len(of_kind) == 1:
+        words = {"holds": "Holds in all", "fails": "Holds in none of", "undecided": "Undecided in all"}
+        return f"{words[next(iter(of_kind))]} {len(parts)} part{'s' * (len(parts) > 1)}"
+    held = of_kind.get("holds", [])
+    said = [f"Holds in {len(held)} of {len(parts)} parts" + (f": {', '.join(held)}" if held else "")]
+    said += [
+        f"{word}: {', '.join(of_kind[k])}" for k, word in (("fails", "not"), ("undecided", "open")) if k in of_kind
     ]
-    return f"of {len(kinds)} hypotheses, {_listed(said)}" if len(kinds) > 1 else "one hypothesis"
+    return "; ".join(said)
 
 
 def described(figure: Figure) -> str:
@@ -101,7 +104,3 @@ def _number(value: float, decimals: int) -> str:
         return f"{value:.1e}".replace("-", "−")
     text = f"{value:,.{max(decimals, 0)}f}"
     return (text.lstrip("-") if float(text.replace(",", "")) == 0 else text).replace("-", "−")
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

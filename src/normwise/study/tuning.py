@@ -42,6 +42,12 @@ def ladder(settings: Settings, batch_size: int) -> list[float]:
     return [*(float(f"{lr:.3g}") for lr in below), *grid, *(float(f"{lr:.3g}") for lr in above)]
 
 
+def chosen_lrs(settings: Settings, trials: Iterable[Trial]) -> dict[tuple[str, int], float]:
+    """The learning rate of each method and batch size whose tuning is finished."""
+    trials = list(trials)
+    return {(m, b): lr for b in settings.batch_sizes for m, lr in tuning(settings, trials, b).chosen.items()}
+
+
 def tuning(settings: Settings, trials: Iterable[Trial], batch_size: int) -> Tuning:
     """Replay the search at one batch size from the finished trials; without tuning seeds the first rate is taken."""
     rungs, grid = ladder(settings, batch_size), settings.lrs[str(batch_size)]
