@@ -11,7 +11,7 @@ from normwise.claims.schedule import due, stages, time_left
 from normwise.claims.tasks import digits
 from normwise.outcomes import HOLDS, UNDECIDED
 from normwise.records import Cell, Point, Trial
-from normwise.study.plan import ladder
+from normwise.study.tuning import ladder
 
 METHODS = ("none", "batch", "layer")
 MINE = Experiment("mine", digits, METHODS, batch_sizes=(32, 2), lrs=(0.1,), steps=10)
