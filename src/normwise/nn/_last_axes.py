@@ -90,13 +90,12 @@ def _natively(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Te
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return None
     eps, centered, activation = how
-    axes, call = len(shape), native.CALLS.get("layer_norm")
-    if x.shape[-axes:] != shape or activation not in native.CODES:
+    axes, call, code = len(shape), native.CALLS.get("layer_norm"), native.CODES.get(activation)
+    if code is None or x.shape[-axes:] != shape:
         return None
-    args = (x, axes, weight, bias, eps, centered, native.CODES[activation], 0.01)
-    y = None if call is None else call(*args)
+    y = None if call is None else call(x, axes, weight, bias, eps, centered, code, 0.01)
     if y is None and _serve(x, shape, weight, bias):
-        return one_call("layer_norm", args, x, weight, bias)
+        return one_call("layer_norm", (x, axes, weight, bias, eps, centered, code, 0.01), x, weight, bias)
     return y
 
 
