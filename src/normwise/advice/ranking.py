@@ -1,19 +1,23 @@
-"""From a situation to ranked methods, by the rules."""
+"""From a situation to ranked methods, by what was learned."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
 from normwise.advice.code import code_for, options_for
+from normwise.advice.learned import Prediction, learned
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
-from normwise.advice.rules import METHODS, RULES, VETOES
+from normwise.advice.rules import ENOUGH_VALUES, METHODS, RULES, VETOES, strengths, told
 from normwise.advice.situation import Situation
 
-# Methods this close in points are ordered by what a step costs.
-CLOSE = 0.3
-# Below this a reason is not worth a line.
-_NOTHING = 0.05
+AS_IS = "as_is"
+# An effect below this is not worth a line.
+_NOTHING = 0.1
+# Advice that is less likely than this to be as good as the best is a close call.
+_SURE = 0.8
 
 
 def rank(
@@ -24,46 +28,117 @@ def rank(
 ) -> Advice:
     """Rank the methods for a situation.
 
-    Every rule that applies adds its points; methods within 0.3 points of each other are ordered by the measured time of
-    a step. A method that some place forbids gets an exemption there; one that every place forbids is refused.
+    The method is advised that is expected to be least behind the best, if it is expected to be better than the safe
+    choice by more than the deviation of their difference; else the safe choice: what the model has, or without norms
+    what papers use for its kind. A method that some place forbids gets an exemption there; one that every place
+    forbids is refused.
 
     Args:
         model: its name.
         situation: what the choice depends on.
         costs: method → cost of a step, for those that were measured.
-        refused: method → why it was seen not to do for this model, whatever the rules say.
+        refused: method → why it was seen not to do for this model, whatever was learned.
 
     Returns:
         The advice.
 
     Example:
-        >>> rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5)).best.method
+        >>> from normwise.advice.situation import Place
+        >>> maps = [Place("bn", 32, [8, 8], 64, method="batch")]
+        >>> rank("Net", Situation("conv", ["conv"], 64, depth=5, places=maps, current=["batch"])).best.method
         'batch'
-        >>> rank("Net", Situation("recurrent", ["recurrent"], batch_size=32, depth=2)).best.method
-        'layer'
     """
-    costs = costs or {}
-    ranking = [_ranked(method, situation, costs.get(method)) for method in METHODS]
+    at = strengths(situation)
+    predictions = learned().predict(at)
+    ranking = [_ranked(method, situation, predictions[method], (costs or {}).get(method)) for method in METHODS]
     ranking = [replace(r, refused=(refused or {}).get(r.method, r.refused)) for r in ranking]
+    possible = [r.method for r in ranking if r.refused is None]
+    safe = safe_choice(situation, possible)
+    if safe == AS_IS:
+        ranking.append(Ranked(AS_IS, None, []))
+    chosen, why = _choice(situation, at, predictions, possible, safe)
     ranking = [_written(r, situation) for r in ranking]
-    ranking.sort(key=lambda r: (r.refused is not None, -r.points))
-    return Advice(model, situation, _cheaper_first(ranking), _notes(situation))
+    ranking.sort(key=lambda r: (r.method != chosen, r.refused is not None, -(r.points or 0.0)))
+    sure = None if chosen == AS_IS or learned().beyond(at) else learned().probability(_lead(predictions, possible, chosen))
+    return Advice(model, situation, ranking, [*_notes(situation), *_doubts(situation, why, sure)], probability=sure, abstains=why)
 
 
-def _ranked(method: str, situation: Situation, cost: Cost | None) -> Ranked:
-    reasons = []
-    for rule in RULES:
-        strength = rule.strength(situation)
-        points = strength * rule.effects.get(method, 0.0)
-        if strength > 0 and method in rule.effects and (abs(points) >= _NOTHING or not rule.effects[method]):
-            reasons.append(Reason(rule.name, round(points, 2), rule.text, rule.source))
+def safe_choice(s: Situation, possible: list[str]) -> str:
+    """What to use where nothing is known: what the model has, else what papers use for its kind.
+
+    Args:
+        s: the situation.
+        possible: the methods that are not refused.
+
+    Returns:
+        A method, or ``"as_is"`` where the model has something else than one of them.
+
+    Example:
+        >>> safe_choice(Situation("conv", ["conv"], 32), ["batch", "group"])
+        'batch'
+        >>> safe_choice(Situation("attention", ["attention"], 32, current=["rms"]), ["batch", "layer"])
+        'as_is'
+    """
+    if s.current and (len(s.current) > 1 or s.current[0] not in METHODS):
+        return AS_IS
+    # Wu & He 2018 (arXiv 1803.08494) find batch norm behind group norm from fewer than 16 images a step on.
+    of_kind = (
+        "instance" if s.task == "stylization"
+        else "none" if s.task == "restoration"
+        else "layer" if s.closed or {"attention", "recurrent"} & {*s.kinds} or any(p.per_token for p in s.places)
+        else "batch" if s.few >= ENOUGH_VALUES
+        else "group"
+    )  # fmt: skip
+    return next(m for m in (*s.current, of_kind, "group", "layer", "none") if m in possible)
+
+
+def _choice(
+    s: Situation, at: list[float], predictions: Mapping[str, Prediction], possible: list[str], safe: str
+) -> tuple[str, str]:
+    """The method to advise; and, where it is the safe choice for want of evidence, why."""
+    if safe == AS_IS:
+        what = " and ".join(s.current)
+        return safe, f"the model has {what}, and no measured task compares that with other methods"
+    beyond = learned().beyond(at)
+    if beyond:
+        return safe, beyond
+    best = max(possible, key=lambda m: predictions[m].points)
+    gain, noise = predictions[best].points - predictions[safe].points, _noise(predictions[best], predictions[safe])
+    if gain > learned().margin * noise or best == safe:
+        return best, ""
+    return safe, f"{best} is expected to be {gain:.1f} points better, which is within the error of ±{noise:.1f}"
+
+
+def _noise(a: Prediction, b: Prediction) -> float:
+    return math.hypot(a.spread, b.spread)
+
+
+def _lead(predictions: Mapping[str, Prediction], possible: list[str], chosen: str) -> float:
+    """How many deviations a method is expected to be ahead of the next best."""
+    others = [predictions[m] for m in possible if m != chosen]
+    if not others:
+        return math.inf
+    best, own = max(others, key=lambda p: p.points), predictions[chosen]
+    return (own.points - best.points) / _noise(own, best)
+
+
+def _ranked(method: str, situation: Situation, predicted: Prediction, cost: Cost | None) -> Ranked:
+    reasons = [
+        Reason(rule.name, round(effect, 2), told(rule, situation), rule.source)
+        for rule in RULES
+        if (effect := predicted.effects[rule.name]) * rule.sides.get(method, 0) >= _NOTHING
+    ]
     reasons.sort(key=lambda reason: -abs(reason.points))
     exemptions, refused = _forbidden(method, situation)
-    return Ranked(method, round(sum(r.points for r in reasons), 2), reasons, cost, exemptions, refused=refused)
+    points = round(min(predicted.points, 0.0), 2)
+    return Ranked(method, points, reasons, cost, exemptions, refused=refused, spread=round(predicted.spread, 2))
 
 
 def _forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str | None]:
     """The places where a method has too little to go by; all of them refuse it."""
+    if method not in {"none", "weight", "layer"} and situation.closed and not situation.places:
+        inside = ", ".join(dict.fromkeys(situation.closed.values()))
+        return [], f"{inside} loops inside: there is no place to put it"
     found: dict[str, Exemption] = {}
     for veto in VETOES:
         if veto.method == method:
@@ -82,16 +157,6 @@ def _written(ranked: Ranked, situation: Situation) -> Ranked:
         return ranked
     options = options_for(ranked.method, situation)
     return replace(ranked, options=options, code=code_for(ranked.method, options, ranked.exemptions, situation))
-
-
-def _cheaper_first(ranking: list[Ranked]) -> list[Ranked]:
-    """Among those as good as the first, put the one with the shortest step first."""
-    close = [r for r in ranking if r.refused is None and ranking[0].points - r.points <= CLOSE]
-    timed = [r for r in close if r.cost is not None and r.cost.step_seconds is not None]
-    if len(timed) < 2 or len(timed) < len(close):
-        return ranking
-    first = min(timed, key=lambda r: r.cost.step_seconds)  # type: ignore[union-attr,arg-type,return-value]
-    return [first, *(r for r in ranking if r is not first)]
 
 
 def _notes(s: Situation) -> list[str]:
@@ -116,3 +181,35 @@ def _notes(s: Situation) -> list[str]:
     if s.variable_length and not s.masked:
         notes.append("Batches are padded: give the layers mask= or lengths=, so that padding enters no statistic.")
     return notes
+
+
+def _doubts(s: Situation, why: str, sure: float | None) -> list[str]:
+    """Say that the advice abstains, or that it is close, and what would tell."""
+    if not why and (sure is None or sure >= _SURE):
+        return []
+    kept = "what the model has" if s.current else "what is usual for such a model"
+    first = f"This abstains and names {kept}: {why}." if why else "This is a close call."
+    trial = "advise(..., data=(inputs, targets), verify=60)" if s.current else "normwise.compare(make_model, data)"
+    return [f"{first} {trial} trains on your data and tells."]
+
+
+def evidence(advice: Advice) -> str:
+    """How the advised method did on the measured tasks most like this one.
+
+    Args:
+        advice: from :func:`rank`.
+
+    Returns:
+        A sentence; empty where no measured task has the method, or none is near.
+
+    Example:
+        >>> evidence(rank("Net", Situation("conv", ["conv"], 64, depth=5))).startswith("On ")
+        True
+    """
+    at = strengths(advice.situation)
+    tasks = [t for t in learned().nearest(at) if advice.best.method in t["behind"]]
+    if not tasks or learned().beyond(at):
+        return ""
+    good = sum(t["behind"][advice.best.method] <= learned().tolerance for t in tasks)
+    families = ", ".join(f"{n} × {family}" for family, n in Counter(t["family"] for t in tasks).most_common())
+    return f"On {good} of the {len(tasks)} measured tasks most like it ({families}) {advice.best.method} was within a point of the best."

@@ -34,6 +34,7 @@ _ACTIVATIONS = {
     *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign"),
 }
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_CONCATENATIONS = {"cat", "concat", "concatenate"}
 _ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -116,7 +117,7 @@ class Log(TorchFunctionMode):
         self.weighted = {id(module): names for names, module in _weighted(model, self.norms)}
         self.runs: dict[int, _Run] = {}
         self.activations: Counter[str] = Counter()
-        self.residual_adds = self.attentions = self.upsamplings = 0
+        self.residual_adds = self.concatenations = self.attentions = self.upsamplings = 0
         self._softmaxes: list[weakref.ref[Tensor]] = []
         self.lineage = Lineage()
         self._dropped: str | None = None
@@ -163,6 +164,8 @@ class Log(TorchFunctionMode):
             self.activations[plain] += 1
         elif name in _ADDITIONS:
             self.residual_adds += _adds_activations(args)
+        elif name in _CONCATENATIONS:
+            self.concatenations += _joins_activations(args, kwargs)
         elif name in _ATTENTIONS:
             self.attentions += 1
         elif name in _UPSAMPLINGS:
@@ -264,6 +267,14 @@ def _adds_activations(args: tuple) -> bool:
     return args[0].ndim >= 2 and args[0].shape == args[1].shape
 
 
+def _joins_activations(args: tuple, kwargs: Any) -> bool:
+    """Whether two activations or more are put side by side on another axis than the samples'."""
+    joined = args[0] if args else (kwargs or {}).get("tensors", ())
+    axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim", (kwargs or {}).get("axis", 0))
+    activations = [t for t in joined if t.ndim >= 2 and t.is_floating_point() and not isinstance(t, nn.Parameter)]
+    return axis != 0 and len(activations) >= 2
+
+
 def _weighted(model: nn.Module, norms: Mapping[int, Found]) -> Iterator[tuple[list[str], nn.Module]]:
     """Layers with a matrix or kernel of their own, by all their names; embeddings look up and do not mix."""
     inside = {id(part) for found in norms.values() for part in found.module.modules()}
@@ -328,6 +339,7 @@ def facts_of(
         weights=_in_order(weights),
         activations=dict(log.activations),
         residual_adds=log.residual_adds,
+        concatenations=log.concatenations,
         attentions=log.attentions,
         upsamplings=upsamplings,
         dropout=max((m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)), default=0.0),

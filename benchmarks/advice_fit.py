@@ -1,0 +1,175 @@
+"""Learn from the stored outcomes, and judge what was learned: ``make advice-fit``.
+
+Judged by leaving out: for each task a model is fitted on the tasks that share neither its data set nor its kind of
+network, and its advice is compared with the fixed choices. *Regret* is the best method's test score minus the advised
+one's, in points, of the means over seeds. What ships (``learned.json``) is fitted on all tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import BayesianRidge, LogisticRegression
+
+import normwise.advice
+from normwise.advice import learned as module
+from normwise.advice.learned import Learned
+from normwise.advice.ranking import _choice, _forbidden, _lead, safe_choice
+from normwise.advice.rules import METHODS, RULES, strengths
+from normwise.advice.situation import Situation
+from normwise.files import write_atomic
+from normwise.records import from_dict
+
+RESULTS = Path(__file__).parents[1] / "results"
+COLLECTIONS = ("advice-outcomes.json", "advice-outcomes-short.json")
+JUDGED, LEARNED = RESULTS / "advice.json", Path(normwise.advice.__file__).with_name("learned.json")
+# Being more points behind than this is as bad: it is no choice.
+CLIP = 10.0
+TOLERANCE, MARGIN = 1.0, 1.0
+FIXED = ("batch", "layer", "group", "instance", "switchable", "weight", "none")
+Row = dict[str, Any]
+
+
+def rows() -> list[Row]:
+    """All tasks, with how much each rule applies and how far each method is behind the best."""
+    found = []
+    for name in COLLECTIONS:
+        for row in json.loads((RESULTS / name).read_text(encoding="utf-8"))["rows"]:
+            situation = from_dict(Situation, row["situation"] | {"current": [row["written"]]})
+            means = {spec.partition("(")[0]: statistics.fmean(values) for spec, values in row["points"].items()}
+            behind = {m: round(max(means.values()) - mean, 3) for m, mean in means.items()}
+            found.append(row | {"situation": situation, "at": strengths(situation), "behind": behind, "short": "short" in name})
+    return found
+
+
+def fitted(tasks: list[Row]) -> dict[str, Row]:
+    """Each method's Bayesian ridge regression, as the numbers that a prediction needs."""
+    models = {}
+    for method in METHODS:
+        known = [t for t in tasks if method in t["behind"]]
+        x, y = np.array([t["at"] for t in known]), np.array([-min(t["behind"][method], CLIP) for t in known])
+        ridge = BayesianRidge(alpha_1=1e-3, lambda_1=1e-3).fit(x, y)
+        models[method] = {
+            "intercept": round(float(ridge.intercept_), 4),
+            "centre": [round(v, 4) for v in x.mean(0).tolist()],
+            "effects": [round(v, 4) for v in ridge.coef_.tolist()],
+            "covariance": [[round(v, 4) for v in row] for row in ridge.sigma_.tolist()],
+            "noise": round(1 / float(ridge.alpha_), 4),
+        }
+    return models
+
+
+def learned_from(tasks: list[Row], calibration: tuple[float, float] = (1.0, 0.0), reach: float = math.inf) -> Learned:
+    told = [{"task": t["task"], "family": t["family"], "at": [round(v, 3) for v in t["at"]], "behind": t["behind"]} for t in tasks]
+    return Learned([r.name for r in RULES], fitted(tasks), list(calibration), told, TOLERANCE, MARGIN, reach)
+
+
+def judged(tasks: list[Row]) -> list[Row]:
+    """What the advice would be for each task, had nothing been learned from its data set or its kind of network."""
+    cache: dict[tuple[str, str], Learned] = {}
+    found = []
+    for task in tasks:
+        key = task["data"], task["net"]
+        if key not in cache:
+            cache[key] = learned_from([t for t in tasks if t["data"] != key[0] and t["net"] != key[1]])
+        own = cache[key]
+        module.learned = lambda own=own: own  # type: ignore[assignment]
+        normwise.advice.ranking.learned = module.learned  # type: ignore[attr-defined]
+        s, predictions = task["situation"], own.predict(task["at"])
+        possible = [m for m in METHODS if m in task["behind"] and _forbidden(m, s)[1] is None]
+        safe = safe_choice(s, possible)
+        chosen, why = _choice(s, task["at"], predictions, possible, safe)
+        found.append({
+            "advised": chosen, "safe": safe, "abstains": why, "lead": _lead(predictions, possible, chosen),
+            "regret": task["behind"][chosen], "away": math.dist(own.nearest(task["at"])[0]["at"], task["at"]),
+            "reached": not own.beyond(task["at"]),
+        })  # fmt: skip
+    return found
+
+
+def calibrated(found: list[Row], families: list[str]) -> tuple[tuple[float, float], list[float]]:
+    """Platt's scaling of the leads; and for each task the probability by a scaling without its family."""
+
+    def scaled(which: list[int]) -> LogisticRegression:
+        x = np.array([[found[i]["lead"]] for i in which])
+        return LogisticRegression(C=1.0).fit(x, [found[i]["regret"] <= TOLERANCE for i in which])
+
+    every = range(len(found))
+    apart = []
+    for i in every:
+        model = scaled([j for j in every if families[j] != families[i]])
+        apart.append(float(model.predict_proba([[found[i]["lead"]]])[0, 1]))
+    whole = scaled(list(every))
+    return (round(float(whole.coef_[0, 0]), 4), round(float(whole.intercept_[0]), 4)), apart
+
+
+def summary(tasks: list[Row], found: list[Row]) -> Row:
+    """Mean regrets; methods that a family does not have are left out."""
+    told: Row = {"tasks": len(tasks), "advised": statistics.fmean(f["regret"] for f in found)}
+    told["written with"] = statistics.fmean(t["behind"][f["safe"]] for t, f in zip(tasks, found, strict=True))
+    for method in FIXED:
+        if all(method in t["behind"] for t in tasks):
+            told[f"always {method}"] = statistics.fmean(t["behind"][method] for t in tasks)
+    if all("advised_before" in t for t in tasks):
+        told["before"] = statistics.fmean(t["behind"][t["advised_before"]] for t in tasks)
+    told["abstained"] = sum(bool(f["abstains"]) for f in found)
+    return {name: round(value, 2) for name, value in told.items()}
+
+
+def reliability(found: list[Row], chances: list[float]) -> list[Row]:
+    """In five classes of equal size: the mean probability told, and how often it was so."""
+    order = sorted(range(len(found)), key=lambda i: chances[i])
+    told = []
+    for part in np.array_split(order, 5):
+        good = [found[i]["regret"] <= TOLERANCE for i in part]
+        told.append({"told": round(float(np.mean([chances[i] for i in part])), 3), "seen": round(float(np.mean(good)), 3), "tasks": len(part)})
+    return told
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    tasks = rows()
+    found = judged(tasks)
+    families = [t["family"] for t in tasks]
+    calibration, chances = calibrated(found, families)
+    reach = round(max(f["away"] for f in found), 3)
+    good = [f["regret"] <= TOLERANCE for f in found]
+    each = {f: [i for i, name in enumerate(families) if name == f] for f in sorted(set(families))}
+    pick = lambda which: summary([tasks[i] for i in which], [found[i] for i in which])  # noqa: E731
+    record = {
+        "what": "the advice on tasks of whose data set and kind of network nothing was learned; mean regret in points",
+        "command": "python benchmarks/advice_fit.py",
+        "settings": {"clip": CLIP, "tolerance": TOLERANCE, "margin": MARGIN},
+        "regret": {
+            "all tasks": pick(range(len(tasks))),
+            "long trainings": pick([i for i, t in enumerate(tasks) if not t["short"]]),
+            "short trainings": pick([i for i, t in enumerate(tasks) if t["short"]]),
+        },
+        "families": {name: pick(which) for name, which in each.items()},
+        "calibration": {
+            "brier": round(float(np.mean([(p - g) ** 2 for p, g in zip(chances, good, strict=True)])), 4),
+            "brier of the base rate": round(float(np.mean(good) * (1 - np.mean(good))), 4),
+            "reliability": reliability(found, chances),
+        },
+        "rows": [
+            {"task": t["task"], "family": t["family"], "batch_size": t["batch_size"], "best": min(t["behind"], key=t["behind"].get),
+             "advised": f["advised"], "abstains": bool(f["abstains"]), "probability": round(p, 3), "regret": f["regret"]}
+            for t, f, p in zip(tasks, found, chances, strict=True)
+        ],
+    }  # fmt: skip
+    write_atomic(JUDGED, json.dumps(record, indent=1) + "\n")
+    ships = vars(learned_from(tasks, calibration, reach))
+    write_atomic(LEARNED, json.dumps(ships, separators=(",", ":")).replace(',"', ',\n"') + "\n")
+    for title, told in (record["regret"] | record["families"]).items():
+        print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+    print(record["calibration"])
+
+
+if __name__ == "__main__":
+    main()
