@@ -11,6 +11,8 @@ import json
 import math
 import statistics
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,8 @@ import numpy as np
 from sklearn.linear_model import BayesianRidge, LogisticRegression
 
 import normwise.advice
-from normwise.advice import learned as module
-from normwise.advice.learned import Learned
-from normwise.advice.ranking import _choice, _forbidden, _lead, safe_choice
+from normwise.advice import Learned, safe_choice
+from normwise.advice.ranking import forbidden
 from normwise.advice.rules import METHODS, RULES, strengths
 from normwise.advice.situation import Situation
 from normwise.files import write_atomic
@@ -54,10 +55,13 @@ def fitted(tasks: list[Row]) -> dict[str, Row]:
     for method in METHODS:
         known = [t for t in tasks if method in t["behind"]]
         x, y = np.array([t["at"] for t in known]), np.array([-min(t["behind"][method], CLIP) for t in known])
-        ridge = BayesianRidge(alpha_1=1e-3, lambda_1=1e-3).fit(x, y)
+        # A family counts by the square root of its tasks, or the largest would drown the others.
+        sizes = Counter(t["family"] for t in known)
+        weights = np.array([sizes[t["family"]] ** -0.5 for t in known])
+        ridge = BayesianRidge(alpha_1=1e-3, lambda_1=1e-3).fit(x, y, sample_weight=weights / weights.mean())
         models[method] = {
             "intercept": round(float(ridge.intercept_), 4),
-            "centre": [round(v, 4) for v in x.mean(0).tolist()],
+            "centre": [round(v, 4) for v in np.average(x, 0, weights).tolist()],
             "effects": [round(v, 4) for v in ridge.coef_.tolist()],
             "covariance": [[round(v, 4) for v in row] for row in ridge.sigma_.tolist()],
             "noise": round(1 / float(ridge.alpha_), 4),
@@ -65,7 +69,7 @@ def fitted(tasks: list[Row]) -> dict[str, Row]:
     return models
 
 
-def learned_from(tasks: list[Row], calibration: tuple[float, float] = (1.0, 0.0), reach: float = math.inf) -> Learned:
+def learned_from(tasks: list[Row], calibration: Sequence[float] = (0.0, 0.0, 0.0), reach: float = math.inf) -> Learned:
     told = [{"task": t["task"], "family": t["family"], "at": [round(v, 3) for v in t["at"]], "behind": t["behind"]} for t in tasks]
     return Learned([r.name for r in RULES], fitted(tasks), list(calibration), told, TOLERANCE, MARGIN, reach)
 
@@ -79,34 +83,28 @@ def judged(tasks: list[Row]) -> list[Row]:
         if key not in cache:
             cache[key] = learned_from([t for t in tasks if t["data"] != key[0] and t["net"] != key[1]])
         own = cache[key]
-        module.learned = lambda own=own: own  # type: ignore[assignment]
-        normwise.advice.ranking.learned = module.learned  # type: ignore[attr-defined]
-        s, predictions = task["situation"], own.predict(task["at"])
-        possible = [m for m in METHODS if m in task["behind"] and _forbidden(m, s)[1] is None]
+        at, s = task["at"], task["situation"]
+        possible = [m for m in METHODS if m in task["behind"] and forbidden(m, s)[1] is None]
         safe = safe_choice(s, possible)
-        chosen, why = _choice(s, task["at"], predictions, possible, safe)
+        chosen, why = own.choose(at, possible, safe)
         found.append({
-            "advised": chosen, "safe": safe, "abstains": why, "lead": _lead(predictions, possible, chosen),
-            "regret": task["behind"][chosen], "away": math.dist(own.nearest(task["at"])[0]["at"], task["at"]),
-            "reached": not own.beyond(task["at"]),
+            "advised": chosen, "safe": safe, "abstains": why, "signs": own.signs(at, possible, chosen),
+            "regret": task["behind"][chosen], "away": math.dist(own.nearest(at)[0]["at"], at),
         })  # fmt: skip
     return found
 
 
-def calibrated(found: list[Row], families: list[str]) -> tuple[tuple[float, float], list[float]]:
-    """Platt's scaling of the leads; and for each task the probability by a scaling without its family."""
+def calibrated(found: list[Row], families: list[str]) -> tuple[list[float], list[float]]:
+    """A logistic scaling of what the probability depends on; and for each task the probability by one without its family."""
 
     def scaled(which: list[int]) -> LogisticRegression:
-        x = np.array([[found[i]["lead"]] for i in which])
-        return LogisticRegression(C=1.0).fit(x, [found[i]["regret"] <= TOLERANCE for i in which])
+        return LogisticRegression(C=0.1).fit([found[i]["signs"] for i in which], [found[i]["regret"] <= TOLERANCE for i in which])
 
     every = range(len(found))
-    apart = []
-    for i in every:
-        model = scaled([j for j in every if families[j] != families[i]])
-        apart.append(float(model.predict_proba([[found[i]["lead"]]])[0, 1]))
+    without = {f: scaled([i for i in every if families[i] != f]) for f in set(families)}
+    apart = [float(without[families[i]].predict_proba([found[i]["signs"]])[0, 1]) for i in every]
     whole = scaled(list(every))
-    return (round(float(whole.coef_[0, 0]), 4), round(float(whole.intercept_[0]), 4)), apart
+    return [round(float(v), 4) for v in (whole.intercept_[0], *whole.coef_[0])], apart
 
 
 def summary(tasks: list[Row], found: list[Row]) -> Row:

@@ -4,8 +4,8 @@
 """
 
 from normwise.advice.code import code_for, options_for
-from normwise.advice.learned import Learned, Prediction, learned
-from normwise.advice.ranking import evidence, rank, safe_choice
+from normwise.advice.learning import Learned, Prediction, learned
+from normwise.advice.ranking import rank, safe_choice
 from normwise.advice.records import Advice, Check, Cost, Exemption, Ranked, Reason, is_advice, load_advice
 from normwise.advice.rules import RULES, VETOES, Rule, Veto, strengths
 from normwise.advice.situation import TASKS, Place, Situation, situation_of
@@ -27,7 +27,6 @@ __all__ = [
     "Situation",
     "Veto",
     "code_for",
-    "evidence",
     "is_advice",
     "learned",
     "load_advice",

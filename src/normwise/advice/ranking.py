@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean
 
 from normwise.advice.code import code_for, options_for
-from normwise.advice.learned import Prediction, learned
+from normwise.advice.learning import Prediction, learned
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
 from normwise.advice.rules import ENOUGH_VALUES, METHODS, RULES, VETOES, strengths, told
 from normwise.advice.situation import Situation
@@ -16,8 +16,6 @@ from normwise.advice.situation import Situation
 AS_IS = "as_is"
 # An effect below this is not worth a line.
 _NOTHING = 0.1
-# Advice that is less likely than this to be as good as the best is a close call.
-_SURE = 0.8
 
 
 def rank(
@@ -50,17 +48,23 @@ def rank(
     """
     at = strengths(situation)
     predictions = learned().predict(at)
-    ranking = [_ranked(method, situation, predictions[method], (costs or {}).get(method)) for method in METHODS]
+    ranking = [_ranked(method, situation, predictions, (costs or {}).get(method)) for method in METHODS]
     ranking = [replace(r, refused=(refused or {}).get(r.method, r.refused)) for r in ranking]
     possible = [r.method for r in ranking if r.refused is None]
     safe = safe_choice(situation, possible)
     if safe == AS_IS:
         ranking.append(Ranked(AS_IS, None, []))
-    chosen, why = _choice(situation, at, predictions, possible, safe)
+        chosen, why, sure = AS_IS, f"no measured task compares {' and '.join(situation.current)} with other methods", None
+    else:
+        chosen, why = learned().choose(at, possible, safe)
+        sure = None if learned().beyond(at) else round(learned().probability(at, possible, chosen), 3)
     ranking = [_written(r, situation) for r in ranking]
     ranking.sort(key=lambda r: (r.method != chosen, r.refused is not None, -(r.points or 0.0)))
-    sure = None if chosen == AS_IS or learned().beyond(at) else learned().probability(_lead(predictions, possible, chosen))
-    return Advice(model, situation, ranking, [*_notes(situation), *_doubts(situation, why, sure)], probability=sure, abstains=why)
+    near = predictions[chosen].points - learned().tolerance if chosen in predictions else 0.0
+    close = [m for m in possible if m != chosen and predictions[m].points >= near]
+    notes = [*_notes(situation), *_doubts(situation, why, close)]
+    shown = "" if sure is None else _evidence(situation, chosen)
+    return Advice(model, situation, ranking, notes, probability=sure, abstains=why, evidence=shown)
 
 
 def safe_choice(s: Situation, possible: list[str]) -> str:
@@ -92,54 +96,30 @@ def safe_choice(s: Situation, possible: list[str]) -> str:
     return next(m for m in (*s.current, of_kind, "group", "layer", "none") if m in possible)
 
 
-def _choice(
-    s: Situation, at: list[float], predictions: Mapping[str, Prediction], possible: list[str], safe: str
-) -> tuple[str, str]:
-    """The method to advise; and, where it is the safe choice for want of evidence, why."""
-    if safe == AS_IS:
-        what = " and ".join(s.current)
-        return safe, f"the model has {what}, and no measured task compares that with other methods"
-    beyond = learned().beyond(at)
-    if beyond:
-        return safe, beyond
-    best = max(possible, key=lambda m: predictions[m].points)
-    gain, noise = predictions[best].points - predictions[safe].points, _noise(predictions[best], predictions[safe])
-    if gain > learned().margin * noise or best == safe:
-        return best, ""
-    return safe, f"{best} is expected to be {gain:.1f} points better, which is within the error of ±{noise:.1f}"
-
-
-def _noise(a: Prediction, b: Prediction) -> float:
-    return math.hypot(a.spread, b.spread)
-
-
-def _lead(predictions: Mapping[str, Prediction], possible: list[str], chosen: str) -> float:
-    """How many deviations a method is expected to be ahead of the next best."""
-    others = [predictions[m] for m in possible if m != chosen]
-    if not others:
-        return math.inf
-    best, own = max(others, key=lambda p: p.points), predictions[chosen]
-    return (own.points - best.points) / _noise(own, best)
-
-
-def _ranked(method: str, situation: Situation, predicted: Prediction, cost: Cost | None) -> Ranked:
-    reasons = [
-        Reason(rule.name, round(effect, 2), told(rule, situation), rule.source)
-        for rule in RULES
-        if (effect := predicted.effects[rule.name]) * rule.sides.get(method, 0) >= _NOTHING
-    ]
+def _ranked(method: str, situation: Situation, predictions: Mapping[str, Prediction], cost: Cost | None) -> Ranked:
+    predicted, reasons = predictions[method], []
+    for rule in RULES:
+        # What a rule takes from all methods alike decides nothing.
+        effect = predicted.effects[rule.name] - fmean(p.effects[rule.name] for p in predictions.values())
+        if effect * rule.sides.get(method, 0) >= _NOTHING:
+            reasons.append(Reason(rule.name, round(effect, 2), told(rule, situation), rule.source))
     reasons.sort(key=lambda reason: -abs(reason.points))
-    exemptions, refused = _forbidden(method, situation)
+    exemptions, refused = forbidden(method, situation)
     points = round(min(predicted.points, 0.0), 2)
     return Ranked(method, points, reasons, cost, exemptions, refused=refused, spread=round(predicted.spread, 2))
 
 
-def _forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str | None]:
+def forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str | None]:
     """The places where a method has too little to go by; all of them refuse it."""
-    if method not in {"none", "weight", "layer"} and situation.closed and not situation.places:
-        inside = ", ".join(dict.fromkeys(situation.closed.values()))
-        return [], f"{inside} loops inside: there is no place to put it"
+    closed = _closed(method, situation)
+    if closed:
+        return [], closed
     found: dict[str, Exemption] = {}
+    if not situation.current and method not in {"layer", "none", "weight"}:
+        by_token = [p for p in situation.places if p.per_token]
+        if by_token and len(by_token) == len(situation.places):
+            return [], "the channels are on the last axis, where only layer norm can stand behind a layer as it is"
+        found = {p.name: Exemption(p.name, "layer", "its channels are on the last axis") for p in by_token}
     for veto in VETOES:
         if veto.method == method:
             places = [p for p in situation.places if not p.per_token and veto.forbids(situation, p)]
@@ -149,6 +129,16 @@ def _forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str 
                 use = "layer" if p.values("layer") > 1 else "none"
                 found.setdefault(p.name, Exemption(p.name, use, veto.text))
     return list(found.values()), None
+
+
+def _closed(method: str, situation: Situation) -> str:
+    """Why a method cannot be put into recurrent layers that loop inside, where all places are there."""
+    if not situation.closed or situation.places:
+        return ""
+    kinds = set(situation.closed.values())
+    normed = {kind for kind in kinds if kind.startswith("LayerNorm")}
+    fits = kinds <= {"LSTM", "GRU", *normed} if method == "layer" else method in {"none", "weight"} and not normed
+    return "" if fits else f"{', '.join(sorted(kinds))} loops inside: there is no place to put it"
 
 
 def _written(ranked: Ranked, situation: Situation) -> Ranked:
@@ -183,33 +173,22 @@ def _notes(s: Situation) -> list[str]:
     return notes
 
 
-def _doubts(s: Situation, why: str, sure: float | None) -> list[str]:
-    """Say that the advice abstains, or that it is close, and what would tell."""
-    if not why and (sure is None or sure >= _SURE):
-        return []
+def _doubts(s: Situation, why: str, close: list[str]) -> list[str]:
+    """Say that the advice abstains, or which methods are close, and what would tell."""
     kept = "what the model has" if s.current else "what is usual for such a model"
-    first = f"This abstains and names {kept}: {why}." if why else "This is a close call."
+    if why:
+        first = f"The advice abstains and names {kept}: {why}."
+    elif close:
+        first = f"This is a close call: {' and '.join(close)} {'is' if len(close) == 1 else 'are'} expected within a point of it."
+    else:
+        return []
     trial = "advise(..., data=(inputs, targets), verify=60)" if s.current else "normwise.compare(make_model, data)"
     return [f"{first} {trial} trains on your data and tells."]
 
 
-def evidence(advice: Advice) -> str:
-    """How the advised method did on the measured tasks most like this one.
-
-    Args:
-        advice: from :func:`rank`.
-
-    Returns:
-        A sentence; empty where no measured task has the method, or none is near.
-
-    Example:
-        >>> evidence(rank("Net", Situation("conv", ["conv"], 64, depth=5))).startswith("On ")
-        True
-    """
-    at = strengths(advice.situation)
-    tasks = [t for t in learned().nearest(at) if advice.best.method in t["behind"]]
-    if not tasks or learned().beyond(at):
-        return ""
-    good = sum(t["behind"][advice.best.method] <= learned().tolerance for t in tasks)
+def _evidence(situation: Situation, method: str) -> str:
+    """How a method did on the measured tasks most like a situation."""
+    tasks = [t for t in learned().nearest(strengths(situation)) if method in t["behind"]]
+    good = sum(t["behind"][method] <= learned().tolerance for t in tasks)
     families = ", ".join(f"{n} × {family}" for family, n in Counter(t["family"] for t in tasks).most_common())
-    return f"On {good} of the {len(tasks)} measured tasks most like it ({families}) {advice.best.method} was within a point of the best."
+    return f"Of the {len(tasks)} measured tasks most like it ({families}) it was within a point of the best on {good}."

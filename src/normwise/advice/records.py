@@ -26,6 +26,11 @@ class Reason:
     text: str
     source: str
 
+    @property
+    def side(self) -> str:
+        """Whether it speaks for the method or against it, as a sign."""
+        return "+" if self.points > 0 else "−"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -107,6 +112,7 @@ class Advice:
 
     ``probability`` is how likely the advised method is within a point of the best, as far as that is known.
     ``abstains`` says why the evidence does not reach, where the safe choice is advised; else it is empty.
+    ``evidence`` says how the advised method did on the measured tasks most like this model.
 
     Example:
         >>> Advice("Net", Situation("conv", ["conv"], batch_size=2), [Ranked("group", -1.0, [])]).best.method
@@ -122,6 +128,7 @@ class Advice:
     versions: dict[str, str] = field(default_factory=dict)
     probability: float | None = None
     abstains: str = ""
+    evidence: str = ""
     version: int = ADVICE_VERSION
 
     @property
@@ -146,7 +153,8 @@ class Advice:
         best = self.best
         chance = "" if self.probability is None else f" ({self.probability:.0%} to be within a point of the best)"
         lines = [f"{self.model}: use {best.method}{chance}", *(f"    {line}" for line in best.code.splitlines())]
-        lines += [f"  · {reason.text} [{reason.source}]" for reason in best.reasons]
+        lines += [f"  · {self.evidence}"] * bool(self.evidence)
+        lines += [f"  {reason.side} {reason.text} [{reason.source}]" for reason in best.reasons]
         lines += [f"  note: {note}" for note in self.notes]
         order = [f"{r.method} {r.points:+.1f}" for r in self.ranking if not r.refused and r.points is not None]
         return "\n".join([*lines, f"  {', '.join(order)}"])

@@ -1,7 +1,7 @@
 """What the advice looks at, as data: when each thing applies, how much, and what papers say of it.
 
 A rule's ``strength`` is a number from 0 to 1 computed from measured facts. What it is worth to each method is learned
-from trained networks (:mod:`normwise.advice.learned`), not set here. ``sides`` are the methods that its text speaks for
+from trained networks (:mod:`normwise.advice.learning`), not set here. ``sides`` are the methods that its text speaks for
 (+1) or against (-1): it is told as a reason only where what was learned agrees. A rule without a text only helps to
 predict. ``fires`` and ``silent`` are situations that test it.
 """

@@ -80,21 +80,71 @@ class Learned:
         unsure = sum(a * b * c for a, row in zip(away, of["covariance"], strict=True) for b, c in zip(row, away, strict=True))
         return Prediction(of["intercept"] + sum(effects.values()), math.sqrt(unsure + of["noise"]), effects)
 
-    def probability(self, lead: float) -> float:
-        """How likely an advised method is as good as the best, calibrated on tasks of kinds not learned from.
+    def choose(self, at: Sequence[float], possible: Sequence[str], safe: str) -> tuple[str, str]:
+        """Choose a method: the one least behind, if it beats the safe one by ``margin`` deviations of their difference.
 
         Args:
-            lead: how many deviations it is expected to be ahead of the next method.
+            at: how much each rule applies.
+            possible: the methods to choose from.
+            safe: one of them.
+
+        Returns:
+            The method; and, where it is the safe one for want of evidence, why.
+
+        Example:
+            >>> learned().choose([0.0] * len(RULES), ["layer"], "layer")
+            ('layer', '')
+        """
+        predictions, beyond = self.predict(at), self.beyond(at)
+        best = max(possible, key=lambda m: predictions[m].points)
+        if beyond or best == safe:
+            return safe, beyond
+        gain = predictions[best].points - predictions[safe].points
+        noise = math.hypot(predictions[best].spread, predictions[safe].spread)
+        if gain > self.margin * noise:
+            return best, ""
+        return safe, f"{best} is expected to be {gain:.1f} points better, which is within the error of ±{noise:.1f}"
+
+    def probability(self, at: Sequence[float], possible: Sequence[str], method: str) -> float:
+        """How likely a method is as good as the best, calibrated on tasks of kinds that nothing was learned from.
+
+        Args:
+            at: how much each rule applies.
+            possible: the methods to choose from.
+            method: one of them.
 
         Returns:
             A number from 0 to 1.
 
         Example:
-            >>> learned().probability(2.0) > learned().probability(-1.0)
+            >>> 0 < learned().probability([0.0] * len(RULES), ["layer", "batch"], "batch") < 1
             True
         """
-        slope, start = self.calibration
-        return 1 / (1 + math.exp(-start - slope * lead))
+        start, lead, small = self.calibration
+        ahead, batch = self.signs(at, possible, method)
+        return 1 / (1 + math.exp(-start - lead * ahead - small * batch))
+
+    def signs(self, at: Sequence[float], possible: Sequence[str], method: str) -> tuple[float, float]:
+        """What the probability depends on: how far ahead of the others a method is expected, and how small the batch is.
+
+        Args:
+            at: how much each rule applies.
+            possible: the methods to choose from.
+            method: one of them.
+
+        Returns:
+            The lead over the next best, in deviations of their difference; and the strength of ``small-batch``.
+
+        Example:
+            >>> len(learned().signs([0.0] * len(RULES), ["layer"], "layer"))
+            2
+        """
+        predictions = self.predict(at)
+        own = predictions[method]
+        others = [predictions[m] for m in possible if m != method] or [own]
+        best = max(others, key=lambda p: p.points)
+        lead = (own.points - best.points) / math.hypot(own.spread, best.spread)
+        return lead, at[self.rules.index("small-batch")]
 
     def nearest(self, at: Sequence[float]) -> list[dict[str, Any]]:
         """The measured tasks most like a model, the nearest first.
