@@ -60,7 +60,6 @@ def html(advice: Advice) -> str:
         names=NAMES,
         held=HELD,
         others=_others(advice),
-        use=_name(advice.best),
         chance=_chance(advice),
         facts=_facts(advice),
         timed=any(r.cost is not None for r in advice.ranking),
@@ -124,4 +123,4 @@ def _chance(advice: Advice) -> str:
 
 
 def _name(ranked: Ranked) -> str:
-    return "what the model has" if ranked.method == "as_is" else NAMES.get(ranked.method, ranked.method)
+    return NAMES.get(ranked.method, ranked.method)

@@ -1,7 +1,7 @@
-// The chart of advice: what the rules expect of each method, against what a step costs.
+// The chart of advice: what is expected of each method, against what a step costs.
 (() => {
   const { data, looks, css, color, safe, significant, minus, titled, layout, start } = page;
-  const rows = data.advice.ranking.filter((r) => r.refused === null && r.cost && r.cost.step_seconds !== null);
+  const rows = data.advice.ranking.filter((r) => r.refused === null && r.points !== null && r.cost && r.cost.step_seconds !== null);
 
   function merit(element) {
     const ms = rows.map((r) => r.cost.step_seconds * 1000), most = Math.max(...ms), least = Math.min(...ms);
