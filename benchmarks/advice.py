@@ -1,9 +1,9 @@
 """Collect what the advice learns from: ``make advice-bench`` goes on with results/advice-outcomes.json.
 
-Each task of ``advice_tasks.py`` is a data set, a kind of network and a batch size. :func:`normwise.compare` trains it under
-every method: a search for the learning rate that goes on until the best lies inside, then ``SEEDS`` seeds, in a race that
-stops methods which are clearly behind. The studies in ``--work`` resume from trial to trial, the outcomes are written after
-each task, and any run may be stopped or given ``--minutes``: the next one goes on.
+Each task of ``advice_tasks.py`` is a data set, a kind of network and a batch size. :func:`normwise.compare` trains it
+under every method: a search for the learning rate that goes on until the best lies inside, then ``SEEDS`` seeds, in a
+race that stops methods which are clearly behind. The studies in ``--work`` resume from trial to trial, the outcomes are
+written after each task, and any run may be stopped or given ``--minutes``: the next one goes on.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def main() -> None:
         task = Task(**{**vars(task), "methods": setting.methods, "quick_steps": 1})
         began = time.monotonic()
         row = known[name] if given.situations else outcome(setting, task, given.work)
-        known[name] = row | {"situation": situation(setting, task)}
+        known[name] = row | {"written": setting.written, "situation": situation(setting, task)}
         write(given.out, known)
         if not given.situations:
             best = max(row["points"], key=lambda spec: statistics.fmean(row["points"][spec]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from normwise.records import from_dict
 RESULTS = Path(__file__).parents[1] / "results"
 COLLECTIONS = ("advice-outcomes.json", "advice-outcomes-short.json")
 JUDGED, LEARNED = RESULTS / "advice.json", Path(normwise.advice.__file__).with_name("learned.json")
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "advice.svg"
 # Being more points behind than this is as bad: it is no choice.
 CLIP = 10.0
 TOLERANCE, MARGIN = 1.0, 1.0
@@ -45,7 +45,9 @@ def rows() -> list[Row]:
             situation = from_dict(Situation, row["situation"] | {"current": [row["written"]]})
             means = {spec.partition("(")[0]: statistics.fmean(values) for spec, values in row["points"].items()}
             behind = {m: round(max(means.values()) - mean, 3) for m, mean in means.items()}
-            found.append(row | {"situation": situation, "at": strengths(situation), "behind": behind, "short": "short" in name})
+            found.append(
+                row | {"situation": situation, "at": strengths(situation), "behind": behind, "short": "short" in name}
+            )
     return found
 
 
@@ -70,7 +72,10 @@ def fitted(tasks: list[Row]) -> dict[str, Row]:
 
 
 def learned_from(tasks: list[Row], calibration: Sequence[float] = (0.0, 0.0, 0.0), reach: float = math.inf) -> Learned:
-    told = [{"task": t["task"], "family": t["family"], "at": [round(v, 3) for v in t["at"]], "behind": t["behind"]} for t in tasks]
+    told = [
+        {"task": t["task"], "family": t["family"], "at": [round(v, 3) for v in t["at"]], "behind": t["behind"]}
+        for t in tasks
+    ]
     return Learned([r.name for r in RULES], fitted(tasks), list(calibration), told, TOLERANCE, MARGIN, reach)
 
 
@@ -95,10 +100,12 @@ def judged(tasks: list[Row]) -> list[Row]:
 
 
 def calibrated(found: list[Row], families: list[str]) -> tuple[list[float], list[float]]:
-    """A logistic scaling of what the probability depends on; and for each task the probability by one without its family."""
+    """A logistic scaling of what the probability depends on; and each task's probability by one without its family."""
 
     def scaled(which: list[int]) -> LogisticRegression:
-        return LogisticRegression(C=0.1).fit([found[i]["signs"] for i in which], [found[i]["regret"] <= TOLERANCE for i in which])
+        return LogisticRegression(C=0.1).fit(
+            [found[i]["signs"] for i in which], [found[i]["regret"] <= TOLERANCE for i in which]
+        )
 
     every = range(len(found))
     without = {f: scaled([i for i in every if families[i] != f]) for f in set(families)}
@@ -126,13 +133,42 @@ def reliability(found: list[Row], chances: list[float]) -> list[Row]:
     told = []
     for part in np.array_split(order, 5):
         good = [found[i]["regret"] <= TOLERANCE for i in part]
-        told.append({"told": round(float(np.mean([chances[i] for i in part])), 3), "seen": round(float(np.mean(good)), 3), "tasks": len(part)})
+        told.append({
+            "told": round(float(np.mean([chances[i] for i in part])), 3),
+            "seen": round(float(np.mean(good)), 3),
+            "tasks": len(part),
+        })
     return told
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore", category=RuntimeWarning)
-    tasks = rows()
+def picture(families: dict[str, Row]) -> str:
+    """Bars of the regret in each family: the advice, what the model was written with, the best fixed choice there."""
+    kinds = ("advised", "written with", "best fixed choice")
+    colors = ("#0b6e99", "#9aa5ad", "#d9a441")
+    left, width, most, row = 250, 460, 8.0, 46
+    parts = [
+        f'<text x="{left + 150 * i}" y="16" fill="{c}">■ {kind}</text>'
+        for i, (kind, c) in enumerate(zip(kinds, colors, strict=True))
+    ]
+    for i, (name, told) in enumerate(families.items()):
+        fixed = min(value for key, value in told.items() if key.startswith("always"))
+        y = 32 + row * i
+        parts.append(f'<text x="{left - 10}" y="{y + 24}" text-anchor="end">{name} ({told["tasks"]})</text>')
+        for j, (value, color) in enumerate(zip((told["advised"], told["written with"], fixed), colors, strict=True)):
+            long, at = max(width * min(value, most) / most, 1), y + 12 * j
+            parts.append(f'<rect x="{left}" y="{at}" width="{long:.0f}" height="10" fill="{color}"/>')
+            parts.append(f'<text x="{left + long + 6:.0f}" y="{at + 9}" font-size="10">{value:.2f}</text>')
+    size = f"0 0 {left + width + 60} {40 + row * len(families)}"
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" font-family="sans-serif" font-size="13" role="img" '
+        f'aria-label="Mean regret in points by family">\n<rect width="100%" height="100%" fill="white"/>\n'
+        f"{body}\n</svg>\n"
+    )
+
+
+def proof(tasks: list[Row]) -> tuple[Row, Learned]:
+    """What results/advice.json holds, and what ships."""
     found = judged(tasks)
     families = [t["family"] for t in tasks]
     calibration, chances = calibrated(found, families)
@@ -156,14 +192,20 @@ def main() -> None:
             "reliability": reliability(found, chances),
         },
         "rows": [
-            {"task": t["task"], "family": t["family"], "batch_size": t["batch_size"], "best": min(t["behind"], key=t["behind"].get),
-             "advised": f["advised"], "abstains": bool(f["abstains"]), "probability": round(p, 3), "regret": f["regret"]}
+            {"task": t["task"], "family": t["family"], "best": min(t["behind"], key=t["behind"].get),
+             "advised": f["advised"], "abstains": bool(f["abstains"]), "probability": round(p, 3),
+             "regret": f["regret"]}
             for t, f, p in zip(tasks, found, chances, strict=True)
         ],
     }  # fmt: skip
+    return record, learned_from(tasks, calibration, reach)
+
+
+def main() -> None:
+    record, ships = proof(rows())
     write_atomic(JUDGED, json.dumps(record, indent=1) + "\n")
-    ships = vars(learned_from(tasks, calibration, reach))
-    write_atomic(LEARNED, json.dumps(ships, separators=(",", ":")).replace(',"', ',\n"') + "\n")
+    write_atomic(LEARNED, json.dumps(vars(ships), separators=(",", ":")).replace(',"', ',\n"') + "\n")
+    write_atomic(PICTURE, picture(record["families"]))
     for title, told in (record["regret"] | record["families"]).items():
         print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     print(record["calibration"])

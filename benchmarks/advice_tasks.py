@@ -1,4 +1,4 @@
-"""The tasks of the advice benchmark: families of a kind of data and a kind of network, in an order that keeps balance."""
+"""The tasks of the advice benchmark: families of a kind of data and a kind of network, in a balanced order."""
 
 from __future__ import annotations
 
@@ -50,7 +50,14 @@ class Setting:
         """Those with a meaning here, with the options that the advice would give: an instance is no single value."""
         if self.width is None:
             return SEVEN
-        return ("none", "batch", "layer", "weight", f"group(num_groups={self.width // 8})", "switchable(over=layer+batch)")
+        return (
+            "none",
+            "batch",
+            "layer",
+            "weight",
+            f"group(num_groups={self.width // 8})",
+            "switchable(over=layer+batch)",
+        )
 
 
 def classes(parts: Splits) -> int:
@@ -154,51 +161,85 @@ def series_convolutional(name: str, batch_size: int, shortcuts: bool) -> Setting
 
 PLAIN, DEEP = partial(nets.plain, widths=(16, 32, 64)), partial(nets.plain, widths=(16, 16, 32, 32, 64, 64, 64))
 RESIDUAL = partial(nets.residual, widths=(16, 16, 32, 32))
-RECURRENT = {"net": "recurrent", "written": "layer"}
+
+
+def table(name: str, batch_size: int, depth: int) -> Setting:
+    return Setting("tables, linear", name, "linear", batch_size, 300, partial(table_task, name, depth), width=64)
+
+
+def series_recurrent(name: str, batch_size: int, steps: int) -> Setting:
+    make = partial(series_task, name, nets.GatedNet)
+    return Setting("series, recurrent", name, "recurrent", batch_size, steps, make, "layer", 144)
+
+
+def series_attention(name: str, batch_size: int) -> Setting:
+    make = partial(attention_task, name)
+    return Setting("series, attention", name, "attention", batch_size, 150, make, "layer", 48)
+
+
+def text_attention(name: str, batch_size: int) -> Setting:
+    make = partial(text_task, name, lambda norm, k: nets.AttentionNet(norm, k, k, 20, tokens=True), **WARM)
+    return Setting("text, attention", name, "attention", batch_size, 150, make, "layer", 48)
+
+
+def text_recurrent(name: str, batch_size: int) -> Setting:
+    make = partial(text_task, name, lambda norm, k: nets.GatedNet(norm, k, k, 64, tokens=True))
+    return Setting("text, recurrent", name, "recurrent", batch_size, 90, make, "layer", 192)
+
+
+def text_convolutional(name: str, batch_size: int) -> Setting:
+    net, make = "causal convolutions", partial(text_task, name, nets.CharacterNet)
+    return Setting(f"text, {net}", name, net, batch_size, 150, make, "layer", 64)
+
+
+def autoencoding(name: str, batch_size: int) -> Setting:
+    make = partial(autoencoder_task, name)
+    return Setting("images, autoencoder", name, "autoencoder", batch_size, 250, make, about="reconstruction")
+
+
+def segmenting(batch_size: int) -> Setting:
+    family = "pictures, segmentation"
+    return Setting(family, "mosaics", "segmentation", batch_size, 100, segmentation_task, about="segmentation")
+
+
+def stylizing(name: str, batch_size: int) -> Setting:
+    family, make = "pictures, stylization", partial(style_task, name)
+    return Setting(family, name, "stylization", batch_size, 50, make, "instance", about="stylization")
+
 
 FAMILIES: list[list[Setting]] = [
     images("convolutional", PLAIN, 400, ("digits", 4), ("fashion", 16), ("mnist", 2), ("fashion", 64), ("mnist", 16)),
     [
-        Setting("series, recurrent", n, "recurrent", b, s, partial(series_task, n, nets.GatedNet), "layer", 144)
-        for n, b, s in (("vowels", 16, 100), ("BasicMotions", 4, 60), ("rows", 64, 200), ("ItalyPowerDemand", 16, 100))
+        series_recurrent("vowels", 16, 100), series_recurrent("BasicMotions", 4, 60), series_recurrent("rows", 64, 200),
+        series_recurrent("ItalyPowerDemand", 16, 100),
     ],
     [
-        Setting("tables, linear", n, "linear", b, 300, partial(table_task, n, depth), width=64)
-        for n, b, depth in (("letter", 16, 4), ("diabetes", 4, 3), ("spambase", 64, 4), ("breast_cancer", 4, 4), ("satimage", 64, 8), ("magic", 4, 6))
-    ],
-    [series_convolutional(n, b, False) for n, b in (("BasicMotions", 4), ("ACSF1", 16), ("OSULeaf", 4), ("ItalyPowerDemand", 2), ("OSULeaf", 64))],
-    [
-        Setting("text, attention", n, "attention", b, 150, partial(text_task, n, lambda norm, k: nets.AttentionNet(norm, k, k, 20, tokens=True), **WARM), "layer", 48)
-        for n, b in (("novels", 16), ("topics", 4))
+        table("letter", 16, 4), table("diabetes", 4, 3), table("spambase", 64, 4), table("breast_cancer", 4, 4),
+        table("satimage", 64, 8), table("magic", 4, 6),
     ],
     [
-        Setting("images, autoencoder", n, "autoencoder", b, 250, partial(autoencoder_task, n), about="reconstruction")
-        for n, b in (("fashion", 16), ("digits", 4), ("photos", 16), ("mnist", 64), ("mnist", 2))
+        series_convolutional(name, b, False)
+        for name, b in (
+            ("BasicMotions", 4), ("ACSF1", 16), ("OSULeaf", 4), ("ItalyPowerDemand", 2), ("OSULeaf", 64),
+        )
+    ],
+    [text_attention("novels", 16), text_attention("topics", 4)],
+    [
+        autoencoding(name, b)
+        for name, b in (("fashion", 16), ("digits", 4), ("photos", 16), ("mnist", 64), ("mnist", 2))
     ],
     images("residual", RESIDUAL, 240, ("photos", 8), ("photos", 64), ("photos", 2)),
-    [
-        Setting("pictures, segmentation", "mosaics", "segmentation", b, 100, segmentation_task, about="segmentation")
-        for b in (4, 16, 2)
-    ],
-    [
-        Setting("text, recurrent", n, "recurrent", b, 90, partial(text_task, n, lambda norm, k: nets.GatedNet(norm, k, k, 64, tokens=True)), "layer", 192)
-        for n, b in (("topics", 16), ("novels", 4))
-    ],
+    [segmenting(b) for b in (4, 16, 2)],
     images("residual", RESIDUAL, 240, ("mnist", 4), ("digits", 16), ("fashion", 64), ("fashion", 4)),
-    [
-        Setting("series, attention", n, "attention", b, 150, partial(attention_task, n), "layer", 48)
-        for n, b in (("BasicMotions", 4), ("vowels", 16), ("rows", 64), ("ItalyPowerDemand", 16))
-    ],
     images("convolutional", DEEP, 240, ("photos", 16), ("photos", 4), ("photos", 64)),
-    [series_convolutional(n, b, True) for n, b in (("ACSF1", 4), ("BasicMotions", 16), ("OSULeaf", 16))],
-    [
-        Setting("text, causal convolutions", n, "causal convolutions", b, 150, partial(text_task, n, nets.CharacterNet), "layer", 64)
-        for n, b in (("topics", 4), ("novels", 16))
-    ],
+    [series_convolutional(name, b, True) for name, b in (("ACSF1", 4), ("BasicMotions", 16), ("OSULeaf", 16))],
+    [text_convolutional("topics", 4), text_convolutional("novels", 16)],
     images("concatenating", nets.DenseNet, 120, ("fashion", 16), ("digits", 4), ("mnist", 64)),
+    [stylizing("gravel", 2), stylizing("brick", 4)],
+    [text_recurrent("topics", 16), text_recurrent("novels", 4)],
     [
-        Setting("pictures, stylization", n, "stylization", b, 50, partial(style_task, n), about="stylization")
-        for n, b in (("gravel", 2), ("brick", 4))
+        series_attention("BasicMotions", 4), series_attention("vowels", 16), series_attention("rows", 64),
+        series_attention("ItalyPowerDemand", 16),
     ],
 ]  # fmt: skip
 # One of each family, then the next of each: wherever the collection stops, the families are balanced.

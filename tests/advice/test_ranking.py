@@ -100,9 +100,17 @@ def test_one_value_is_refused_everywhere_and_exempted_in_places():
 
 
 def test_a_close_call_names_the_others():
-    even = {"intercept": -1.0, "centre": [0.0] * len(RULES), "effects": [0.0] * len(RULES), "covariance": [], "noise": 1.0}
+    even = {
+        "intercept": -1.0,
+        "centre": [0.0] * len(RULES),
+        "effects": [0.0] * len(RULES),
+        "covariance": [],
+        "noise": 1.0,
+    }
     even["covariance"] = np.zeros((len(RULES), len(RULES))).tolist()
-    alike = Learned([r.name for r in RULES], dict.fromkeys(METHODS, even), [0.0, 0.0, 0.0], learned().tasks, 1.0, 1.0, 99.0)
+    alike = Learned(
+        [r.name for r in RULES], dict.fromkeys(METHODS, even), [0.0, 0.0, 0.0], learned().tasks, 1.0, 1.0, 99.0
+    )
     assert alike.choose(strengths(conv(4)), ["batch", "group"], "group") == (
         "group",
         "batch is expected to be 0.0 points better, which is within the error of ±1.4",

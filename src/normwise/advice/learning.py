@@ -77,7 +77,9 @@ class Learned:
     def _predicted(self, of: Mapping[str, Any], at: Sequence[float]) -> Prediction:
         away = [x - middle for x, middle in zip(at, of["centre"], strict=True)]
         effects = {rule: x * effect for rule, x, effect in zip(self.rules, at, of["effects"], strict=True)}
-        unsure = sum(a * b * c for a, row in zip(away, of["covariance"], strict=True) for b, c in zip(row, away, strict=True))
+        unsure = sum(
+            a * b * c for a, row in zip(away, of["covariance"], strict=True) for b, c in zip(row, away, strict=True)
+        )
         return Prediction(of["intercept"] + sum(effects.values()), math.sqrt(unsure + of["noise"]), effects)
 
     def choose(self, at: Sequence[float], possible: Sequence[str], safe: str) -> tuple[str, str]:
@@ -125,7 +127,7 @@ class Learned:
         return 1 / (1 + math.exp(-start - lead * ahead - small * batch))
 
     def signs(self, at: Sequence[float], possible: Sequence[str], method: str) -> tuple[float, float]:
-        """What the probability depends on: how far ahead of the others a method is expected, and how small the batch is.
+        """What the probability depends on: how far ahead of the others a method is expected, and the batch's size.
 
         Args:
             at: how much each rule applies.

@@ -54,7 +54,11 @@ def rank(
     safe = safe_choice(situation, possible)
     if safe == AS_IS:
         ranking.append(Ranked(AS_IS, None, []))
-        chosen, why, sure = AS_IS, f"no measured task compares {' and '.join(situation.current)} with other methods", None
+        chosen, why, sure = (
+            AS_IS,
+            f"no measured task compares {' and '.join(situation.current)} with other methods",
+            None,
+        )
     else:
         chosen, why = learned().choose(at, possible, safe)
         sure = None if learned().beyond(at) else round(learned().probability(at, possible, chosen), 3)
@@ -179,7 +183,8 @@ def _doubts(s: Situation, why: str, close: list[str]) -> list[str]:
     if why:
         first = f"The advice abstains and names {kept}: {why}."
     elif close:
-        first = f"This is a close call: {' and '.join(close)} {'is' if len(close) == 1 else 'are'} expected within a point of it."
+        expected = "is expected" if len(close) == 1 else "are expected"
+        first = f"This is a close call: {' and '.join(close)} {expected} within a point of it."
     else:
         return []
     trial = "advise(..., data=(inputs, targets), verify=60)" if s.current else "normwise.compare(make_model, data)"

@@ -61,10 +61,11 @@ class Exemption:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One method: its ``points`` (how far behind the best it is expected to be, −1 being one point of accuracy), and why.
+    """One method: its ``points`` (how far behind the best it is expected, −1 being one point of accuracy), and why.
 
-    ``points`` is ``None`` where nothing was measured of it, ``spread`` the deviation to be expected. ``refused`` says why the method cannot be used at all. ``exemptions`` name the places that want another method.
-    ``options`` are what its layers are to be told beyond their defaults, ``code`` puts it into the model.
+    ``points`` is ``None`` where nothing was measured of it, ``spread`` the deviation to be expected. ``refused`` says
+    why the method cannot be used at all. ``exemptions`` name the places that want another method. ``options`` are
+    what its layers are to be told beyond their defaults, ``code`` puts it into the model.
 
     Example:
         >>> Ranked("batch", -0.5, []).refused is None

@@ -1,9 +1,9 @@
 """What the advice looks at, as data: when each thing applies, how much, and what papers say of it.
 
 A rule's ``strength`` is a number from 0 to 1 computed from measured facts. What it is worth to each method is learned
-from trained networks (:mod:`normwise.advice.learning`), not set here. ``sides`` are the methods that its text speaks for
-(+1) or against (-1): it is told as a reason only where what was learned agrees. A rule without a text only helps to
-predict. ``fires`` and ``silent`` are situations that test it.
+from trained networks (:mod:`normwise.advice.learning`), not set here. ``sides`` are the methods that its text speaks
+for (+1) or against (-1): it is told as a reason only where what was learned agrees. A rule without a text only helps
+to predict. ``fires`` and ``silent`` are situations that test it.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ RULES: tuple[Rule, ...] = (
         lambda s: _few_samples(s) * _over_space(s, 2),
         fires={**_CONV, "batch_size": 2},
         silent={**_SERIES, "batch_size": 2},
-        text="Each batch statistic is of {few} samples. On ImageNet (ResNet-50, not measured here) batch norm lost 1.5 points at 8 "
-        "images a device and 10.3 at 2 against group norm and a learned mix, which hold at small batches.",
+        text="Each batch statistic is of {few} samples. On ImageNet (ResNet-50, not measured here) batch norm lost "
+        "1.5 points at 8 images a device and 10.3 at 2 against group norm and a learned mix, which hold at "
+        "small batches.",
         source="Luo et al. 2019, arXiv 1806.10779, table 1; Wu & He 2018, arXiv 1803.08494, table 2",
         sides={"batch": -1, "group": 1, "switchable": 1},
     ),
@@ -181,8 +182,8 @@ RULES: tuple[Rule, ...] = (
         lambda s: (s.few == 1) * (1 - _vectors(s)),
         fires={**_CONV, "batch_size": 1},
         silent={**_CONV, "batch_size": 2},
-        text="With one sample a step batch norm trains on each sample's own statistics and evaluates with averages over "
-        "samples, which the network has never seen.",
+        text="With one sample a step batch norm trains on each sample's own statistics and evaluates with averages "
+        "over samples, which the network has never seen.",
         source="Luo et al. 2019, arXiv 1806.10779, table 1 (fails at 8 × 1)",
         sides={"batch": -1},
     ),
@@ -192,7 +193,8 @@ RULES: tuple[Rule, ...] = (
         lambda s: min(1.0, max(0.0, math.log2(ENOUGH_VALUES / max(_values(s), 1)) / 4)),
         fires={**_MLP, "batch_size": 4, "places": _place(samples=4)},
         silent=_CONV,
-        text="Only {values} values stand behind a batch statistic; a variance from m values is off by about √(2 / (m − 1)).",
+        text="Only {values} values stand behind a batch statistic; a variance from m values is off by about √(2 / (m"
+        " − 1)).",
         source="Ioffe 2017, arXiv 1702.03275; Wu & He 2018, arXiv 1803.08494",
         sides={"batch": -1},
     ),
@@ -202,8 +204,8 @@ RULES: tuple[Rule, ...] = (
         _vectors,
         fires=_MLP,
         silent=_CONV,
-        text="A norm over one sample's vector removes what differs between samples in level and size; one over the batch "
-        "keeps it.",
+        text="A norm over one sample's vector removes what differs between samples in level and size; one over the "
+        "batch keeps it.",
         source="Ioffe & Szegedy 2015, arXiv 1502.03167; Labatie et al. 2021, arXiv 2106.03743",
         sides={"batch": 1, "layer": -1, "group": -1},
     ),
@@ -215,8 +217,8 @@ RULES: tuple[Rule, ...] = (
         _looped,
         fires=_LOOP,
         silent={**_MLP, "kinds": ["recurrent"]},
-        text="The norm runs at each step of a loop, and statistics over the batch differ from step to step; layer norm is "
-        "the same at each step and at any batch size.",
+        text="The norm runs at each step of a loop, and statistics over the batch differ from step to step; layer "
+        "norm is the same at each step and at any batch size.",
         source="Ba et al. 2016, arXiv 1607.06450; Cooijmans et al. 2017, arXiv 1603.09025",
         sides={"layer": 1, "batch": -1},
     ),
@@ -226,8 +228,8 @@ RULES: tuple[Rule, ...] = (
         _drifts,
         fires={**_LOOP, "drift": 0.3},
         silent={**_LOOP, "drift": 0.3, "variable_length": True},
-        text="Of the variance that comes into a norm in the loop, {drift:.0%} is between its steps, and averages over all "
-        "steps, which batch statistics need in evaluation, fit none of them.",
+        text="Of the variance that comes into a norm in the loop, {drift:.0%} is between its steps, and averages "
+        "over all steps, which batch statistics need in evaluation, fit none of them.",
         source="Cooijmans et al. 2017, arXiv 1603.09025, section 3",
         sides={"batch": -1, "switchable": -1},
     ),
@@ -265,37 +267,49 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "deep-plain",
-        f"{DEEP} or more weighted layers, in which no earlier activation is added or put beside a later one, and neither "
-        "loops nor attention",
+        f"{DEEP} or more weighted layers, in which no earlier activation is added or put beside a later one, and "
+        "neither loops nor attention",
         _deep_plain,
         fires={**_CONV, "depth": 11},
         silent={**_CONV, "depth": 50, "concatenations": 16},
-        text="In {depth} layers without shortcuts all samples fall onto one direction; statistics over the batch keep them "
-        "apart, those of single samples do so less.",
+        text="In {depth} layers without shortcuts all samples fall onto one direction; statistics over the batch "
+        "keep them apart, those of single samples do so less.",
         source="Daneshmand et al. 2020, arXiv 2003.01652; Labatie et al. 2021, arXiv 2106.03743",
         sides={"batch": 1, "layer": -1, "group": -1, "instance": -1, "none": -1, "weight": -1},
     ),
-    Rule("shortcuts", "earlier activations are added or put beside later ones", has_shortcuts, {**_CONV, "residual": 3}, _CONV),
+    Rule(
+        "shortcuts",
+        "earlier activations are added or put beside later ones",
+        has_shortcuts,
+        {**_CONV, "residual": 3},
+        _CONV,
+    ),
     Rule(
         "saturating-depth",
         "three or more sigmoids, tanhs and the like, outside of loops; in full from eight",
         _saturating,
         fires={**_MLP, "saturating": 10},
         silent={**_MLP, "saturating": 1},
-        text="{saturating} sigmoids, tanhs or the like saturate where their inputs drift, and with depth all samples fall onto one "
-        "direction; statistics over the batch keep samples apart.",
+        text="{saturating} sigmoids, tanhs or the like saturate where their inputs drift, and with depth all samples"
+        " fall onto one direction; statistics over the batch keep samples apart.",
         source="Ioffe & Szegedy 2015, arXiv 1502.03167, section 4.2.2; Daneshmand et al. 2020, arXiv 2003.01652",
         sides={"batch": 1, "none": -1, "weight": -1, "instance": -1, "group": -1, "layer": -1, "switchable": -1},
     ),
-    Rule("centred", "likewise, most of which take 0 to 0", _centred, {**_MLP, "saturating": 8, "centred": 8}, {**_MLP, "saturating": 8}),
+    Rule(
+        "centred",
+        "likewise, most of which take 0 to 0",
+        _centred,
+        {**_MLP, "saturating": 8, "centred": 8},
+        {**_MLP, "saturating": 8},
+    ),
     Rule(
         "few-features",
         f"norms over vectors, and a first layer that makes its outputs from {FEW_FEATURES} numbers or fewer",
         lambda s: s.has_few_features * _vectors(s),
         fires={**_LOOP, "features": 1},
         silent={**_LOOP, "features": 12},
-        text="The first layer makes all its outputs from {features} number(s), so a statistic over one sample's outputs "
-        "measures these, and dividing by it takes away what they say.",
+        text="The first layer makes all its outputs from {features} numbers, so a statistic over one sample's "
+        "outputs measures these, and dividing by it takes away what they say.",
         source="Labatie et al. 2021, arXiv 2106.03743",
         sides={"layer": -1, "group": -1, "instance": -1, "switchable": -1},
     ),
@@ -305,16 +319,18 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.variable_length and not s.masked,
         fires={**_SERIES, "variable_length": True},
         silent={**_SERIES, "variable_length": True, "masked": True},
-        text="Batches are padded and the layers are not told: padding enters the batch's statistics. Give them mask= or "
-        "lengths=.",
+        text="Batches are padded and the layers are not told: padding enters the batch's statistics. Give them mask="
+        " or lengths=.",
         source="pytorch/pytorch issues 70529 and 81985",
         sides={"batch": -1},
     ),
     Rule(
         "images-out",
         "images come out, or a value for each pixel",
-        lambda s: s.task in {"segmentation", "reconstruction", "stylization", "restoration"}
-        or (s.task is None and s.architecture == "generative"),
+        lambda s: (
+            s.task in {"segmentation", "reconstruction", "stylization", "restoration"}
+            or (s.task is None and s.architecture == "generative")
+        ),
         fires={**_CONV, "task": "segmentation"},
         silent=_CONV,
     ),
@@ -324,8 +340,8 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.task == "stylization",
         fires={**_CONV, "task": "stylization"},
         silent={**_CONV, "task": "segmentation"},
-        text="The contrast of each image is to be replaced: instance norm removes it, and an image's result does not depend "
-        "on the others in the batch.",
+        text="The contrast of each image is to be replaced: instance norm removes it, and an image's result does not"
+        " depend on the others in the batch.",
         source="Ulyanov et al. 2016, arXiv 1607.08022; Huang & Belongie 2017, arXiv 1703.06868",
         sides={"instance": 1, "batch": -1, "layer": -1, "none": -1, "weight": -1},
     ),
@@ -346,7 +362,13 @@ RULES: tuple[Rule, ...] = (
         fires={**_CONV, "task": "detection"},
         silent=_CONV,
     ),
-    Rule("volumes", "norms over three spatial axes", lambda s: _over_space(s, 3), {**_CONV, "places": _place(4, 4, 4)}, _CONV),
+    Rule(
+        "volumes",
+        "norms over three spatial axes",
+        lambda s: _over_space(s, 3),
+        {**_CONV, "places": _place(4, 4, 4)},
+        _CONV,
+    ),
 )
 
 
@@ -369,7 +391,12 @@ def told(rule: Rule, situation: Situation) -> str:
     text = rule.text.format(
         few=s.few, values=_values(s), depth=s.depth, drift=s.drift, saturating=s.saturating, features=s.features
     )
-    return text.replace(" 1 samples", " 1 sample").replace(" 1 values stand", " 1 value stands")
+    return (
+        text
+        .replace(" 1 samples", " 1 sample")
+        .replace(" 1 values stand", " 1 value stands")
+        .replace(" 1 numbers", " 1 number")
+    )
 
 
 @dataclass(frozen=True)

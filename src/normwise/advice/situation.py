@@ -32,8 +32,8 @@ SATURATING = (*CENTRED, "sigmoid", "hardsigmoid")
 class Place:
     """Where a normalization is, or could be: its channels, spatial sizes and rows of axis 0 per step on one device.
 
-    ``per_token`` layers have the channels on the last axis and normalize each position by itself; ``looped`` ones run at
-    every step of a loop; ``method`` is what stands there now, ``None`` where nothing does.
+    ``per_token`` layers have the channels on the last axis and normalize each position by itself; ``looped`` ones run
+    at every step of a loop; ``method`` is what stands there now, ``None`` where nothing does.
 
     Example:
         >>> Place("0", channels=8, spatial=[4, 4], samples=2).values("batch")

@@ -144,7 +144,9 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, end: float) -
     possible = [r for r in advice.ranking if r.refused is None]
     methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in advice.situation.current]
     task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible))
-    splits = task.splits._replace(**{name: getattr(task.splits, name).take(slice(_SCORED)) for name in ("valid", "test")})
+    splits = task.splits._replace(**{
+        name: getattr(task.splits, name).take(slice(_SCORED)) for name in ("valid", "test")
+    })
     task = dataclasses.replace(task, splits=splits)
 
     steps = _steps_until(end, task, methods, b)
@@ -170,7 +172,9 @@ def _steps_until(end: float, task: Task, methods: Sequence[str], batch_size: int
     """How long each trial may be, so that all of them fit in."""
     taste = []
     for method in methods:
-        taste.append(Trainer(task, {batch_size: _TASTE}, measure_memory=False)(Cell("tune", method, batch_size, _LRS[0], 0)))
+        taste.append(
+            Trainer(task, {batch_size: _TASTE}, measure_memory=False)(Cell("tune", method, batch_size, _LRS[0], 0))
+        )
         if time.perf_counter() > end:
             return 0
     per_step = sum(t.step_seconds or 0.0 for t in taste)
