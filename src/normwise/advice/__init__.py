@@ -7,8 +7,9 @@ from normwise.advice.code import code_for, options_for
 from normwise.advice.learning import Learned, Prediction, learned
 from normwise.advice.ranking import rank, safe_choice
 from normwise.advice.records import Advice, Check, Cost, Exemption, Ranked, Reason, is_advice, load_advice
-from normwise.advice.rules import RULES, VETOES, Rule, Veto, strengths
+from normwise.advice.rules import RULES, Rule, strengths
 from normwise.advice.situation import TASKS, Place, Situation, situation_of
+from normwise.advice.vetoes import VETOES, Veto
 
 __all__ = [
     "RULES",

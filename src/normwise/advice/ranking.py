@@ -10,8 +10,9 @@ from statistics import fmean
 from normwise.advice.code import code_for, options_for
 from normwise.advice.learning import Prediction, learned
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
-from normwise.advice.rules import ENOUGH_VALUES, METHODS, RULES, VETOES, strengths, told
+from normwise.advice.rules import ENOUGH_VALUES, METHODS, RULES, strengths, told
 from normwise.advice.situation import Situation
+from normwise.advice.vetoes import VETOES
 
 AS_IS = "as_is"
 # An effect below this is not worth a line.
