@@ -129,9 +129,7 @@ def test_the_code_for_a_model_without_norms_or_sizes_changes_it(name):
     possible = [r for r in told.ranking if r.refused is None]
     assert len(possible) >= 3
     for ranked in possible:
-        names = {"model": make()} if ranked.code.startswith("import") else {"model": make(), "normwise": normwise}
-        if "import normwise" not in ranked.code:
-            names["normwise"] = normwise
+        names = {"model": make(), "normwise": normwise}
         before = repr(names["model"])
         exec(ranked.code, names)
         stays = ranked.method == ("batch" if name == "lazy" else "none")

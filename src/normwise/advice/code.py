@@ -109,7 +109,7 @@ def _names(exemptions: Sequence[Exemption]) -> str:
 def _into_bare(method: str, told: str, exemptions: Sequence[Exemption], situation: Situation) -> str:
     """For a model without normalization: put each layer and a norm of its output in the place of the layer."""
     if method == "weight":
-        return "import normwise\n\nnormwise.weight_normalize(model)"
+        return "normwise.weight_normalize(model)"
     lines = ["import torch", "import normwise", ""]
     elsewhere = {e.place: e.use for e in exemptions}
     behind = [(p, elsewhere.get(p.name, method)) for p in situation.places]
