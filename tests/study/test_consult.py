@@ -81,6 +81,21 @@ def test_methods_that_show_a_causal_model_the_future_are_not_advised():
     assert told.best.method not in refused
 
 
+def test_a_causal_model_without_norms_is_shown_none_over_positions():
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 5, 3)
+
+        def forward(self, x):
+            x = self.first(nn.functional.pad(x, (2, 0))).relu()
+            return self.second(nn.functional.pad(x, (2, 0)))
+
+    told = advise(Causal(), torch.randn(4, 3, 9), measure=False)
+    assert {r.method for r in told.ranking if not r.refused} == {"none", "weight"}
+    assert all("the model is causal" in r.refused for r in told.ranking if r.refused)
+
+
 def test_the_code_runs_and_does_what_it_says():
     model = image_net()
     ranked = {r.method: r for r in advise(model, torch.randn(2, 3, 24, 24), measure=False).ranking}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise import __version__, records
-from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
+from normwise.advice import Advice, Check, Cost, Ranked, Situation, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError, blaming
 from normwise.nn._checks import callable_given, came, model_given, number_given
@@ -112,7 +112,10 @@ def advise(
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
     options = {method: options_for(method, situation) for method in METHODS}
-    refused = leaking(model, forward or run_on, example_inputs, options) if facts.normalized else {}
+    if facts.normalized:
+        refused = leaking(model, forward or run_on, example_inputs, options)
+    else:
+        refused = _leaking_bare(model, forward or run_on, example_inputs, situation)
     until = math.inf if verify is None else began + _FOR_COSTS * verify
     costs = measured_costs(model, run, options, until) if measure and facts.normalized else {}
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -223,6 +226,18 @@ def leaking(model: nn.Module, run: Forward, inputs: Any, methods: Mapping[str, M
         if moved:
             found[method] = f"the model is causal, and would see what it is to predict: {told(moved)}"
     return found
+
+
+def _leaking_bare(model: nn.Module, run: Forward, inputs: Any, situation: Situation) -> dict[str, str]:
+    """Where norms of a causal model would go over positions, none of them can be put in as it is."""
+    over_positions = any(not p.per_token and p.values("instance") > 1 for p in situation.places)
+    if not over_positions or not any(sight.causal for sight in sights(model, run, inputs).values()):
+        return {}
+    why = (
+        "the model is causal, and statistics over positions would show it what it is to predict: normalize each token "
+        "by itself"
+    )
+    return {method: why for method in METHODS if method not in {"none", "weight"}}
 
 
 def _settling(advice: Advice, inputs: Tensor) -> Advice:
