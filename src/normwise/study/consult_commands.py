@@ -36,7 +36,8 @@ def advise(
     For instance: normwise advise nets.py:resnet --input-shape 2,3,224,224 --batch-size 2
 
     What networks trained under every method taught judges what one run of the model shows; where it does not reach, the
-    advice abstains. Nothing is trained, unless you ask to see whether the advice holds on your data: normwise advise nets.py:resnet --data nets.py:loader --verify 120
+    advice abstains. Nothing is trained, unless you ask to see whether the advice holds on your data:
+    normwise advise nets.py:resnet --data nets.py:loader --verify 120
 
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
