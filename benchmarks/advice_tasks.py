@@ -230,11 +230,11 @@ FAMILIES: list[list[Setting]] = [
     ],
     images("residual", RESIDUAL, 240, ("photos", 8), ("photos", 64), ("photos", 2)),
     [segmenting(b) for b in (4, 16, 2)],
+    images("concatenating", nets.DenseNet, 120, ("fashion", 16), ("digits", 4), ("mnist", 64)),
+    [series_convolutional(name, b, True) for name, b in (("ACSF1", 4), ("BasicMotions", 16), ("OSULeaf", 16))],
     images("residual", RESIDUAL, 240, ("mnist", 4), ("digits", 16), ("fashion", 64), ("fashion", 4)),
     images("convolutional", DEEP, 240, ("photos", 16), ("photos", 4), ("photos", 64)),
-    [series_convolutional(name, b, True) for name, b in (("ACSF1", 4), ("BasicMotions", 16), ("OSULeaf", 16))],
     [text_convolutional("topics", 4), text_convolutional("novels", 16)],
-    images("concatenating", nets.DenseNet, 120, ("fashion", 16), ("digits", 4), ("mnist", 64)),
     [stylizing("gravel", 2), stylizing("brick", 4)],
     [text_recurrent("topics", 16), text_recurrent("novels", 4)],
     [
