@@ -76,20 +76,21 @@ def misses_table() -> str:
 
 
 def goal() -> str:
-    """In words, what was reached of the goal: below the best fixed choice in every family, under a point in the mean."""
+    """What was reached of the goal: below the best fixed choice in every family, and under a point in the mean."""
     whole, families = record()["regret"]["all tasks"], record()["families"]
     fixed = {key: value for key, value in whole.items() if key.startswith("always")}
     best = min(fixed, key=lambda key: fixed[key])
     misses = {name: told["advised"] - _least(told) for name, told in families.items()}
-    missed = [f"{name} by {by:.2f}" for name, by in sorted(misses.items(), key=lambda m: -m[1]) if by > 0]
+    missed = [f"{by:.2f} ({name})" for name, by in sorted(misses.items(), key=lambda m: -m[1]) if by > 0]
     mean = sum(told["advised"] for told in families.values()) / len(families)
-    return (
-        f"Over all {whole['tasks']} tasks the advice has a regret of {whole['advised']:.2f} points, {best}, the best fixed "
-        f"choice, {fixed[best]:.2f}, what networks are written with {whole['written with']:.2f}; its mean over families is "
-        f"{mean:.2f}. It abstained on {whole['abstained']}. It is no worse than the best fixed choice of the family itself "
-        f"in {len(families) - len(missed)} of {len(families)} families"
-        + (f"; missed: {', '.join(missed)}.\n" if missed else ".\n")
-    )
+    lines = [
+        f"Over all {whole['tasks']} tasks the advice has a regret of {whole['advised']:.2f} points; {best}, the best",
+        f"fixed choice, has {fixed[best]:.2f}, what networks are written with {whole['written with']:.2f}. The mean of the",
+        f"families is {mean:.2f}. It abstained on {whole['abstained']} tasks. In {len(families) - len(missed)} of",
+        f"{len(families)} families it is no worse than the best fixed choice of the family itself. It misses that by:",
+        f"{', '.join(missed) or 'nothing'}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _least(told: dict[str, Any]) -> float:
