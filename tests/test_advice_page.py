@@ -85,8 +85,8 @@ def goal() -> str:
     mean = sum(told["advised"] for told in families.values()) / len(families)
     lines = [
         f"Over all {whole['tasks']} tasks the advice has a regret of {whole['advised']:.2f} points; {best}, the best",
-        f"fixed choice, has {fixed[best]:.2f}, what networks are written with {whole['written with']:.2f}. The mean of the",
-        f"families is {mean:.2f}. It abstained on {whole['abstained']} tasks. In {len(families) - len(missed)} of",
+        f"fixed choice, has {fixed[best]:.2f}, what networks are written with {whole['written with']:.2f}. The mean",
+        f"of the families is {mean:.2f}. It abstained on {whole['abstained']} tasks. In {len(families) - len(missed)} of",
         f"{len(families)} families it is no worse than the best fixed choice of the family itself. It misses that by:",
         f"{', '.join(missed) or 'nothing'}.",
     ]
