@@ -83,12 +83,14 @@ def goal() -> str:
     misses = {name: told["advised"] - _least(told) for name, told in families.items()}
     missed = [f"{by:.2f} ({name})" for name, by in sorted(misses.items(), key=lambda m: -m[1]) if by > 0]
     mean = sum(told["advised"] for told in families.values()) / len(families)
+    written, count = whole["written with"], len(families)
+    kept = count - len(missed)
     lines = [
-        f"Over all {whole['tasks']} tasks the advice has a regret of {whole['advised']:.2f} points; {best}, the best",
-        f"fixed choice, has {fixed[best]:.2f}, what networks are written with {whole['written with']:.2f}. The mean",
-        f"of the families is {mean:.2f}. It abstained on {whole['abstained']} tasks. In {len(families) - len(missed)} of",
-        f"{len(families)} families it is no worse than the best fixed choice of the family itself. It misses that by:",
-        f"{', '.join(missed) or 'nothing'}.",
+        f"Over all {whole['tasks']} tasks the advice has a regret of {whole['advised']:.2f} points;",
+        f"{best}, the best fixed choice, has {fixed[best]:.2f}, what networks are written with {written:.2f}.",
+        f"The mean of the families is {mean:.2f}. It abstained on {whole['abstained']} tasks.",
+        f"In {kept} of {count} families it is no worse than the best fixed choice of the family itself.",
+        f"It misses that by: {', '.join(missed) or 'nothing'}.",
     ]
     return "\n".join(lines) + "\n"
 

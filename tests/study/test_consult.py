@@ -264,6 +264,21 @@ def test_verify_trains_on_the_users_data_and_says_whether_it_held():
         advise(model, data.train.inputs[:16], measure=False, verify=5)
 
 
+def test_a_check_of_a_slow_model_keeps_its_time_as_well():
+    class Slow(nn.Sequential):
+        def forward(self, x):
+            time.sleep(0.15)
+            return super().forward(x)
+
+    data = torch.randn(60, 3), torch.arange(60) % 3
+    began = time.perf_counter()
+    model = Slow(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    check = advise(model, data[0][:8], data=data, verify=8).check
+    assert time.perf_counter() - began < 1.25 * 8
+    assert check.held is None
+    assert "steps a run, too few to say anything" in check.headline
+
+
 NETS = """
 import torch
 from torch import nn

@@ -36,8 +36,8 @@ _TIMING, _ROUNDS = 0.5, 3
 # taste, and those below which a run says nothing.
 _CHECKED, _LRS, _SEEDS, _TASTE, _LEAST_STEPS = 3, (0.04, 0.2), 3, 6, 30
 # Samples that it scores by at most; the share of the time that it plans for, as machines do not keep their pace, and
-# what measuring costs may take of all.
-_SCORED, _OF_THE_TIME, _FOR_COSTS = 500, 0.85, 0.2
+# what measuring costs and first tastes may take of all.
+_SCORED, _OF_THE_TIME, _FOR_COSTS, _FOR_TASTES = 500, 0.85, 0.2, 0.1
 
 
 def advise(
@@ -173,15 +173,21 @@ def check_by_training(model: nn.Module, advice: Advice, data: Any, end: float) -
 
 def _steps_until(end: float, task: Task, methods: Sequence[str], batch_size: int) -> int:
     """How long each trial may be, so that all of them fit in."""
-    taste = []
+
+    def taste(method: str, steps: int) -> records.Trial:
+        return Trainer(task, {batch_size: steps}, measure_memory=False)(Cell("tune", method, batch_size, _LRS[0], 0))
+
+    # A single step says how many the others can be given to try.
+    once = taste(methods[0], 1).seconds
+    tried = max(1, min(_TASTE, int(_FOR_TASTES * (end - time.perf_counter()) / max(once * len(methods), 1e-6))))
+    tastes = []
     for method in methods:
-        taste.append(
-            Trainer(task, {batch_size: _TASTE}, measure_memory=False)(Cell("tune", method, batch_size, _LRS[0], 0))
-        )
-        if time.perf_counter() > end:
+        if time.perf_counter() + once > end:
             return 0
-    per_step = sum(t.step_seconds or 0.0 for t in taste)
-    beside = sum(t.seconds - t.steps * (t.step_seconds or 0.0) for t in taste)
+        tastes.append(taste(method, tried))
+    per_step = sum(t.step_seconds or 0.0 for t in tastes)
+    # A trial is scored at six points and twice at its end; a taste at each of its few steps.
+    beside = sum(t.seconds - t.steps * (t.step_seconds or 0.0) for t in tastes) * 8 / (2 + tried)
     left = _OF_THE_TIME * (end - time.perf_counter()) / (len(_LRS) + _SEEDS)
     return max(0, int((left - beside) / max(per_step, 1e-6)))
 
