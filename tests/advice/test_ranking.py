@@ -75,7 +75,7 @@ def test_the_safe_choice_is_that_of_the_kind():
     assert of(conv(2)) == "batch"
     assert of(conv(32, current=[])) == "batch"
     assert of(conv(2, current=[])) == "group"
-    assert of(conv(2, current=[], task="stylization")) == "instance"
+    assert of(conv(2, task="stylization")) == "instance"
     assert of(Situation("recurrent", ["recurrent"], 32)) == "layer"
     assert of(Situation("mlp", ["mlp"], 2), ["layer", "none"]) == "layer"
 

@@ -315,7 +315,8 @@ def run(tmp_path):
 def test_command_says_it_as_table_and_as_json(run):
     told = run("nets.py:net", "--data", "nets.py:batches", "--json")
     assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout)["ranking"][0]["method"] in {"group", "layer", "switchable"}
+    advice = json.loads(told.stdout)
+    assert advice["abstains"] or advice["ranking"][0]["method"] != "batch"
     told = run("nets.py:net", "--input-shape", "2,3,9,9", "--batch-size", "64")
     assert told.returncode == 0, told.stderr
     assert "batch size 64" in told.stdout

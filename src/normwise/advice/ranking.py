@@ -67,7 +67,7 @@ def rank(
     ranking.sort(key=lambda r: (r.method != chosen, r.refused is not None, -(r.points or 0.0)))
     near = predictions[chosen].points - learned().tolerance if chosen in predictions else 0.0
     close = [m for m in possible if m != chosen and predictions[m].points >= near]
-    notes = [*_notes(situation), *_doubts(situation, why, close)]
+    notes = [*_notes(situation), *_doubts(situation, chosen, why, close)]
     shown = "" if sure is None else _evidence(situation, chosen)
     return Advice(model, situation, ranking, notes, probability=sure, abstains=why, evidence=shown)
 
@@ -98,7 +98,9 @@ def safe_choice(s: Situation, possible: list[str]) -> str:
         else "batch" if s.few >= ENOUGH_VALUES
         else "group"
     )  # fmt: skip
-    return next(m for m in (*s.current, of_kind, "group", "layer", "none") if m in possible)
+    # Stylization is told by the user, and what it wants is known (Ulyanov et al. 2016, arXiv 1607.08022).
+    current = [] if s.task == "stylization" else s.current
+    return next(m for m in (*current, of_kind, "group", "layer", "none") if m in possible)
 
 
 def _ranked(method: str, situation: Situation, predictions: Mapping[str, Prediction], cost: Cost | None) -> Ranked:
@@ -178,9 +180,9 @@ def _notes(s: Situation) -> list[str]:
     return notes
 
 
-def _doubts(s: Situation, why: str, close: list[str]) -> list[str]:
+def _doubts(s: Situation, chosen: str, why: str, close: list[str]) -> list[str]:
     """Say that the advice abstains, or which methods are close, and what would tell."""
-    kept = "what the model has" if s.current else "what is usual for such a model"
+    kept = "what the model has" if chosen in {AS_IS, *s.current} else "what is usual for such a model"
     if why:
         first = f"The advice abstains and names {kept}: {why}."
     elif close:
