@@ -46,7 +46,9 @@ def rows() -> list[Row]:
             points = {spec.partition("(")[0]: values for spec, values in row["points"].items()}
             best = max(points.values(), key=statistics.fmean)
             # In pairs: a method that left the race has fewer seeds than the best.
-            gaps = {m: statistics.fmean(b - v for b, v in zip(best, values)) for m, values in points.items()}
+            gaps = {
+                m: statistics.fmean(b - v for b, v in zip(best, values, strict=False)) for m, values in points.items()
+            }
             behind = {m: round(max(gap, 0.0), 3) for m, gap in gaps.items()}
             found.append(
                 row | {"situation": situation, "at": strengths(situation), "behind": behind, "short": "short" in name}
