@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages test grid check fix advice-bench bench bench-racing bench-verdict bench-engines large wheel portable clean
+.PHONY: help compare claims claims-docs pages test grid check fix advice-bench advice-fit bench bench-racing bench-verdict bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,9 +65,14 @@ fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
 bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
 	$(BIN)/python benchmarks/bench.py
 
-advice-bench: $(VENV)/test-$(TORCH)  ## what following the advice costs, on 45 tasks (over an hour); writes results/
+advice-bench: $(VENV)/test-$(TORCH)  ## go on collecting what the advice learns from (ARGS="--minutes 60"; hours), then advice-fit
 	$(PIP) --no-deps -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/advice.py
+	$(BIN)/python benchmarks/advice.py $(ARGS)
+	$(MAKE) advice-fit
+
+advice-fit: $(VENV)/test-$(TORCH)  ## learn the advice from the stored outcomes, judge it by leaving families out, draw docs/advice.md
+	$(BIN)/python benchmarks/advice_fit.py
+	$(BIN)/python docs/draw advice
 
 bench-racing: $(VENV)/test-$(TORCH)  ## what a race saves against the full grid (over an hour); writes results/
 	PYTHONPATH=tests/study $(BIN)/python benchmarks/racing_simulated.py

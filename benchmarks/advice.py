@@ -1,164 +1,149 @@
-"""Measure the advice: what following it costs. ``make advice-bench`` writes results/advice.json.
+"""Collect what the advice learns from: ``make advice-bench`` goes on with results/advice-outcomes.json.
 
-Every setting of ``advice_tasks.py`` and every one that ``advice_draw.py`` drew, to write rules on or to prove them, is
-compared under all its methods by :func:`normwise.compare`, which is resumable: the studies are kept in ``--work``.
-*Regret* is the best method's score minus that of the advised one, in points: test scores, mean over seeds; accuracies
-count in percent, minus-losses as a share of the loss that guessing has, times 100. The best is chosen by the same
-scores, so chance adds to every regret; ``chance`` says about how much: what the best of equally good methods gains by
-luck, at this spread over seeds. The advice is asked anew each time, so that other rules need no training.
+Each task of ``advice_tasks.py`` is a data set, a kind of network and a batch size. :func:`normwise.compare` trains it
+under every method: a search for the learning rate that goes on until the best lies inside, then ``SEEDS`` seeds, in a
+race that stops methods which are clearly behind. The studies in ``--work`` resume from trial to trial, the outcomes are
+written after each task, and any run may be stopped or given ``--minutes``: the next one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
-import random
-import shlex
 import statistics
-from collections.abc import Callable, Iterable
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from advice_draw import drawn
-from advice_tasks import SETTINGS as CHOSEN
+from advice_tasks import SETTINGS, Setting
 
 from normwise import advise, compare
 from normwise.files import write_atomic
 from normwise.records import Study, to_dict
 from normwise.study import Task
-from normwise.study.plan import default_epochs
+from normwise.study.plan import chosen_lrs, ladder, searched
 
-RESULTS = Path(__file__).parents[1] / "results" / "advice.json"
-FIXED = ("batch", "layer", "group", "switchable", "none")
-SETTINGS = CHOSEN | drawn()
+OUTCOMES = Path(__file__).parents[1] / "results" / "advice-outcomes.json"
+SEEDS = 2
 Row = dict[str, Any]
 
 
-def outcome(name: str, task: Task, work: Path) -> Row:
-    """Train a task under every method."""
-    setting = SETTINGS[name]
-    epochs = default_epochs(setting.steps, setting.batch_size, task.splits.train.size)
+def outcome(setting: Setting, task: Task, work: Path) -> Row:
+    """Train a task under every method that has a meaning for it."""
+    steps = round(setting.steps * (16 / setting.batch_size) ** (1 / 3))
+    epochs = round(steps * setting.batch_size / task.splits.train.size, 4)
     study = compare(
-        data=task, methods=setting.methods, batch_sizes=[setting.batch_size], seeds=setting.seeds, lrs=setting.lrs,
-        tune_seeds=1, epochs=epochs, out=work / name, progress=False,
+        data=task, batch_sizes=[setting.batch_size], seeds=SEEDS, epochs=epochs, race=True, tune_seeds=1,
+        out=work / setting.name.replace(" ", "-").replace(",", "").replace(":", ""), progress=False,
     ).record  # fmt: skip
     return {
-        "task": name,
-        "kind": setting.kind,
-        "held_out": setting.held_out,
+        "task": setting.name,
+        "family": setting.family,
+        "data": setting.data,
+        "net": setting.net,
+        "written": setting.written,
         "batch_size": setting.batch_size,
         "score": task.score_name,
-        "epochs": epochs,
-        "lrs": list(setting.lrs),
-        "points": scores(task, study),
-        "lost": lost(study),
+        "steps": steps,
+        "points": scores(study),
+        "left_out": [m for m in task.methods if m not in study.settings.methods],
+        **rates(study),
+        "settled": settled(study),
+        "step_ms": step_ms(study),
     }
 
 
-def scores(task: Task, study: Study) -> dict[str, list[float]]:
-    """Method → test score of each seed, in points."""
-    unit = 100.0 if task.score_name == "accuracy" else 100.0 / abs(task.floor)
-    found: dict[str, list[float]] = {}
+def finals(study: Study) -> dict[str, list[Any]]:
+    """Method → its trials of full length."""
+    found: dict[str, list[Any]] = {}
     for trial in study.trials:
         if trial.cell.stage == "final":
-            found.setdefault(trial.cell.method, []).append(round(unit * trial.test_score, 3))
+            found.setdefault(trial.cell.method, []).append(trial)
     return found
 
 
-def lost(study: Study) -> dict[str, int]:
-    """Method → seeds that diverged or failed, which score what guessing does."""
-    failed = [t.cell.method for t in study.trials if t.cell.stage == "final" and t.state != "complete"]
-    return {method: failed.count(method) for method in dict.fromkeys(failed)}
+def scores(study: Study) -> dict[str, list[float]]:
+    """Method → test score of each seed, in points."""
+    unit = 100.0 / max(1.0, abs(study.settings.floor or 0.0))
+    return {m: [round(unit * t.test_score, 3) for t in trials] for m, trials in finals(study).items()}
 
 
-def advised(name: str, task: Task) -> Row:
-    """Ask as a user would, with the model as it is usually written: with batch norm."""
-    setting = SETTINGS[name]
-    torch.manual_seed(0)
-    model = task.build("batch")
-    inputs = task.splits.train.take(slice(max(setting.batch_size, 2))).inputs
-    told = advise(
-        model, inputs, batch_size=setting.batch_size, task=setting.about, variable_length=setting.variable_length,
-        measure=False,
-    )  # fmt: skip
-    reasons = [reason.rule for reason in told.best.reasons]
-    found = {"advised": told.best.method, "spec": told.best.spec, "rules": reasons}
-    return found | {"situation": to_dict(told.situation)}
-
-
-def base(spec: str) -> str:
-    return spec.partition("(")[0]
-
-
-def mean_of(row: Row, method: str) -> float:
-    """A method's mean; with options that the grid does not have, that of the method with the grid's options."""
-    points: dict[str, list[float]] = row["points"]
-    exact = row.get("spec") if method == row.get("advised") else None
-    key = exact if exact in points else next(spec for spec in points if base(spec) == method)
-    return statistics.fmean(points[key])
-
-
-def regret(row: Row, method: str) -> float:
-    return max(statistics.fmean(values) for values in row["points"].values()) - mean_of(row, method)
-
-
-def chance(row: Row, draws: int = 2000) -> float:
-    """What regret the advice would have if the methods near the best were all equally good: the luck of the best."""
-    means = {spec: statistics.fmean(values) for spec, values in row["points"].items()}
-    spreads = {spec: statistics.stdev(values) / len(values) ** 0.5 for spec, values in row["points"].items()}
-    near = [spec for spec in means if max(means.values()) - means[spec] <= 2 * max(spreads[spec], 0.1)]
-    generator = random.Random(0)
-    lucky = (max(generator.gauss(0, spreads[spec]) for spec in near) for _ in range(draws))
-    return statistics.fmean(lucky)
-
-
-def summary(rows: Iterable[Row]) -> dict[str, Any]:
-    rows = list(rows)
-
-    def mean(choose: Callable[[Row], str]) -> float:
-        return round(statistics.fmean(regret(row, choose(row)) for row in rows), 2)
-
+def rates(study: Study) -> Row:
+    """Each method's learning rate, and those methods whose best one lies at an end of all that were tried."""
+    (b,) = study.settings.batch_sizes
+    tried, _ = searched(study.settings, study.trials, b)
+    chosen = {m: lr for (m, _), lr in chosen_lrs(study.settings, study.trials).items()}
+    ends = {min(tried), max(tried)}
     return {
-        "tasks": len(rows),
-        "advised": mean(lambda row: row["advised"]),
-        **{f"always {method}": mean(lambda row, m=method: m) for method in FIXED},
-        "chance": round(statistics.fmean(chance(row) for row in rows), 2),
+        "lrs": chosen,
+        "at_the_end": [m for m, lr in chosen.items() if lr in ends],
+        "ladder": [min(ladder(study.settings, b)), max(ladder(study.settings, b))],
     }
+
+
+def settled(study: Study) -> float:
+    """What the last sixth of the training still brought the leading method, in points of the validation score."""
+    best = max(finals(study).values(), key=lambda ts: statistics.fmean(t.valid_score for t in ts))
+    gains = [t.curve[-1].valid_score - t.curve[-2].valid_score for t in best if len(t.curve) > 1]
+    return round(100 * statistics.fmean(gains), 2) if gains else math.nan
+
+
+def step_ms(study: Study) -> dict[str, float]:
+    return {
+        m: round(1000 * statistics.median(t.step_seconds or 0.0 for t in trials), 3)
+        for m, trials in finals(study).items()
+    }
+
+
+def situation(setting: Setting, task: Task) -> Row:
+    """What the advice is asked about: the model as it is usually written."""
+    torch.manual_seed(0)
+    inputs = task.splits.train.take(slice(min(setting.batch_size, 4))).load().inputs
+    variable = isinstance(inputs, tuple)
+    told = advise(
+        task.build(setting.written), inputs, batch_size=setting.batch_size, task=setting.about,
+        variable_length=variable, measure=False,
+    )  # fmt: skip
+    return to_dict(told.situation)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default=",".join(SETTINGS), help="which, separated by commas")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further task after so many")
     parser.add_argument("--work", type=Path, default=Path("normwise-advice"), help="folder for the studies themselves")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quietly", action="store_true", help="print no outcome of tasks that are kept out")
+    parser.add_argument("--out", type=Path, default=OUTCOMES)
+    parser.add_argument("--situations", action="store_true", help="only look at the models of stored outcomes again")
     given = parser.parse_args()
-    rows = []
-    for name in given.tasks.split(","):
-        task = SETTINGS[name].make()
-        row = outcome(name, task, given.work) | advised(name, task)
-        rows.append(row | {"regret": round(regret(row, row["advised"]), 3)})
-        if not (given.quietly and row["held_out"]):
+    rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    known = {row["task"]: row for row in rows}
+    end = time.monotonic() + 60 * given.minutes
+    for name, setting in SETTINGS.items():
+        if given.situations != (name in known) or time.monotonic() > end:
+            continue
+        task = setting.make()
+        task = Task(**{**vars(task), "methods": setting.methods, "quick_steps": 1})
+        began = time.monotonic()
+        row = known[name] if given.situations else outcome(setting, task, given.work)
+        known[name] = row | {"written": setting.written, "situation": situation(setting, task)}
+        write(given.out, known)
+        if not given.situations:
             best = max(row["points"], key=lambda spec: statistics.fmean(row["points"][spec]))
-            print(f"{name}: best {best}, advised {row['spec']}, regret {rows[-1]['regret']:.2f}", flush=True)
+            print(f"{name}: best {best}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def write(out: Path, known: dict[str, Row]) -> None:
+    """All outcomes in the order of the tasks, so that a file does not tell how it was collected."""
     record = {
-        "what": "test scores in points of every method on every task, per seed; the advice; mean regret in points",
-        # Where the studies are kept does not matter to them.
-        "command": shlex.join(["python", "benchmarks/advice.py", "--tasks", given.tasks]),
+        "what": "test scores in points of every method on every task, a seed each; learning rates; the situation",
+        "command": "python benchmarks/advice.py",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "regret": {
-            title: summary(row for row in rows if kept in {None, row["held_out"]})
-            for title, kept in (("all", None), ("written on", False), ("kept out", True))
-            if kept in {None, *(row["held_out"] for row in rows)}
-        },
-        "rows": rows,
+        "settings": {"seeds": SEEDS, "race": True, "tasks": f"{len(known)} of {len(SETTINGS)}"},
+        "rows": [known[name] for name in SETTINGS if name in known],
     }
-    write_atomic(given.out, json.dumps(record, indent=1) + "\n")
-    for title, found in record["regret"].items():
-        if not (given.quietly and title != "written on"):
-            print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    write_atomic(out, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

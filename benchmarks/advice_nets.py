@@ -208,3 +208,89 @@ class FrameNet(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.head(self.body(x).mean(2))
+
+
+class DenseNet(nn.Module):
+    """Each convolution sees all that came before it in its stage, side by side (Huang et al., arXiv 1608.06993)."""
+
+    def __init__(self, norm: NormFactory, channels: int, classes: int, growth: int = 12, depth: int = 3) -> None:
+        super().__init__()
+        width = 2 * growth
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.stages = nn.ModuleList()
+        for _ in range(2):
+            stage = nn.ModuleList()
+            for _ in range(depth):
+                stage.append(nn.Sequential(norm(width), nn.ReLU(), nn.Conv2d(width, growth, 3, padding=1)))
+                width += growth
+            self.stages.append(stage)
+        self.last, self.head = norm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            for layer in stage:
+                x = torch.cat([x, layer(x)], 1)
+            x = nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+        return self.head(self.last(x).relu().mean((2, 3)))
+
+
+def twice(norm: NormFactory, channels: int, width: int) -> nn.Module:
+    """Two normalized convolutions."""
+    first, second = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    he(first)
+    he(second)
+    return nn.Sequential(first, norm(width), nn.ReLU(), second, norm(width), nn.ReLU())
+
+
+class UNet(nn.Module):
+    """A class for each pixel; each scale sees what it saw on the way down (Ronneberger et al., arXiv 1505.04597)."""
+
+    def __init__(self, norm: NormFactory, channels: int, classes: int, width: int = 12) -> None:
+        super().__init__()
+        self.down1, self.down2 = twice(norm, channels, width), twice(norm, width, 2 * width)
+        self.bottom = twice(norm, 2 * width, 2 * width)
+        self.up2, self.up1 = twice(norm, 4 * width, width), twice(norm, 2 * width, width)
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.down1(x)
+        two = self.down2(nn.functional.max_pool2d(one, 2))
+        low = nn.functional.interpolate(self.bottom(nn.functional.max_pool2d(two, 2)), scale_factor=2.0)
+        low = nn.functional.interpolate(self.up2(torch.cat([two, low], 1)), scale_factor=2.0)
+        return self.head(self.up1(torch.cat([one, low], 1)))
+
+
+def autoencoder(norm: NormFactory, channels: int, size: int, code: int = 24, width: int = 16) -> nn.Module:
+    """Convolutions down to a code, and back up to the picture."""
+    small = size // 4
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, 2, padding=1), norm(width), nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, 2, padding=1), norm(2 * width), nn.ReLU(),
+        nn.Flatten(), nn.LazyLinear(code), nn.Linear(code, 2 * width * small * small),
+        nn.Unflatten(1, (2 * width, small, small)), norm(2 * width), nn.ReLU(),
+        nn.ConvTranspose2d(2 * width, width, 4, 2, padding=1), norm(width), nn.ReLU(),
+        nn.ConvTranspose2d(width, channels, 4, 2, padding=1),
+    )  # fmt: skip
+
+
+class SeriesNet(nn.Module):
+    """Convolutions over time with a stride each, beside shortcuts if asked for; the mean over time, a class."""
+
+    def __init__(
+        self, norm: NormFactory, inputs: int, outputs: int, widths: tuple[int, ...], stride: int, shortcuts: bool
+    ) -> None:
+        super().__init__()
+        self.layers, self.beside = nn.ModuleList(), nn.ModuleList()
+        for width in widths:
+            convolution = nn.Conv1d(inputs, width, 7, stride, padding=3)
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            self.layers.append(nn.Sequential(convolution, norm(width, dim=1), nn.ReLU()))
+            self.beside.append(nn.Conv1d(inputs, width, 1, stride) if shortcuts else nn.Identity())
+            inputs = width
+        self.shortcuts, self.head = shortcuts, nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, beside in zip(self.layers, self.beside, strict=True):
+            x = layer(x) + beside(x) if self.shortcuts else layer(x)
+        return self.head(x.mean(2))

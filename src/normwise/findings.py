@@ -138,10 +138,11 @@ class ModelFacts:
     ``kinds`` holds all that apply of ``generative``, ``recurrent``, ``attention``, ``conv`` and ``mlp`` (none of the
     others); ``architecture`` is the first of them in that order. ``generative`` models make images: from a code, or
     with the channels of those that came in. ``activations`` counts calls by name, ``residual_adds`` the additions of
-    two activations of one shape, ``attentions`` the calls of attention. ``depth`` is the number of weighted layers that
-    ran. The example held ``example_size`` samples; ``batch_size`` are meant. ``padded`` is the share of sequence
-    positions that are padding, as far as the inputs tell; ``None`` where they hold no sequence. ``tokens`` says that
-    sequences of integers come in, which stand for words or the like.
+    two activations of one shape, ``concatenations`` how often activations are put side by side, ``attentions`` the
+    calls of attention. ``depth`` is the number of weighted layers that ran. The example held ``example_size``
+    samples; ``batch_size`` are meant. ``padded`` is the share of sequence positions that are padding, as far as the
+    inputs tell; ``None`` where they hold no sequence. ``tokens`` says that sequences of integers come in, which stand
+    for words or the like.
 
     Example:
         >>> ModelFacts("Net", "conv", ["conv"], batch_size=8, example_size=2).normalized
@@ -161,6 +162,7 @@ class ModelFacts:
     weights: list[WeightFacts] = field(default_factory=list)
     activations: dict[str, int] = field(default_factory=dict)
     residual_adds: int = 0
+    concatenations: int = 0
     attentions: int = 0
     upsamplings: int = 0
     dropout: float = 0.0

@@ -42,7 +42,7 @@ def test_a_mix_leaves_out_what_is_a_single_value():
     assert "only layer norm is left" in alone["switchable"].refused
 
 
-def test_few_places_with_few_values_are_exempted_and_many_count_against_the_method():
+def test_few_places_with_few_values_are_exempted_and_many_are_not():
     def batch(*sizes):
         places = [Place(str(i), 16, [size, size], 2) for i, size in enumerate(sizes)]
         return next(
@@ -52,8 +52,6 @@ def test_few_places_with_few_values_are_exempted_and_many_count_against_the_meth
     few, many = batch(8, 4, 1), batch(8, 1, 1)
     assert [(e.place, e.use) for e in few.exemptions] == [("2", "layer")]
     assert not many.exemptions
-    assert many.points < few.points
-    assert any(reason.rule == "few-values" for reason in many.reasons)
 
 
 def test_code_converts_the_exempted_places_of_a_model_that_has_the_method_already():
@@ -64,10 +62,6 @@ def test_code_converts_the_exempted_places_of_a_model_that_has_the_method_alread
         "normwise.sync(model)",
     ]
     assert code_for("batch", {}, [], Situation("conv", ["conv"], 2, current=["batch"])).startswith("#")
-
-
-def test_a_recurrent_model_without_norms_is_shown_the_layers_that_have_them():
-    assert "LayerNormLSTM" in code_for("layer", {}, [], Situation("recurrent", ["recurrent"], 8))
 
 
 def test_specs_are_what_compare_takes():

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from normwise.advice.records import Exemption
-from normwise.advice.situation import Situation
+from normwise.advice.situation import Place, Situation
 
 # A group of fewer values than this says little but the signs of what is in it.
 GROUP_VALUES = 8
 # The usual number of groups (Wu & He 2018, arXiv 1803.08494).
 GROUPS = 32
+
+# What an LSTM or GRU of torch is made with.
+_RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 
 
 def options_for(method: str, situation: Situation) -> dict[str, Any]:
@@ -65,13 +68,13 @@ def code_for(method: str, options: dict[str, Any], exemptions: Sequence[Exemptio
     """The lines that put a method into a model.
 
     Args:
-        method: its name.
+        method: its name, or ``"as_is"``.
         options: of its layers.
         exemptions: the places that get another method.
         situation: the model's.
 
     Returns:
-        Python, which assumes ``model``.
+        Python, which assumes ``model`` and changes it; a comment where nothing is to change.
 
     Example:
         >>> bare = Situation("conv", ["conv"], batch_size=8)
@@ -81,18 +84,19 @@ def code_for(method: str, options: dict[str, Any], exemptions: Sequence[Exemptio
         'normwise.convert(model, "group", num_groups=4)'
     """
     told = "".join(f", {key}={value!r}" for key, value in options.items())
-    if not situation.current:
-        return _for_bare(method, told, situation)
-    lines = []
-    there = situation.current == [method] and not options
-    if there and not exemptions:
-        lines.append("# the model uses it already")
-    elif not there:
-        rest = f", where=lambda name, layer: name not in {_names(exemptions)}" if exemptions else ""
-        lines.append(f'normwise.convert(model, "{method}"{rest}{told})')
-    for use in dict.fromkeys(e.use for e in exemptions):
-        places = _names([e for e in exemptions if e.use == use])
-        lines.append(f'normwise.convert(model, "{use}", where=lambda name, layer: name in {places})')
+    there = method == "as_is" or (situation.current or ["none"]) == [method]
+    if there and not options and not exemptions:
+        lines = ["# the model stays as it is"]
+    elif not situation.current:
+        return _into_bare(method, told, exemptions, situation)
+    else:
+        lines = []
+        if not there or options:
+            rest = f", where=lambda name, layer: name not in {_names(exemptions)}" if exemptions else ""
+            lines.append(f'normwise.convert(model, "{method}"{rest}{told})')
+        for use in dict.fromkeys(e.use for e in exemptions):
+            places = _names([e for e in exemptions if e.use == use])
+            lines.append(f'normwise.convert(model, "{use}", where=lambda name, layer: name in {places})')
     if situation.devices > 1 and method in {"batch", "switchable"}:
         lines.append("normwise.sync(model)")
     return "\n".join(lines)
@@ -102,13 +106,31 @@ def _names(exemptions: Sequence[Exemption]) -> str:
     return "{" + ", ".join(repr(e.place) for e in exemptions) + "}"
 
 
-def _for_bare(method: str, told: str, situation: Situation) -> str:
-    """For a model without normalization: nothing to convert, so what to write where."""
-    if method == "none":
-        return "# the model as it is"
+def _into_bare(method: str, told: str, exemptions: Sequence[Exemption], situation: Situation) -> str:
+    """For a model without normalization: put each layer and a norm of its output in the place of the layer."""
     if method == "weight":
         return "normwise.weight_normalize(model)"
-    if method == "layer" and situation.architecture == "recurrent":
-        return "# in the place of nn.LSTM and nn.GRU: normwise.nn.LayerNormLSTM, normwise.nn.LayerNormGRU"
-    where = "# norm(channels) behind each hidden convolution or linear layer"
-    return f'norm = normwise.norm_layer("{method}"{told})  {where}'
+    lines = ["import torch", "import normwise", ""]
+    elsewhere = {e.place: e.use for e in exemptions}
+    behind = [(p, elsewhere.get(p.name, method)) for p in situation.places]
+    for p, use in behind:
+        if use != "none":
+            norm = f"torch.nn.LayerNorm({p.channels})" if p.per_token else _norm(use, told if use == method else "", p)
+            lines.append(_instead(p.name, f"torch.nn.Sequential(model.get_submodule({p.name!r}), {norm})"))
+    if method == "layer":
+        for name, kind in situation.closed.items():
+            told = ", ".join(f"{of}=old.{of}" for of in _RECURRENT)
+            lines += [f"old = model.get_submodule({name!r})", _instead(name, f"normwise.nn.LayerNorm{kind}({told})")]
+    if situation.devices > 1 and method in {"batch", "switchable"}:
+        lines.append("normwise.sync(model)")
+    return "\n".join(lines)
+
+
+def _norm(method: str, told: str, place: Place) -> str:
+    dim = max(len(place.spatial), 1)
+    return f'normwise.norm_layer("{method}", dim={dim}{told})({place.channels})'
+
+
+def _instead(name: str, new: str) -> str:
+    # The model itself can be such a layer, which nothing but the variable holds.
+    return f"model.set_submodule({name!r}, {new})" if name else f"model = {new}"

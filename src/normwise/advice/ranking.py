@@ -1,19 +1,22 @@
-"""From a situation to ranked methods, by the rules."""
+"""From a situation to ranked methods, by what was learned."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean
 
 from normwise.advice.code import code_for, options_for
+from normwise.advice.learning import Prediction, learned
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
-from normwise.advice.rules import METHODS, RULES, VETOES
+from normwise.advice.rules import ENOUGH_VALUES, METHODS, RULES, strengths, told
 from normwise.advice.situation import Situation
+from normwise.advice.vetoes import VETOES
 
-# Methods this close in points are ordered by what a step costs.
-CLOSE = 0.3
-# Below this a reason is not worth a line.
-_NOTHING = 0.05
+AS_IS = "as_is"
+# An effect below this is not worth a line.
+_NOTHING = 0.1
 
 
 def rank(
@@ -24,47 +27,106 @@ def rank(
 ) -> Advice:
     """Rank the methods for a situation.
 
-    Every rule that applies adds its points; methods within 0.3 points of each other are ordered by the measured time of
-    a step. A method that some place forbids gets an exemption there; one that every place forbids is refused.
+    The method is advised that is expected to be least behind the best, if it is expected to be better than the safe
+    choice by more than the deviation of their difference; else the safe choice: what the model has, or without norms
+    what papers use for its kind. A method that some place forbids gets an exemption there; one that every place
+    forbids is refused.
 
     Args:
         model: its name.
         situation: what the choice depends on.
         costs: method → cost of a step, for those that were measured.
-        refused: method → why it was seen not to do for this model, whatever the rules say.
+        refused: method → why it was seen not to do for this model, whatever was learned.
 
     Returns:
         The advice.
 
     Example:
-        >>> rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5)).best.method
+        >>> from normwise.advice.situation import Place
+        >>> maps = [Place("bn", 32, [8, 8], 64, method="batch")]
+        >>> rank("Net", Situation("conv", ["conv"], 64, depth=5, places=maps, current=["batch"])).best.method
         'batch'
-        >>> rank("Net", Situation("recurrent", ["recurrent"], batch_size=32, depth=2)).best.method
-        'layer'
     """
-    costs = costs or {}
-    ranking = [_ranked(method, situation, costs.get(method)) for method in METHODS]
+    at = strengths(situation)
+    predictions = learned().predict(at)
+    ranking = [_ranked(method, situation, predictions, (costs or {}).get(method)) for method in METHODS]
     ranking = [replace(r, refused=(refused or {}).get(r.method, r.refused)) for r in ranking]
+    possible = [r.method for r in ranking if r.refused is None]
+    safe = safe_choice(situation, possible)
+    if safe == AS_IS:
+        ranking.append(Ranked(AS_IS, None, []))
+        chosen, why, sure = (
+            AS_IS,
+            f"no measured task compares {' and '.join(situation.current)} with other methods",
+            None,
+        )
+    else:
+        chosen, why = learned().choose(at, possible, safe)
+        sure = None if learned().beyond(at) else round(learned().probability(at, possible, chosen), 3)
     ranking = [_written(r, situation) for r in ranking]
-    ranking.sort(key=lambda r: (r.refused is not None, -(r.points or 0.0)))
-    return Advice(model, situation, _cheaper_first(ranking), _notes(situation))
+    ranking.sort(key=lambda r: (r.method != chosen, r.refused is not None, -(r.points or 0.0)))
+    near = predictions[chosen].points - learned().tolerance if chosen in predictions else 0.0
+    close = [m for m in possible if m != chosen and predictions[m].points >= near]
+    notes = [*_notes(situation), *_doubts(situation, chosen, why, close)]
+    shown = "" if sure is None else _evidence(situation, chosen)
+    return Advice(model, situation, ranking, notes, probability=sure, abstains=why, evidence=shown)
 
 
-def _ranked(method: str, situation: Situation, cost: Cost | None) -> Ranked:
-    reasons = []
+def safe_choice(s: Situation, possible: list[str]) -> str:
+    """What to use where nothing is known: what the model has, else what papers use for its kind.
+
+    Args:
+        s: the situation.
+        possible: the methods that are not refused.
+
+    Returns:
+        A method, or ``"as_is"`` where the model has something else than one of them.
+
+    Example:
+        >>> safe_choice(Situation("conv", ["conv"], 32), ["batch", "group"])
+        'batch'
+        >>> safe_choice(Situation("attention", ["attention"], 32, current=["rms"]), ["batch", "layer"])
+        'as_is'
+    """
+    if s.current and (len(s.current) > 1 or s.current[0] not in METHODS):
+        return AS_IS
+    # Wu & He 2018 (arXiv 1803.08494) find batch norm behind group norm from fewer than 16 images a step on.
+    of_kind = (
+        "instance" if s.task == "stylization"
+        else "none" if s.task == "restoration"
+        else "layer" if s.closed or {"attention", "recurrent"} & {*s.kinds} or any(p.per_token for p in s.places)
+        else "batch" if s.few >= ENOUGH_VALUES
+        else "group"
+    )  # fmt: skip
+    # Stylization is told by the user, and what it wants is known (Ulyanov et al. 2016, arXiv 1607.08022).
+    current = [] if s.task == "stylization" else s.current
+    return next(m for m in (*current, of_kind, "group", "layer", "none") if m in possible)
+
+
+def _ranked(method: str, situation: Situation, predictions: Mapping[str, Prediction], cost: Cost | None) -> Ranked:
+    predicted, reasons = predictions[method], []
     for rule in RULES:
-        strength = rule.strength(situation)
-        points = strength * rule.effects.get(method, 0.0)
-        if strength > 0 and method in rule.effects and (abs(points) >= _NOTHING or not rule.effects[method]):
-            reasons.append(Reason(rule.name, round(points, 2), rule.text, rule.source))
+        # What a rule takes from all methods alike decides nothing.
+        effect = predicted.effects[rule.name] - fmean(p.effects[rule.name] for p in predictions.values())
+        if effect * rule.sides.get(method, 0) >= _NOTHING:
+            reasons.append(Reason(rule.name, round(effect, 2), told(rule, situation), rule.source))
     reasons.sort(key=lambda reason: -abs(reason.points))
-    exemptions, refused = _forbidden(method, situation)
-    return Ranked(method, round(sum(r.points for r in reasons), 2), reasons, cost, exemptions, refused=refused)
+    exemptions, refused = forbidden(method, situation)
+    points = round(min(predicted.points, 0.0), 2)
+    return Ranked(method, points, reasons, cost, exemptions, refused=refused, spread=round(predicted.spread, 2))
 
 
-def _forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str | None]:
+def forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str | None]:
     """The places where a method has too little to go by; all of them refuse it."""
+    closed = _closed(method, situation)
+    if closed:
+        return [], closed
     found: dict[str, Exemption] = {}
+    if not situation.current and method not in {"layer", "none", "weight"}:
+        by_token = [p for p in situation.places if p.per_token]
+        if by_token and len(by_token) == len(situation.places):
+            return [], "the channels are on the last axis, where only layer norm can stand behind a layer as it is"
+        found = {p.name: Exemption(p.name, "layer", "its channels are on the last axis") for p in by_token}
     for veto in VETOES:
         if veto.method == method:
             places = [p for p in situation.places if not p.per_token and veto.forbids(situation, p)]
@@ -76,22 +138,22 @@ def _forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str 
     return list(found.values()), None
 
 
+def _closed(method: str, situation: Situation) -> str:
+    """Why a method cannot be put into recurrent layers that loop inside, where all places are there."""
+    if not situation.closed or situation.places:
+        return ""
+    kinds = set(situation.closed.values())
+    normed = {kind for kind in kinds if kind.startswith("LayerNorm")}
+    fits = kinds <= {"LSTM", "GRU", *normed} if method == "layer" else method in {"none", "weight"} and not normed
+    return "" if fits else f"{', '.join(sorted(kinds))} loops inside: there is no place to put it"
+
+
 def _written(ranked: Ranked, situation: Situation) -> Ranked:
     """Add what the layers are to be told, and the code."""
     if ranked.refused:
         return ranked
     options = options_for(ranked.method, situation)
     return replace(ranked, options=options, code=code_for(ranked.method, options, ranked.exemptions, situation))
-
-
-def _cheaper_first(ranking: list[Ranked]) -> list[Ranked]:
-    """Among those as good as the first, put the one with the shortest step first."""
-    close = [r for r in ranking if r.refused is None and (ranking[0].points or 0.0) - (r.points or 0.0) <= CLOSE]
-    timed = [r for r in close if r.cost is not None and r.cost.step_seconds is not None]
-    if len(timed) < 2 or len(timed) < len(close):
-        return ranking
-    first = min(timed, key=lambda r: r.cost.step_seconds)  # type: ignore[union-attr,arg-type,return-value]
-    return [first, *(r for r in ranking if r is not first)]
 
 
 def _notes(s: Situation) -> list[str]:
@@ -116,3 +178,25 @@ def _notes(s: Situation) -> list[str]:
     if s.variable_length and not s.masked:
         notes.append("Batches are padded: give the layers mask= or lengths=, so that padding enters no statistic.")
     return notes
+
+
+def _doubts(s: Situation, chosen: str, why: str, close: list[str]) -> list[str]:
+    """Say that the advice abstains, or which methods are close, and what would tell."""
+    kept = "what the model has" if chosen in {AS_IS, *s.current} else "what is usual for such a model"
+    if why:
+        first = f"The advice abstains and names {kept}: {why}."
+    elif close:
+        expected = "is expected" if len(close) == 1 else "are expected"
+        first = f"This is a close call: {' and '.join(close)} {expected} within a point of it."
+    else:
+        return []
+    trial = "advise(..., data=(inputs, targets), verify=60)" if s.current else "normwise.compare(make_model, data)"
+    return [f"{first} {trial} trains on your data and tells."]
+
+
+def _evidence(situation: Situation, method: str) -> str:
+    """How a method did on the measured tasks most like a situation."""
+    tasks = [t for t in learned().nearest(strengths(situation)) if method in t["behind"]]
+    good = sum(t["behind"][method] <= learned().tolerance for t in tasks)
+    families = ", ".join(f"{n} × {family}" for family, n in Counter(t["family"] for t in tasks).most_common())
+    return f"Of the {len(tasks)} measured tasks most like it ({families}) it was within a point of the best on {good}."

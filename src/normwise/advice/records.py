@@ -15,7 +15,7 @@ ADVICE_VERSION = 1
 
 @dataclass(frozen=True)
 class Reason:
-    """A rule that fired for a method, or against it: how many points it adds, and where that is known from.
+    """A rule that applies: how many points it was learned to add for a method, what papers say, and which.
 
     Example:
         >>> Reason("padding", -2.0, "Batches are padded.", "issue 70529").points
@@ -26,6 +26,11 @@ class Reason:
     points: float
     text: str
     source: str
+
+    @property
+    def side(self) -> str:
+        """Whether it speaks for the method or against it, as a sign."""
+        return "+" if self.points > 0 else "−"
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ class Exemption:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One method: its ``points`` (0 is the best imaginable, −1 about one point of accuracy below), and why.
+    """One method: its ``points`` (how far behind the best it is expected, −1 being one point of accuracy), and why.
 
-    ``points`` is ``None`` where nothing is known of it. ``refused`` says why the method cannot be used at all.
-    ``exemptions`` name the places that want another method. ``options`` are what its layers are to be told beyond their
-    defaults, ``code`` puts it into the model.
+    ``points`` is ``None`` where nothing was measured of it, ``spread`` the deviation to be expected. ``refused`` says
+    why the method cannot be used at all. ``exemptions`` name the places that want another method. ``options`` are
+    what its layers are to be told beyond their defaults, ``code`` puts it into the model.
 
     Example:
         >>> Ranked("batch", -0.5, []).refused is None
@@ -76,6 +81,7 @@ class Ranked:
     code: str = ""
     refused: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    spread: float | None = None
 
     @property
     def spec(self) -> str:
@@ -104,7 +110,11 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class Advice(Paged):
-    """Methods, best first, with reasons; refused ones last.
+    """The advised method, then the others, best first, with reasons; refused ones last.
+
+    ``probability`` is how likely the advised method is within a point of the best, as far as that is known.
+    ``abstains`` says why the evidence does not reach, where the safe choice is advised; else it is empty.
+    ``evidence`` says how the advised method did on the measured tasks most like this model.
 
     Example:
         >>> Advice("Net", Situation("conv", ["conv"], batch_size=2), [Ranked("group", -1.0, [])]).best.method
@@ -118,6 +128,9 @@ class Advice(Paged):
     check: Check | None = None
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    probability: float | None = None
+    abstains: str = ""
+    evidence: str = ""
     version: int = ADVICE_VERSION
 
     _kind: ClassVar[str] = "advice"
@@ -159,8 +172,10 @@ class Advice(Paged):
     def __str__(self) -> str:
         """What to use, the code, the reasons, and the order of the methods; ``report.advice_table`` draws more."""
         best = self.best
-        lines = [f"{self.model}: use {best.method}", *(f"    {line}" for line in best.code.splitlines())]
-        lines += [f"  · {reason.text} [{reason.source}]" for reason in best.reasons]
+        chance = "" if self.probability is None else f" ({self.probability:.0%} to be within a point of the best)"
+        lines = [f"{self.model}: use {best.method}{chance}", *(f"    {line}" for line in best.code.splitlines())]
+        lines += [f"  · {self.evidence}"] * bool(self.evidence)
+        lines += [f"  {reason.side} {reason.text} [{reason.source}]" for reason in best.reasons]
         lines += [f"  note: {note}" for note in self.notes]
         order = [f"{r.method} {r.points:+.1f}" for r in self.ranking if not r.refused and r.points is not None]
         return "\n".join([*lines, f"  {', '.join(order)}"])

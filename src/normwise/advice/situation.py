@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 from normwise.errors import InputError
-from normwise.findings import ModelFacts
+from normwise.findings import ModelFacts, WeightFacts
 
 # What a model is for, where its structure does not tell.
 TASKS = (
     "classification",
     "regression",
+    "reconstruction",
     "segmentation",
     "detection",
     "language",
@@ -19,6 +20,8 @@ TASKS = (
     "generation",
     "restoration",
 )
+# Layers that go over a sequence by themselves.
+RECURRENT = ("RNN", "LSTM", "GRU", "LayerNormLSTM", "LayerNormGRU")
 # A first layer that sees no more numbers than this has little but their size to pass on.
 FEW_FEATURES = 4
 CENTRED = ("tanh", "softsign", "hardtanh")
@@ -28,6 +31,9 @@ SATURATING = (*CENTRED, "sigmoid", "hardsigmoid")
 @dataclass(frozen=True)
 class Place:
     """Where a normalization is, or could be: its channels, spatial sizes and rows of axis 0 per step on one device.
+
+    ``per_token`` layers have the channels on the last axis and normalize each position by itself; ``looped`` ones run
+    at every step of a loop; ``method`` is what stands there now, ``None`` where nothing does.
 
     Example:
         >>> Place("0", channels=8, spatial=[4, 4], samples=2).values("batch")
@@ -39,6 +45,8 @@ class Place:
     spatial: list[int]
     samples: int
     per_token: bool = False
+    looped: bool = False
+    method: str | None = None
 
     def values(self, pool: str, num_groups: int = 1) -> int:
         """How many values stand behind a statistic of a method at this place.
@@ -65,14 +73,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Situation:
-    """All that the rules look at.
+    """All that the advice looks at.
 
     ``batch_size`` counts samples per step and device; ``devices`` train together; ``accumulate`` batches make a step.
     ``saturating`` counts the calls of sigmoids, tanhs and their like between layers in one pass, ``centred`` those of
-    them that take 0 to 0, ``depth`` the weighted layers. ``features`` is how many numbers an output of the first of
-    these is made from, ``tokens`` whether sequences of words or the like come in. ``drift`` is the largest of
-    :class:`normwise.findings.NormFacts`.
-    ``current`` names the methods that the model uses now.
+    them that take 0 to 0, ``depth`` the weighted layers; ``residual`` the additions of activations, ``concatenations``
+    how often they are put side by side. ``features`` is how many numbers an output of the first layer is made from,
+    ``tokens`` whether sequences of words or the like come in. ``drift`` is the largest of
+    :class:`normwise.findings.NormFacts`. ``current`` names the methods that the model uses now; ``closed`` the
+    recurrent layers that loop inside, so that no norm can be put there.
 
     Example:
         >>> Situation("conv", ["conv"], batch_size=2).few
@@ -91,11 +100,13 @@ class Situation:
     saturating: int = 0
     centred: int = 0
     residual: int = 0
+    concatenations: int = 0
     features: int | None = None
     drift: float = 0.0
     tokens: bool = False
     places: list[Place] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
+    closed: dict[str, str] = field(default_factory=dict)
 
     @property
     def few(self) -> int:
@@ -158,18 +169,26 @@ def situation_of(
         saturating=sum(facts.activations.get(name, 0) for name in SATURATING),
         centred=sum(facts.activations.get(name, 0) for name in CENTRED),
         residual=facts.residual_adds,
+        concatenations=facts.concatenations,
         features=next((w.fan_in for w in facts.weights if w.calls), None),
         tokens=facts.tokens,
         drift=max((norm.drift or 0.0 for norm in facts.norms), default=0.0),
         places=_places(facts),
-        current=list(dict.fromkeys(norm.method for norm in facts.norms if norm.calls)),
+        current=_current(facts),
+        closed={w.name: w.type for w in facts.weights if w.calls and w.type in RECURRENT},
     )
 
 
+def _current(facts: ModelFacts) -> list[str]:
+    """The methods of the layers that ran, in their order; recurrent layers of this package hold layer norms."""
+    inside = ["layer" for w in facts.weights if w.calls and w.type in RECURRENT and w.type.startswith("LayerNorm")]
+    return list(dict.fromkeys([*(norm.method for norm in facts.norms if norm.calls), *inside]))
+
+
 def _places(facts: ModelFacts) -> list[Place]:
-    """The normalization layers that ran; without any, the outputs of the hidden weighted layers."""
+    """The normalization layers that ran; without any, the outputs of the hidden weighted layers that others take."""
     norms = [
-        Place(n.name, n.channels, list(n.spatial), n.samples, n.per_token)
+        Place(n.name, n.channels, list(n.spatial), n.samples, n.per_token, n.drift is not None, n.method)
         for n in facts.norms
         if n.samples is not None and n.channels
     ]
@@ -177,4 +196,12 @@ def _places(facts: ModelFacts) -> list[Place]:
         return norms
     scale = facts.batch_size / max(facts.example_size, 1)
     hidden = [w for w in facts.weights if w.calls and len(w.shape) >= 2][:-1]
-    return [Place(w.name, w.shape[1], list(w.shape[2:]), max(1, round(w.shape[0] * scale))) for w in hidden]
+    return [_place_behind(w, scale) for w in hidden if w.type not in (*RECURRENT, "MultiheadAttention")]
+
+
+def _place_behind(weight: WeightFacts, scale: float) -> Place:
+    # A convolution puts the channels on axis 1, all else on the last.
+    samples, rest = max(1, round(weight.shape[0] * scale)), weight.shape[1:]
+    if weight.type.startswith("Conv") or len(rest) == 1:
+        return Place(weight.name, rest[0], rest[1:], samples)
+    return Place(weight.name, rest[-1], rest[:-1], samples, per_token=True)

@@ -113,6 +113,7 @@ def facts_of(
         weights=_in_order(weights),
         activations=dict(log.activations),
         residual_adds=log.residual_adds,
+        concatenations=log.concatenations,
         attentions=log.attentions,
         upsamplings=upsamplings,
         dropout=log.dropout,

@@ -29,6 +29,7 @@ _ACTIVATIONS = {
     *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign"),
 }
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_CONCATENATIONS = {"cat", "concat", "concatenate"}
 _ATTENTIONS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _UPSAMPLINGS = {"interpolate", "upsample", "pixel_shuffle"}
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -62,7 +63,7 @@ class Log(TorchFunctionMode):
         self.weighted = {id(module): names for names, module in _weighted(model, self.norms)}
         self.runs: dict[int, Run] = {}
         self.activations: Counter[str] = Counter()
-        self.residual_adds = self.attentions = self.upsamplings = 0
+        self.residual_adds = self.concatenations = self.attentions = self.upsamplings = 0
         self.dropout = 0.0
         self._softmaxes: list[weakref.ref[Tensor]] = []
         self.lineage = Lineage()
@@ -113,6 +114,8 @@ class Log(TorchFunctionMode):
             self.activations[plain] += 1
         elif name in _ADDITIONS:
             self.residual_adds += _adds_activations(args)
+        elif name in _CONCATENATIONS:
+            self.concatenations += _joins_activations(args, kwargs)
         elif name in _ATTENTIONS:
             self.attentions += 1
         elif name in _UPSAMPLINGS:
@@ -243,6 +246,14 @@ def _adds_activations(args: tuple) -> bool:
     if len(args) < 2 or not all(isinstance(a, Tensor) and not isinstance(a, nn.Parameter) for a in args[:2]):
         return False
     return args[0].ndim >= 2 and args[0].shape == args[1].shape
+
+
+def _joins_activations(args: tuple, kwargs: Any) -> bool:
+    """Whether two activations or more are put side by side on another axis than the samples'."""
+    joined = args[0] if args else (kwargs or {}).get("tensors", ())
+    axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim", (kwargs or {}).get("axis", 0))
+    activations = [t for t in joined if t.ndim >= 2 and t.is_floating_point() and not isinstance(t, nn.Parameter)]
+    return axis != 0 and len(activations) >= 2
 
 
 def _weighted(model: nn.Module, norms: Mapping[int, Found]) -> Iterator[tuple[list[str], nn.Module]]:

@@ -23,10 +23,14 @@ def render(advice: Advice) -> RenderableType:
     """Draw advice for a terminal; see :func:`normwise.report.advice_table`."""
     best = advice.best
     parts: list[RenderableType] = [
-        Text.assemble((f"{formats.printable(advice.model)}: ", "bold"), (f"use {_name(best)}", "bold green")),
+        Text.assemble(
+            (f"{formats.printable(advice.model)}: ", "bold"), (f"use {_name(best)}", "bold green"), _chance(advice)
+        ),
         Text(_facts(advice), "dim"),
     ]
-    parts += [_bullet(f"{reason.text} [{reason.source}]") for reason in best.reasons[:_REASONS]]
+    if advice.evidence:
+        parts.append(_bullet(advice.evidence))
+    parts += [_bullet(f"{reason.text} [{reason.source}]", reason.side) for reason in best.reasons[:_REASONS]]
     parts += [_bullet(f"At {formats.printable(e.place)} use {e.use}: {e.why}.") for e in best.exemptions]
     parts += [told("Note", note) for note in advice.notes]
     if best.code:
@@ -53,6 +57,7 @@ def html(advice: Advice) -> str:
         names=NAMES,
         held=HELD,
         others=_others(advice),
+        chance=_chance(advice),
         facts=_facts(advice),
         timed=any(r.cost is not None for r in advice.ranking),
         has_costs=len(costly) > 1,
@@ -60,7 +65,7 @@ def html(advice: Advice) -> str:
 
 
 def _others(advice: Advice) -> list[Reason]:
-    """The rules that fired for other methods than the advised one, each once."""
+    """The reasons of other methods than the advised one, each once."""
     told = {reason.rule for reason in advice.best.reasons}
     fired = {reason.rule: reason for ranked in advice.ranking for reason in ranked.reasons if reason.points}
     return [reason for rule, reason in fired.items() if rule not in told]
@@ -86,7 +91,7 @@ def _table(advice: Advice) -> Table:
     numbers = ["points", *(["ms/step", "peak MiB"] if timed else [])]
     drawn = table(["method"], numbers, ["what speaks for or against it most"])
     for ranked in advice.ranking:
-        row = [ranked.method, "–" if ranked.refused or ranked.points is None else f"{ranked.points:+.1f}"]
+        row = [ranked.method, "–" if ranked.refused or ranked.points is None else f"{ranked.points:.1f}"]
         if timed:
             cost = ranked.cost
             row.append(formats.milliseconds(cost.step_seconds if cost else None))
@@ -101,8 +106,12 @@ def _why(ranked: Ranked) -> str:
     return ", ".join(f"{r.rule} {r.points:+.1f}" for r in ranked.reasons[:3] if r.points)
 
 
-def _bullet(words: str) -> RenderableType:
-    return indented(Text(f"· {words}"))
+def _bullet(words: str, sign: str = "·") -> RenderableType:
+    return indented(Text(f"{sign} {words}"))
+
+
+def _chance(advice: Advice) -> str:
+    return "" if advice.probability is None else f", {advice.probability:.0%} to be within a point of the best"
 
 
 def _name(ranked: Ranked) -> str:

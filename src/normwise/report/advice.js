@@ -1,4 +1,4 @@
-// The chart of advice: what the rules expect of each method, against what a step costs.
+// The chart of advice: what is expected of each method, against what a step costs.
 (() => {
   const { data, looks, css, color, safe, significant, minus, titled, layout, start } = page;
   const rows = data.advice.ranking.filter((r) => r.refused === null && r.points !== null && r.cost && r.cost.step_seconds !== null);

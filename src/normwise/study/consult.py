@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import statistics
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normwise import records
 from normwise._version import __version__
-from normwise.advice import Advice, Check, Cost, Ranked, options_for, rank, situation_of
+from normwise.advice import Advice, Check, Cost, Ranked, Situation, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError, NormwiseError, blaming, described
 from normwise.methods import METHODS as FAMILY
@@ -23,7 +23,12 @@ from normwise.nn import check_spec, norm_layer
 from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.nn.own import Given, named
 from normwise.probe.facts import keeping_random_state, survey
+from normwise.records import Cell
 from normwise.study.measure import peak_bytes
+from normwise.study.plan import due
+from normwise.study.stored import draw_up
+from normwise.study.tasks.base import Task
+from normwise.study.trial import Trainer
 from normwise.surgery import convert
 from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.running import Forward, deep_copy, run_on, settled, tensors_in
@@ -33,7 +38,10 @@ from normwise.surgery.sources import is_own, method_from
 _TIMING, _ROUNDS = 0.5, 3
 # A check by training: the best-ranked methods that take part, their learning rates and seeds, the steps of a first
 # taste, and those below which a run says nothing.
-_CHECKED, _LRS, _SEEDS, _TASTE, _LEAST_STEPS = 3, (0.04, 0.2), 3, 3, 30
+_CHECKED, _LRS, _SEEDS, _TASTE, _LEAST_STEPS = 3, (0.04, 0.2), 3, 6, 30
+# Samples that it scores by at most; the share of the time that it plans for, as machines do not keep their pace, and
+# what measuring costs and first tastes may take of all.
+_SCORED, _OF_THE_TIME, _FOR_COSTS, _FOR_TASTES = 500, 0.85, 0.2, 0.1
 
 
 def advise(
@@ -53,9 +61,11 @@ def advise(
 ) -> Advice:
     """Say which normalization a model should use, why, at what cost, and the line that puts it in.
 
-    The model runs once, quietly, for its facts: architecture, the values behind each statistic, padding. Rules with
-    sources (``normwise.advice.RULES``) give points to each method; what a training step takes with it is measured on
-    converted copies. The model itself is not changed; lazy layers learn their sizes in a copy.
+    The model runs once, quietly, for its facts: architecture, the values behind each statistic, padding. What these
+    are worth to each method was learned from trained networks (``normwise.advice.learned``); where that does not tell
+    one method from what the model has, the advice abstains: it names what the model has and says why. A method with
+    which a causal model sees what it is to predict is refused. What a training step takes is measured on converted
+    copies. The model itself is not changed; lazy layers learn their sizes in a copy.
 
     Args:
         model: with or without normalization layers.
@@ -69,24 +79,25 @@ def advise(
         forward: ``(model, example_inputs) -> output``; default calls the model with them.
         measure: time the step and its memory with each method, which takes some steps of each.
         data: to verify on: ``(inputs, targets)`` or anything else that :func:`normwise.compare` takes.
-        verify: about how many seconds a short paired comparison on ``data`` may take. Fresh copies of the model, with
-            the best-ranked methods and those it has now, are trained over three seeds; ``.check`` says whether the
-            advice held.
+        verify: how many seconds all of this may take with a short paired comparison on ``data``. Fresh copies of the
+            model, with the best-ranked methods and those it has now, are trained over up to three seeds; ``.check``
+            says whether the advice held.
         methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
             learned about them: their costs are measured, and ``verify`` trains them along.
 
     Returns:
-        The advice: ``.best``, ``.ranking``, ``.notes``, ``.check``.
+        The advice: ``.best``, ``.ranking``, ``.probability``, ``.abstains``, ``.notes``, ``.check``.
 
     Raises:
         InputError: an argument cannot be used, or the model cannot be copied to measure or train copies of it.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
-        >>> advice = advise(model, torch.zeros(2, 3, 8, 8), batch_size=2, measure=False)
+        >>> advice = advise(model, torch.zeros(2, 3, 8, 8), batch_size=1, measure=False)
         >>> advice.best.code
         'normwise.convert(model, "switchable")'
     """
+    began = time.perf_counter()
     model_given(model, "advise")
     for name, value in {"devices": devices, "accumulate": accumulate}.items():
         number_given(value, name, least=1, whole=True)
@@ -100,7 +111,7 @@ def advise(
         )
     own = _named(methods)
     once = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
-    model = settled(model, once)
+    lazy, model = model, settled(model, once)
     if measure or verify is not None:
         deep_copy(model)  # refused here, where nothing has been run
     with blaming(f"{type(model).__name__} does not run on example_inputs"):
@@ -109,12 +120,18 @@ def advise(
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
     options: dict[str, Any] = {method: options_for(method, situation) for method in METHODS} | {m: {} for m in own}
-    refused = leaking(model, forward or run_on, example_inputs, options, own) if facts.normalized else {}
-    costs = measured_costs(model, run, options, own=own) if measure and facts.normalized else {}
+    if facts.normalized:
+        refused = leaking(model, forward or run_on, example_inputs, options, own)
+    else:
+        refused = _leaking_bare(model, forward or run_on, example_inputs, situation)
+    until = math.inf if verify is None else began + _FOR_COSTS * verify
+    costs = measured_costs(model, run, options, until, own) if measure and facts.normalized else {}
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     versions = {"normwise": __version__, "torch": torch.__version__}
     advice = dataclasses.replace(rank(facts.model, situation, costs, refused), created=made, versions=versions)
     advice = _with_own(advice, own, costs, refused)
+    if lazy is not model and isinstance(example_inputs, Tensor):
+        advice = _settling(advice, example_inputs)
     if verify is None:
         return advice
     if data is None:
@@ -123,41 +140,78 @@ def advise(
         raise InputError(
             "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
         )
-    return dataclasses.replace(advice, check=check_by_training(model, advice, data, verify, own))
+    return dataclasses.replace(advice, check=check_by_training(model, advice, data, began + verify, own))
 
 
 def check_by_training(
-    model: nn.Module, advice: Advice, data: Any, seconds: float, own: Mapping[str, Given] | None = None
+    model: nn.Module, advice: Advice, data: Any, end: float, own: Mapping[str, Given] | None = None
 ) -> Check:
-    """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has."""
-    from normwise.study.comparison import compare
+    """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has.
+
+    It is over at ``end`` of ``time.perf_counter``: steps are as many as a first taste says that there is time for, no
+    trial begins later, and a round of seeds that is not finished by then does not count.
+    """
+    from normwise.study.comparison import make_settings
     from normwise.study.tasks import make_task
 
     began, b = time.perf_counter(), advice.situation.batch_size
     possible = [r for r in advice.ranking if r.refused is None]
     wanted = {*advice.situation.current, *(own or {})}
     methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in wanted]
-    setting = {"methods": methods, "batch_sizes": [b], "tune_seeds": 1, "progress": False}
     task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible), own=own or {})
+    splits = task.splits._replace(**{
+        name: getattr(task.splits, name).take(slice(_SCORED)) for name in ("valid", "test")
+    })
+    task = dataclasses.replace(task, splits=splits)
 
-    def trained(steps: float, seeds: int, lrs: Sequence[float]) -> records.Study:
-        return compare(data=task, epochs=steps * b / task.splits.train.size, seeds=seeds, lrs=lrs, **setting).record  # type: ignore[arg-type]
-
-    # A first taste tells what a step takes, and a trial beside its steps: evaluation, of which longer runs do more.
-    taste = trained(_TASTE, 2, _LRS[:1]).trials
-    per_step = statistics.median(t.step_seconds or 0.0 for t in taste)
-    beside = 2 * statistics.median(t.seconds - t.steps * (t.step_seconds or 0.0) for t in taste)
-    left = seconds - (time.perf_counter() - began)
-    steps = (left / (len(methods) * (len(_LRS) + _SEEDS)) - beside) / max(per_step, 1e-6)
+    steps = _steps_until(end, task, methods, b)
     if steps < _LEAST_STEPS:
-        headline = f"{seconds:.0f} s allow {max(steps, 0):.0f} steps a run, too few to say anything: give more"
+        headline = f"the time allows {steps} steps a run, too few to say anything: give more"
         return Check(time.perf_counter() - began, methods, headline, None, None)
-    study = trained(steps, _SEEDS, _LRS)
+    epochs = steps * b / task.splits.train.size
+    settings = make_settings(task, methods, [b], _SEEDS, _LRS, epochs)
+    trials = _trained_until(end, Trainer(task, {b: steps}, measure_memory=False), settings)
+    done = [seed for seed in settings.seeds if sum(t.cell.seed == seed for t in trials) == len(methods)]
+    if len(done) < 2:
+        return Check(time.perf_counter() - began, methods, "the time ran out, too early to say anything", None, None)
+    kept = [t for t in trials if t.cell.stage == "tune" or t.cell.seed in done]
+    study = draw_up(dataclasses.replace(settings, seeds=done), {}, kept)
     verdict, best = study.verdicts[0], advice.best.spec
-    best = study.settings.same_as.get(best, best)
     standing = next(s for s in study.standings if s.method == best)
     behind = standing.behind.value if standing.behind else 0.0
-    return Check(time.perf_counter() - began, methods, verdict.headline, best in verdict.tied, behind)
+    held = best in verdict.tied if verdict.outcome in records.DECIDED else None
+    return Check(time.perf_counter() - began, methods, verdict.headline, held, behind)
+
+
+def _steps_until(end: float, task: Task, methods: Sequence[str], batch_size: int) -> int:
+    """How long each trial may be, so that all of them fit in."""
+
+    def taste(method: str, steps: int) -> records.Trial:
+        return Trainer(task, {batch_size: steps}, measure_memory=False)(Cell("tune", method, batch_size, _LRS[0], 0))
+
+    # A single step says how many the others can be given to try.
+    once = taste(methods[0], 1).seconds
+    tried = max(1, min(_TASTE, int(_FOR_TASTES * (end - time.perf_counter()) / max(once * len(methods), 1e-6))))
+    tastes = []
+    for method in methods:
+        if time.perf_counter() + once > end:
+            return 0
+        tastes.append(taste(method, tried))
+    per_step = sum(t.step_seconds or 0.0 for t in tastes)
+    # A trial is scored at six points and twice at its end; a taste at each of its few steps.
+    beside = sum(t.seconds - t.steps * (t.step_seconds or 0.0) for t in tastes) * 8 / (2 + tried)
+    left = _OF_THE_TIME * (end - time.perf_counter()) / (len(_LRS) + _SEEDS)
+    return max(0, int((left - beside) / max(per_step, 1e-6)))
+
+
+def _trained_until(end: float, trainer: Trainer, settings: records.Settings) -> list[records.Trial]:
+    """The trials that were trained in time: first those that choose learning rates, then seed by seed."""
+    trials: list[records.Trial] = []
+    while waiting := [c for c in due(settings, trials) if c.key not in {t.cell.key for t in trials}]:
+        if time.perf_counter() > end:
+            break
+        trials.append(trainer(waiting[0]))
+    return trials
 
 
 def _fresh(model: nn.Module) -> nn.Module:
@@ -198,21 +252,44 @@ def leaking(
     return found
 
 
+def _leaking_bare(model: nn.Module, run: Forward, inputs: Any, situation: Situation) -> dict[str, str]:
+    """Where norms of a causal model would go over positions, none of them can be put in as it is."""
+    over_positions = any(not p.per_token and p.values("instance") > 1 for p in situation.places)
+    if not over_positions or not any(sight.causal for sight in sights(model, run, inputs).values()):
+        return {}
+    why = (
+        "the model is causal, and statistics over positions would show it what it is to predict: normalize each token "
+        "by itself"
+    )
+    return {method: why for method in METHODS if method not in {"none", "weight"}}
+
+
+def _settling(advice: Advice, inputs: Tensor) -> Advice:
+    """Have the code run a lazy model once, before it changes layers that do not know their sizes."""
+    run = f"model.eval()(torch.zeros({tuple(inputs.shape)}, dtype={inputs.dtype}))"
+    first = f"import torch\n\nwith torch.no_grad():\n    {run}  # lazy layers learn their sizes\nmodel.train()\n"
+    changed = [dataclasses.replace(r, code=first + r.code) if r.code[:1] not in "#" else r for r in advice.ranking]
+    return dataclasses.replace(advice, ranking=changed)
+
+
 def measured_costs(
     model: nn.Module,
     run: Callable[[nn.Module], Any],
     methods: Mapping[str, Mapping[str, Any]],
+    until: float = math.inf,
     own: Mapping[str, Given] | None = None,
 ) -> dict[str, Cost]:
     """Measure a training step (forward and backward) of copies of a model, converted to each method.
 
     The copies take turns; a method's time is its shortest, since whatever else runs on the machine only makes a step
-    slower.
+    slower. Methods that are not reached ``until`` then, by ``time.perf_counter``, have none.
     """
     steps: dict[str, Callable[[], None]] = {}
     peaks = {}
     with keeping_random_state():
         for method, options in methods.items():
+            if time.perf_counter() > until:
+                break
             try:
                 to = (own or {}).get(method, method)
                 converted = convert(model, to, copy=True, strict=False, **options).model.train()
@@ -226,7 +303,7 @@ def measured_costs(
                     raise
                 # It is not to be had here; the ranking says why.
         seconds: dict[str, list[float]] = {method: [] for method in steps}
-        end = time.perf_counter() + _TIMING * len(steps)
+        end = min(time.perf_counter() + _TIMING * len(steps), until)
         while steps and (time.perf_counter() < end or len(next(iter(seconds.values()))) < _ROUNDS):
             for method, step in steps.items():
                 began = time.perf_counter()

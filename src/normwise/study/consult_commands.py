@@ -36,8 +36,9 @@ def advise(
 
     For instance: normwise advise nets.py:resnet --input-shape 2,3,224,224 --batch-size 2
 
-    Rules with sources judge what one run of the model shows; nothing is trained, unless you ask to see whether the
-    advice holds on your data: normwise advise nets.py:resnet --data nets.py:loader --verify 120
+    What networks trained under every method taught judges what one run of the model shows; where it does not reach, the
+    advice abstains. Nothing is trained, unless you ask to see whether the advice holds on your data:
+    normwise advise nets.py:resnet --data nets.py:loader --verify 120
 
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
@@ -46,12 +47,12 @@ def advise(
         data: A callable that gives batches, as module:callable or path.py:callable, instead of random data.
         batch_size: Samples per step and device. Default: those of the input.
         task: What the model is for, where that matters: classification, regression, segmentation, detection, language,
-            stylization, generation or restoration.
+            stylization, reconstruction, generation or restoration.
         devices: How many train together.
         accumulate: Batches per optimizer step.
         variable_length: Whether samples differ in length, so that batches are padded.
-        verify: Train copies of the model on the data for about so many seconds, under the best-ranked methods and the
-            one it has, and say whether the advice held. Needs --data with (input, target) batches.
+        verify: Train copies of the model on the data, under the best-ranked methods and the one it has, and say whether
+            the advice held; all of it takes about so many seconds. Needs --data with (input, target) batches.
         methods: Of your own, separated by commas: path.py:NAME, with options if need be. Their costs are measured and
             --verify trains them; nothing was learned about them.
         out: Write the advice there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
