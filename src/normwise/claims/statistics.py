@@ -4,7 +4,7 @@ One rule for every kind of hypothesis. The quantity is claimed to lie in a range
 two. Where the whole interval lies in the range the hypothesis holds, where all of it lies outside it does not, and
 where the interval crosses a bound the runs cannot tell yet.
 
-The design is sequential: seeds come in stages, ``LOOKS``, and the runs are judged after each. To judge five times at
+The design is sequential: seeds come in stages, ``LOOKS``, and the runs are judged after each. To judge four times at
 95 % would err far more often than in 5 %, so each look gets a share of ``ERROR`` in proportion to the seeds that it
 adds. The shares add up to ``ERROR``, hence the intervals of all looks together cover the truth in at least 95 % of the
 cases, whatever was seen on the way (repeated confidence intervals, Jennison & Turnbull 1989, Journal of the Royal
