@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normwise.core.method import Method
 from normwise.core.moments import Moments, pool
 from normwise.errors import InputError, NormwiseError
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given
@@ -169,7 +170,8 @@ class _Target:
         self.found, self.name, self.buffers = found, found.names[0], buffers
         self.old_mean, self.old_var = (buffer.detach().clone() for buffer in buffers)
         # Our conditional layers say themselves what they normalize by.
-        method = getattr(found.module, "method", found.layer.method)
+        own = getattr(found.module, "method", None)  # a conditional layer's says more than its description
+        method = own.name if isinstance(own, Method) else found.layer.method
         self.population = Population(len(self.old_mean), per_sample=method == "instance")
         counter = getattr(found.module, "num_batches_tracked", None)
         # An instance norm never counts, as in torch.
