@@ -414,3 +414,14 @@ def test_describe_knows_what_convert_made(net):
     convert(net, "batch")
     assert describe(net.bn1).method == "batch"
     assert [left.reason for left in convert(net, "batch").record.left] == ["already batch norm"] * 3
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_torchs_fast_path_does_not_compute_layer_norm_in_the_place_of_another_method(method, norm_first):
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+    encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model, x = convert(encoder, method).model.eval(), torch.randn(3, 5, 16)
+    slow = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), slow)

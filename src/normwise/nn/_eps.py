@@ -5,7 +5,8 @@ whatever else the layer does is lost without a word. They know layers by their c
 no choice of classes stops them all, and one that did would break ``update_bn`` and weight-decay filters. But nobody
 computes the formula without eps. So eps is no float where the formula is not all: torch's kernels refuse it by its
 type. Where an activation follows, calculating with it is an error that says why, and comparing it (as torch's encoder
-layer does, before it takes its fast path) finds it equal to nothing; else it calculates as its number.
+layer does, before it takes its fast path) finds it equal to nothing, also where another method stands in the place of a
+layer norm; else it calculates as its number.
 """
 
 from __future__ import annotations
@@ -51,12 +52,8 @@ class eps_of_a_layer_that_is_more_than_batch_norm:  # noqa: N801 (torch's errors
     __gt__, __ge__ = _calculating(operator.gt), _calculating(operator.ge)
 
 
-class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_norm):  # noqa: N801
-    """The eps of a layer whose formula an activation follows: equal to nothing, see above."""
-
-    def __init__(self, value: float | None, layer: str, activation: str) -> None:
-        super().__init__(value, layer)
-        self.activation = activation
+class eps_of_a_layer_in_the_place_of_a_layer_norm(eps_of_a_layer_that_is_more_than_batch_norm):  # noqa: N801
+    """The eps of another method over tokens: equal to nothing, see above."""
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -66,6 +63,14 @@ class eps_of_a_layer_with_an_activation(eps_of_a_layer_that_is_more_than_batch_n
 
     def __hash__(self) -> int:
         return hash(self.value)
+
+
+class eps_of_a_layer_with_an_activation(eps_of_a_layer_in_the_place_of_a_layer_norm):  # noqa: N801
+    """The eps of a layer whose formula an activation follows: equal to nothing, see above."""
+
+    def __init__(self, value: float | None, layer: str, activation: str) -> None:
+        super().__init__(value, layer)
+        self.activation = activation
 
     def _refuse(self, *_: object) -> NoReturn:
         raise InputError(
@@ -98,6 +103,8 @@ class Eps:
         activation, name = layer.__dict__.get("activation"), type(layer).__name__
         if activation is not None:
             return eps_of_a_layer_with_an_activation(value, name, activation)
+        if getattr(layer, "layout", "first") == "last":
+            return eps_of_a_layer_in_the_place_of_a_layer_norm(value, name)
         return eps_of_a_layer_that_is_more_than_batch_norm(value, name) if self.guards else value
 
     def __set__(self, layer: Any, value: Any) -> None:

@@ -94,12 +94,18 @@ class SwitchableNormNd(Adapted, nn.SwitchableNorm):
     _dims = (2, 3, 4, 5)
 
 
+# Equal to nothing: torch's encoder layers compute two layer norms of the same eps by themselves.
+NO_EPS = math.nan
+
+
 class ChannelAffine(Adapted):
     """What is left of a normalization layer when the normalization is taken out: y = weight · x + bias, per channel.
 
     It keeps a network's function where that can be kept (an evaluated batch norm *is* such a map), and the place where
     another method can be put back. ``method`` is ``"none"``, or ``"weight"`` where weight norm took over.
     """
+
+    eps = NO_EPS
 
     def __init__(
         self,
@@ -133,8 +139,7 @@ class ChannelAffine(Adapted):
 class OwnNormNd(Adapted):
     """A layer of one's own where channels come last, or with what the old layer did afterwards."""
 
-    # Equal to nothing: torch's encoder layers compute two layer norms of the same eps by themselves.
-    eps = math.nan
+    eps = NO_EPS
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
