@@ -1,4 +1,4 @@
-"""What the stateful layers share: checks, where a layer stands in its model, and the books of running averages.
+"""What the stateful layers share: checks, where a layer stands in its model, and how running averages are kept.
 
 A layer's forward pass stands behind :func:`boundary`. Where torch.fx has to go through one all the same (it is the root
 of the trace, or a subclass adds to it), code that branches on the input stands behind ``torch.fx.wrap``. That works for

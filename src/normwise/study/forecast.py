@@ -1,4 +1,4 @@
-"""What the full grid would advise, foretold from the seeds that have run.
+"""What the full grid would advise, predicted from the seeds that have run.
 
 Futures are drawn from what is known: each method's level and scatter from their posterior, then the scores of the seeds
 that are missing. For each future the advice is worked out as the verdict does it, and so is what it would gain over the
