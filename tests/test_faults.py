@@ -20,7 +20,7 @@ import normwise
 from normwise import cli, records
 from normwise.errors import InputError, blaming, described
 from normwise.report import live
-from normwise.study import engines, worker
+from normwise.study import children, engines
 
 MINE = """
 import sys
@@ -255,9 +255,9 @@ def test_a_ray_cluster_that_does_not_start_is_one_line(monkeypatch):
 
 
 def test_a_worker_that_fails_says_so_in_one_line(capfd):
-    with worker.started([partial(int, "three")]) as children:
-        children[0].wait(60)
-    assert children[0].returncode == 1
+    with children.started([partial(int, "three")]) as started:
+        started[0].wait(60)
+    assert started[0].returncode == 1
     assert re.fullmatch(r"normwise: a worker ended: ValueError: [^\n]*\n", capfd.readouterr().err)
 
 

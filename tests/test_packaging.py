@@ -134,9 +134,9 @@ def test_what_was_compiled_is_not_compiled_again(clone: Path, tmp_path: Path) ->
     code = "import runpy; print(runpy.run_path('setup.py')['compiled_folder']())"
     compiled = clone / run(sys.executable, "-c", code, "--name", cwd=clone, **NO_COMPILER).stdout.split()[-1]
     built = {"_native.so", f"_graph-{torch.__version__}-{sysconfig.get_config_var('SOABI')}.so"}
-    (compiled / "normwise" / "ops").mkdir(parents=True)
+    (compiled / "normwise" / "kernels" / "cpu").mkdir(parents=True)
     for name in built:
-        (compiled / "normwise" / "ops" / name).write_text("compiled before")
+        (compiled / "normwise" / "kernels" / "cpu" / name).write_text("compiled before")
 
     def wheel(name: str) -> Path:
         options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / name)]
@@ -147,7 +147,7 @@ def test_what_was_compiled_is_not_compiled_again(clone: Path, tmp_path: Path) ->
     assert libraries(wheel("first")) == built
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "editable")]
     assert run(*PIP, "install", *options, "--editable", ".", cwd=clone, **NO_COMPILER).returncode == 0
-    assert {path.name for path in (clone / "src/normwise/ops").glob("*.so")} == built
+    assert {path.name for path in (clone / "src/normwise/kernels/cpu").glob("*.so")} == built
     for source in (clone / "src/normwise/kernels/cpu/csrc").rglob("*.cpp"):
         source.touch()
     (clone / "src/normwise/functional.py").unlink()

@@ -178,7 +178,7 @@ def test_a_function_of_the_channels_is_used_as_it_is() -> None:
         seen.append((channels, dim, eps))
         return torch.nn.BatchNorm1d(channels)
 
-    assert type(norm_layer(build, dim=1, momentum=0.3)(5, eps=0.5)) is torch.nn.BatchNorm1d
+    assert type(norm_layer(build, dim=1)(5, eps=0.5, momentum=0.3)) is torch.nn.BatchNorm1d
     assert type(norm_layer(torch.nn.BatchNorm2d)(5)) is torch.nn.BatchNorm2d
     assert norm_layer(lambda channels: torch.nn.GroupNorm(1, channels), dim=1)(4).num_channels == 4
     assert seen == [(5, 1, 0.5)]
@@ -187,8 +187,8 @@ def test_a_function_of_the_channels_is_used_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: norm_layer(lambda a, b: None), "which needs a, b"),
-        (lambda: norm_layer(lambda channels: channels)(3), "to build a torch.nn.Module, got an int"),
+        (lambda: norm_layer(lambda a, b: None)(3), "failed to build a layer for 3 channels: TypeError: .* 'b'"),
+        (lambda: norm_layer(lambda channels: channels)(3), "gave an int for 3 channels, expected a torch.nn.Module"),
         (lambda: norm_layer(3), "expected the name of a method, .* got an int"),
         (lambda: normalize(torch.zeros(2, 6, 3), Doubled(), power=torch.ones(6)), "no learned tensor 'power'"),
         (lambda: normalize(torch.zeros(2, 6, 3), Softened(), power=torch.ones(5)), "one value a channel"),

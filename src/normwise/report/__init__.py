@@ -248,7 +248,7 @@ def advice_plain(advice: Advice, width: int = 120) -> str:
 
     Example:
         >>> from normwise.advice import Situation, rank
-        >>> advice_plain(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5))).splitlines()[0]
+        >>> advice_plain(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5))).partition(",")[0]
         'Net: use batch norm'
     """
     with _needs("rich"):

@@ -93,9 +93,9 @@ def advise(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
-        >>> advice = advise(model, torch.zeros(2, 3, 8, 8), batch_size=1, measure=False)
-        >>> advice.best.code
-        'normwise.convert(model, "switchable")'
+        >>> advice = advise(model, torch.zeros(2, 3, 8, 8), batch_size=64, measure=False)
+        >>> advice.best.method, advice.best.code
+        ('batch', '# the model stays as it is')
     """
     began = time.perf_counter()
     model_given(model, "advise")
