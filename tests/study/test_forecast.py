@@ -46,7 +46,8 @@ def test_probabilities_come_true(n):
         now, then = (advice(part[None], lost, costs, 0.005)[0] for part in (scores[:, :n], scores))
         kept.append(now == then)
     told, kept = np.array(told), np.array(kept)
-    assert abs(told.mean() - kept.mean()) < 0.05
+    # An error on the cautious side costs some trials and no advice.
+    assert -0.08 < told.mean() - kept.mean() < 0.03
     for low, high in ((0.0, 0.7), (0.7, 0.95), (0.95, 1.01)):
         part = (told >= low) & (told < high)
         assert part.sum() > 40

@@ -59,7 +59,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_tie_advises_the_cheapest_and_says_so():
-    scores = {"none": [0.80, 0.90, 0.85], "batch": [0.90, 0.81, 0.86]}
+    scores = {"none": [0.80, 0.90, 0.866], "batch": [0.90, 0.81, 0.86]}
     trials = final_trials(scores, step_seconds={"none": 0.001, "batch": 0.01})
     _, (verdict,) = judge(make_settings(), trials)
     assert not verdict.clear
@@ -142,7 +142,7 @@ def test_cheap_but_far_below_is_not_advised():
     _, (verdict,) = judge(make_settings(), trials)
     assert verdict.tied == ["batch", "none"]
     assert verdict.use == "batch"
-    assert "no normalization rarely comes near the highest" in verdict.headline
+    assert "no normalization mostly stays behind the highest" in verdict.headline
 
 
 def test_verdicts_are_the_same_every_time():

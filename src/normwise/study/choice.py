@@ -15,9 +15,9 @@ from normwise.study.pairs import LEVEL, paired
 
 # Costs nearer than this count as equal, and step times that differ by no more than their own noise: `same_cost`.
 SAME_COST = 0.1
-# A tied method is advised only if it comes within the tolerance of the highest in this share of resamples: with few
-# seeds a method can be tied merely because it scatters, far below the best.
-PLAUSIBLE = 0.2
+# A tied method is advised for its cost only if it comes within the tolerance of the highest in this share of resamples:
+# with few seeds a method can be tied merely because it scatters, and what is cheap must more likely than not be good.
+PLAUSIBLE = 0.5
 
 Cost = tuple[float, float]
 
@@ -25,7 +25,7 @@ Cost = tuple[float, float]
 class Choice(NamedTuple):
     """The place of the chosen method, and those that were passed over, by reason; every place is in one of them.
 
-    ``lost`` had runs that did not complete, ``far`` rarely come near the highest, ``slow`` take longer per step,
+    ``lost`` had runs that did not complete, ``far`` mostly stay behind the highest, ``slow`` take longer per step,
     ``heavy`` hold more memory, ``lower`` cost as little and scored no higher.
     """
 
@@ -41,8 +41,8 @@ def choose(near: Sequence[float], lost: Sequence[bool], costs: Sequence[Cost], s
     """Choose among methods that cannot be told apart: the cheapest that may well be as good as the best.
 
     Cheapest is the shortest step, then the least memory, then the highest validation mean. A method that lost runs is
-    chosen only if every one of them did, and one other than the best only if it is near the highest in at least a
-    fifth of the resamples.
+    chosen only if every one of them did, and one other than the best only if it is near the highest in at least half of
+    the resamples.
     """
     places = list(range(len(lost)))
     whole, broken = _parted(places, lambda k: not lost[k] or all(lost))

@@ -89,7 +89,7 @@ def _because(decision: Decision) -> str:
         return _list([*said, "it is the cheapest"])
     for places, one, more in (
         (choice.lost, "lost runs", "lost runs"),
-        (choice.far, "rarely comes near the highest", "rarely come near the highest"),
+        (choice.far, "mostly stays behind the highest", "mostly stay behind the highest"),
         (choice.slow, "takes longer per step", "take longer per step"),
         (choice.heavy, "holds more memory", "hold more memory"),
         (choice.lower, "costs as much and scored no higher", "cost as much and scored no higher"),
@@ -157,7 +157,7 @@ def _race_sentences(settings: Settings, standings: Sequence[Standing]) -> list[s
 
 
 def _cost_sentences(decision: Decision) -> list[str]:
-    """What a step of the advised method costs, beside the tied ones, or where it is alone beside the fastest."""
+    """What a step of the advised method costs, beside the fastest or, where it is as fast, the slowest of the tied."""
     use = decision.use
     if use.step_seconds is None:
         return []
@@ -169,7 +169,9 @@ def _cost_sentences(decision: Decision) -> list[str]:
     if use.peak_bytes is not None:
         text += f" and holds at most {use.peak_bytes / 2**20:.3g} MiB"
     among = [s for s in (decision.tied if len(decision.tied) > 1 else decision.standings) if s.step_seconds]
-    other = (max if len(decision.tied) > 1 else min)(among, key=_step)
+    other = min(among, key=_step)
+    if len(decision.tied) > 1 and _step(use) <= _step(other) * (1 + decision.same):
+        other = max(among, key=_step)
     ratio = _step(other) / _step(use)
     if max(ratio, 1 / ratio) > 1 + decision.same:
         kind = "longest" if ratio > 1 else "shortest"
