@@ -216,6 +216,7 @@ def test_a_project_of_ones_own(tmp_path):
     for name, function in (("optimizer", "make_optimizer"), *((n, n) for n in ("loss", "metric", "augment"))):
         parts += [f"--{name}", f"{PROJECT}:{function}"]
     few = ["--methods", "batch,group(num_groups=4)", "--batch-sizes", "64", "--seeds", "2", "--epochs", "0.5"]
+    few += ["--tune-seeds", "1"]
     done = run("compare", f"{PROJECT}:make_model", *parts, *few, "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert "group(num_groups=4): BatchNorm2d → GroupNorm (2)" in done.stdout

@@ -52,6 +52,7 @@ def test_a_model_of_several_inputs(padded):
         batch_sizes=[8],
         seeds=2,
         lrs=[0.1],
+        epochs=5,
         progress=False,
     )
     assert {t.state for t in study.trials} == {"complete"}
