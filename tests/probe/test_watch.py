@@ -216,3 +216,24 @@ def test_normless_models_are_diagnosed():
     found = normwise.diagnose(model, images(3), F.cross_entropy)
     assert (found.findings, found.norms, found.gap) == ([], [], None)
     assert found.weights[1].cosine is not None
+
+
+class Recorder(nn.Module):
+    """Without parameters, and with a memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.calls = [], 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.shapes.append(tuple(x.shape))
+        return x
+
+
+def test_looking_for_dropout_leaves_no_trace_in_a_module():
+    recorder = Recorder()
+    model = nn.Sequential(nn.Linear(4, 8), recorder, nn.BatchNorm1d(8))
+    with normwise.watch(model):
+        model(torch.randn(6, 4)).sum().backward()
+    assert (recorder.shapes, recorder.calls, recorder.training) == ([(6, 8)], 1, True)

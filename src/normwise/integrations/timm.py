@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from normwise.errors import MissingDependencyError, blaming
+from normwise.nn.own import Given
 from normwise.surgery.convert import convert
 
 try:
@@ -19,7 +20,7 @@ except ModuleNotFoundError as error:
 __all__ = ["create_model"]
 
 
-def create_model(name: str, method: str, **options: Any) -> nn.Module:
+def create_model(name: str, method: Given, **options: Any) -> nn.Module:
     """Build a network of timm with one method in the place of each of its normalization layers.
 
     Not every network takes ``norm_layer=``, and those that fuse an activation into their norms lose it with layers that
@@ -29,7 +30,8 @@ def create_model(name: str, method: str, **options: Any) -> nn.Module:
 
     Args:
         name: as for ``timm.create_model``.
-        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``.
+        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``; or one of your own,
+            as for :func:`normwise.convert`.
         **options: passed to ``timm.create_model``.
 
     Returns:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from normwise.errors import MissingDependencyError, blaming
+from normwise.nn.own import Given
 from normwise.surgery.convert import convert
 
 try:
@@ -19,7 +20,7 @@ except ModuleNotFoundError as error:
 __all__ = ["get_model"]
 
 
-def get_model(name: str, method: str, **options: Any) -> nn.Module:
+def get_model(name: str, method: Given, **options: Any) -> nn.Module:
     """Build a network of torchvision with one method in the place of each of its normalization layers.
 
     Many networks take no ``norm_layer=``, and some of those that do use it for a part of their layers. This builds the
@@ -28,7 +29,8 @@ def get_model(name: str, method: str, **options: Any) -> nn.Module:
 
     Args:
         name: as for ``torchvision.models.get_model``.
-        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``.
+        method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=8)"``; or one of your own,
+            as for :func:`normwise.convert`.
         **options: passed to ``torchvision.models.get_model``.
 
     Returns:

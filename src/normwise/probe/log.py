@@ -21,7 +21,7 @@ from normwise.probe.lineage import Lineage
 from normwise.probe.places import input_of
 from normwise.surgery.graph import DROPOUTS
 from normwise.surgery.layers import Found, find
-from normwise.surgery.running import keeping_random_state, tensors_in
+from normwise.surgery.running import keeping_random_state, left_alone, tensors_in
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _ACTIVATIONS = {
@@ -207,10 +207,10 @@ def dropout_rate(module: nn.Module) -> float:
     known = type(module).__module__.startswith("torch.nn") or isinstance(module, torch.jit.ScriptModule)
     if known or any(next(iter(part), None) is not None for part in parts):
         return 0.0
-    # A shallow copy, so that what it notes down about a call stays with the copy.
+    # A shallow copy shares the lists and the like in which a module may note down its calls: they are put back.
     twin = copy.copy(module)
     values = {}
-    with torch.no_grad(), keeping_random_state(), warnings.catch_warnings():
+    with torch.no_grad(), keeping_random_state(), left_alone(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for twin.training in (False, True):
             try:

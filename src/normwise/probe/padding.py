@@ -59,8 +59,3 @@ def _trailing(blank: Tensor) -> float:
     longest = int(lengths.max())
     # Down to the longest sample: what is blank for all is for the loader to answer for, and counts as well.
     return float(1 - lengths.double().mean() / blank.shape[1]) if longest else 0.0
-
-
-def is_sequence(spatial: list[int]) -> bool:
-    """Whether a layer's input has one axis beside samples and channels, so that padding may lie along it."""
-    return len(spatial) == 1 and spatial[0] > 1

@@ -121,14 +121,6 @@ def supports(x: Tensor) -> bool:
     return _problem is None and x.is_cpu and x.dtype in DTYPES and x.ndim >= 2 and x.layout == torch.strided
 
 
-def refuses(problem: RuntimeError) -> bool:
-    """Whether an error says that the kernels do not take what they were given.
-
-    They say so before they have changed anything: another way may be tried.
-    """
-    return "normwise: " in str(problem)
-
-
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every cell, as :func:`normwise.kernels.reference.moments`."""
     return torch.ops.normwise.moments(x)
