@@ -15,6 +15,7 @@ from normwise.advice import load_advice
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError
 from normwise.study.consult import check_by_training, measured_costs
+from normwise.study.measure import peak_bytes
 
 
 def image_net(norm=nn.BatchNorm2d):
@@ -189,6 +190,25 @@ def test_costs_are_measured_for_what_runs():
     assert set(costs) == {"batch", "layer", "group", "instance", "switchable", "weight", "none"}
     assert all(cost.step_seconds > 0 for cost in costs.values())
     assert costs["none"].peak_bytes < costs["switchable"].peak_bytes
+
+
+def test_what_was_held_before_does_not_hide_what_a_step_holds():
+    weight = torch.zeros(100_000, requires_grad=True)
+
+    def step():
+        weight.grad = None  # seen or not seen by the profiler, by chance
+        kept = [[None] for _ in range(3000)]
+        for one in kept:
+            one[0] = one  # enough for Python to collect garbage
+        (weight * 2).sum().backward()
+
+    found = set()
+    for _ in range(20):
+        cycle = [torch.zeros(200_000)]
+        cycle.append(cycle)
+        del cycle
+        found.add(peak_bytes(step))
+    assert len(found) == 1 and found.pop() >= 400_000
 
 
 def test_costs_are_those_of_the_batch_that_is_meant():

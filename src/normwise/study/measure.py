@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -24,13 +25,29 @@ def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
     results = getattr(profiler.profiler, "kineto_results", None)
     if results is None:
         return None
-    # Every allocation and release is an event of its own; their running sum is what was held.
-    changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(results.events()) if e.name() == "[memory]")
+    # A release of what was not allocated here is left out: the profiler knows only some of those.
+    open_blocks: dict[int, int] = {}
     held = peak = 0
-    for _, _, change in changes:
+    for _, block, change in _allocations(results):
+        if change < 0 and open_blocks.pop(block, None) is None:
+            continue
+        if change > 0:
+            open_blocks[block] = change
         held += change
         peak = max(peak, held)
-    return peak if changes else None
+    return peak or None
+
+
+def _allocations(results: Any) -> list[tuple[int, int, int]]:
+    """Time, address and bytes (less than 0: released) of each change of memory that a profile saw."""
+    found, below = [], list(results.experimental_event_tree())
+    while below:
+        event = below.pop()
+        below += event.children
+        if event.name == "[memory]":
+            fields = event.extra_fields
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return sorted(found)
 
 
 @contextmanager
