@@ -76,9 +76,9 @@ def at_once(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )
     y = native.CALLS[name](*args, native.CODES[activation], slope)
-    if y is None and not x.is_cpu and mean_weight is var_weight is None and x.numel() > x.shape[0] * x.shape[1]:
-        if _for_torch(x, pools, weight, bias, population, running) and not needs_plain_graph():
-            return by_torch(x, pools[0], weight, bias, eps, population, running, activation, slope)
+    if y is None and not x.is_cpu and x.numel() > x.shape[0] * x.shape[1] and mean_weight is var_weight is None:
+        whole = _for_torch(x, pools, weight, bias, population, running) and not needs_plain_graph()
+        return by_torch(x, pools[0], weight, bias, eps, population, running, activation, slope) if whole else None
     return y
 
 

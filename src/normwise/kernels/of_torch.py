@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from normwise.kernels import reference
-
 
 def takes(x: Tensor, *tensors: Tensor | None) -> bool:
     """Whether torch's kernels take an input with its parameters and running averages, all of one type (C,)."""
