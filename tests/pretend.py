@@ -395,6 +395,8 @@ def install() -> torch.device:
     for name in ("lstm.input", "lstm.data"):
         library.impl(name, _overload(name).py_kernels[torch._C.DispatchKey.Autograd], "AutogradPrivateUse1")
     library.impl("_pin_memory", lambda t, device=None: t.clone(), "CPU")
+    others = torch.library.Library("_", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for names, lower in ((_LOWER, True), (_FULL, False)):
         for name in names:
             _autocast(library, name, lower)
@@ -403,7 +405,7 @@ def install() -> torch.device:
         _let_storages(name, wrapped=False)
     _let_storages("clone", wrapped=True)
     torch.__future__.set_swap_module_params_on_conversion(True)
-    _installed.append(library)
+    _installed.extend((library, others))
     return torch.device(NAME)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -76,10 +77,15 @@ def at_once(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )
     y = native.CALLS[name](*args, native.CODES[activation], slope)
-    if y is None and not x.is_cpu and x.numel() > x.shape[0] * x.shape[1] and mean_weight is var_weight is None:
+    if y is None and not x.is_cpu and mean_weight is var_weight is None and _has_variance(x, population):
         whole = _for_torch(x, pools, weight, bias, population, running) and not needs_plain_graph()
         return by_torch(x, pools[0], weight, bias, eps, population, running, activation, slope) if whole else None
     return y
+
+
+def _has_variance(x: Tensor, population: Sequence[Any] | None) -> bool:
+    """Whether it is plain that there are elements enough, and nothing to be refused."""
+    return x.numel() > (x.shape[0] * x.shape[1] if population is None else 0)
 
 
 def _for_torch(
@@ -231,6 +237,12 @@ def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:
     call = Whole(name, args)
     y: Tensor = Fused.apply(call, *call.tensors)
     return y
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave types as they are, on the device of a tensor."""
+    available = torch.amp.is_autocast_available(x.device.type)  # "meta" has none
+    return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
 
 
 # Modes under which sizes may be symbols and values may be absent.
