@@ -77,10 +77,11 @@ class Mixture:
 
     def formula(self, tensors: Tensors, kept: Tensors) -> Tensor:
         """In plain operators."""
-        x, *learned = tensors
+        x, weight, bias, mean_weight, var_weight = tensors
+        assert x is not None
         population = None if self.population is None else Moments(*(t.reshape(1, -1) for t in self.population))
-        args: Any = (*learned, self.logits, self.eps, population)
-        return mixed(x, self.pools, *args, 0, 0.0)  # type: ignore[arg-type]
+        shares = (mean_weight, var_weight, self.logits)
+        return mixed(x, self.pools, weight, bias, *shares, self.eps, population, 0, 0.0)
 
     def _pool(self, groups: int, values: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of a pool, as they broadcast to (N, C)."""

@@ -98,9 +98,9 @@ def batch_moments_and_track(
 
 def apply_to_cells(x: Tensor, center: Tensor, var: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
     """Normalize each cell by its own center and variance (N, C): ``(x − center) / √var · factor + shift``."""
-    cells = [None if t is None else t.flatten() for t in (factor, shift)]
+    weight, bias = (None if t is None else t.flatten() for t in (factor, shift))
     rows = x.reshape(1, center.numel(), -1)
-    y = F.batch_norm(rows, center.flatten(), var.flatten(), *cells, False, 0.0, 0.0)
+    y = F.batch_norm(rows, center.flatten(), var.flatten(), weight, bias, False, 0.0, 0.0)
     return _in_format_of(x, y.view(x.shape))
 
 
