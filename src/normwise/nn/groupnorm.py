@@ -144,6 +144,11 @@ class AnyLayerNorm(ChannelAxis, GroupNorm):
     ) -> None:
         super().__init__(1, num_features, eps, affine, device, dtype, **options)
 
+    @property
+    def method(self) -> Layer:  # type: ignore[override]
+        """The method, with the layer's options."""
+        return _LAYER
+
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
