@@ -96,7 +96,7 @@ class LayerNormNd(AtAxis, nn.LayerNorm):
         super().__init__(num_features, elementwise_affine=affine, **options)
 
 
-class RMSNormNd(AtAxis, nn.RMSNorm):
+class RMSNormNd(AtAxis, nn.RMSNorm):  # type: ignore[misc]
     """Root-mean-square normalization of each position, over its channels."""
 
     def __init__(self, num_features: int, affine: bool = True, **options: Any) -> None:
