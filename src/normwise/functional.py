@@ -100,21 +100,20 @@ def normalize(
     """
     row = method if isinstance(method, Method) else method_named(method)
     if axis != 1 or row.per_token:
-        refuse_nested(x)
         _check_axis(x, axis)
+        first = x if axis == 1 else x.movedim(-1, 1)
         if row.by_position(axis):
             _check_running(row, running_mean, running_var, use_running, momentum)
             given = {name: t for name, t in learned.items() if t is not None}
-            first = x if axis == 1 else x.movedim(-1, 1)
-            keep = real_elements(first, mask, lengths)
-            y = _by_position(first, row, Context(weight, bias, eps), given, keep, activation, slope)
+            context, keep = Context(weight, bias, eps), real_elements(first, mask, lengths)
+            result = _by_position(first, row, context, given, keep, activation, slope)
         else:
-            options: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, "mask": mask}
+            options: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, **learned}
             options |= {"use_running": use_running, "momentum": momentum, "skipped": skipped, "tracked": tracked}
-            options |= {"weight": weight, "bias": bias, "eps": eps, "activation": activation, "slope": slope}
-            y = normalize(x.movedim(-1, 1), row, lengths=lengths, sync=sync, **options, **learned)
-        y = y if axis == 1 else y.movedim(1, -1)
-        return y.contiguous() if x.is_contiguous() else y
+            options |= {"activation": activation, "slope": slope, "mask": mask, "lengths": lengths, "sync": sync}
+            result = normalize(first, row, weight=weight, bias=bias, eps=eps, **options)
+        result = result if axis == 1 else result.movedim(1, -1)
+        return result.contiguous() if x.is_contiguous() else result
     running = None
     if momentum is not None and not use_running and running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, momentum, skipped, tracked)
@@ -162,6 +161,7 @@ def normalize(
 
 
 def _check_axis(x: Tensor, axis: int) -> None:
+    refuse_nested(x)
     if axis not in (1, -1):
         raise InputError(f"axis says where the channels stand, expected 1 or -1, got {axis!r}")
     if x.ndim < 2:

@@ -169,6 +169,11 @@ class Method:
         return bool(self.pools) and {*self.pools} <= {"batch", "instance"}
 
     @property
+    def centres(self) -> bool:
+        """Whether a mean is subtracted."""
+        return bool(self.pools)
+
+    @property
     def folds(self) -> bool:
         """Whether stored statistics make it one fixed map per channel, which a neighbouring layer can take over."""
         return self.curve is None and not self.reads_cells(stored=True)
@@ -418,6 +423,10 @@ class Pooled(Method):
     @property
     def per_channel(self) -> bool:  # noqa: D102
         return self.parts != "scale" and super().per_channel
+
+    @property
+    def centres(self) -> bool:  # noqa: D102
+        return self.parts != "scale"
 
     def mix(self, stored: bool) -> Mix | None:  # noqa: D102
         plain = self.parts == "both" and type(self).affine is Pooled.affine

@@ -71,7 +71,7 @@ class L2(Pooled):
         one = pooled.mean.new_ones(1)
         count = pooled.elements.clamp_min(1) if isinstance(pooled.elements, Tensor) else max(pooled.elements, 1)
         weight = one if given.weight is None else given.weight.to(one.dtype)
-        return given._replace(weight=weight * count**-0.5, eps=given.eps / count)
+        return given._replace(weight=weight * count**-0.5, eps=given.eps / count)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class DyT(NoNorm):
         """The steepness."""
         return {"alpha": Learned(self.alpha, size=1)}
 
-    def curve(self, x: Tensor, alpha: Tensor) -> Tensor:  # type: ignore[override]
+    def curve(self, x: Tensor, alpha: Tensor) -> Tensor:
         """Give the tanh."""
         return torch.tanh(alpha * x)
 
@@ -135,6 +135,6 @@ class Derf(NoNorm):
         """The steepness and the place of the curve."""
         return {"alpha": Learned(self.alpha, size=1), "shift": Learned(self.shift, size=1)}
 
-    def curve(self, x: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+    def curve(self, x: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
         """Give the error function."""
         return torch.erf(alpha * x + shift)

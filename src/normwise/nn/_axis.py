@@ -47,6 +47,11 @@ class ChannelAxis:
                 self._together.add(axis)
         return axis
 
+    @property
+    def known_axis(self) -> int | None:
+        """Where the channels are, as told or as found so far; ``None`` where that is not known."""
+        return self.axis if self.axis is not None or len(self._found) != 1 else next(iter(self._found))
+
     def _known(self, x: Tensor, channels: int) -> int:
         """Where the channels were before, if in one place only."""
         for found in (self._found, self._together if x.ndim >= _MAPS else None):

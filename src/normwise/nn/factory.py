@@ -157,11 +157,9 @@ def _layer(method: Method, num_features: int, dim: int, options: dict[str, Any])
         return Identity()
     if kind in (LayerNorm, GroupNorm):
         told.pop("per_token", None)  # which has chosen the class
-    if kind is RMSNorm and not options.get("bias"):
-        options.pop("bias", None)  # torch's has none
     takes = _arguments(kind).keys()
     elsewhere = axis == -1 and not issubclass(kind, ChannelAxis)
-    if kind is Norm or elsewhere or not told.keys() | {"bias"} & options.keys() <= takes:
+    if kind is Norm or elsewhere or not told.keys() <= takes:
         return Norm(method, num_features, axis=axis, **options)
     if "axis" in takes:
         options["axis"] = axis

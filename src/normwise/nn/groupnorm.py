@@ -144,17 +144,21 @@ class AnyLayerNorm(ChannelAxis, GroupNorm):
     ) -> None:
         super().__init__(1, num_features, eps, affine, device, dtype, **options)
 
+    @property
+    def method(self) -> Layer:  # type: ignore[override]
+        """The method, with the layer's options."""
+        return _LAYER
+
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
         if input.ndim <= 2 or self._channel_axis(input, self.num_channels) == 1:
             return super().forward(input, mask, lengths)
-        parameters, options = (self.weight, self.bias), {"activation": self.activation}
         if mask is lengths is None:
-            return layer_norm(input, (self.num_channels,), *parameters, eps_of(self), **options)
-        weight, bias = parameters
-        options |= {"weight": weight, "bias": bias, "mask": mask, "lengths": lengths}
-        return normalize(input, _LAYER, axis=-1, eps=eps_of(self), **options)
+            parameters = (self.weight, self.bias, eps_of(self))
+            return layer_norm(input, (self.num_channels,), *parameters, self.activation)
+        options: dict[str, Any] = {"weight": self.weight, "bias": self.bias, "mask": mask, "lengths": lengths}
+        return normalize(input, _LAYER, axis=-1, eps=eps_of(self), activation=self.activation, **options)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

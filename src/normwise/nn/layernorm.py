@@ -84,6 +84,10 @@ class LayerNorm(ChannelAxis, torch.nn.LayerNorm):
         keep = _real_positions(input, len(shape), mask, lengths)
         return _kept(layer_norm(_kept(input, keep), shape, weight, bias, eps_of(self), self.activation), keep)
 
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return super().extra_repr() + _told(self.axis)
+
 
 class RMSNorm(ChannelAxis, torch.nn.RMSNorm):
     """Root-mean-square normalization over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467).
@@ -100,6 +104,7 @@ class RMSNorm(ChannelAxis, torch.nn.RMSNorm):
         dtype: of the parameters.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         offset: what is added to the weight, which starts at 1 − offset.
+        bias: whether a bias is added, as no RMS norm of torch's has.
         axis: as for :class:`LayerNorm`.
 
     Raises:
@@ -126,38 +131,48 @@ class RMSNorm(ChannelAxis, torch.nn.RMSNorm):
         *,
         activation: str | None = None,
         offset: float = 0.0,
+        bias: bool = False,
         axis: int | None = -1,
     ) -> None:
         self.offset = offset
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        if bias and elementwise_affine:
+            self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
         self.activation = kernels.known_activation(activation)
         _stand(self, axis)
 
     def reset_parameters(self) -> None:
-        """Set the weight to what multiplies by 1."""
+        """Set the weight to what multiplies by 1, and a bias to 0."""
         if self.elementwise_affine:
             torch.nn.init.constant_(self.weight, 1 - self.offset)
+        if "bias" in self._parameters:
+            torch.nn.init.zeros_(self.bias)
 
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
         shape, weight = self.normalized_shape, parameter_of(self, "weight")
+        bias = self.bias if "bias" in self._parameters else None
         if self.offset and weight is not None:
             weight = self.offset + weight.to(kernels.accumulation_dtype(weight.dtype))
         if self.axis != -1 and self._channel_axis(x, shape[0]) == 1:
-            options: dict[str, Any] = {"weight": weight, "mask": mask, "lengths": lengths}
+            options: dict[str, Any] = {"weight": weight, "bias": bias, "mask": mask, "lengths": lengths}
             return normalize(x, _RMS, eps=_eps_for(self, x), activation=self.activation, **options)
         if mask is lengths is None:
-            return rms_norm(x, shape, weight, eps_of(self), self.activation)
+            return rms_norm(x, shape, weight, eps_of(self), self.activation, bias)
         keep = _real_positions(x, len(shape), mask, lengths)
-        return _kept(rms_norm(_kept(x, keep), shape, weight, eps_of(self), self.activation), keep)
+        return _kept(rms_norm(_kept(x, keep), shape, weight, eps_of(self), self.activation, bias), keep)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
-        return super().extra_repr() + (f", offset={self.offset:g}" if self.offset else "")
+        return super().extra_repr() + (f", offset={self.offset:g}" if self.offset else "") + _told(self.axis)
 
 
 _LAYER, _RMS = Layer(per_token=True), RMS()
+
+
+def _told(axis: int | None) -> str:
+    return "" if axis == -1 else f", axis={axis}"
 
 
 def _stand(layer: LayerNorm | RMSNorm, axis: int | None) -> None:

@@ -97,7 +97,7 @@ class Norm(ChannelAxis, TrackingNorm):
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
-        options = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._learned()}
+        options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._learned()}
         if self.axis != 1:
             options["axis"] = self._channel_axis(input, self.num_features)
         return self._normalize(input, self._method(), self.momentum, counts=True, **options)
