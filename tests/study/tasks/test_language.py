@@ -71,7 +71,7 @@ def test_what_is_no_text_is_refused(text, window, message):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(DataError, match="cannot read .*nothing.txt: No such file"):
+    with pytest.raises(DataError, match=r"cannot read .*nothing\.txt: No such file"):
         language_data(tmp_path / "nothing.txt")
 
 
@@ -94,7 +94,8 @@ def test_perplexity_counts_tokens_and_leaves_padding_out():
     part.targets[:, 200:] = -100
     model = nn.Embedding(9, 9)
     expected = nn.functional.cross_entropy(model(part.inputs).flatten(0, 1).double(), part.targets.flatten())
-    assert Perplexity()(model, part) == pytest.approx(-math.exp(expected))
+    with torch.no_grad():
+        assert Perplexity()(model, part) == pytest.approx(-math.exp(expected))
 
 
 def test_a_trial_on_ones_own_text_beats_the_untrained_model():
@@ -113,8 +114,8 @@ def test_models_of_transformers_need_no_loss_of_ones_own():
     )
     task = make_task(lambda: transformers.LlamaForCausalLM(config), torch.arange(3000) % 50)
     assert task.converts
-    assert task.methods[0] == "as_is"
-    trial = Trainer(task, {8: 8}, measure_memory=False)(Cell("final", "as_is", 8, 0.01, 0))
+    assert "rms" in task.methods
+    trial = Trainer(task, {8: 8}, measure_memory=False)(Cell("final", "rms", 8, 0.01, 0))
     assert trial.state == "complete"
     assert trial.valid_score > task.floor
 
@@ -196,4 +197,4 @@ def test_five_lines_of_python():
         Net, language_data(data, window=16), methods=["layer", "none"], epochs=1, seeds=2, lrs=[0.01], progress=False
     )
     assert {s.method for s in study.standings} == {"layer", "none"}
-    assert "perplexity" in str(study)
+    assert study.record.settings.score_name == "−perplexity"

@@ -54,11 +54,14 @@ class Decoder(nn.Module):
         return scores
 
     def _start(self, depth: int) -> None:
-        """Draw small weights, and smaller ones where a part writes to the stream, so that its size does not grow."""
-        for name, weight in self.named_parameters():
-            if weight.ndim == 2:
-                last = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * depth) if last else 0.02)
+        """Draw weights that keep the size of what they read, so that a model without norms trains as well.
+
+        What writes to the stream starts smaller, by the number of parts, so that the stream does not grow with depth.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                parts = 2 * depth if name.endswith(("out", "down")) else 1
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features * parts))
 
 
 class Residual(nn.Module):

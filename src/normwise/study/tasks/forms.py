@@ -13,8 +13,8 @@ from normwise.study.tasks.language import language_data
 
 _ALIASES = {"val": "valid", "validation": "valid"}
 _EXPECTED = (
-    "(inputs, targets); a torch Dataset; a row of token ids; or train, valid and test, as Splits, a tuple or a dict, each (inputs, "
-    "targets), a Dataset or a DataLoader"
+    "(inputs, targets); a torch Dataset; a row of token ids; or train, valid and test, as Splits, a tuple or a "
+    "dict, each (inputs, targets), a Dataset or a DataLoader"
 )
 
 

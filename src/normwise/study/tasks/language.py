@@ -19,7 +19,7 @@ from normwise.study.tasks.scores import class_loss
 
 WINDOW = 64
 # What is compared and tried by default where tokens predict the next one; the rates suit AdamW at 32 windows a step.
-METHODS_OF_TOKENS = ("none", "layer")
+METHODS_OF_TOKENS = ("none", "layer", "rms", "dyt", "derf")
 RATES_OF_TOKENS = (0.001, 0.004, 0.016)
 # Shares of a text that are trained on and chosen on; the rest is tested on. Parts in a row share no sentence.
 _TRAINED, _CHOSEN = 0.8, 0.1
@@ -52,12 +52,13 @@ def language_data(text: Any, window: int = WINDOW) -> Splits:
     tokens = _read(Path(text)) if isinstance(text, str | os.PathLike) else torch.as_tensor(text)
     if tokens.ndim != 1 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise InputError(f"a text is a row of whole numbers, got {tokens.dtype} of shape {tuple(tokens.shape)}")
+    tokens = tokens.long()
     if len(tokens) < 20 * window:
         raise InputError(f"a text of {len(tokens)} tokens is too short for windows of {window}: 20 windows are needed")
     if int(tokens.min()) < 0:
         raise InputError(f"token ids begin at 0, got {int(tokens.min())}")
     ends = int(_TRAINED * len(tokens)), int((_TRAINED + _CHOSEN) * len(tokens))
-    train, valid, test = (windows(part, window) for part in tokens.long().tensor_split(ends))
+    train, valid, test = (windows(part, window) for part in tokens.tensor_split(ends))
     return Splits(train, spread(valid, EVALUATED), spread(test, EVALUATED))
 
 

@@ -53,8 +53,8 @@ def make_task(
             :func:`~normwise.study.tasks.forms.splits_of` takes.
         name: of the task; default the model's function.
         loss: ``loss(model, batch)``, or a ``torch.nn`` criterion, called with outputs and targets.
-        metric: ``metric(model, loader)``, higher is better; or a name: accuracy, mean_iou, r_squared, perplexity (minus
-            it), loss (minus the loss), or what a Lightning module logs in its validation step (``"val_acc"``, ``"-val_loss"``).
+        metric: ``metric(model, loader)``, higher is better; or a name: accuracy, mean_iou, r_squared, perplexity and
+            loss (minus them), or what a Lightning module logs in its validation step (``"val_acc"``, ``"-val_loss"``).
         optimizer: ``optimizer(model)``, which may take ``lr`` and ``steps``, gives an optimizer, or it and a schedule.
         augment: ``augment(batch, generator)`` gives a training batch.
         collate: makes a batch of a list of samples of a torch data set.
@@ -178,8 +178,7 @@ def _basic(name: str, splits: Splits, make: Callable, loss: Any, metric: Any) ->
     else:
         task = Task(name, splits, make, squared_error, r_squared, "R²", floor=0.0)
     if isinstance(batch, Part) and of_tokens(batch.inputs):
-        adamw = {"optimizer": warm_adamw, "optimizer_name": ADAMW, "lrs": RATES_OF_TOKENS}
-        task = dataclasses.replace(task, **adamw)
+        task = dataclasses.replace(task, optimizer=warm_adamw, optimizer_name=ADAMW, lrs=RATES_OF_TOKENS)
     if criterion is not None:
         task = dataclasses.replace(task, loss=Criterion(criterion))
     if own_loss is not None:
@@ -218,8 +217,8 @@ def _with_model(task: Task) -> Task:
         task = dataclasses.replace(task, **_tuned(own, f"own: {type(model).__name__}.configure_optimizers"))
     elif isinstance(task.metric, modules.Logged):
         raise InputError(
-            f"unknown metric {task.metric.name!r}: {nearest(task.metric.name, [*METRICS, 'perplexity', 'loss'])}Known are "
-            f"{', '.join(METRICS)}, perplexity and loss; or name a function, as in my_project.py:metric"
+            f"unknown metric {task.metric.name!r}: {nearest(task.metric.name, [*METRICS, 'perplexity', 'loss'])}Known "
+            f"are {', '.join(METRICS)}, perplexity and loss; or name a function, as in my_project.py:metric"
         )
     batch = task.splits.train.take(slice(2)).load()
     if task.batch_loss is None and not _is_pair(batch):
