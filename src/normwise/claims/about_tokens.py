@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +33,12 @@ _SIZE = {"width": 48, "depth": 2, "heads": 2}
 # --- what is trained ------------------------------------------------------------------------------------------------
 
 
-def novels(windows: int | None = None, **model: object) -> Callable[[], Task]:
+def novels(windows: int | None = None, **model: Any) -> Callable[[], Task]:
     """Give a small decoder on Jane Austen's novels in windows of 32 characters; few of them, where ``windows`` says."""
     return functools.partial(_novels, windows, **model)
 
 
-def _novels(windows: int | None, **model: object) -> Task:
+def _novels(windows: int | None, **model: Any) -> Task:
     task = load_task("austen")
     parts = [part.load() for part in task.splits]
     short = [Samples(*(tensors_of(values)[0][:, :_WINDOW] for values in (p.inputs, p.targets))) for p in parts]
@@ -47,8 +48,8 @@ def _novels(windows: int | None, **model: object) -> Task:
     return dataclasses.replace(task, splits=Splits(short[0].take(slice(windows)), *few), make_model=make, source=None)
 
 
-def _decoder(norm: NormFactory, qk_norm: bool = False, **options: object) -> nn.Module:
-    return Decoder(norm, qk_norm=norm_layer("rms") if qk_norm else None, **options)  # type: ignore[arg-type]
+def _decoder(norm: NormFactory, qk_norm: bool = False, **options: Any) -> nn.Module:
+    return Decoder(norm, qk_norm=norm_layer("rms") if qk_norm else None, **options)
 
 
 def _adam(model: nn.Module, lr: float, steps: int, warm_up: float) -> tuple[Steps, Steps]:
@@ -68,9 +69,9 @@ def _bits(runs: Runs, experiment: Experiment, method: str) -> np.ndarray:
     return -runs.test(experiment, method)
 
 
-def _experiment(name: str, methods: tuple[str, ...], task: Callable[[], Task], **options: object) -> Experiment:
+def _experiment(name: str, methods: tuple[str, ...], task: Callable[[], Task], **options: Any) -> Experiment:
     given = {"lrs": _LRS, "steps": _STEPS, "quick_steps": _QUICK_STEPS} | options
-    return Experiment(name, task, methods, **given)  # type: ignore[arg-type]
+    return Experiment(name, task, methods, **given)
 
 
 # --- 14: RMS norm and layer norm ------------------------------------------------------------------------------------
