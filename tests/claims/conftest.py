@@ -53,15 +53,8 @@ def load(name):
         task = make_task(SequenceNet, Splits(*(utterances(n, seed) for seed, n in enumerate(COUNTS))), name)
     elif kind == "austen":
         splits = Splits(*(text(n, seed) for seed, n in enumerate(COUNTS)))
-        task = Task(
-            name,
-            splits,
-            partial(Decoder, tokens=128, width=16, depth=1),
-            class_loss,
-            minus_bits,
-            "−bits per character",
-            floor=-7.0,
-        )
+        model = partial(Decoder, tokens=128, width=16, depth=1)
+        task = Task(name, splits, model, class_loss, minus_bits, "−bits per character", floor=-7.0)
     elif kind == "textures":
         splits = Splits(*(photographs(seed) for seed in range(3)))
         loss = StyleLoss(photographs(9).inputs)

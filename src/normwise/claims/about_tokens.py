@@ -70,7 +70,7 @@ def _bits(runs: Runs, experiment: Experiment, method: str) -> np.ndarray:
 
 
 def _experiment(name: str, methods: tuple[str, ...], task: Callable[[], Task], **options: Any) -> Experiment:
-    given = {"lrs": _LRS, "steps": _STEPS, "quick_steps": _QUICK_STEPS} | options
+    given: dict[str, Any] = {"lrs": _LRS, "steps": _STEPS, "quick_steps": _QUICK_STEPS} | options
     return Experiment(name, task, methods, **given)
 
 
