@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from normwise import devices
 from normwise.errors import InputError, StoreError
 from normwise.records import Settings
+from normwise.study.compute import Compute
 from normwise.study.own import fingerprints
 from normwise.study.plan import due, training_steps
 from normwise.study.ranks import Distributed
@@ -30,12 +34,20 @@ class Job:
     where: str | Path | None = field(repr=False)
     study: str
     task: Task | None = field(default=None, repr=False)
+    # The device that was asked for: with a number all workers use it, else each has one, or ``each``, in turn.
+    device: str = "cpu"
+    each: int = 1
 
     def __post_init__(self) -> None:
         if getattr(self.task and self.task.make_model, "__module__", None) == "__main__":
             raise InputError(
                 "several workers need make_model in a module that they can import: move it there, or workers=1"
             )
+
+    def environment(self, turn: int) -> dict[str, str]:
+        """What a worker's process is told of the accelerators that it may use."""
+        device = devices.resolve(self.device)
+        return devices.environment(device, turn, self.each, fixed=torch.device(self.device).index is not None)
 
     def __call__(self, on_change: OnChange = lambda trials, note: None) -> None:
         """Work on the study until it is finished."""
@@ -74,5 +86,5 @@ def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> T
     """Give the trainer of a study's cells: of one process or, where the settings ask for several devices, of more."""
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
-    trainer = Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
+    trainer = Trainer(task.on(Compute.of(settings)), steps, measure_memory, tune_share=settings.tune_share)
     return trainer if settings.devices == 1 else Distributed(trainer, settings.devices)
