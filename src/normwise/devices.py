@@ -241,8 +241,10 @@ def _moved_attributes(value: Any, names: list[str], device: torch.device) -> Any
     return made
 
 
-def held_by(function: Any, device: torch.device) -> Any:
+def held_by(function: Any, device: torch.device | None) -> Any:
     """Move what a function of the user's holds, where it is an object that can be called."""
+    if device is None:
+        return function
     moved = move(function, device)
     if moved is not function or isinstance(function, type | types.FunctionType) or not hasattr(function, "__dict__"):
         return moved
@@ -263,29 +265,6 @@ def pins(device: torch.device) -> bool:
     except (RuntimeError, NotImplementedError):
         return False
     return True
-
-
-@contextmanager
-def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have a model on a device for a while; its parameters stay the objects that they are and get their memory back.
-
-    One that is spread over several devices, or has no tensors, stays where it is.
-    """
-    home = of(module)
-    if home is None or home == device:
-        yield
-        return
-    kept = [(p, p.data, p.grad) for p in module.parameters()]
-    buffers = [(part, name, b) for part in module.modules() for name, b in part._buffers.items() if b is not None]
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)
-        for parameter, values, gradient in kept:
-            parameter.data, parameter.grad = values, gradient
-        for part, name, buffer in buffers:
-            part._buffers[name] = buffer
 
 
 # Random numbers and determinism.
@@ -343,15 +322,29 @@ def deterministic(device: torch.device) -> Iterator[list[str]]:
 # Several processes.
 
 
-def environment(device: torch.device, turn: int, each: int = 1, fixed: bool = False) -> dict[str, str]:
-    """What has a process see devices of its own: as many as ``each``, in turn, or the one that is ``fixed``."""
+def workers(wanted: str | torch.device | None, each: int = 1) -> int:
+    """How many processes do not get in each other's way; a trial of theirs takes ``each`` accelerators."""
+    there = count(resolve(wanted))
+    return min(os.cpu_count() or 1, 4) if there is None else max(there // max(each, 1), 1)
+
+
+def asked(wanted: str | torch.device | None) -> str:
+    """What to tell other processes of a device: its kind or, where the user gave its number, that one."""
+    found = resolve(wanted)
+    numbered = wanted is not None and wanted != AUTO and torch.device(wanted).index is not None
+    return str(found) if numbered else found.type
+
+
+def environment(asked: str, turn: int, each: int = 1) -> dict[str, str]:
+    """What has a process see devices of its own: as many as ``each``, in turn, or the one that was asked for."""
+    device = torch.device(asked)
     variable = _VISIBLE.get(device.type)
     there = count(device) or 0
     if variable is None or not there:
         return {}
     numbers = [text.strip() for text in os.environ.get(variable, "").split(",") if text.strip()]
     numbers = numbers if len(numbers) == there else [str(k) for k in range(there)]
-    first = (device.index or 0) if fixed else turn % max(there // each, 1) * each
+    first = turn % max(there // each, 1) * each if device.index is None else device.index
     return {variable: ",".join(numbers[first : first + each])}
 
 

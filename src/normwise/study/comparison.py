@@ -199,8 +199,7 @@ def compare(
         )
         where = place.resolve() if isinstance(place, Path) else place
         handed = (task.home or task) if others and task.source is None else None
-        numbered = device != present.AUTO and torch.device(device or "cpu").index is not None
-        job = Job(where, name, handed, str(compute.device) if numbered else compute.device.type, devices)
+        job = Job(where, name, handed, present.asked(device), devices)
         trials = run(store, task, how, job, progress)
         _measure_costs(store, task, trials)
         compared = Study(draw_up(settings, store.about, trials))

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from normwise import devices
 from normwise.errors import InputError, StoreError
 from normwise.records import Settings
@@ -46,8 +44,7 @@ class Job:
 
     def environment(self, turn: int) -> dict[str, str]:
         """What a worker's process is told of the accelerators that it may use."""
-        device = devices.resolve(self.device)
-        return devices.environment(device, turn, self.each, fixed=torch.device(self.device).index is not None)
+        return devices.environment(self.device, turn, self.each)
 
     def __call__(self, on_change: OnChange = lambda trials, note: None) -> None:
         """Work on the study until it is finished."""

@@ -190,6 +190,14 @@ def settled(model: nn.Module, run: Run) -> nn.Module:
     return model
 
 
+def placed(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The model where it is to run: itself if it lies there or is spread over several devices, else a copy."""
+    home = devices.of(model)
+    if home is None or (place := devices.resolve(device, home)) == home:
+        return model
+    return deep_copy(model).to(place)
+
+
 def settle(model: nn.Module, run: Run) -> None:
     """Have lazy layers learn their sizes from a dry run, in which nothing else changes."""
     if not uninitialized(model):
