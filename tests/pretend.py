@@ -12,8 +12,8 @@ mixes no devices, and waits for the device no more often than it should. As on a
 Other than on a GPU
 
 * it draws random numbers from the CPU's generator, so that a run is the same as on the CPU;
-* a tensor is of a subclass, :class:`PretendTensor`, and so are parameters;
-* there is one device, without streams, and ``torch.load`` cannot bring to it what was saved from elsewhere.
+* there is one device, without streams and generators;
+* modules move by ``torch.__future__.set_swap_module_params_on_conversion``, so that parameters stay who they are.
 
 :func:`install` registers it, which cannot be undone: ``torch.accelerator`` then names it to all that runs later in the
 process. So no test installs it in the process of the suite. Tests of the device stand in files whose names begin with
@@ -29,12 +29,11 @@ import runpy
 import subprocess
 import sys
 import types
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,11 +48,11 @@ NAME = "pretend"
 
 @dataclass
 class Counts:
-    """Operators by name without views and allocations; readings on the host and copies to the device, by name too."""
+    """Operators and readings on the host by name, the former without views and allocations; copies to the device."""
 
     operators: Counter[str] = field(default_factory=Counter)
     reads: Counter[str] = field(default_factory=Counter)
-    copies: Counter[str] = field(default_factory=Counter)
+    copies: int = 0
     waits: int = 0
 
 
@@ -92,35 +91,23 @@ def name_of(operator: Any) -> str:
     return str(operator._schema.name).partition("::")[2]
 
 
-def _count(operator: Any, tensors: list[Tensor], to: str | None, kwargs: dict[str, Any]) -> None:
+def _count(operator: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> None:
     name = name_of(operator)
-    source, target = _copy_between(name, tensors, to)
     read = name if name in _READS else None
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
         read = name
-    if name in {"index", "_index_put_impl_", "index_put_", "index_put"} and any(
-        t.dtype in (torch.bool, torch.uint8) for t in tensors[1:]
-    ):
+    if name.startswith(("index", "_index_put")) and any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:]):
         read = f"{name} by a mask"
-    if source == NAME and target == "cpu":
+    copied = [_is_ours(t) for t in tensors] if name == "_copy_from" else None
+    if copied == [True, False]:
         read = "copy to the CPU"
     for counts in _counting:
         if is_work(operator):
             counts.operators[name] += 1
         if read:
             counts.reads[read] += 1
-        if source == "cpu" and target == NAME:
-            counts.copies[name] += 1
-
-
-def _copy_between(name: str, tensors: list[Tensor], to: str | None) -> tuple[str | None, str | None]:
-    """The devices that a copy goes from and to."""
-    if name == "_to_copy":
-        return tensors[0].device.type, to or tensors[0].device.type
-    if name in {"copy_", "_copy_from"}:
-        target, source = tensors[:2] if name == "copy_" else reversed(tensors[:2])
-        return source.device.type, target.device.type
-    return None, None
+        if copied == [False, True]:
+            counts.copies += 1
 
 
 # Memory.
@@ -132,176 +119,143 @@ class Memory:
     allocated = 0
     peak = 0
     limit: int | None = None
-    # By the storage: how many tensors share it.
-    shared: ClassVar[Counter[int]] = Counter()
-
-    @classmethod
-    def take(cls, inner: Tensor) -> None:
-        storage = inner.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if not cls.shared[key]:
-            if cls.limit is not None and cls.allocated + size > cls.limit:
-                del cls.shared[key]
-                raise torch.OutOfMemoryError(f"{NAME} out of memory: tried to allocate {size} bytes more")
-            cls.allocated += size
-            cls.peak = max(cls.peak, cls.allocated)
-        cls.shared[key] += 1
-        weakref.finalize(inner, cls.release, key, size).atexit = False
-
-    @classmethod
-    def release(cls, key: int, size: int) -> None:
-        cls.shared[key] -= 1
-        if not cls.shared[key]:
-            del cls.shared[key]
-            cls.allocated -= size
 
     @classmethod
     def reset_peak(cls) -> None:
         cls.peak = cls.allocated
 
 
-# Tensors.
+class _Block:
+    """The memory behind a storage of the device: a storage of the CPU."""
+
+    def __init__(self, inner: torch.UntypedStorage) -> None:
+        self.inner, self.size = inner, inner.nbytes()
+        if Memory.limit is not None and Memory.allocated + self.size > Memory.limit:
+            self.size = 0
+            raise torch.OutOfMemoryError(f"{NAME} out of memory: tried to allocate {inner.nbytes()} bytes more")
+        Memory.allocated += self.size
+        Memory.peak = max(Memory.peak, Memory.allocated)
+
+    def __del__(self) -> None:
+        Memory.allocated -= self.size
 
 
-class PretendTensor(Tensor):
-    """A tensor of the device; ``inner`` is the one of the CPU that holds its values."""
-
-    inner: Tensor
-
-    @staticmethod
-    def __new__(cls, inner: Tensor) -> PretendTensor:
-        made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device=torch.device(NAME, 0),
-        )  # fmt: skip
-        Memory.take(inner)
-        made.inner = inner
-        return made
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"{self.inner!r} on {NAME}"
-
-    def tolist(self) -> Any:
-        return self.cpu().tolist()
-
-    def numpy(self, *, force: bool = False) -> Any:
-        if not force:
-            raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() first")
-        return self.detach().cpu().numpy()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PretendTensor:
-        if id(self) in memo:
-            return memo[id(self)]
-        if not self.is_leaf:
-            raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
-        made = memo[id(self)] = _restored(PretendTensor(self.inner.clone()), self)
-        if self.grad is not None:
-            made.grad = self.grad.__deepcopy__(memo)
-        return made
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _loaded, (self.inner, self.requires_grad, getattr(self, "_is_param", False))
-
-    # With these two torch exchanges the contents of a parameter that moves to the device, as it does for a GPU: who
-    # holds it, an optimizer for one, holds the moved one.
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
-
-    @staticmethod
-    def __tensor_unflatten__(parts: dict[str, Tensor], *_: Any) -> PretendTensor:
-        return PretendTensor(parts["inner"])
+class _Maker(Tensor):
+    """What storages of the device are made with: torch makes them for tensors of subclasses only."""
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        raise NotImplementedError(func)
 
 
-def _restored(made: Tensor, like: Tensor) -> Any:
-    """Make a parameter of what was one."""
-    made.requires_grad_(like.requires_grad)
-    if getattr(like, "_is_param", False):
-        made._is_param = True  # type: ignore[attr-defined]
-    return made
+def _storage(inner: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A storage of the device around memory of the CPU."""
+    made = Tensor._make_wrapper_subclass(
+        _Maker, (0,), dtype=torch.uint8, device=torch.device(NAME, 0), storage_size=inner.nbytes()
+    )
+    storage = made.untyped_storage()
+    storage.block = _Block(inner)  # type: ignore[attr-defined]
+    return storage
 
 
-# The mark of a file's storages that were saved from the device; loaded to elsewhere, they have lost it.
-_SAVED = f"{NAME}:saved"
+# Some operators change no more than what a tensor is of its storage: those of the CPU do it for any device.
+_ANY_DEVICE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
-def _tag(storage: Any) -> str | None:
-    return _SAVED if storage._cdata in Memory.shared else None
+def _point(t: Tensor, storage: torch.UntypedStorage, like: Tensor) -> Tensor:
+    """Make a tensor one of a storage, with the shape and strides of another."""
+    place = (like.storage_offset(), like.shape, like.stride())
+    torch.ops.aten.set_.source_Storage_storage_offset.redispatch(_ANY_DEVICE, t, storage, *place)
+    return t
 
 
-def _restore(storage: Any, location: str) -> Any:
-    if location == _SAVED:
-        storage.saved_from_the_device = True
-        return storage
-    if location.startswith(NAME):
-        raise NotImplementedError(f"load to the CPU and move: {NAME} restores only what was saved from it")
-    return None
+def _outer(inner: Tensor, storage: torch.UntypedStorage | None = None) -> Tensor:
+    """The tensor of the device for one of the CPU; of a ``storage`` that the device has already, if any."""
+    storage = _storage(inner.untyped_storage()) if storage is None else storage
+    return _point(torch._C._acc.create_empty_tensor((0,), inner.dtype), storage, inner)
 
 
-def _loaded(inner: Tensor, requires_grad: bool, parameter: bool) -> Tensor:
-    """Give what torch.load or pickle read back."""
-    if not hasattr(inner.untyped_storage(), "saved_from_the_device"):
-        return torch.nn.Parameter(inner, requires_grad) if parameter else inner.requires_grad_(requires_grad)
-    made = PretendTensor(inner).requires_grad_(requires_grad)
-    if parameter:
-        made._is_param = True
-    return made
+def _inner(t: Any) -> Any:
+    """The tensor of the CPU behind one of the device; anything else as it is."""
+    if not _is_ours(t):
+        return t
+    place = (t.storage_offset(), t.shape, t.stride())
+    return torch.empty(0, dtype=t.dtype).set_(_memory(t), *place)
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, PretendTensor) else value
+def _is_ours(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.device.type == NAME
+
+
+def _memory(t: Tensor) -> torch.UntypedStorage:
+    block = getattr(t.untyped_storage(), "block", None)
+    return torch.UntypedStorage(0) if block is None else block.inner  # of an empty one nobody has asked before
 
 
 # Operators.
 
 # They may meet tensors of both devices.
-_MEET = {"_to_copy", "copy_", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_", "set_"}
+_MEET = {"_copy_from", "index", "index_put", "index_put_", "_index_put_impl_"}
 
 
-def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute on the CPU what came for the device."""
     name = name_of(operator)
-    flat, spec = pytree.tree_flatten((args, kwargs))
-    tensors = [t for t in flat if isinstance(t, Tensor)]
-    ours = [t for t in tensors if isinstance(t, PretendTensor)]
-    to = kwargs.get("device")
-    to = None if to is None else torch.device(to).type
-    _refuse_a_mixture(name, tensors, ours, flat)
-    _count(operator, tensors, to, kwargs)
+    if name == "set_":
+        return operator.redispatch(_ANY_DEVICE, *args, **kwargs)
     if name == "_fused_sdp_choice":
         return 0  # the CPU's choice is a kernel of the CPU: attention in plain operators
-    args, kwargs = pytree.tree_unflatten([_inner(value) for value in flat], spec)
-    if to == NAME:
-        kwargs["device"] = torch.device("cpu")
-    if kwargs.get("pin_memory"):
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    ours = [t for t in flat if _is_ours(t)]
+    _refuse_a_mixture(name, flat, bool(ours))
+    _count(operator, [t for t in flat if isinstance(t, Tensor)], kwargs)
+    inner = [_inner(value) for value in flat]
+    known = {id(i): t for i, t in zip(inner, flat, strict=True) if isinstance(t, Tensor)}
+    storages = {_memory(t)._cdata: t.untyped_storage() for t in ours}
+    args, kwargs = pytree.tree_unflatten(inner, spec)
+    on_device = bool(ours)
+    if name == "_copy_from":
+        args[1].copy_(args[0])
+        return flat[1]
+    if kwargs.get("device") is not None:
+        on_device, kwargs["device"] = torch.device(kwargs["device"]).type == NAME, torch.device("cpu")
         kwargs["pin_memory"] = False
+    elif not ours:
+        on_device, kwargs["device"] = True, torch.device("cpu")  # made of nothing, on the device by torch's own choice
     found = operator(*args, **kwargs)
-    on_device = bool(ours) if to is None else to == NAME
-    # What is changed in place, or given back as it came, stays the tensor that it is.
-    known = {id(_inner(t)): t for t in tensors}
 
     def outer(t: Any) -> Any:
-        if not isinstance(t, Tensor):
+        if not isinstance(t, Tensor) or not on_device:
             return t
-        return known[id(t)] if id(t) in known else (PretendTensor(t) if on_device else t)
+        return known[id(t)] if id(t) in known else _outer(t, storages.get(t.untyped_storage()._cdata))
 
-    for t in ours:
-        assert t.shape == t.inner.shape, f"{name}: a tensor of {NAME} keeps its shape"
+    for i, t in zip(inner, flat, strict=True):
+        if _is_ours(t) and (i.shape != t.shape or i.untyped_storage()._cdata not in storages):
+            _point(t, _storage(i.untyped_storage()), i)  # resized
     return pytree.tree_map(outer, found)
 
 
-def _refuse_a_mixture(name: str, tensors: list[Tensor], ours: list[PretendTensor], flat: list[Any]) -> None:
-    if ours and name not in _MEET:
-        for t in tensors:
-            if not isinstance(t, PretendTensor) and t.dim():
-                raise RuntimeError(
-                    f"Expected all tensors to be on the same device, but found {t.device} and {NAME}:0 ({name})"
-                )
+def _refuse_a_mixture(name: str, flat: list[Any], on_device: bool) -> None:
+    for value in flat if on_device and name not in _MEET else ():
+        if isinstance(value, Tensor) and value.dim() and not _is_ours(value):
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found {value.device} and {NAME}:0 ({name})"
+            )
     if any(isinstance(value, torch.Generator) for value in flat):
         raise RuntimeError(f"Expected a {NAME!r} device type for generator but found 'cpu' ({name})")
+
+
+# Kernels of a device that the CPU has under other names.
+_FURTHER = {"convolution", "convolution_backward", "_copy_from"}
+
+
+def _kernels() -> Iterator[tuple[str, Any]]:
+    """The operators that a device has kernels of; the others are made of these."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name in torch._C._dispatch_get_all_op_names():
+        short = name.removeprefix("aten::")
+        if short != name and (has(name, "CPU") or short.startswith("_foreach_") or short in _FURTHER):
+            yield short, _overload(short)
 
 
 # Autocast: torch has lists for each kind of device, and none for one of which it does not know.
@@ -400,6 +354,28 @@ _MEMORY = {
     "synchronize": _synchronize,
 }
 
+
+def _tag(storage: Any) -> str | None:
+    return NAME if storage.device.type == NAME else None
+
+
+def _restored(storage: Any, location: str) -> Any:
+    return _storage(storage) if location.startswith(NAME) else None
+
+
+def _let_storages(name: str, wrapped: bool) -> None:
+    """Have a method of storages, which torch calls to save and to copy them, go to the memory behind."""
+    elsewhere = getattr(torch.UntypedStorage, name)
+
+    def method(storage: Any, *args: Any) -> Any:
+        if storage.device.type != NAME:
+            return elsewhere(storage, *args)
+        found = elsewhere(storage.block.inner, *args)
+        return _storage(found) if wrapped else found
+
+    setattr(torch.UntypedStorage, name, method)
+
+
 _installed: list[torch.library.Library] = []
 
 
@@ -413,9 +389,8 @@ def install() -> torch.device:
         setattr(module, name, function)
         setattr(torch.accelerator, name, function)
     library = torch.library.Library("aten", "IMPL")
-    for name, operator in _makers():
-        library.impl(name, functools.partial(_make, operator), "PrivateUse1")
-    library.impl("_copy_from", _copy_from, "PrivateUse1")
+    for name, operator in _kernels():
+        library.impl(name, functools.partial(_run, operator), "PrivateUse1")
     # Torch's own would take a kernel of GPUs for each cell.
     for name in ("lstm.input", "lstm.data"):
         library.impl(name, _overload(name).py_kernels[torch._C.DispatchKey.Autograd], "AutogradPrivateUse1")
@@ -423,32 +398,13 @@ def install() -> torch.device:
     for names, lower in ((_LOWER, True), (_FULL, False)):
         for name in names:
             _autocast(library, name, lower)
-    torch.serialization.register_package(0, _tag, _restore)
-    torch.serialization.add_safe_globals([_loaded])
+    torch.serialization.register_package(0, _tag, _restored)
+    for name in ("data_ptr", "cpu", "_write_file", "_set_from_file"):
+        _let_storages(name, wrapped=False)
+    _let_storages("clone", wrapped=True)
+    torch.__future__.set_swap_module_params_on_conversion(True)
     _installed.append(library)
     return torch.device(NAME)
-
-
-def _makers() -> Iterator[tuple[str, Any]]:
-    """The operators that make tensors of nothing."""
-    for name in torch._C._dispatch_get_all_op_names():
-        if not name.startswith("aten::") or name.endswith("out"):
-            continue
-        operator = _overload(name.removeprefix("aten::"))
-        arguments = operator._schema.arguments
-        if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
-            yield name.removeprefix("aten::"), operator
-
-
-def _make(operator: Any, *args: Any, **kwargs: Any) -> Any:
-    return _run(operator, args, {"device": torch.device(NAME), **kwargs})
-
-
-def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-    """Copy where torch does so below all Python, as ``torch.tensor(..., device=...)`` does."""
-    _count(torch.ops.aten._copy_from.default, [source, target], None, {})
-    _inner(target).copy_(_inner(source))
-    return target
 
 
 def run_alone(path: Path, *options: str) -> None:

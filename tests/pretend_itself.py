@@ -134,7 +134,6 @@ READS: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "mask": (lambda x: x[x > 0], 1),
     "equal": (torch.equal, 1),
     "unique": (torch.unique, 1),
-    "repr": (repr, 0),
     "arithmetic": (lambda x: (x * 2 + 1).sum(), 0),
     "indices": (lambda x: x[torch.tensor([0, 1])], 0),
     "where": (lambda x: torch.where(x > 0, x, 0), 0),
@@ -163,7 +162,7 @@ def test_operators_are_counted_without_views_and_allocations(device: torch.devic
     with pretend.counting() as counts:
         torch.ones(3).to(device)
         torch.tensor([1.0], device=device)
-    assert counts.copies.total() == 2
+    assert counts.copies == 2
     assert not counts.reads
 
 
@@ -212,11 +211,11 @@ def test_a_file_brings_tensors_back_to_where_they_were(weights_only: bool, devic
     net = convolutional().to(device)
     file = io.BytesIO()
     torch.save({"state": net.state_dict(), "here": torch.ones(2)}, file)
-    for where, expected in ((None, "pretend"), ("cpu", "cpu")):
+    for where, expected, here in ((None, "pretend", "cpu"), ("cpu", "cpu", "cpu"), ("pretend", "pretend", "pretend")):
         file.seek(0)
         found = torch.load(file, map_location=where, weights_only=weights_only)
         assert {t.device.type for t in found["state"].values()} == {expected}
-        assert found["here"].is_cpu
+        assert found["here"].device.type == here
         other = convolutional()
         other.load_state_dict(found["state"])
         assert torch.equal(other[0].weight, net[0].weight.cpu())
@@ -224,15 +223,15 @@ def test_a_file_brings_tensors_back_to_where_they_were(weights_only: bool, devic
 
 def test_copies_stay_on_the_device(device: torch.device) -> None:
     net = convolutional().to(device)
-    net[0].weight.grad = torch.ones_like(net[0].weight)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert {type(p) for p in other.parameters()} == {pretend.PretendTensor}
-        assert all(isinstance(p, nn.Parameter) for p in other.parameters())
+        assert {type(p) for p in other.parameters()} == {nn.Parameter}
+        assert {p.device.type for p in other.parameters()} == {"pretend"}
         assert torch.equal(other[0].weight, net[0].weight)
         with torch.no_grad():
             other[0].weight.zero_()
         assert net[0].weight.abs().sum().item() > 0
-    assert copy.deepcopy(net)[0].weight.grad.sum().item() == 36
+    moved = next(net.parameters())
+    assert copy.deepcopy(moved.detach() * 2).sum().item() == pytest.approx(2 * moved.sum().item())
     assert {p.device.type for p in net.cpu().parameters()} == {"cpu"}
 
 
