@@ -335,17 +335,30 @@ def asked(wanted: str | torch.device | None) -> str:
     return str(found) if numbered else found.type
 
 
-def environment(asked: str, turn: int, each: int = 1) -> dict[str, str]:
-    """What has a process see devices of its own: as many as ``each``, in turn, or the one that was asked for."""
+def share(asked: str, turn: int, each: int = 1) -> tuple[str, dict[str, str]]:
+    """Give a process devices of its own: as many as ``each``, in turn, or the one that was asked for.
+
+    Returns:
+        The device as the process is to call it, and the variables of its environment.
+    """
     device = torch.device(asked)
+    there = count(device)
+    if there is None:
+        return asked, {}
+    first = turn % max(there // each, 1) * each if device.index is None else device.index
     variable = _VISIBLE.get(device.type)
-    there = count(device) or 0
-    if variable is None or not there:
-        return {}
+    if variable is None:
+        return f"{device.type}:{first}", {}
     numbers = [text.strip() for text in os.environ.get(variable, "").split(",") if text.strip()]
     numbers = numbers if len(numbers) == there else [str(k) for k in range(there)]
-    first = turn % max(there // each, 1) * each if device.index is None else device.index
-    return {variable: ",".join(numbers[first : first + each])}
+    return device.type, {variable: ",".join(numbers[first : first + each])}
+
+
+def refuse_more(device: torch.device, wanted: int) -> None:
+    """Refuse to train one trial on more devices than there are."""
+    there = count(device)
+    if there is not None and there < wanted:
+        raise InputError(f"{wanted} devices are to train one trial, and there are {there} of {device.type} here")
 
 
 def ranks_backend(device: torch.device) -> str:

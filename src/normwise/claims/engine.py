@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -101,9 +100,9 @@ def run(
         bench = Bench(experiments_of(chosen), quick, folder, fresh, _end(minutes), compute)
         if folder is not None:
             ids = [claim.name for claim in chosen]
-            job = partial(_help, ids, quick, folder.resolve(), minutes, compute.settings())
-            environments = [devices.environment(asked, turn) for turn in range(1, workers)]
-            stack.enter_context(helpers([job] * (workers - 1), environments))
+            job = partial(_help, ids, quick, folder.resolve(), minutes, compute.precision)
+            shares = [devices.share(asked, turn) for turn in range(1, workers)]
+            stack.enter_context(helpers([partial(job, name) for name, _ in shares], [of for _, of in shares]))
         display = stack.enter_context(Display()) if progress else None
         record = _record(kept, command or _python_command(chosen, quick), compute)
         while True:
@@ -195,13 +194,14 @@ def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path,
     return stored, page
 
 
-def _help(names: list[str], quick: bool, folder: Path, minutes: float | None, told: dict[str, Any]) -> None:
+def _help(names: list[str], quick: bool, folder: Path, minutes: float | None, precision: str, device: str) -> None:
     """What a helper process does: the same stages, of which it takes trials that nobody else has."""
     claims = claims_named(names)
-    compute = Compute(**told | {"device": devices.resolve(told["device"])})
-    bench = Bench(experiments_of(claims), quick, folder, end=_end(minutes), compute=compute)
-    while (ahead := stages(claims, bench.runs(), quick)) and not bench.over():
-        bench.work(ahead[0])
+    compute = Compute(devices.resolve(device), precision)
+    with devices.current(compute.device):
+        bench = Bench(experiments_of(claims), quick, folder, end=_end(minutes), compute=compute)
+        while (ahead := stages(claims, bench.runs(), quick)) and not bench.over():
+            bench.work(ahead[0])
 
 
 def _end(minutes: float | None) -> float | None:

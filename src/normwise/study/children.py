@@ -28,7 +28,7 @@ _CHILD = "from normwise.study.children import main; main()"
 
 @contextmanager
 def helpers(
-    jobs: Sequence[Callable[[], object]], environments: Sequence[Mapping[str, str]] = ()
+    jobs: Sequence[Callable[[], object]] = (), environments: Sequence[Mapping[str, str]] = ()
 ) -> Iterator[Callable[[], int]]:
     """Run each job in a process of its own, with variables of the environment of its own, while the body runs."""
     restarts = iter(range(_RESTARTS))

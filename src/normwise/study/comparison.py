@@ -244,11 +244,11 @@ def make_settings(
         schedule=task.schedule_name,
         splits=task.splits.sizes(),
         model=task.describe_model(),
-        notes=[*task.notes, *notes(task, methods), *task.conversions(methods)],
+        notes=[*task.compute.notes(), *task.notes, *notes(task, methods), *task.conversions(methods)],
         quick=quick,
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
-        devices=_checked_devices(devices, sizes),
+        devices=_checked_devices(devices, sizes, task.compute),
         floor=task.floor,
         search=SEARCH if lrs is None and not quick else 0,
         tune_ties=tunes - 1,
@@ -333,9 +333,10 @@ def _checked_lrs(lrs: Sequence[float]) -> list[float]:
     return [float(lr) for lr in rates]
 
 
-def _checked_devices(devices: int, sizes: Sequence[int]) -> int:
+def _checked_devices(devices: int, sizes: Sequence[int], compute: Compute) -> int:
     if min(sizes) < _checked_count("devices", devices):
         raise InputError(f"a batch of {min(sizes)} cannot be shared by {devices} devices: give larger --batch-sizes")
+    present.refuse_more(compute.device, devices)
     return int(devices)
 
 

@@ -19,6 +19,8 @@ from normwise.study.optimize import Steps
 # What --precision may be, and the type that autocast computes in.
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
+_TOLD = {"32": "float32", "bf16": "bfloat16 by autocast", "16": "float16 by autocast"}
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -66,9 +68,16 @@ class Compute:
         """For those who read a study: what it ran on."""
         return {
             "device": devices.name(self.device),
-            "precision": {"32": "float32", "bf16": "bfloat16 by autocast", "16": "float16 by autocast"}[self.precision],
+            "precision": _TOLD[self.precision],
             "compiled": "by torch.compile" if self.compile else "no",
         }
+
+    def notes(self) -> list[str]:
+        """The same as a line, where it is not plain training on the CPU."""
+        if self == Compute(num_workers=self.num_workers):
+            return []
+        told = self.told()
+        return [f"Trained on {told['device']}, {told['precision']}{', by torch.compile' * self.compile}."]
 
 
 class Stepper:

@@ -7,6 +7,7 @@ cluster as tasks and watches. Workers that anything else starts (``normwise stud
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import ipaddress
 import logging
@@ -67,7 +68,7 @@ class Processes:
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Start all but the first."""
         count = max(min(self.workers, trials), 1)
-        with helpers([job] * (count - 1), [job.environment(k) for k in range(1, count)]) as look_after:
+        with helpers(*zip(*(job.in_turn(k) for k in range(1, count)), strict=True)) as look_after:
             yield lambda: 1 + look_after()
 
 
@@ -106,7 +107,7 @@ class RayCluster:
     @contextmanager
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Connect, hand over the tasks, and take back what is left of them in the end."""
-        told = packed(job)
+        told = packed(dataclasses.replace(job, device=job.device.partition(":")[0]))  # Ray gives numbers of its own
         with _connected(self.address) as ray:
             if not is_url(job.where) and not _is_here(ray):
                 raise InputError(

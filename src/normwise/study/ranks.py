@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from normwise.devices import count, current, ranks_backend
+from normwise.devices import current, ranks_backend, refuse_more
 from normwise.errors import InputError
 from normwise.records import Cell, Trial
 from normwise.study.children import started
@@ -40,9 +40,7 @@ class Distributed:
         self.task = trainer.task
         self.devices = devices
         compute = self.task.compute
-        there = count(compute.device)
-        if there is not None and there < devices:
-            raise InputError(f"{devices} devices are to train a trial, and there are {there} of {compute.device.type}")
+        refuse_more(compute.device, devices)
         # What has a name is looked up there, which spares the data their way.
         home = self.task.home or dataclasses.replace(self.task, compute=Compute())
         self._rest = (home.source or home, compute, trainer.steps, trainer.measure_memory, trainer.tune_share)

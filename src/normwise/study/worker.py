@@ -6,6 +6,7 @@ child processes.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,15 +43,17 @@ class Job:
                 "several workers need make_model in a module that they can import: move it there, or workers=1"
             )
 
-    def environment(self, turn: int) -> dict[str, str]:
-        """What a worker's process is told of the accelerators that it may use."""
-        return devices.environment(self.device, turn, self.each)
+    def in_turn(self, turn: int) -> tuple[Job, dict[str, str]]:
+        """What one of several workers is told, and the variables of its environment."""
+        device, environment = devices.share(self.device, turn, self.each)
+        return dataclasses.replace(self, device=device), environment
 
     def __call__(self, on_change: OnChange = lambda trials, note: None) -> None:
         """Work on the study until it is finished."""
         store = Store(self.where, name=self.study)
         task = rebuild(store) if self.task is None else self.task
-        store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change, floor=task.floor)
+        with devices.current(devices.resolve(self.device)):
+            store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change, floor=task.floor)
 
 
 def rebuild(store: Store) -> Task:
