@@ -17,6 +17,7 @@ from normwise.functional import real_elements
 from normwise.methods import METHODS
 from normwise.probe.places import elements_of_layer, sizes_of
 from normwise.probe.spread import Calls, drowned, initial
+from normwise.surgery.description import NormLayer
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 
@@ -47,7 +48,7 @@ class NormMeter:
         self._deviation: Tensor | None = None
         self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
         self._held_before = self._held()
-        self._start_weight = _largest(found.module)
+        self._start_weight = _largest(found.layer)
         self._start_batches = count_of(found.module, "num_batches_tracked")
 
     @property
@@ -119,7 +120,7 @@ class NormMeter:
     def _note_spread(self, mean: Tensor, var: Tensor) -> None:
         # A variance of rounding errors alone is that of a constant.
         constant = (var <= (mean.abs() * 1e-6).square()).double().mean(0)
-        sunk = drowned(var, self._weight_on(var), self.found.layer.eps)
+        sunk = drowned(var, self._weight_on(), self.found.layer.eps)
         near = sunk.double().mean(0)
         varying = var[sunk & (var > (mean.abs() * 1e-6).square())]
         self._near_min = min(self._near_min, float(varying.min())) if varying.numel() else self._near_min
@@ -127,9 +128,9 @@ class NormMeter:
         self._channels_near = _minimum(self._channels_near, near)
         self._var_min = min(self._var_min, float(var.min()))
 
-    def _weight_on(self, var: Tensor) -> Tensor | None:
-        weight = getattr(self.found.module, "weight", None)
-        return weight.cpu() if isinstance(weight, Tensor) and not torch.nn.parameter.is_lazy(weight) else None
+    def _weight_on(self) -> Tensor | None:
+        scale = self.found.layer.scale
+        return None if scale is None else scale.flatten().cpu()
 
     def _compare(self, batch: Moments, at: int) -> None:
         """Batch statistics against the running ones, before these take the batch in."""
@@ -149,7 +150,7 @@ class NormMeter:
     def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
         """Sum up."""
         module = self.found.module
-        weight = _largest(module)
+        weight = _largest(self.found.layer)
         return NormTrace(
             layer=facts,
             training=module.training,
@@ -162,7 +163,7 @@ class NormMeter:
             skipped=count_of(module, "num_batches_skipped") or 0,
             var_min=_finite(self._var_min),
             near_min=_finite(self._near_min),
-            initial=initial(module),
+            initial=initial(self.found.layer),
             broken_gradients=self.broken_here,
             heard=self.heard,
             broken_outputs=self.broken_before,
@@ -312,13 +313,12 @@ def _copy(tensor: Any) -> Tensor | None:
     return tensor.detach().double().cpu().flatten().clone() if isinstance(tensor, Tensor) else None
 
 
-def _largest(module: nn.Module) -> tuple[float, float] | None:
-    """The greatest and the median |weight|."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.numel() or torch.nn.parameter.is_lazy(weight):
+def _largest(layer: NormLayer) -> tuple[float, float] | None:
+    """The greatest and the median of what scales a channel."""
+    scale = layer.scale
+    if scale is None or not scale.numel():
         return None
-    size = weight.detach().abs().float()
-    return float(size.max()), float(size.median())
+    return float(scale.abs().max()), float(scale.abs().float().median())
 
 
 def _size_of(module: nn.Module) -> float | None:

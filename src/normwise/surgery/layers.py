@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from normwise import nn
@@ -25,8 +26,9 @@ from normwise.nn.factory import _ANY_DIM
 from normwise.nn.norm import NormOverSamples
 from normwise.nn.own import in_family, name_of
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
-from normwise.surgery import layouts
+from normwise.surgery import behaviour, layouts
 from normwise.surgery.description import NormLayer, agrees, is_ours
+from normwise.surgery.running import unwrapped
 
 Where = str | Callable[[str, torch.nn.Module], bool] | None
 
@@ -58,13 +60,16 @@ def describe(module: torch.nn.Module) -> NormLayer | None:
         True
     """
     model_given(module, "describe")
+    module = unwrapped(module)  # what was compiled by itself
     layer = _by_type(module)
     if layer is not None:
         if type(module) in _EXACT and "forward" not in vars(module):
             return layer
-        return _proven(module, layer) or _unproven(module, layer)
-    layer = _by_structure(module)
-    return None if layer is None else _proven(module, layer)
+        return _proven(module, layer) or (layer.per_token and behaviour.read(module)) or _unproven(module, layer)
+    if type(module).__module__.startswith("torch.nn."):
+        return None
+    layer = None if isinstance(module, torch.jit.ScriptModule) else _by_structure(module)
+    return behaviour.read(module) if layer is None else _proven(module, layer)
 
 
 def find(model: torch.nn.Module) -> list[Found]:
@@ -91,7 +96,8 @@ def find(model: torch.nn.Module) -> list[Found]:
     inside: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) not in seen:
-            layer = None if id(module) in inside else describe(module)
+            taken = id(module) in inside or isinstance(module, torch.nn.DataParallel | DistributedDataParallel)
+            layer = None if taken else describe(module)
             seen[id(module)] = None if layer is None else Found([], module, layer)
             if layer is not None:
                 inside.update(id(child) for child in module.modules())
@@ -213,26 +219,14 @@ def _dtype(module: torch.nn.Module) -> torch.dtype:
 
 
 def _by_structure(module: torch.nn.Module) -> NormLayer | None:
-    """What a module's tensors suggest that it is; to be proven by running it."""
-    if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
-        return None
+    """A batch norm of stored statistics, by its tensors; to be proven by running it."""
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
     floats = {name: tensor for name, tensor in own.items() if name != "num_batches_tracked"}
-    if not floats or any(t.ndim != 1 or t.shape != next(iter(floats.values())).shape for t in floats.values()):
+    if set(floats) != {"weight", "bias", "running_mean", "running_var"}:
         return None
-    channels = len(next(iter(floats.values())))
-    if set(floats) == {"weight", "bias", "running_mean", "running_var"}:
-        return _common(module, "batch", channels, eps=_eps(module), frozen=True)
-    if set(floats) in ({"weight"}, {"weight", "bias"}):
-        method = "layer" if "bias" in floats else "rms"
-        return _common(module, method, channels, eps=_eps(module), channel_axis=-1, per_token=True)
-    return None
-
-
-def _eps(module: torch.nn.Module) -> float:
-    """The one small number among a module's attributes."""
-    small = [v for v in vars(module).values() if isinstance(v, float) and 0 < v < 0.05]
-    return small[0] if small else 0.0
+    if any(t.ndim != 1 or t.shape != floats["weight"].shape for t in floats.values()):
+        return None
+    return _common(module, "batch", len(floats["weight"]), eps=behaviour.small_number(module), frozen=True)
 
 
 def _proven(module: torch.nn.Module, layer: NormLayer) -> NormLayer | None:
