@@ -27,6 +27,8 @@ _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _SMALL = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 # Channels of a module that does not say how many it takes.
 _ANY = 12
+# The most that is tried as numbers per head and channel, and as channels that an attribute tells of.
+_GRID, _MOST = 1 << 16, 1 << 13
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
@@ -42,6 +44,8 @@ class Way(NamedTuple):
     axis: int
     groups: int
     centred: bool
+    # Whether each of the last two axes' elements has a scale of its own (heads and channels).
+    grid: bool = False
 
     def __call__(self, x: Tensor, eps: float = 0.0) -> Tensor:
         """Normalize."""
@@ -110,7 +114,7 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor] | None:
     if any(t.is_meta or torch.nn.parameter.is_lazy(t) or t.ndim > 4 or not t.numel() for t in floats.values()):
         return None
     # One number per channel, or per head and channel: beyond that a module mixes.
-    if any(sum(size > 1 for size in t.shape) > 2 for t in floats.values()):
+    if any(sum(size > 1 for size in t.shape) > 1 + (t.numel() <= _GRID) for t in floats.values()):
         return None
     return floats
 
@@ -121,7 +125,7 @@ def _may_run(module: torch.nn.Module) -> bool:
 
 
 def _arities(module: torch.nn.Module) -> list[int]:
-    """With how many tensors it may be called: alone, or with a gate or residual beside."""
+    """With how many tensors it may be called: alone, or where it has parameters with a gate or residual beside."""
     if isinstance(module, torch.jit.ScriptModule):
         return [1]
     try:
@@ -131,7 +135,8 @@ def _arities(module: torch.nn.Module) -> list[int]:
     places = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = sum(p.default is p.empty for p in places)
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in known)
-    return [n for n in (1, 2) if needed <= n and (n <= len(places) or (open_ended and n == 1))]
+    most = 2 if any(True for _ in module.parameters()) else 1
+    return [n for n in range(1, most + 1) if needed <= n and (n <= len(places) or (open_ended and n == 1))]
 
 
 def _places(own: dict[str, Tensor]) -> list[tuple[torch.device, torch.dtype]]:
@@ -150,11 +155,13 @@ def _read_at(
     found: NormLayer | None = None
     for arity in _arities(module):
         for shape, axes in trial.shapes():
-            if trial.run(shape, arity) is None:
+            y = trial.run(shape, arity)
+            if y is None:
                 continue
             trial.ran = True
             layer = trial.elementwise(shape) if arity == 1 else None
-            layer = layer or trial.normalizer(shape, axes, arity)
+            if layer is None and trial.forgets_size(shape, arity):
+                layer = trial.normalizer(shape, axes, arity)
             if layer is not None:
                 # What may be given beside the input, too, is part of what the layer computes.
                 found = layer
@@ -169,7 +176,7 @@ class _Trial:
         self, module: torch.nn.Module, own: dict[str, Tensor], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.module, self.own, self.device, self.dtype = module, own, device, dtype
-        self.ran = False
+        self.ran = self._grid = False
         self._tolerance = _TOLERANCE.get(dtype, 0.03)
         self._random = torch.Generator().manual_seed(0)
         self._twin = unhooked(deep_copy(module)).to(device, dtype)
@@ -181,13 +188,14 @@ class _Trial:
         """Input shapes that may suit, each with the axes that may hold the channels."""
         grids = [tuple(s for s in t.shape if s > 1) for t in self.own.values()]
         if any(len(grid) == 2 for grid in grids):
-            yield (3, 8, *next(grid for grid in grids if len(grid) == 2)), (-1,)
+            self._grid = True
+            yield (2, 4, *next(grid for grid in grids if len(grid) == 2)), (-1,)
             return
         sizes = {grid[0] for grid in grids if grid}
         if len(sizes) > 1:
             return
         numbers = {n for v in self._known for n in (v if isinstance(v, tuple) else (v,)) if isinstance(n, int)}
-        told = sorted((n for n in numbers if not isinstance(n, bool) and 2 <= n <= 1 << 16), reverse=True)
+        told = sorted((n for n in numbers if not isinstance(n, bool) and 2 <= n <= _MOST), reverse=True)
         for size in [*sizes] or [*told[:3], _ANY]:
             both = (-1, 1) if not sizes else (-1,)
             yield (3, 8, size), both
@@ -203,6 +211,15 @@ class _Trial:
             return y if isinstance(y, Tensor) and y.shape == shape and bool(y.isfinite().all()) else None
         return None
 
+    def forgets_size(self, shape: tuple[int, ...], arity: int) -> bool:
+        """Whether an input of twice the size gives the same, as it does wherever a statistic is divided by."""
+        x = self._input(shape)
+        beside = [self._gate(shape)] * (arity - 1)
+        y = self._twin.forward(x.clone(), *beside)
+        limit = max(10 * self._tolerance, 1e-3) * float(y.abs().max())
+        doubled = [beside] + [[2 * gate for gate in beside]] * (arity - 1)
+        return any(float((self._twin.forward(2 * x, *more) - y).abs().max()) <= limit for more in doubled)
+
     def elementwise(self, shape: tuple[int, ...]) -> NormLayer | None:
         """Read it as a squashing function of each element by itself: DyT or Derf."""
         x = self._input(shape, size=1.0)
@@ -212,7 +229,7 @@ class _Trial:
             for method, inner in [("dyt", torch.tanh(alpha * x))] + [
                 ("derf", torch.erf(alpha * x + shift)) for s, shift in [*numbers.items(), ("", 0.0)] if s != a
             ]:
-                scale, shift, error = _per_channel(inner.double(), y.double(), -1)
+                scale, shift, error = _per_channel(inner.double(), y.double(), Way("token", -1, 1, False))
                 if error < self._tolerance and bool((scale.abs() > 1e-6).any()):
                     learned = {n: t for n, t in self.own.items() if t.numel() > 1}
                     fits = [_Fit(Way("token", -1, 1, False), scale, shift, error)]
@@ -232,6 +249,9 @@ class _Trial:
         return None
 
     def _ways(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[Way]:
+        if self._grid:
+            yield from (Way("token", -1, 1, centred, grid=True) for centred in (True, False))
+            return
         for axis in axes:
             channels = shape[axis]
             numbers = {n for n in self._known if isinstance(n, int) and not isinstance(n, bool) and 1 < n < channels}
@@ -301,7 +321,7 @@ class _Trial:
     ) -> tuple[Tensor, Tensor]:
         """The deviation of small values that share a statistic, and what they are divided by."""
         x = self._input(shape, size)
-        scale, shift = (_broadcast(t, x, way.axis) for t in (fit.scale, fit.shift))
+        scale, shift = (_broadcast(t, x, way) for t in (fit.scale, fit.shift))
         z = (self._output(x, arity).double() - shift) / scale
         parts, outputs = way.split(x.double()), way._replace(centred=False).split(z)
         dims = way.dims(parts)
@@ -457,14 +477,12 @@ def _gatings(x: Tensor, gate: Tensor | None) -> Iterator[tuple[str, Tensor, Tens
 def _fit(way: Way, inner: Tensor, y: Tensor, outer: Tensor | None) -> _Fit:
     if outer is not None:
         y = torch.where(outer.abs() > 1e-3, y / outer, float("nan"))
-    return _Fit(way, *_per_channel(way(inner), y, way.axis))
+    return _Fit(way, *_per_channel(way(inner), y, way))
 
 
-def _per_channel(z: Tensor, y: Tensor, axis: int) -> tuple[Tensor, Tensor, float]:
+def _per_channel(z: Tensor, y: Tensor, way: Way) -> tuple[Tensor, Tensor, float]:
     """Scale and shift of each channel by least squares, and the largest error relative to the largest value."""
-    trailing = z.ndim == 4 and axis == -1 and z.shape[:2] == (3, 8)
-    z, y = (t.flatten(2).movedim(-1, 0) if trailing else t.movedim(axis, 0) for t in (z, y))
-    z, y = z.flatten(1), y.flatten(1)
+    z, y = ((t.flatten(-2) if way.grid else t).movedim(way.axis, 0).flatten(1) for t in (z, y))
     known = y.isfinite()
     y, weight = torch.where(known, y, 0.0), known.double()
     count = weight.sum(1, keepdim=True).clamp_min(1)
@@ -476,9 +494,9 @@ def _per_channel(z: Tensor, y: Tensor, axis: int) -> tuple[Tensor, Tensor, float
     return scale[:, 0], (mean_y - scale * mean_z)[:, 0], math.inf if flat else float(error)
 
 
-def _broadcast(values: Tensor, y: Tensor, axis: int) -> Tensor:
-    if axis == -1:
-        return values.reshape(y.shape[-2:]) if values.numel() != y.shape[-1] else values
+def _broadcast(values: Tensor, y: Tensor, way: Way) -> Tensor:
+    if way.axis == -1:
+        return values.reshape(y.shape[-2:]) if way.grid else values
     return values.reshape(-1, *(1,) * (y.ndim - 2))
 
 

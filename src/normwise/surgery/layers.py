@@ -7,7 +7,8 @@ random parameters runs on random input and is compared with the formula that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace as with_changes
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from normwise import nn
@@ -96,15 +97,44 @@ def find(model: torch.nn.Module) -> list[Found]:
     inside: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) not in seen:
-            taken = id(module) in inside or isinstance(module, torch.nn.DataParallel | DistributedDataParallel)
+            # What computes a weight is no layer of the model, and a data-parallel wrapper is not the layer inside.
+            weights = isinstance(module, parametrize.ParametrizationList)
+            taken = weights or id(module) in inside or isinstance(module, DataParallel | DistributedDataParallel)
             layer = None if taken else describe(module)
             seen[id(module)] = None if layer is None else Found([], module, layer)
-            if layer is not None:
+            if layer is not None or weights:
                 inside.update(id(child) for child in module.modules())
         found = seen[id(module)]
         if found is not None:
             found.names.append(name)
     return [found for found in seen.values() if found is not None]
+
+
+# "norm", or an "ln" of its own, in the name of a class or attribute; not "normal", and not NoLayerNorm or NormFree.
+_SAYS_NORM = re.compile(r"[Nn]orm(?!al(?!i[sz]))|NORM|(^|_)ln(_|\d|$)")
+_SAYS_NONE = re.compile(r"(No|Without)[A-Z]?[a-z]*Norm|Norm(alizer)?Free")
+
+
+def not_understood(model: torch.nn.Module, found: Iterable[Found] | None = None) -> list[tuple[str, torch.nn.Module]]:
+    """Modules whose class or attribute is called a norm, and of which nothing shows that they are one."""
+    layers = find(model) if found is None else list(found)
+    known = {id(part) for f in layers for part in f.module.modules()}
+    known |= {id(part) for m in model.modules() if isinstance(m, parametrize.ParametrizationList) for part in m.modules()}
+    unknown: list[tuple[str, torch.nn.Module]] = []
+    # From the inside: what holds an unknown norm is named after it as often as not.
+    for name, module in reversed(list(model.named_modules())):
+        if not any(id(part) in known for part in module.modules()) and _claims(name, module):
+            known.add(id(module))
+            unknown.append((name, module))
+    return unknown[::-1]
+
+
+def _claims(name: str, module: torch.nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith(("torch.nn.", "torch.ao.", "normwise.")) or isinstance(module, torch.nn.Sequential):
+        return False
+    called = (type(module).__name__, name.rpartition(".")[2])
+    return any(_SAYS_NORM.search(_SAYS_NONE.sub("", word)) for word in called) and not behaviour.passes_through(module)
 
 
 def chosen(model: torch.nn.Module, where: Where = None) -> Iterator[Found]:
