@@ -13,7 +13,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from normwise.kernels.cpu import native
 from normwise.nn import LayerNorm, RMSNorm
-from normwise.nn._last_axes import layer_norm, rms_norm
+from normwise.core.last_axes import layer_norm, rms_norm
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:

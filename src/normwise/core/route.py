@@ -8,7 +8,7 @@ gives ``None`` where the call is out of the ordinary or does not fit the kernel.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -123,6 +123,11 @@ def normalized(
     running: Running | None,
 ) -> tuple[Tensor, Moments | None]:
     """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
+    if method.curve is not None:
+        dtype = reference.accumulation_dtype(x.dtype)
+        curved = method.curve(x.to(dtype), **{name: t.to(dtype) for name, t in _all_learned(x, method, learned)})
+        affine = method.affine(Moments(curved.new_zeros(1, 1), curved.new_ones(1, 1)), given)
+        return reference.apply(curved, *affine, activation, slope).to(x.dtype), None
     way = route(x, method, given, mask, running)
     if way.whole is not None:
         mix = method.mix(given.population is not None)
@@ -131,8 +136,7 @@ def normalized(
         parameters = (given.weight, given.bias, *shares, given.eps)
         return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
     tensors: list[Tensor | None] = [given.weight, given.bias]
-    for name in method.learned:
-        tensors.append(learned[name] if name in learned else _start(x, method, name))
+    tensors += [t for _, t in _all_learned(x, method, learned)]
     call = Cells(method, given._replace(weight=None, bias=None), mask, activation, slope, way.kernels or reference)
     call.reads = method.reads_cells(given.population is not None)
     # Of what the map is made of nothing wants a gradient. If the map does, the method's function draws on more: on
@@ -147,10 +151,14 @@ def normalized(
     return y, seen
 
 
-def _start(x: Tensor, method: Method, name: str) -> Tensor:
-    """What a learned tensor is that nobody gave: what it begins as."""
-    one = method.learned[name]
-    return x.new_full(one.shape(x.shape[1]), one.start, dtype=reference.accumulation_dtype(x.dtype))
+def _all_learned(x: Tensor, method: Method, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """A method's learned tensors; one that nobody gave is what it begins as."""
+    for name, one in method.learned.items():
+        if name in given:
+            yield name, given[name]
+        else:
+            dtype = reference.accumulation_dtype(x.dtype)
+            yield name, x.new_full(one.shape(x.shape[1]), one.start, dtype=dtype)
 
 
 def whole(
@@ -180,6 +188,11 @@ def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:
     call = Whole(name, args)
     y: Tensor = Fused.apply(call, *call.tensors)
     return y
+
+
+def exporting() -> bool:
+    """Whether the graph is being written down for others, who know torch's operators and not ours."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # ONNX goes by one of the two
 
 
 # Modes under which sizes may be symbols and values may be absent.
