@@ -136,7 +136,7 @@ def _arities(module: torch.nn.Module) -> list[int]:
     needed = sum(p.default is p.empty for p in places)
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in known)
     most = 2 if any(True for _ in module.parameters()) else 1
-    return [n for n in range(1, most + 1) if needed <= n and (n <= len(places) or (open_ended and n == 1))]
+    return [n for n in range(1, most + 1) if needed <= n and (n <= len(places) or open_ended)]
 
 
 def _places(own: dict[str, Tensor]) -> list[tuple[torch.device, torch.dtype]]:
@@ -298,9 +298,7 @@ class _Trial:
         inner, outer = next((inner, outer) for name, inner, outer in _gatings(x.double(), gate) if name == gating)
         return _fit(way, inner, y, outer)
 
-    def _eps(
-        self, way: Way, gating: str, shape: tuple[int, ...], arity: int, fit: _Fit
-    ) -> tuple[float, str | None]:
+    def _eps(self, way: Way, gating: str, shape: tuple[int, ...], arity: int, fit: _Fit) -> tuple[float, str | None]:
         """What is added under the root, and a word on it where it enters elsewhere."""
         stated = small_number(self.module)
         if self.dtype not in _TOLERANCE or gating:
@@ -316,12 +314,13 @@ class _Trial:
                 return (0.0 if eps < 1e-20 else eps), told
         return stated, "its eps enters in a way of its own"
 
-    def _divisor(
-        self, way: Way, shape: tuple[int, ...], arity: int, fit: _Fit, size: float
-    ) -> tuple[Tensor, Tensor]:
+    def _divisor(self, way: Way, shape: tuple[int, ...], arity: int, fit: _Fit, size: float) -> tuple[Tensor, Tensor]:
         """The deviation of small values that share a statistic, and what they are divided by."""
         x = self._input(shape, size)
         scale, shift = (_broadcast(t, x, way) for t in (fit.scale, fit.shift))
+        # Of zeros nothing is left but the shift, without the rounding of a fit.
+        nothing = self._twin.forward(torch.zeros_like(x)).double()
+        shift = torch.where(nothing.isfinite(), nothing, shift)
         z = (self._output(x, arity).double() - shift) / scale
         parts, outputs = way.split(x.double()), way._replace(centred=False).split(z)
         dims = way.dims(parts)
@@ -368,7 +367,8 @@ class _Trial:
         problem: str | None = None,
     ) -> NormLayer:
         vectors = [t for t in learned.values() if t.numel() > 1]
-        known = bool(vectors) or shape[axis] in {n for v in self._known for n in (v if isinstance(v, tuple) else (v,))}
+        other = [n + (i == axis % len(shape)) for i, n in enumerate(shape)]
+        known = bool(vectors) or self.run(tuple(other), 1 if gate is None else 2) is None
         several = [t for t in vectors if sum(size > 1 for size in t.shape) > 1]
         if several:
             problem = problem or f"its weight has one entry per element of {tuple(several[0].shape)}"
@@ -445,11 +445,15 @@ def _explained(
     if size < 1e-6 or float((wanted - wanted.mean()).abs().max()) < 10 * tolerance * max(size, 1.0):
         return _Explained(None, 0.0, 0.0 if size < 10 * tolerance else float(wanted.mean()))
     for name in learned:
-        given = torch.cat([v[name].flatten().expand(s.numel()) if v[name].numel() == 1 else v[name].flatten()
-                           for v, s in zip(values, seen, strict=False)])
+        given = torch.cat([
+            v[name].flatten().expand(s.numel()) if v[name].numel() == 1 else v[name].flatten()
+            for v, s in zip(values, seen, strict=False)
+        ])
         if given.shape != wanted.shape or float(given.std()) < 1e-9:
             continue
-        factor = float(((given - given.mean()) * (wanted - wanted.mean())).sum() / (given - given.mean()).square().sum())
+        factor = float(
+            ((given - given.mean()) * (wanted - wanted.mean())).sum() / (given - given.mean()).square().sum()
+        )
         offset = float(wanted.mean() - factor * given.mean())
         if float((factor * given + offset - wanted).abs().max()) < 10 * tolerance * size:
             return _Explained(name, factor, offset if abs(offset) > 1e-3 else 0.0)

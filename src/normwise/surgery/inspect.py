@@ -228,7 +228,9 @@ def _of_state(state: Mapping[str, Tensor]) -> Iterator[_Facts]:
             channels = tensors["running_mean" if "running_mean" in tensors else "weight"].numel()
             told, scale = _as_stored(tensors.get("weight") if "running_mean" not in tensors else None)
             scale = tensors.get("weight") if scale is None else scale
-            yield _Facts(Row([name], None, method, channels, **_measured(tensors, scale), weight=told), tensors, None, scale)
+            yield _Facts(
+                Row([name], None, method, channels, **_measured(tensors, scale), weight=told), tensors, None, scale
+            )
 
 
 # Plain scales start at 1 and hardly ever cross 0; offsets from 1 start at 0, and go both ways.

@@ -120,7 +120,9 @@ def not_understood(model: torch.nn.Module, found: Iterable[Found] | None = None)
     """Modules whose class or attribute is called a norm, and of which nothing shows that they are one."""
     layers = find(model) if found is None else list(found)
     known = {id(part) for f in layers for part in f.module.modules()}
-    known |= {id(part) for m in model.modules() if isinstance(m, parametrize.ParametrizationList) for part in m.modules()}
+    known |= {
+        id(part) for m in model.modules() if isinstance(m, parametrize.ParametrizationList) for part in m.modules()
+    }
     unknown: list[tuple[str, torch.nn.Module]] = []
     # From the inside: what holds an unknown norm is named after it as often as not.
     for name, module in reversed(list(model.named_modules())):
@@ -252,11 +254,17 @@ def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -
         "synced": isinstance(module, torch.nn.SyncBatchNorm) or getattr(module, "sync", None) is not None,
         "dim": next((d for cls, d in _DIMS.items() if isinstance(module, cls)), None),
         "activation": getattr(module, "activation", None) if is_ours(module) else None,
+        "offset": _offset(module) if is_ours(module) else 0.0,
         "channel_axis": -1 if getattr(module, "layout", None) == "last" else 1,
     }
     if isinstance(module, layouts.Adapted):
         fields["dim"] = None
     return NormLayer(method, channels, problem=problem, tail=tail, **fields | values | known)
+
+
+def _offset(module: torch.nn.Module) -> float:
+    """What one of our layers, or its method, adds to its weight."""
+    return float(getattr(module, "offset", getattr(getattr(module, "method", None), "offset", 0.0)))
 
 
 def _dtype(module: torch.nn.Module) -> torch.dtype:
