@@ -1,4 +1,4 @@
-"""What the site adds to Sphinx: the names of a public module, and links to files that the site includes."""
+"""What the site adds to Sphinx: the names of a public module, the stored studies, and links to files that it includes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util.docutils import SphinxDirective
+
+from draw.compare import TASKS
+from normwise import report
+from normwise.outcomes import load_claims
+from normwise.records import Study, load_study
 
 ROOT = Path(__file__).parents[1]
 # The modules that have a page, those nearer to the root first.
@@ -92,6 +97,49 @@ class PublicNames(SphinxDirective):
         return self.parse_text_to_nodes(StringList(lines, source=f"the names of {module}"))
 
 
+class StoredStudies(SphinxDirective):
+    """``.. stored-studies::``: what each of the stored studies found, with a link to its report."""
+
+    def run(self) -> list[nodes.Node]:
+        return [card(load_study(stored(task)), f"studies/{task}.html") for task in TASKS]
+
+
+def stored(task: str) -> Path:
+    return ROOT / "results" / f"compare-{task}.json"
+
+
+def card(study: Study, page: str) -> nodes.container:
+    """A study in short."""
+    settings = study.settings
+    sizes = ", ".join(map(str, settings.batch_sizes))
+    facts = (
+        f"{len(settings.methods)} methods, batch size {sizes}, {len(settings.seeds)} seeds, {len(study.trials)} trials"
+    )
+    found = nodes.bullet_list()
+    for verdict in study.verdicts:
+        found += nodes.list_item("", nodes.paragraph(text=verdict.headline))
+    link = nodes.reference(text=study.title, refuri=page, internal=False)
+    return nodes.container(
+        "",
+        nodes.paragraph("", "", nodes.strong("", "", link)),
+        nodes.paragraph(text=facts),
+        found,
+        nodes.literal_block(text=study.command),
+        classes=["study"],
+    )
+
+
+def draw_reports(app: Sphinx, error: Exception | None) -> None:
+    """Put the reports of the stored studies and of the claims beside the pages."""
+    if error is None and app.builder.format == "html":
+        folder = Path(app.outdir) / "studies"
+        folder.mkdir(exist_ok=True)
+        for task in TASKS:
+            (folder / f"{task}.html").write_text(report.html(load_study(stored(task))), encoding="utf-8")
+        claims = load_claims(ROOT / "results" / "claims.json")
+        (folder / "claims.html").write_text(report.claims_html(claims), encoding="utf-8")
+
+
 def point(app: Sphinx, document: nodes.document) -> None:
     """Point links to files that are shown on the site at their pages, and ambiguous names at what is meant."""
     for link in document.findall(pending_xref):
@@ -103,5 +151,7 @@ def point(app: Sphinx, document: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("public-names", PublicNames)
+    app.add_directive("stored-studies", StoredStudies)
     app.connect("doctree-read", point)
+    app.connect("build-finished", draw_reports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

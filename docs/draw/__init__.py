@@ -18,6 +18,7 @@ PAGES = {
     "racing": ROOT / "docs" / "racing.md",
     "readme": ROOT / "README.md",
     "scaling": ROOT / "docs" / "scaling.md",
+    "which_norm": ROOT / "docs" / "start" / "which-norm.md",
 }
 
 
