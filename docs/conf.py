@@ -19,7 +19,7 @@ author = project_copyright = "The normwise team"
 release = version = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_parts"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_templates"]
 
 # Markdown: links to headings as on code hosting sites, and definitions.
 myst_heading_anchors = 4
@@ -32,6 +32,8 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# Progress and warnings of other packages.
+nb_output_stderr = "remove"
 
 # Reference: what each docstring says, in the order of ``__all__``.
 autodoc_default_options = {"members": True, "member-order": "bysource"}
@@ -49,12 +51,13 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"normwise {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+templates_path = ["_templates"]
+html_sidebars = {"**": ["all-pages.html"]}
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 html_theme_options = {
     "logo": {"text": "normwise"},
-    "header_links_before_dropdown": 6,
-    "navbar_align": "left",
-    "show_toc_level": 2,
+    "navbar_center": [],
+    "show_toc_level": 1,
     "navigation_with_keys": False,
     "footer_start": [],
     "footer_end": [],

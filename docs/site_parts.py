@@ -1,4 +1,4 @@
-"""What the site adds to Sphinx: the names of a public module, the stored studies, and links to files that it includes."""
+"""What the site adds to Sphinx: the names of a public module, the stored studies, links to files that it includes."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def described(module: str, name: str, thing: object) -> list[str]:
     where = home(name, thing)
     kind = "class" if inspect.isclass(thing) else "function" if inspect.isroutine(thing) else "data"
     if where != module:
-        return [f".. py:{kind}:: {full}", "", f"   The same as :py:obj:`{where}.{name}`."]
+        return [f".. py:{kind}:: {name}", f"   :module: {module}", "", f"   The same as :py:obj:`{where}.{name}`."]
     if kind == "data":
-        return [f".. py:data:: {full}", "", f"   {CONSTANTS.get(name, '')}"]
+        return [f".. py:data:: {name}", f"   :module: {module}", "", f"   {CONSTANTS.get(name, '')}"]
     return [f".. auto{'exception' if kind == 'class' and issubclass(thing, Warning | Exception) else kind}:: {full}"]
 
 

@@ -61,9 +61,10 @@ def test_no_link_is_broken(site: Path) -> None:
 
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
-    from site_parts import MODULES, offered  # it needs Sphinx
     from sphinx.ext.autodoc.mock import mock
     from sphinx.util.inventory import InventoryFile
+
+    from site_parts import MODULES, offered  # it needs Sphinx
 
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     there = {name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names}
