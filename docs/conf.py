@@ -6,6 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from jupyter_client.manager import KernelManager
+
 from normwise._version import __version__
 
 HERE = Path(__file__).parent
@@ -32,6 +34,8 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# The kernels that run them are spoken to over TCP; where that is encrypted, they need not warn of it.
+KernelManager.transport_encryption.default_value = "auto"
 # Progress and warnings of other packages.
 nb_output_stderr = "remove"
 
