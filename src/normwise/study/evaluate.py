@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
-from normwise.study.data import Part, Samples, run
+from normwise.study.data import Part, Samples, of_tokens, run, tensors_of
 
 if TYPE_CHECKING:
     from normwise.study.tasks.base import Task
 
 EVALUATION_BATCH = 512
+# Tokens that are evaluated at once: each has an output for every token of the vocabulary.
+_TOKENS = 4096
 
 
 class DivergedError(ArithmeticError):
     """The loss or the outputs of a training run became infinite or NaN."""
+
+
+def pieces(part: Part | Samples) -> Iterator[Part | Samples]:
+    """Go through a part in batches; of sequences of tokens fewer are taken at once."""
+    first = part.take(slice(1)).load()
+    length = tensors_of(first.inputs)[0].shape[1] if isinstance(first, Part) and of_tokens(first.inputs) else 1
+    yield from part.batches(max(1, min(EVALUATION_BATCH, _TOKENS // max(length, 1))))
 
 
 @torch.no_grad()
@@ -50,7 +60,7 @@ def evaluate(model: nn.Module, task: Task, part: Part | Samples) -> tuple[float,
 
 def _outputs(model: nn.Module, part: Part | Samples) -> tuple[Any, Any]:
     """The outputs and targets of a whole part."""
-    batches = [batch.load() for batch in part.batches(EVALUATION_BATCH)]
+    batches = [piece.load() for piece in pieces(part)]
     if not all(isinstance(batch, Part) for batch in batches):
         raise InputError(
             f"a batch is a {type(batches[0]).__name__}, expected a pair of inputs and targets: for others give a "
@@ -73,8 +83,8 @@ def _joined(values: list[Any], what: str) -> Any:
 
 def _mean_loss(model: nn.Module, task: Task, part: Part | Samples) -> float:
     total = 0.0
-    for batch in part.batches(EVALUATION_BATCH):
-        total += float(task.loss_of(model, batch.load())) * batch.size
+    for piece in pieces(part):
+        total += float(task.loss_of(model, piece.load())) * piece.size
     return total / part.size
 
 

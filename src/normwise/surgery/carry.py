@@ -15,12 +15,13 @@ from normwise import nn
 from normwise.core.moments import Affine, Moments
 from normwise.methods import METHODS, Context
 from normwise.nn import groups_for
+from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
-from normwise.nn.own import Given
+from normwise.nn.own import Given, as_method
 from normwise.nn.synced import shares
 from normwise.surgery.description import NormLayer, is_ours, scales_channels
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
-from normwise.surgery.layouts import CLASSES, Adapted, OwnNormNd, core
+from normwise.surgery.layouts import CLASSES, Adapted, AtAxis, LayerNormNd, OwnNormNd, core
 from normwise.surgery.running import has_hooks
 
 # Modules that our layers compute themselves, fused, instead of calling them.
@@ -99,7 +100,8 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     carried = _carry_affine(layer, core(new), order) if taken else []
     carried_buffers, lost = _carry_statistics(layer, core(new), order.to)
     lost += [] if taken else [f"weight, bias: {order.to} has none that only scale and shift each channel"]
-    if order.to not in ("none", "weight") and layer.eps and getattr(core(new), "eps", None) == layer.eps:
+    pools = METHODS[order.to].pools if order.own is None else ("own",)
+    if pools and layer.eps and stored_eps(getattr(core(new), "eps", None)) == layer.eps:
         carried.append(f"eps {layer.eps:g}")
     carried += carried_buffers + _carry_tail(layer) + _carry_hooks(module, new) + _carry_attributes(module, new)
     if order.to == "switchable" and order.share is not None:
@@ -113,7 +115,7 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     elif is_frozen(module) or layer.frozen:
         _carry_freeze(module, new)
         carried.append("frozen")
-    return Built(new, carried, lost + _lost_meaning(module, layer, order.to, new))
+    return Built(new, carried, lost + _lost_meaning(module, layer, order, new))
 
 
 def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor | None) -> torch.nn.Module:
@@ -133,12 +135,13 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     elif layer.eps:
         options["eps"] = layer.eps
     sizes: tuple[int, ...] = (layer.channels,)
-    if order.to in ("group", "layer"):
+    tail = () if activation is not None and layer.activation is None else layer.tail
+    cls = _class_for(layer, order, spatial, bool(tail))
+    if issubclass(cls, torch.nn.GroupNorm):
         groups = layer.num_groups if order.to == layer.method == "group" else _groups(layer, spatial)
         sizes = (1 if order.to == "layer" else order.options.get("num_groups", groups), layer.channels)
-    chosen = {k: v for k, v in order.options.items() if k != "num_groups" or order.to == "switchable"}
-    tail = () if activation is not None and layer.activation is None else layer.tail
-    cls = _class_for(layer, order.to, spatial, bool(tail))
+    kept = ("num_groups",) if order.to == "switchable" else ()
+    chosen = {k: v for k, v in order.options.items() if k not in ("num_groups", "per_token", "axis") or k in kept}
     new = cls(*sizes, **options | chosen)
     if isinstance(new, Adapted):
         new.adapt("last" if layer.channel_axis == -1 else "first", tail)
@@ -152,11 +155,14 @@ def _own_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     told: dict[str, Any] = {} if place is None else {"device": place.device, "dtype": place.dtype}
     told |= {"eps": layer.eps} if layer.eps else {}
     axes = next(iter(spatial)) if len(spatial) == 1 else 2 if layer.dim is None else layer.dim
+    last = layer.channel_axis == -1
+    method = as_method(order.own)
+    if method is not None and method.per_token is not False:
+        told["axis"], last = layer.channel_axis, False  # it finds its channels there itself
     new = nn.norm_layer(order.own, max(axes, 1), **order.options)(layer.channels, **told)
     tail = layer.tail
     if layer.activation is not None:
         tail = (("act", {name: kind for kind, name in _FUSED.items()}[layer.activation]()), *tail)
-    last = layer.channel_axis == -1
     return OwnNormNd(new).adapt("last" if last else "first", tail) if last or tail else new
 
 
@@ -171,9 +177,23 @@ def _groups(layer: NormLayer, spatial: set[int]) -> int:
     return groups_for(layer.channels, max(min(32, layer.channels // _CHANNELS_A_GROUP), 1) if rows else 32)
 
 
-def _class_for(layer: NormLayer, to: str, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
+def by_position(layer: NormLayer, order: Order) -> bool:
+    """Whether the new layer treats each position by itself."""
+    if order.own is not None:
+        method = as_method(order.own)
+    else:
+        method, _ = METHODS[order.to].taking(order.options)
+    if method is None or method.per_token is None:
+        return method is not None and (layer.channel_axis == -1 or layer.per_token)
+    return method.per_token
+
+
+def _class_for(layer: NormLayer, order: Order, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
     """The plain class where it is sure to fit, else the one that takes anything."""
-    if to in ("none", "weight") or layer.channel_axis == -1 or tail:
+    to = order.to
+    if to == "layer" and by_position(layer, order):
+        return LayerNormNd
+    if to in ("none", "weight") or issubclass(CLASSES[to], AtAxis) or layer.channel_axis == -1 or tail:
         return CLASSES[to]
     if to in ("group", "layer"):
         return nn.GroupNorm
@@ -285,15 +305,18 @@ def _lean(new: nn.SwitchableNorm, method: str, share: float) -> None:
             mix[new.over.index(method)] = logit
 
 
-def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch.nn.Module) -> list[str]:
+def _lost_meaning(module: torch.nn.Module, layer: NormLayer, order: Order, new: torch.nn.Module) -> list[str]:
     """What a method did that the other does not."""
-    lost = []
+    to, lost = order.to, []
+    old, now = METHODS.get(layer.method), METHODS.get(to)
     if layer.synced and getattr(new, "sync", None) is None:
         lost.append("statistics are no longer shared between processes")
-    if layer.per_token and to in METHODS:
+    if now is not None and layer.per_token and not by_position(layer, order):
         lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
-    if layer.method == "rms" and to in METHODS:
-        lost.append("it did not subtract the mean")
+    if old is not None and now is not None and old.pools and now.pools and old.centres != now.centres:
+        lost.append("it subtracted the mean" if old.centres else "it did not subtract the mean")
+    if old is not None and old.pools and now is not None and now.curve is not None:
+        lost.append("its statistics: a curve of each element stands in their place")
     learned = [name for name, _ in module.named_parameters(recurse=False) if name not in AFFINE]
     if learned and layer.problem is None:
         lost.append(f"{', '.join(learned)}: {layer.method} norm's own parameters")

@@ -17,8 +17,8 @@ from normwise.nn._checks import batches_given, callable_given, came, model_given
 from normwise.nn.own import Given, named
 from normwise.parametrize._splits import splits
 from normwise.surgery import weights
-from normwise.surgery.carry import Built, Order, build, folds, refusal, unneeded
-from normwise.surgery.causality import leaks, sights, told
+from normwise.surgery.carry import Built, Order, build, by_position, folds, refusal, unneeded
+from normwise.surgery.causality import guessed, leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes
 from normwise.surgery.layers import Found, Where, chosen, find, matches
@@ -79,7 +79,8 @@ def convert(
         share: the initial share of the old method in a switchable mix, default equal shares.
         allow_leak: let a causal model see what it is to predict. By default a conversion is refused if outputs at
             earlier positions move when only the last one changes, in training or evaluation, and did not before; for
-            that it takes ``example_inputs`` or ``calibrate_with``.
+            that it takes ``example_inputs`` or ``calibrate_with``, and of a model that is called with token numbers
+            alone it makes some up. Methods that normalize each token by itself are never refused.
         **options: of the new layers: ``num_groups``, ``over``, ``variance``, …
 
     Returns:
@@ -115,7 +116,8 @@ def convert(
     pairs, accounts = _built(body, found, order, run)
     exchange = Exchange(body, pairs)
     record = Record(to, accounts, left)
-    seen = {} if run is None or allow_leak else sights(body, run.forward, run.batch)
+    looks = None if allow_leak or all(by_position(f.layer, order) for f, _ in found) else run or _guess(body)
+    seen = {} if looks is None else sights(body, looks.forward, looks.batch)
     conversion = Conversion(exchange, model, record)
     try:
         new_body = exchange.put_new()
@@ -125,8 +127,8 @@ def convert(
         conversion._splits = reweighted.splits
         record.weights, record.left = reweighted.names, record.left + reweighted.left
         _tell_optimizer(conversion, optimizer, reweighted)
-        if run is not None and any(sight.causal for sight in seen.values()):
-            _refuse_leak(to, leaks(seen, sights(unwrapped(conversion.model), run.forward, run.batch)))
+        if looks is not None and any(sight.causal for sight in seen.values()):
+            _refuse_leak(to, leaks(seen, sights(unwrapped(conversion.model), looks.forward, looks.batch)))
         with exchange.comparing(), nullcontext() if own is None else blaming(f"{to} fails in this model"):
             raw = None if run is None else _measure(exchange, run, record, "drift")
             if batches is not None:
@@ -185,6 +187,12 @@ def _data(
     if first is None:
         raise InputError("calibrate_with gave no batches")
     return batches, _Sample(forward, first)
+
+
+def _guess(body: torch.nn.Module) -> _Sample | None:
+    """Token numbers where nobody gave examples: enough to see what a model of tokens may look at."""
+    tokens = guessed(body)
+    return None if tokens is None else _Sample(run_on, tokens)
 
 
 def _refuse_leak(to: str, moved: dict[str, float]) -> None:

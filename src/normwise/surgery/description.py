@@ -21,7 +21,7 @@ _TOLERANCE = 1e-4
 class NormLayer:
     """One normalization layer as surgery sees it; the tensors are the layer's own, not copies.
 
-    ``method`` is a key of ``METHODS``, ``"rms"`` or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
+    ``method`` is a key of ``METHODS``, or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
     layers take their statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts
     the spatial axes, ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in
     training, ``synced`` ones share batch statistics with other processes. ``tail`` holds the children that the layer
@@ -160,19 +160,15 @@ def _sample(layer: NormLayer) -> Tensor:
 
 def _formula(x: Tensor, twin: torch.nn.Module, layer: NormLayer, training: bool) -> Tensor:
     weight, bias = (getattr(twin, name, None) for name in ("weight", "bias"))
-    if layer.per_token:
-        x = x.movedim(layer.channel_axis, -1)
-        moment = x.square().mean(-1, keepdim=True) if layer.method == "rms" else x.var(-1, correction=0, keepdim=True)
-        y = (x if layer.method == "rms" else x - x.mean(-1, keepdim=True)) * torch.rsqrt(moment + layer.eps)
-        y = y if weight is None else y * weight
-        return (y if bias is None else y + bias).movedim(-1, layer.channel_axis)
     stored = layer.running_mean is not None and (layer.frozen or not training)
     options = {n: getattr(twin, n) for n in ("over", "variance") if hasattr(twin, n)}
-    method, _ = METHODS[layer.method].taking({"num_groups": layer.num_groups or 1, **options})
+    options |= {"num_groups": layer.num_groups or 1, "per_token": layer.per_token}
+    method, _ = METHODS[layer.method].taking(options)
     learned = {n: getattr(twin, n) for n in method.learned}
     return normalize(
         x,
         method,
+        axis=layer.channel_axis,
         weight=weight,
         bias=bias,
         eps=layer.eps,

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from normwise import nn
 from normwise.errors import InputError
+from normwise.nn._axis import ChannelAxis
 from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
@@ -138,7 +139,7 @@ _EXACT: set[type] = {
     *(getattr(torch.nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
     *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
-    *(nn.Norm, NormOverSamples, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.Norm, NormOverSamples, nn.GroupNorm, nn.AnyLayerNorm, nn.LayerNorm, nn.RMSNorm, layouts.LayerNormNd),
     *(*_ANY_DIM.values(), *layouts.CLASSES.values()),
 }
 
@@ -157,7 +158,7 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, nn.Norm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
         name = module.method.name if in_family(module.method) else name_of(module.method)
-        return _common(module, name, module.num_features, problem=thresholded)
+        return _common(module, name, module.num_features, **{"problem": thresholded} | _place(module))
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):
@@ -165,7 +166,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, _InstanceNorm):
         return _common(module, "instance", module.num_features)
     if isinstance(module, torch.nn.GroupNorm):
-        return _common(module, _group_method(module), module.num_channels, num_groups=module.num_groups)
+        place = _place(module) if isinstance(module, nn.AnyLayerNorm) else {}
+        return _common(module, _group_method(module), module.num_channels, num_groups=module.num_groups, **place)
     if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
         method = "layer" if isinstance(module, torch.nn.LayerNorm) else "rms"
         shape = tuple(module.normalized_shape)
@@ -173,8 +175,22 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         channels, problem = (shape[0], None) if len(shape) == 1 else (shape[0], several)
         stored = stored_eps(module.eps)
         eps = torch.finfo(_dtype(module)).eps if stored is None else stored
-        return _common(module, method, channels, channel_axis=-1, per_token=True, problem=problem, eps=eps)
+        place = _place(module) if isinstance(module, ChannelAxis) else {"channel_axis": -1}
+        return _common(module, method, channels, eps=eps, **{"problem": problem} | place | {"per_token": True})
     return None
+
+
+def _place(module: ChannelAxis) -> dict[str, Any]:
+    """Where one of our layers has its channels, and whether it normalizes each position by itself."""
+    axis, method = module.known_axis, getattr(module, "method", None)
+    if axis is None and not isinstance(module, nn.AnyLayerNorm):
+        return {"problem": "it finds its channels by its input and has seen none yet; run the model once first"}
+    if axis == -1:
+        return {
+            "channel_axis": -1,
+            "per_token": method is None or (method.per_token is not False and bool(method.pools)),
+        }
+    return {"per_token": method is not None and bool(method.per_token)}
 
 
 def _group_method(module: torch.nn.GroupNorm) -> str:
