@@ -1,7 +1,7 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
 A backend is a module with these four. :mod:`normwise.kernels.reference`, in plain torch, says what is right and serves
-every device; :mod:`normwise.kernels.cpu.native` is C++, and :mod:`normwise.kernels.cpu.fused` whole normalizations.
+every device; :mod:`normwise.kernels.cpu.native` is C++, :mod:`normwise.kernels.triton.serving` Triton, for CUDA and ROCm.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from normwise.kernels import reference
 from normwise.kernels.cpu import fused, native
 from normwise.kernels.environment import describe_environment
 from normwise.kernels.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
+from normwise.kernels.triton import serving
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,9 +26,13 @@ __all__ = [
     "known_activation",
     "native",
     "reference",
+    "serving",
 ]
+
+
+_ROOMS = (serving, native) if serving.INTERPRETED else (native, serving)
 
 
 def backend(x: Tensor) -> ModuleType:
     """The module whose kernels take a tensor."""
-    return native if native.supports(x) else reference
+    return next((room for room in _ROOMS if room.supports(x)), reference)
