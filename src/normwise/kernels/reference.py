@@ -7,6 +7,8 @@ function is made of differentiable torch operators, so that autograd, ``torch.fu
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,10 +23,20 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device has the type: MPS has not."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
 def moments(x: Tensor, mask: Tensor | None = None, exact: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every cell; an ``exact`` mean is of float64, where the device has that."""
     values = x.to(accumulation_dtype(x.dtype))
-    wide = torch.float64 if exact and x.device.type != "mps" else values.dtype
+    wide = torch.float64 if exact and has_float64(x.device) else values.dtype
     axes = tuple(range(2, x.ndim))
     if mask is not None:
         return _masked_moments(values, mask, axes, wide)
