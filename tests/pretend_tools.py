@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +13,17 @@ import normwise.nn as norms
 import pretend
 from normwise import parametrize, probe, surgery
 from normwise.findings import Diagnosis
+from normwise.kernels.reference import has_float64
 
 
-@pytest.fixture(autouse=True)
-def device() -> torch.device:
-    return pretend.install()
+@pytest.fixture(autouse=True, params=["without float64"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A device that lacks float64, as MPS does, unless a test asks for it."""
+    found = pretend.install()
+    pretend.LACKS |= {torch.float64} if request.param == "without float64" else set()
+    has_float64.cache_clear()
+    yield found
+    pretend.LACKS.clear()
 
 
 def model() -> nn.Module:
@@ -148,6 +154,7 @@ def test_inspection_describes_what_is_there(device: torch.device) -> None:
     assert [row.names for row in stored.layers] == [row.names for row in surgery.inspect(model().state_dict()).layers]
 
 
+@pytest.mark.parametrize("device", ["with float64", "without float64"], indirect=True)
 @pytest.mark.parametrize("optimized", [False, True])
 def test_a_diagnosis_is_the_cpus(optimized: bool, device: torch.device) -> None:
     def diagnosis(on: Any) -> Diagnosis:

@@ -33,6 +33,11 @@ def has_float64(device: torch.device) -> bool:
     return True
 
 
+def widened(t: Tensor) -> Tensor:
+    """A tensor in float64, on its device or, where that has no such type, on the CPU."""
+    return (t if has_float64(t.device) else t.cpu()).double()
+
+
 def moments(x: Tensor, mask: Tensor | None = None, exact: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every cell; an ``exact`` mean is of float64, where the device has that."""
     values = x.to(accumulation_dtype(x.dtype))
