@@ -41,12 +41,12 @@ def widened(t: Tensor) -> Tensor:
 def moments(x: Tensor, mask: Tensor | None = None, exact: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every cell; an ``exact`` mean is of float64, where the device has that."""
     values = x.to(accumulation_dtype(x.dtype))
-    wide = torch.float64 if exact and has_float64(x.device) else values.dtype
     axes = tuple(range(2, x.ndim))
+    wide = torch.float64 if exact and axes and has_float64(x.device) else values.dtype
     if mask is not None:
         return _masked_moments(values, mask, axes, wide)
     if not axes:
-        return values.to(wide), torch.zeros_like(values)
+        return values, torch.zeros_like(values)
     if x.numel() == 0:
         return values.sum(axes), values.sum(axes)
     var, mean = torch.var_mean(values, axes, correction=0)
@@ -57,7 +57,7 @@ def _masked_moments(values: Tensor, mask: Tensor, axes: tuple[int, ...], wide: t
     # torch.where, not a product: what stands in the padding may be NaN.
     mask = mask.expand_as(values)
     if not axes:
-        return torch.where(mask, values, 0).to(wide), torch.zeros_like(values)
+        return torch.where(mask, values, 0), torch.zeros_like(values)
     count = mask.sum(axes, keepdim=True).clamp_min(1)
     mean = torch.where(mask, values, 0).sum(axes, keepdim=True, dtype=wide) / count
     var = torch.where(mask, values - mean.to(values.dtype), 0).square().sum(axes, keepdim=True) / count
