@@ -133,6 +133,8 @@ def test_a_schedule_goes_on_where_the_first_step_is_left_out(task):
     assert trained(task, precision="16").state == "complete"
 
 
+# Of the tracer, making fakes of its inputs.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_model_trains_alike(task, monkeypatch):
     called = []
     compile_in_place = nn.Module.compile
