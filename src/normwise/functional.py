@@ -151,8 +151,8 @@ def _plainly(
     population: tuple[Tensor | None, Tensor | None] | None,
     learned: Mapping[str, Tensor | None],
 ) -> Tensor | None:
-    """By the C++ library, before all checks, which take a small tensor longer than that."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
+    """By the C++ library or torch's kernels, before all checks, which take a small tensor longer than that."""
+    if torch.compiler.is_compiling() or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
         return None
     stored = population is not None and None not in population
     pools = numbered(method, x.shape[1], stored)

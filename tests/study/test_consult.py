@@ -208,7 +208,8 @@ def test_what_was_held_before_does_not_hide_what_a_step_holds():
         cycle.append(cycle)
         del cycle
         found.add(peak_bytes(step))
-    assert len(found) == 1 and found.pop() >= 400_000
+    assert len(found) == 1
+    assert found.pop() >= 400_000
 
 
 def test_costs_are_those_of_the_batch_that_is_meant():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,10 +19,10 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad
+from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
 from normwise.core.method import Context, Method
 from normwise.core.moments import Moments
-from normwise.kernels import backend, reference
+from normwise.kernels import backend, of_torch, reference
 from normwise.kernels.cpu import fused, native
 
 
@@ -37,9 +38,10 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """The way of a call: in one native call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
+    """The way of a call: in one call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
 
-    Without kernels the formula is evaluated in plain operators, which every transform sees.
+    Whole calls are of the native library or of torch's own kernels. Without kernels the formula is evaluated in plain
+    operators, which every transform sees.
     """
 
     kernels: ModuleType | None
@@ -63,18 +65,63 @@ def at_once(
     var_weight: Tensor | None = None,
     logits: bool = True,
 ) -> Tensor | None:
-    """Have C++ normalize a plain tensor by a pool or a mix of pools; ``None`` where that is not open.
+    """Have C++, or on a device torch, normalize a plain tensor by a pool or a mix of pools; ``None`` where it cannot.
 
     Pools are numbers of groups within a sample, or 0 for the pool over samples: see :func:`numbered`.
     """
     if torch.compiler.is_compiling() or activation not in native.CODES or not native.CALLS:
         return None
-    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+    if running is not None and isinstance(running[2], Tensor) and not (running[2].is_cpu and not needs_plain_graph()):
         return None  # the kernels would read the momentum
     name, args = fused.operator_for_mix(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )
-    return native.CALLS[name](*args, native.CODES[activation], slope)
+    y = native.CALLS[name](*args, native.CODES[activation], slope)
+    if y is None and not x.is_cpu and mean_weight is var_weight is None and _has_variance(x, population):
+        whole = _for_torch(x, pools, weight, bias, population, running) and not needs_plain_graph()
+        return by_torch(x, pools[0], weight, bias, eps, population, running, activation, slope) if whole else None
+    return y
+
+
+def _has_variance(x: Tensor, population: Sequence[Any] | None) -> bool:
+    """Whether it is plain that there are elements enough, and nothing to be refused."""
+    return x.numel() > (x.shape[0] * x.shape[1] if population is None else 0)
+
+
+def _for_torch(
+    x: Tensor,
+    pools: tuple[int, ...] | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+) -> bool:
+    """Whether torch's kernels serve: of one pool, on a device."""
+    if pools is None or len(pools) != 1:
+        return False
+    averages = (running or population or ())[:2] if pools[0] == 0 else ()
+    return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
+
+
+def by_torch(
+    x: Tensor,
+    pool: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """Normalize by torch's own kernels."""
+    if pool:
+        y = of_torch.sample_norm(x, pool, weight, bias, eps)
+    elif running is None:
+        y = of_torch.batch_norm(x, weight, bias, eps, population)
+    else:
+        y = of_torch.batch_norm_and_track(x, weight, bias, eps, *running)
+    return reference.activate(y, activation, slope)
 
 
 def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | None:
@@ -94,9 +141,12 @@ def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, runnin
     if needs_plain_graph():
         return PLAIN
     four = Route(backend(x))
-    if four.kernels is not native or mask is not None or given.exchange is not None or x.numel() == 0:
+    if mask is not None or given.exchange is not None or x.numel() == 0:
         return four
     whole = numbered(method, x.shape[1], given.population is not None)
+    if four.kernels is not native:
+        torchs = not method.learned and _for_torch(x, whole, given.weight, given.bias, given.population, running)
+        return Route(of_torch, whole) if torchs else four
     if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
         return four
     if method.learned and x.numel() == x.shape[0] * x.shape[1]:
@@ -124,6 +174,13 @@ def normalized(
 ) -> tuple[Tensor, Moments | None]:
     """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
     way = route(x, method, given, mask, running)
+    if way.kernels is of_torch:
+        assert way.whole is not None
+        (one,) = way.whole
+        tracks = running is not None and one != 0  # by the cells' own moments: each sample's
+        averages = None if tracks else running
+        y = by_torch(x, one, given.weight, given.bias, given.eps, given.population, averages, activation, slope)
+        return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     if way.whole is not None:
         mix = method.mix(given.population is not None)
         assert mix is not None
@@ -180,6 +237,12 @@ def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:
     call = Whole(name, args)
     y: Tensor = Fused.apply(call, *call.tensors)
     return y
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave types as they are, on the device of a tensor."""
+    available = torch.amp.is_autocast_available(x.device.type)  # "meta" has none
+    return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
 
 
 # Modes under which sizes may be symbols and values may be absent.

@@ -2,6 +2,7 @@
 
 A backend is a module with these four. :mod:`normwise.kernels.reference`, in plain torch, says what is right and serves
 every device; :mod:`normwise.kernels.cpu.native` is C++, and :mod:`normwise.kernels.cpu.fused` whole normalizations.
+:mod:`normwise.kernels.of_torch` has torch's whole normalizations, for devices without kernels of ours.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from normwise.kernels import reference
+from normwise.kernels import of_torch, reference
 from normwise.kernels.cpu import fused, native
 from normwise.kernels.environment import describe_environment
 from normwise.kernels.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
@@ -24,6 +25,7 @@ __all__ = [
     "fused",
     "known_activation",
     "native",
+    "of_torch",
     "reference",
 ]
 
