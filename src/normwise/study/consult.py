@@ -363,7 +363,7 @@ def _of_size(inputs: Any, samples: int, wanted: int) -> Any:
     """As many samples as a step is meant to have: the first, or all of them again and again."""
     if isinstance(inputs, Tensor):
         fits = inputs.ndim > 0 and len(inputs) == samples
-        return inputs[torch.arange(wanted, device=inputs.device) % samples] if fits else inputs
+        return inputs[(torch.arange(wanted) % samples).to(inputs.device)] if fits else inputs
     if isinstance(inputs, Mapping):
         return {name: _of_size(value, samples, wanted) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):
