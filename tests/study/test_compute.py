@@ -194,7 +194,7 @@ def test_a_study_says_how_it_was_computed_and_keeps_to_it(task, tmp_path):
     assert (study.settings.device, study.settings.precision, study.settings.compile) == ("cpu", "bf16", False)
     assert "Trained on cpu, bfloat16 by autocast." in study.settings.notes
     assert study.machine["precision"] == "bfloat16 by autocast"
-    said = "runs with cpu, precision bf16, this command with cpu, precision 32, .*do not mix: give --device cpu --precision"
+    said = r"runs with cpu, precision bf16, this command with cpu, precision 32, .*: give --device cpu --precision bf16"
     with pytest.raises(InputError, match=said):
         compare(data=task, out=tmp_path, **GIVEN)
     again = compare(data=task, out=tmp_path, precision="bf16", num_workers=1, **GIVEN).record

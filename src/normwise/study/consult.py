@@ -87,8 +87,8 @@ def advise(
             says whether the advice held.
         methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
             learned about them: their costs are measured, and ``verify`` trains them along.
-        device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"``
-            is the accelerator that the model lies on; for a model on the CPU the one that torch reports, if any.
+        device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has.
+            ``"auto"`` is the accelerator that the model lies on; for a model on the CPU the one that torch reports.
 
     Returns:
         The advice: ``.best``, ``.ranking``, ``.probability``, ``.abstains``, ``.notes``, ``.check``.

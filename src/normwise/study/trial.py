@@ -27,7 +27,7 @@ from normwise.study.compute import Stepper
 from normwise.study.data import Part, Samples, Sent, Wanted, read, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
-from normwise.study.optimize import PerEpoch, Steps
+from normwise.study.optimize import PerEpoch
 from normwise.study.tasks.base import Observer, Task
 
 Step = Callable[[Sequence[Part]], Tensor]
