@@ -15,6 +15,7 @@ PAGES = {
     "advice": ROOT / "docs" / "advice.md",
     "compare": ROOT / "docs" / "compare.md",
     "diagnose": ROOT / "docs" / "diagnose.md",
+    "methods": ROOT / "docs" / "methods.md",
     "racing": ROOT / "docs" / "racing.md",
     "readme": ROOT / "README.md",
     "scaling": ROOT / "docs" / "scaling.md",
