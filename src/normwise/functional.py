@@ -73,8 +73,8 @@ def normalize(
         tracked: an integer tensor (), which counts the batches that moved the running averages, and empty ones.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, applied to the result.
         slope: of ``"leaky_relu"``.
-        mask: bool, ``True`` where an element is real: (N, *spatial) for all channels alike, or anything that
-            broadcasts to ``x``, such as (N, 1, *spatial).
+        mask: bool, ``True`` where an element is real: ``(N, *spatial)`` for all channels alike, or anything that
+            broadcasts to ``x``, such as ``(N, 1, *spatial)``.
         lengths: (N,) integers: the elements of each sample along the last axis that are real. Not with ``mask``.
         sync: share the batch's statistics with other processes, all of which must then make this call.
         **learned: the method's learned tensors beside weight and bias, by the names in its ``learned``:
@@ -221,8 +221,8 @@ def _plainly(
     population: tuple[Tensor | None, Tensor | None] | None,
     learned: Mapping[str, Tensor | None],
 ) -> Tensor | None:
-    """By the C++ library, before all checks, which take a small tensor longer than that."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
+    """By the C++ library or torch's kernels, before all checks, which take a small tensor longer than that."""
+    if torch.compiler.is_compiling() or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
         return None
     stored = population is not None and None not in population
     pools = numbered(method, x.shape[1], stored)
@@ -240,7 +240,7 @@ def real_elements(x: Tensor, mask: Tensor | None = None, lengths: Tensor | None 
 
     Args:
         x: (N, C, ...).
-        mask: bool, (N, *spatial) or broadcastable to ``x``; ``True`` is real.
+        mask: bool, ``(N, *spatial)`` or broadcastable to ``x``; ``True`` is real.
         lengths: (N,) integers, the real elements along the last axis.
 
     Returns:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad
+from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
 from normwise.core.method import Context, Method
 from normwise.core.moments import Moments
-from normwise.kernels import backend, reference
+from normwise.kernels import backend, of_torch, reference
 from normwise.kernels.cpu import fused, native
 
 
@@ -37,9 +37,10 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """The way of a call: in one native call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
+    """The way of a call: in one call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
 
-    Without kernels the formula is evaluated in plain operators, which every transform sees.
+    Whole calls are of the native library or of torch's own kernels. Without kernels the formula is evaluated in plain
+    operators, which every transform sees.
     """
 
     kernels: ModuleType | None
@@ -63,18 +64,58 @@ def at_once(
     var_weight: Tensor | None = None,
     logits: bool = True,
 ) -> Tensor | None:
-    """Have C++ normalize a plain tensor by a pool or a mix of pools; ``None`` where that is not open.
+    """Have C++, or on a device torch, normalize a plain tensor by a pool or a mix of pools; ``None`` where it cannot.
 
     Pools are numbers of groups within a sample, or 0 for the pool over samples: see :func:`numbered`.
     """
     if torch.compiler.is_compiling() or activation not in native.CODES or not native.CALLS:
         return None
-    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+    if running is not None and isinstance(running[2], Tensor) and not (running[2].is_cpu and not needs_plain_graph()):
         return None  # the kernels would read the momentum
     name, args = fused.operator_for_mix(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )
-    return native.CALLS[name](*args, native.CODES[activation], slope)
+    y = native.CALLS[name](*args, native.CODES[activation], slope)
+    if y is None and not x.is_cpu and x.numel() > x.shape[0] * x.shape[1] and mean_weight is var_weight is None:
+        whole = _for_torch(x, pools, weight, bias, population, running) and not needs_plain_graph()
+        return by_torch(x, pools[0], weight, bias, eps, population, running, activation, slope) if whole else None
+    return y
+
+
+def _for_torch(
+    x: Tensor,
+    pools: tuple[int, ...] | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+) -> bool:
+    """Whether torch's kernels serve: of one pool, on a device for which there are none of ours."""
+    if pools is None or len(pools) != 1 or backend(x) is not reference:
+        return False
+    averages = (running or population or ())[:2] if pools[0] == 0 else ()
+    return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
+
+
+def by_torch(
+    x: Tensor,
+    pool: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """Normalize by torch's own kernels."""
+    if pool:
+        y = of_torch.sample_norm(x, pool, weight, bias, eps)
+    elif running is None:
+        y = of_torch.batch_norm(x, weight, bias, eps, population)
+    else:
+        y = of_torch.batch_norm_and_track(x, weight, bias, eps, *running)
+    return reference.activate(y, activation, slope)
 
 
 def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | None:
@@ -94,21 +135,25 @@ def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, runnin
     if needs_plain_graph():
         return PLAIN
     four = Route(backend(x))
-    if four.kernels is not native or mask is not None or given.exchange is not None or x.numel() == 0:
+    if mask is not None or given.exchange is not None or x.numel() == 0:
         return four
     whole = numbered(method, x.shape[1], given.population is not None)
+    if four.kernels is reference:
+        torchs = not method.learned and _for_torch(x, whole, given.weight, given.bias, given.population, running)
+        return Route(of_torch, whole) if torchs else four
     if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
         return four
     if method.learned and x.numel() == x.shape[0] * x.shape[1]:
         return four  # with one element a cell some members have no meaning: the method drops them, or refuses
-    return Route(native, whole)
+    return Route(four.kernels, whole)
 
 
 def _movable(running: Running, x: Tensor) -> bool:
-    """Whether a native kernel can move running averages."""
+    """Whether a kernel can move running averages, without the host reading off a device how far."""
     mean, var = running.mean, running.var
     fits = mean.dtype in (x.dtype, reference.accumulation_dtype(x.dtype))
-    alike = fits and mean.dtype == var.dtype and mean.is_cpu and var.is_cpu
+    alike = fits and mean.dtype == var.dtype and mean.device == var.device == x.device
+    alike = alike and (x.is_cpu or not isinstance(running.momentum, Tensor))
     return alike and mean.is_contiguous() and var.is_contiguous()
 
 
@@ -129,6 +174,13 @@ def normalized(
         affine = method.affine(Moments(curved.new_zeros(1, 1), curved.new_ones(1, 1)), given)
         return reference.apply(curved, *affine, activation, slope).to(x.dtype), None
     way = route(x, method, given, mask, running)
+    if way.kernels is of_torch:
+        assert way.whole is not None
+        (one,) = way.whole
+        tracks = running is not None and one != 0  # by the cells' own moments: each sample's
+        averages = None if tracks else running
+        y = by_torch(x, one, given.weight, given.bias, given.eps, given.population, averages, activation, slope)
+        return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     if way.whole is not None:
         mix = method.mix(given.population is not None)
         assert mix is not None

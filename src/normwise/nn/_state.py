@@ -251,7 +251,9 @@ def _normalize_and_track(
     weight: float | Tensor = 0.0 if momentum is None else momentum
     if momentum is None and tracked is not None:
         # As a tensor it neither breaks a compiled graph nor synchronizes with a device.
-        weight = (tracked + 1).double().reciprocal()
+        mean = options["running_mean"]
+        dtype = torch.float64 if mean is None or mean.is_cpu else kernels.accumulation_dtype(mean.dtype)
+        weight = (tracked + 1).to(dtype).reciprocal()  # some devices have no float64
     if options["running_mean"] is None and tracked is not None and may_move((tracked,), (x,)):
         tracked.add_(1)  # torch counts the batches of averages that were set to None, too
     return normalize(x, method, momentum=weight, tracked=tracked, **options)
