@@ -90,8 +90,8 @@ def _for_torch(
     population: Sequence[Any] | None,
     running: Sequence[Any] | None,
 ) -> bool:
-    """Whether torch's kernels serve: of one pool, on a device."""
-    if pools is None or len(pools) != 1:
+    """Whether torch's kernels serve: of one pool, on a device for which there are none of ours."""
+    if pools is None or len(pools) != 1 or backend(x) is not reference:
         return False
     averages = (running or population or ())[:2] if pools[0] == 0 else ()
     return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
@@ -138,21 +138,22 @@ def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, runnin
     if mask is not None or given.exchange is not None or x.numel() == 0:
         return four
     whole = numbered(method, x.shape[1], given.population is not None)
-    if four.kernels is not native:
+    if four.kernels is reference:
         torchs = not method.learned and _for_torch(x, whole, given.weight, given.bias, given.population, running)
         return Route(of_torch, whole) if torchs else four
     if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
         return four
     if method.learned and x.numel() == x.shape[0] * x.shape[1]:
         return four  # with one element a cell some members have no meaning: the method drops them, or refuses
-    return Route(native, whole)
+    return Route(four.kernels, whole)
 
 
 def _movable(running: Running, x: Tensor) -> bool:
-    """Whether a native kernel can move running averages."""
+    """Whether a kernel can move running averages, without the host reading off a device how far."""
     mean, var = running.mean, running.var
     fits = mean.dtype in (x.dtype, reference.accumulation_dtype(x.dtype))
-    alike = fits and mean.dtype == var.dtype and mean.is_cpu and var.is_cpu
+    alike = fits and mean.dtype == var.dtype and mean.device == var.device == x.device
+    alike = alike and (x.is_cpu or not isinstance(running.momentum, Tensor))
     return alike and mean.is_contiguous() and var.is_contiguous()
 
 

@@ -34,8 +34,8 @@ def elements_of_layer(layer: NormLayer, module: nn.Module, samples: int, spatial
     if method is None or not method.pools:
         return None
     if layer.per_token:
-        # Layers over several trailing axes count all of them.
-        return math.prod(getattr(module, "normalized_shape", (channels,)))
+        # Layers over several trailing axes count all of them; one without parameters may not know its channels.
+        return math.prod(getattr(module, "normalized_shape", (channels,))) or None
     samples = min(samples, getattr(method, "ghost_size", samples))
     counts = elements_behind(samples, max(channels, 1), math.prod(spatial), layer.num_groups or 1)
     if method.rests_on is not None:

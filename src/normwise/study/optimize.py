@@ -26,23 +26,45 @@ class Steps(Protocol):
 
 
 class SGD:
-    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds."""
+    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds.
+
+    With a scaler of gradients it takes the scale off and leaves a step out by itself, on the device: torch's optimizers
+    have the host read whether they should.
+    """
+
+    _step_supports_amp_scaling = True
+    # Only while torch.amp.GradScaler calls step.
+    grad_scale: Tensor
+    found_inf: Tensor
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         self.lr = lr
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._velocities: list[Tensor | None] = [None] * len(self._parameters)
 
+    @property
+    def param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
+        """The parameters, where torch's scaler looks for them."""
+        return [{"params": self._parameters}]
+
     @torch.no_grad()
     def step(self) -> None:
         """Change the parameters by their gradients."""
+        scaled = hasattr(self, "found_inf")
         for i, parameter in enumerate(self._parameters):
             gradient, velocity = parameter.grad, self._velocities[i]
             if gradient is None:
                 continue
-            velocity = gradient.clone() if velocity is None else velocity.mul_(0.9).add_(gradient)
+            if scaled:
+                gradient = gradient / self.grad_scale
+                velocity = torch.zeros_like(gradient) if velocity is None else velocity
+                left_out = self.found_inf > 0
+                velocity = torch.where(left_out, velocity, 0.9 * velocity + gradient)
+                parameter.sub_(torch.where(left_out, 0.0, self.lr * velocity))
+            else:
+                velocity = gradient.clone() if velocity is None else velocity.mul_(0.9).add_(gradient)
+                parameter.sub_(velocity, alpha=self.lr)
             self._velocities[i] = velocity
-            parameter.sub_(velocity, alpha=self.lr)
 
 
 class WarmCosine:

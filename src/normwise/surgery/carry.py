@@ -71,6 +71,8 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
     """Say why a layer cannot become another method."""
     if layer.problem is not None:
         return layer.problem
+    if not layer.channels:
+        return "without parameters it takes any number of channels: give example_inputs that run it"
     if order.own is not None:
         return None  # what it needs shows when it runs
     to, options = order.to, order.options
@@ -84,6 +86,8 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
 
 def unneeded(module: torch.nn.Module, layer: NormLayer, order: Order) -> str | None:
     """Say why a layer may stay as it is."""
+    if layer.method == "l2" and not is_ours(module):
+        return "it gives vectors of length 1, which is no normalization of activations"
     if layer.method != order.to or order.options or layer.frozen:
         return None
     # torch's own classes become ours; a layer norm per token is another formula than ours and is kept.
@@ -237,15 +241,35 @@ def _carry_affine(layer: NormLayer, new: torch.nn.Module, order: Order) -> list[
         if folds(layer, order.to):
             asks = old.requires_grad if isinstance(old, torch.nn.Parameter) else True
             new._parameters[name] = torch.nn.Parameter(values[name].clone(), requires_grad=asks)
-        elif isinstance(old, torch.nn.Parameter):
-            new._parameters[name] = old
-            carried.append(name)
         elif old is not None:
-            new._parameters[name] = torch.nn.Parameter(old.detach().clone())
-            carried.append(name)
+            named = layer.names[AFFINE.index(name)]
+            offset = getattr(core(new), "offset", 0.0)
+            plain = _plain(layer, name, old, offset)
+            same = isinstance(old, torch.nn.Parameter) and plain is old
+            asks = old.requires_grad if isinstance(old, torch.nn.Parameter) else True
+            new._parameters[name] = old if same else torch.nn.Parameter(plain.detach().clone(), requires_grad=asks)
+            shifted = name == "weight" and layer.offset != offset
+            carried.append(f"{layer.offset - offset:g} + {named}" if shifted else named)
     if folds(layer, order.to):
         carried.append("running_mean, running_var, weight and bias, as one weight and bias: the same in evaluation")
     return carried
+
+
+def _plain(layer: NormLayer, name: str, value: Tensor, offset: float = 0.0) -> Tensor:
+    """A layer's weight or bias as a layer of ours of an offset holds it: (C,)."""
+    if name == "weight" and layer.offset != offset:
+        wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+        value = (wide + (layer.offset - offset)).to(value.dtype)
+    if value.numel() == 1 < layer.channels:
+        return value.detach().expand(layer.channels)
+    return value if value.ndim == 1 else value.detach().flatten()
+
+
+def _as_held(layer: NormLayer, name: str, value: Tensor, offset: float) -> Tensor:
+    """The other way round: as the described module holds it."""
+    old = getattr(layer, name)
+    value = value - (layer.offset - offset) if name == "weight" and layer.offset != offset else value
+    return value if value.shape == old.shape or value.numel() != old.numel() else value.reshape(old.shape)
 
 
 def _carry_statistics(layer: NormLayer, new: torch.nn.Module, to: str) -> tuple[list[str], list[str]]:
@@ -317,7 +341,7 @@ def _lost_meaning(module: torch.nn.Module, layer: NormLayer, order: Order, new: 
         lost.append("it subtracted the mean" if old.centres else "it did not subtract the mean")
     if old is not None and old.pools and now is not None and now.curve is not None:
         lost.append("its statistics: a curve of each element stands in their place")
-    learned = [name for name, _ in module.named_parameters(recurse=False) if name not in AFFINE]
+    learned = [name for name, _ in module.named_parameters(recurse=False) if name not in layer.names]
     if learned and layer.problem is None:
         lost.append(f"{', '.join(learned)}: {layer.method} norm's own parameters")
     if to in ("none", "weight") and not folds(layer, to) and layer.method not in ("none", "weight"):
@@ -329,13 +353,14 @@ def _lost_meaning(module: torch.nn.Module, layer: NormLayer, order: Order, new: 
     return lost
 
 
-def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[str, Tensor]:
-    """Give the affine and statistics of the new layer for those of the old one, by name.
+def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: float = 0.0) -> dict[str, Tensor]:
+    """Give the affine and statistics of the new layer, of an ``offset`` of its own, for those of the old one, by name.
 
     Taking the normalization out of a layer with stored statistics puts these into weight and bias, which keeps its
     function in evaluation: weight / √(σ² + eps) and bias − μ · weight / √(σ² + eps).
     """
-    affine = {name: tensors[name] for name in AFFINE if name in tensors}
+    held = zip(AFFINE, layer.names, strict=True)
+    affine = {name: _plain(layer, name, tensors[key], offset) for name, key in held if key in tensors}
     if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
         dtype = next(iter(affine.values()), tensors["running_mean"]).dtype
         center, scale, shift = _evaluated(tensors, layer, affine)
@@ -344,20 +369,21 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict
     return affine | kept
 
 
-def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[str, Tensor]:
+def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: float = 0.0) -> dict[str, Tensor]:
     """Give the old layer's tensors for those of the new one: :func:`translated` backwards.
 
     What the new layer does not hold comes from the old layer itself.
     """
     names = (*AFFINE, *STATISTICS)
     own = {name: getattr(layer, name).detach() for name in names if getattr(layer, name) is not None}
-    given = {name: tensors[name] for name in own if name in tensors}
+    given = {name: _as_held(layer, name, tensors[name], offset) for name in own if name in tensors}
     if folds(layer, to) and "weight" in tensors:
         center, scale, _ = _evaluated(own, layer, {})
         weight = tensors["weight"].double()
         whole = {"weight": weight / scale, "bias": tensors["bias"].double() + center * weight}
         given |= {name: value.to(own[name].dtype) for name, value in whole.items() if name in own}
-    return own | given
+    keys = dict(zip(AFFINE, layer.names, strict=True))
+    return {keys.get(name, name): value for name, value in (own | given).items()}
 
 
 def folds(layer: NormLayer, to: str) -> bool:

@@ -123,8 +123,10 @@ def _outputs(model: nn.Module, run: Run, batch: Any) -> Tensor:
 
 def _moved(before: Tensor, after: Tensor, place: int) -> Tensor:
     """How far each position's outputs moved, relative to the size of all."""
-    change = (after - before).double().movedim(place, 0).flatten(1).abs().amax(1)
-    return change / before.double().square().mean().sqrt().clamp_min(1e-300)
+    # On the CPU, as some devices have no float64.
+    before, after = before.cpu().double(), after.cpu().double()
+    change = (after - before).movedim(place, 0).flatten(1).abs().amax(1)
+    return change / before.square().mean().sqrt().clamp_min(1e-300)
 
 
 @contextlib.contextmanager

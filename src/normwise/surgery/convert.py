@@ -20,8 +20,8 @@ from normwise.surgery import weights
 from normwise.surgery.carry import Built, Order, build, by_position, folds, refusal, unneeded
 from normwise.surgery.causality import guessed, leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
-from normwise.surgery.exchange import Exchange, Pair, spatial_axes
-from normwise.surgery.layers import Found, Where, chosen, find, matches
+from normwise.surgery.exchange import Exchange, Pair, spatial_axes, with_channels
+from normwise.surgery.layers import Found, Where, chosen, find, matches, not_understood
 from normwise.surgery.layouts import CLASSES, ChannelAffine, core
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
@@ -213,6 +213,7 @@ def _plan(
     if run is not None:
         with evaluating(body):
             axes = spatial_axes(wanted, lambda: run(body))
+            wanted = with_channels(wanted, lambda: run(body))
     replace, left, refused = [], [], []
     for found in wanted:
         seen = axes.get(id(found.module), set())
@@ -223,6 +224,11 @@ def _plan(
         else:
             left.append(Left(found.names[0], reason or idle or ""))
             refused += [left[-1]] if reason else []
+    left += [
+        Left(name, "it is called a norm, and what it computes is not understood")
+        for name, module in not_understood(body)
+        if where is None or matches(where, name, module)
+    ]
     if refused and strict:
         listed = "; ".join(f"{x.layer or type(body).__name__}: {x.reason}" for x in refused)
         raise InputError(
@@ -254,7 +260,7 @@ def _built(
     pairs, accounts = [], []
     for f, axes in found:
         try:
-            built = build(f.module, f.layer, order, axes, like)
+            built = build(unwrapped(f.module), f.layer, order, axes, like)
         except TypeError as error:
             raise InputError(f"{order.to} norm does not take these options: {error}") from error
         pairs.append(Pair(f, built.module))
@@ -298,7 +304,7 @@ def _tell_optimizer(
         gone += [p for p in old.values() if id(p) not in kept]
         for name, parameter in new.items():
             if id(parameter) not in before:
-                beside = tuple(old[n] for n in (name, "weight", "bias") if n in old)
+                beside = tuple(old[n] for n in (name, *pair.found.layer.names) if n in old)
                 heir = name in old and folds(pair.found.layer, to)
                 arrivals.append(Arrival(f"{pair.name}.{name}", parameter, beside, heir))
     if optimizer is not None:

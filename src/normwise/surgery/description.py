@@ -26,7 +26,9 @@ class NormLayer:
     the spatial axes, ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in
     training, ``synced`` ones share batch statistics with other processes. ``tail`` holds the children that the layer
     applies to its result (timm's ``drop`` and ``act``), by name, in order; ``activation`` is our own fused one.
-    ``problem`` says why surgery must not touch a layer that it cannot prove.
+    ``problem`` says why surgery must not touch a layer that it cannot prove. The result is scaled by ``offset`` +
+    ``weight`` (1 + w of Gemma, else 0 + w); ``names`` are those of weight and bias in the module. ``gate`` says what a
+    second input does. ``channels`` is 0 where a layer without parameters takes any number.
 
     Example:
         >>> from normwise.surgery import describe
@@ -52,6 +54,17 @@ class NormLayer:
     tail: tuple[tuple[str, torch.nn.Module], ...] = ()
     activation: str | None = None
     problem: str | None = None
+    offset: float = 0.0
+    names: tuple[str, str] = ("weight", "bias")
+    gate: str | None = None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """By what each channel is scaled, in float32 at least; ``None`` without a weight."""
+        if self.weight is None or self.weight.is_meta or torch.nn.parameter.is_lazy(self.weight):
+            return None
+        weight = self.weight.detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)) + self.offset
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -118,11 +131,17 @@ def _scales(module: torch.nn.Module, names: Sequence[str], channels: int, axes: 
     return False
 
 
+def unhooked(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that nobody's hooks follow; gives it back."""
+    for part in module.modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+                hooks.clear()
+    return module
+
+
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
-    twin = deep_copy(module).to("cpu", torch.float64)
-    for part in twin.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
-            hooks.clear()
+    twin = unhooked(deep_copy(module)).to("cpu", torch.float64)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name in ("weight", "bias", "running_mean", "running_var"):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from normwise.errors import DataError, InputError
 from normwise.study.data import Part, Samples, Splits, of_tokens, run, tensors_of
-from normwise.study.evaluate import pieces
-from normwise.study.tasks.scores import class_loss
+from normwise.study.evaluate import at_once
+from normwise.study.tasks.scores import by_class, class_loss
 
 WINDOW = 64
 # What is compared and tried by default where tokens predict the next one; the rates suit AdamW at 32 windows a step.
@@ -102,13 +102,15 @@ class Perplexity:
 
     def __call__(self, model: nn.Module, part: Part | Samples) -> float:
         """Give the score of a part."""
-        total = count = 0.0
-        for piece in pieces(part):
+        losses, counts = [], []
+        for piece in part.batches(at_once(part)):
             batch = piece.load()
             (targets,) = tensors_of(batch.targets)
-            known = int((targets >= 0).sum())
-            total += float(class_loss(run(model, batch.inputs), targets)) * known if known else 0.0
-            count += known
+            outputs = by_class(run(model, batch.inputs), targets)
+            losses.append(nn.functional.cross_entropy(outputs.float(), targets, reduction="sum").double())
+            counts.append((targets >= 0).sum())
+        # Read together: each reading makes the host wait for the device.
+        total, count = torch.stack([torch.stack(losses).sum(), torch.stack(counts).sum()]).tolist()
         return -math.exp(min(total / max(count, 1), 700.0))
 
 
