@@ -48,7 +48,7 @@ pages: $(VENV)/test-$(TORCH)  ## draw the tables of README and docs from results
 	$(BIN)/python docs/draw
 
 docs: $(VENV)/test-$(TORCH)  ## the documentation site, in docs/_build/html
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)

@@ -20,7 +20,7 @@ project = "normwise"
 author = project_copyright = "The normwise team"
 release = version = __version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_parts"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "cyclopts.ext.sphinx", "site_parts"]
 exclude_patterns = ["_build", "_templates"]
 
 # Markdown: links to headings as on code hosting sites, and definitions.
@@ -28,6 +28,8 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
 # Blocks without a language are shell commands and outputs.
 highlight_language = "none"
+# Options begin with two hyphens, not with a dash.
+smartquotes = False
 
 # Notebooks are kept as Markdown and run when the site is built; a cell that raises an error ends the build.
 nb_execution_mode = "cache"
