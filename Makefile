@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages docs test grid check fix advice-bench advice-fit bench bench-racing bench-verdict bench-engines large wheel portable clean
+.PHONY: help compare claims claims-docs pages docs test grid check fix device-layers advice-bench advice-fit bench bench-racing bench-verdict bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -67,6 +67,10 @@ fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
 
 bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
 	$(BIN)/python benchmarks/bench.py
+
+device-layers: $(VENV)/test-$(TORCH)  ## operators and errors of the layers on a device without our kernels (a pretend one); writes results/
+	$(BIN)/python benchmarks/device_layers.py
+	$(BIN)/python docs/draw layers
 
 advice-bench: $(VENV)/test-$(TORCH)  ## go on collecting what the advice learns from (ARGS="--minutes 60"; hours), then advice-fit
 	$(PIP) --no-deps -r benchmarks/requirements.txt
