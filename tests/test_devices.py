@@ -14,6 +14,7 @@ from torch import nn
 
 from normwise import devices
 from normwise.errors import InputError
+from normwise.study.tasks.own import OwnMetric
 
 META = torch.device("meta")
 Pair = namedtuple("Pair", "inputs targets")
@@ -76,8 +77,15 @@ STRUCTURES = {
     "frozen mapping": (lambda: types.MappingProxyType({"x": one()}), lambda v: v["x"]),
     "packed": (lambda: nn.utils.rnn.pack_padded_sequence(torch.ones(2, 3, 1), [3, 2], True), lambda v: v.data),
     "module": (Weighted, lambda v: v.weight),
-    "method": (lambda: Weighted().score, lambda v: v.__self__.weight),
+}
+FUNCTIONS = {
+    "module": (Weighted, lambda v: v.weight),
+    "method of a module": (lambda: Weighted().score, lambda v: v.__self__.weight),
+    "object": (Held, lambda v: v.weight),
+    "method of an object": (lambda: Held().__call__, lambda v: v.__self__.weight),
     "partial": (lambda: functools.partial(max, one(), key=one()), lambda v: v.keywords["key"]),
+    "partial of an object": (lambda: functools.partial(Held(), 1), lambda v: v.func.weight),
+    "dataclass of an object": (lambda: OwnMetric(Held()), lambda v: v.function.weight),
 }
 
 
@@ -109,12 +117,19 @@ def test_an_output_keeps_entries_and_attributes_together() -> None:
     assert moved["x"] is moved.x
 
 
-def test_a_callable_object_is_moved_with_what_it_holds() -> None:
-    loss = Held()
-    moved = devices.held_by(loss, META)
-    assert (moved.weight.device, moved.label, loss.weight.device) == (META, "loss", devices.CPU)
-    assert devices.held_by(one, META) is one
-    assert devices.held_by(loss, devices.CPU) is loss
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_a_function_is_moved_with_what_it_holds(kind: str) -> None:
+    make, tensor_of = FUNCTIONS[kind]
+    function = make()
+    moved = devices.held_by(function, META)
+    assert type(moved) is type(function)
+    assert (tensor_of(moved).device, tensor_of(function).device) == (META, devices.CPU)
+    assert devices.held_by(function, devices.CPU) is function
+
+
+def test_a_function_that_holds_nothing_stays() -> None:
+    for function in (one, len, Held, None, nn.functional.relu):
+        assert devices.held_by(function, META) is function
 
 
 def test_what_a_user_means() -> None:
