@@ -34,6 +34,16 @@ class Encoding(UserDict):
         return self
 
 
+class Mover:
+    """Moves itself and gives nothing."""
+
+    def __init__(self) -> None:
+        self.x = torch.ones(2)
+
+    def to(self, device: torch.device) -> None:
+        self.x = self.x.to(device)
+
+
 class Output(OrderedDict):
     """Its entries are attributes, too, as those of transformers' outputs are."""
 
@@ -73,6 +83,7 @@ STRUCTURES = {
     "dict": (lambda: {"x": {"y": one()}}, lambda v: v["x"]["y"]),
     "dataclass": (lambda: Batch(one(), "a"), lambda v: v.pixels),
     "encoding": (lambda: Encoding(x=one()), lambda v: v["x"]),
+    "mover": (Mover, lambda v: v.x),
     "output": (lambda: Output(x=one()), lambda v: v.x),
     "frozen mapping": (lambda: types.MappingProxyType({"x": one()}), lambda v: v["x"]),
     "packed": (lambda: nn.utils.rnn.pack_padded_sequence(torch.ones(2, 3, 1), [3, 2], True), lambda v: v.data),
@@ -104,7 +115,7 @@ def test_what_lies_there_stays_the_same_object(kind: str) -> None:
     value = STRUCTURES[kind][0]()
     moved = devices.move(value, devices.CPU)
     # Whoever moves itself is asked to.
-    assert moved is value or kind in {"encoding", "packed"}
+    assert moved is value or kind in {"encoding", "mover", "packed"}
 
 
 def test_what_holds_no_tensor_stays() -> None:
@@ -174,8 +185,10 @@ def test_workers_take_accelerators_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
 def test_more_devices_than_there_are_are_refused() -> None:
     devices.refuse_more(torch.device("cuda", 0), 4)
     devices.refuse_more(devices.CPU, 40)
-    with pytest.raises(InputError, match="5 devices are to train one trial, and there are 4 of cuda here"):
+    with pytest.raises(InputError, match="5 devices are to train one trial, from cuda:0 on, and there are 4 of cuda"):
         devices.refuse_more(torch.device("cuda", 0), 5)
+    with pytest.raises(InputError, match="from cuda:2 on"):
+        devices.refuse_more(torch.device("cuda", 2), 3)
 
 
 def test_errors_of_memory_are_known() -> None:

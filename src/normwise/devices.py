@@ -194,8 +194,9 @@ def move(value: Any, device: torch.device | None) -> Any:
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if callable(getattr(value, "to", None)):
-        # Some, as those of transformers, change themselves.
-        return copy.copy(value).to(device)
+        made = copy.copy(value)  # some, as those of transformers, change themselves
+        moved = made.to(device)
+        return made if moved is None else moved
     if dataclasses.is_dataclass(value):
         return _moved_attributes(value, [field.name for field in dataclasses.fields(value)], move, device)
     return value
@@ -354,10 +355,12 @@ def share(asked: str, turn: int, each: int = 1) -> tuple[str, dict[str, str]]:
 
 
 def refuse_more(device: torch.device, wanted: int) -> None:
-    """Refuse to train one trial on more devices than there are."""
+    """Refuse to train one trial on more devices than there are from this one on."""
     there = count(device)
-    if there is not None and there < wanted:
-        raise InputError(f"{wanted} devices are to train one trial, and there are {there} of {device.type} here")
+    if there is not None and there - (device.index or 0) < wanted:
+        raise InputError(
+            f"{wanted} devices are to train one trial, from {device} on, and there are {there} of {device.type} here"
+        )
 
 
 def ranks_backend(device: torch.device) -> str:

@@ -52,7 +52,7 @@ def test_auto_is_what_torch_reports(device: torch.device) -> None:
     assert devices.pins(device)
     with pytest.raises(InputError, match="there is no device pretend:4 here: expected auto or one of pretend, cpu"):
         devices.resolve("pretend:4")
-    with pytest.raises(InputError, match="2 devices are to train one trial, and there are 1 of pretend here"):
+    with pytest.raises(InputError, match="2 devices are to train one trial, from pretend:0 on, and there are 1 of"):
         compare(methods=["none", "batch"], devices=2, **SHORT)
 
 
