@@ -81,6 +81,20 @@ def test_a_plain_layer_takes_no_more_operators_than_torchs(name: str, device: to
     assert evaluated <= operators(build().eval(), given, device)
 
 
+# The same for layers that torch has no counterpart of.
+OWN = {
+    "SwitchableNorm2d": (20, 19),
+    "SwitchableNorm2d untracked": (12, 19),
+    "SwitchableNorm3d": (20, 19),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_layer_of_ours_takes_few_operators(name: str, device: torch.device) -> None:
+    layer, given = kinds.built(name)
+    assert operators(layer, given, device) == OWN[name]
+
+
 def operators(layer: nn.Module, given: tuple[Any, ...], device: torch.device) -> tuple[int, int]:
     layer.to(device)
     x = given[0].to(device).requires_grad_()

@@ -115,8 +115,8 @@ def compare(
             from, or with nothing, where the layers it has are converted to each method; a Lightning module's class will
             do. Or timm:NAME. Default: the reference model of a data set that has a name.
         data: What to train on: digits, fashion-mnist, japanese-vowels, austen or textures (all but the first can name
-            a folder or texture behind a colon), or a callable named like the model, which gives (inputs, targets),
-            torch data sets or loaders, or a dict of train, valid and test.
+            a folder or texture behind a colon); text:FILE, for a language model; or a callable named like the model,
+            which gives (inputs, targets), torch data sets or loaders, or a dict of train, valid and test.
         methods: Which to compare, separated by commas, with options if need be: batch,group(num_groups=4). See
             'normwise methods'. Default: the six and none; as_is is a model with the layers that it has. One of your
             own is path.py:NAME or module:NAME: a Method, a class of them, or what builds a layer for a number of

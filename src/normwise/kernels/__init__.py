@@ -1,8 +1,9 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
 A backend is a module with these four. :mod:`normwise.kernels.reference`, in plain torch, says what is right and serves
-every device; :mod:`normwise.kernels.cpu.native` is C++, and :mod:`normwise.kernels.cpu.fused` whole normalizations.
-:mod:`normwise.kernels.of_torch` has torch's whole normalizations, for devices without kernels of ours.
+every device; :mod:`normwise.kernels.cpu.native` is C++, :mod:`normwise.kernels.triton.serving` Triton, for CUDA and ROCm.
+Whole normalizations are in :mod:`normwise.kernels.cpu.fused`, and in :mod:`normwise.kernels.of_torch` torch's own, for
+devices without kernels of ours.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from normwise.kernels import of_torch, reference
 from normwise.kernels.cpu import fused, native
 from normwise.kernels.environment import describe_environment
 from normwise.kernels.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
+from normwise.kernels.triton import serving
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,9 +29,13 @@ __all__ = [
     "native",
     "of_torch",
     "reference",
+    "serving",
 ]
+
+
+_ROOMS = (serving, native) if serving.INTERPRETED else (native, serving)
 
 
 def backend(x: Tensor) -> ModuleType:
     """The module whose kernels take a tensor."""
-    return native if native.supports(x) else reference
+    return next((room for room in _ROOMS if room.supports(x)), reference)

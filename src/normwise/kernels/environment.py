@@ -8,6 +8,7 @@ from itertools import takewhile
 import torch
 
 from normwise.kernels.cpu import native
+from normwise.kernels.triton import serving
 
 
 def describe_environment() -> dict[str, str]:
@@ -16,6 +17,7 @@ def describe_environment() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "native kernels": native.why_not() or "in use",
+        "triton kernels": serving.serves(),
         "autograd": _autograd(),
         "instruction set": native.instruction_set() if native.available() else "-",
         "threads": str(torch.get_num_threads()),

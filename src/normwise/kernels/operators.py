@@ -12,24 +12,29 @@ from torch import Tensor, float64
 from normwise.kernels.reference import accumulation_dtype
 
 
-def _channels_last(x: Tensor) -> bool:
+def channels_last(x: Tensor) -> bool:
     """Whether channels vary fastest among the axes that make a sample (tensors.cpp says the same)."""
     return x.shape[1] > 1 and all(
         stride > x.stride(1) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size > 1
     )
 
 
-def _fake_like(x: Tensor) -> Tensor:
-    """An empty tensor of the output's layout: the strides of ``x`` if it is dense, else dense ones of its kind."""
+def dense_strides(x: Tensor) -> tuple[int, ...]:
+    """The strides of the output: those of ``x`` if it is dense, else dense ones of its kind."""
     spatial = range(2, x.ndim)
     for axes in (sorted(spatial, key=x.stride, reverse=True), list(spatial)):
         strides, step = [0] * x.ndim, 1
-        for axis in reversed([0, *axes, 1] if _channels_last(x) else [0, 1, *axes]):
+        for axis in reversed([0, *axes, 1] if channels_last(x) else [0, 1, *axes]):
             strides[axis] = step
             step = step * max(1, x.shape[axis])
         if all(size == 1 or have == want for size, have, want in zip(x.shape, x.stride(), strides, strict=True)):
-            return x.new_empty_strided(x.shape, x.stride())
-    return x.new_empty_strided(x.shape, strides)
+            return x.stride()
+    return tuple(strides)
+
+
+def _fake_like(x: Tensor) -> Tensor:
+    """An empty tensor of the output's layout."""
+    return x.new_empty_strided(x.shape, dense_strides(x))
 
 
 def _fake_cells(x: Tensor) -> Tensor:
@@ -165,3 +170,54 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mix_norm_backward": _fake_mix_norm_backward,
 }
 FAKES = {name: _on_one_device(fake) for name, fake in _FAKES.items()}
+
+
+# What the operators take and give; csrc/ops.cpp defines the same.
+SCHEMAS = {
+    "moments": "(Tensor x) -> (Tensor, Tensor)",
+    "apply": "(Tensor x, Tensor center, Tensor scale, Tensor shift, int activation, float slope) -> Tensor",
+    "grad_sums": (
+        "(Tensor g, Tensor x, Tensor mean, Tensor center, Tensor scale, Tensor shift, int activation, float "
+        "slope) -> (Tensor, Tensor)"
+    ),
+    "grad_input": (
+        "(Tensor g, Tensor x, Tensor mean, Tensor center, Tensor scale, Tensor shift, Tensor grad_mean, "
+        "Tensor grad_var, int activation, float slope) -> Tensor"
+    ),
+    "sample_norm": (
+        "(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, int activation, float slope) -> "
+        "(Tensor, Tensor)"
+    ),
+    "sample_norm_backward": (
+        "(Tensor g, Tensor x, Tensor moments, int groups, Tensor? weight, Tensor? bias, float eps, int "
+        "activation, float slope) -> (Tensor, Tensor, Tensor)"
+    ),
+    "layer_norm": (
+        "(Tensor x, int axes, Tensor? weight, Tensor? bias, float eps, bool centered, int activation, float "
+        "slope) -> (Tensor, Tensor)"
+    ),
+    "layer_norm_backward": (
+        "(Tensor g, Tensor x, Tensor moments, int axes, Tensor? weight, Tensor? bias, float eps, bool "
+        "centered, int activation, float slope) -> (Tensor, Tensor, Tensor)"
+    ),
+    "batch_norm": (
+        "(Tensor x, Tensor? weight, Tensor? bias, float eps, bool training, Tensor(a!)? running_mean, "
+        "Tensor(b!)? running_var, Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, "
+        "float slope) -> (Tensor, Tensor)"
+    ),
+    "batch_norm_backward": (
+        "(Tensor g, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, float eps, bool training, bool "
+        "of_parameters, int activation, float slope) -> (Tensor, Tensor, Tensor)"
+    ),
+    "mix_norm": (
+        "(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean_weight, Tensor? var_weight, bool logits, int[] "
+        "groups, float eps, Tensor? population_mean, Tensor? population_var, Tensor(a!)? running_mean, "
+        "Tensor(b!)? running_var, Tensor(c!)? skipped, Tensor(d!)? tracked, float momentum, int activation, "
+        "float slope) -> (Tensor, Tensor)"
+    ),
+    "mix_norm_backward": (
+        "(Tensor g, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, Tensor? mean_weight, Tensor? "
+        "var_weight, bool logits, int[] groups, float eps, Tensor? population_mean, Tensor? population_var, "
+        "int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+}

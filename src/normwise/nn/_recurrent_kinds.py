@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normwise.core.last_axes import layer_norm
 from normwise.core.route import without_autocast
 from normwise.errors import InputError
 from normwise.nn import _recurrence
-from normwise.nn._last_axes import layer_norm
 from normwise.nn._recurrence import State, walk
 
 

@@ -48,11 +48,6 @@ def checked_size(num_features: int) -> int:
     return num_features
 
 
-def exporting() -> bool:
-    """Whether the graph is being written down for others, who know torch's operators and not ours."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # ONNX goes by one of the two
-
-
 def affine_of(layer: torch.nn.Module) -> tuple[Tensor | None, Tensor | None] | None:
     """Weight and bias where they are plain parameters; as attributes of a module they would take ten times as long."""
     parameters = layer._parameters

@@ -20,6 +20,7 @@ from normwise.methods import METHODS
 from normwise.probe.places import elements_of_layer, sizes_of
 from normwise.probe.reads import Reads
 from normwise.probe.spread import Calls, drowned, initial
+from normwise.surgery.description import NormLayer
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 
@@ -50,7 +51,7 @@ class NormMeter:
         self._deviation: Tensor | None = None
         self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
         self._held_before = self._held()
-        self._start_weight = _largest(found.module)
+        self._start_weight = _largest(found.layer)
         self._start_batches = count_of(found.module, "num_batches_tracked")
 
     @property
@@ -79,7 +80,8 @@ class NormMeter:
         counted = isinstance(cells.elements, Tensor) and self.pools_batch
         stored = [_known(module, name) if self.pools_batch else None for name in ("running_mean", "running_var")]
         take = functools.partial(self._take, at, counted)
-        self._reads.later(take, mean, var, elements, _known(module, "weight"), *stored)
+        scale = layer.scale
+        self._reads.later(take, mean, var, elements, None if scale is None else scale.flatten(), *stored)
 
     def _take(
         self,
@@ -168,7 +170,7 @@ class NormMeter:
     def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
         """Sum up."""
         module = self.found.module
-        weight = _largest(module)
+        weight = _largest(self.found.layer)
         return NormTrace(
             layer=facts,
             training=module.training,
@@ -181,7 +183,7 @@ class NormMeter:
             skipped=count_of(module, "num_batches_skipped") or 0,
             var_min=_finite(self._var_min),
             near_min=_finite(self._near_min),
-            initial=initial(module),
+            initial=initial(self.found.layer),
             broken_gradients=self.broken_here,
             heard=self.heard,
             broken_outputs=self.broken_before,
@@ -344,13 +346,12 @@ def _copy(tensor: Any) -> Tensor | None:
     return tensor.detach().double().cpu().flatten().clone() if isinstance(tensor, Tensor) else None
 
 
-def _largest(module: nn.Module) -> tuple[float, float] | None:
-    """The greatest and the median |weight|."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.numel() or torch.nn.parameter.is_lazy(weight):
+def _largest(layer: NormLayer) -> tuple[float, float] | None:
+    """The greatest and the median of what scales a channel."""
+    scale = layer.scale
+    if scale is None or not scale.numel():
         return None
-    size = weight.detach().abs().float()
-    return float(size.max()), float(size.median())
+    return float(scale.abs().max()), float(scale.abs().float().median())
 
 
 def _size_of(module: nn.Module) -> float | None:

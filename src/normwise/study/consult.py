@@ -256,7 +256,8 @@ def leaking(
         return found
     for method, options in methods.items():
         try:
-            converted = convert(model, (own or {}).get(method, method), copy=True, strict=False, **options).model
+            to = (own or {}).get(method, method)
+            converted = convert(model, to, copy=True, strict=False, allow_leak=True, **options).model
         except NormwiseError:
             continue
         moved = leaks(before, sights(converted, run, inputs))
@@ -306,7 +307,8 @@ def measured_costs(
                 break
             try:
                 to = (own or {}).get(method, method)
-                converted = convert(model, to, copy=True, strict=False, **options).model.train()
+                done = convert(model, to, copy=True, strict=False, allow_leak=True, **options)
+                converted = done.model.train()
                 step: Callable[[], None] = partial(_step, converted, run)
                 step()
                 peaks[method], steps[method] = peak_bytes(step, place), step

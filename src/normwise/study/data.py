@@ -258,8 +258,17 @@ def tensors_of(values: Values) -> tuple[Tensor, ...]:
 
 
 def run(model: nn.Module, inputs: Values) -> Any:
-    """Call a model on one input or several."""
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    """Call a model on one input or several; of outputs that hold ``logits``, as those of transformers, give these."""
+    outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def of_tokens(inputs: Any) -> bool:
+    """Whether inputs are sequences of tokens, whole numbers (N, L), and maybe what belongs to them: a mask, lengths."""
+    if not isinstance(inputs, Tensor | tuple):
+        return False
+    first = tensors_of(inputs)[0]
+    return first.ndim == 2 and first.dtype in (torch.int32, torch.int64)
 
 
 def _taken(values: Values, index: Tensor | slice) -> Values:

@@ -11,16 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
-from normwise.study.data import Part, Samples, Sent, read, run
+from normwise.study.data import Part, Samples, Sent, of_tokens, read, run, tensors_of
 
 if TYPE_CHECKING:
     from normwise.study.tasks.base import Task
 
 EVALUATION_BATCH = 512
+# Tokens that are evaluated at once: each has an output for every token of the vocabulary.
+_TOKENS = 4096
 
 
 class DivergedError(ArithmeticError):
     """The loss or the outputs of a training run became infinite or NaN."""
+
+
+def at_once(part: Part | Samples | Sent) -> int:
+    """Say how many samples of a part are evaluated at once: of sequences of tokens, fewer."""
+    first = part.take(slice(1)).load()
+    length = tensors_of(first.inputs)[0].shape[1] if isinstance(first, Part) and of_tokens(first.inputs) else 1
+    return max(1, min(EVALUATION_BATCH, _TOKENS // max(length, 1)))
 
 
 @torch.no_grad()
@@ -66,8 +75,8 @@ def _outputs(model: nn.Module, task: Task, part: Part | Samples | Sent) -> tuple
 
 def _batches(task: Task, part: Part | Samples | Sent) -> Iterator[Any]:
     """The batches of a part in order."""
-    starts = range(0, part.size, EVALUATION_BATCH)
-    wanted = ((torch.arange(start, min(start + EVALUATION_BATCH, part.size)), 0) for start in starts)
+    size = at_once(part)
+    wanted = ((torch.arange(start, min(start + size, part.size)), 0) for start in range(0, part.size, size))
     return read(part, wanted, task.compute.num_workers)
 
 
@@ -91,7 +100,8 @@ def _joined(values: list[Any], what: str) -> Any:
 
 def _mean_loss(model: nn.Module, task: Task, part: Part | Samples | Sent) -> float:
     losses = torch.stack([task.loss_of(model, batch).reshape(()) for batch in _batches(task, part)])
-    sizes = [min(EVALUATION_BATCH, part.size - start) for start in range(0, part.size, EVALUATION_BATCH)]
+    size = at_once(part)
+    sizes = [min(size, part.size - start) for start in range(0, part.size, size)]
     # Read together: each reading makes the host wait for the device.
     return sum(loss * size for loss, size in zip(losses.tolist(), sizes, strict=True)) / part.size
 

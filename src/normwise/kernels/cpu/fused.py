@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.kernels.cpu.native import available
+from normwise.kernels.cpu import native as _native  # noqa: F401 - it defines the operators
 
 # A mix that moves no running averages.
 _NOT_RUNNING = (None, None, 0.0, None, None)
@@ -58,4 +58,4 @@ def _operator(name: str) -> Any:
 
 
 _NAMES = ("sample_norm", "batch_norm", "mix_norm", "layer_norm")
-OPERATORS = {name: _operator(name) for known in _NAMES for name in (known, f"{known}_backward")} if available() else {}
+OPERATORS = {name: _operator(name) for known in _NAMES for name in (known, f"{known}_backward")}

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from normwise.kernels.operators import FAKES
+from normwise.kernels.asked import ASKED, refused
+from normwise.kernels.operators import FAKES, SCHEMAS
 from normwise.kernels.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -36,6 +37,8 @@ _HOW = "build it with `pip install --no-build-isolation .` where torch and a C++
 
 def _load() -> str | None:
     """Load the library; the reason if that is not possible."""
+    if ASKED == "torch":
+        return refused("native")
     if not _LIBRARY.exists():
         return f"the native library is not built: {_HOW}"
     try:
@@ -165,6 +168,9 @@ def grad_input(
     )
 
 
-if available():
-    for _name, _fake in FAKES.items():
-        torch.library.register_fake(f"normwise::{_name}", _fake)
+# What no library defined, so that other devices' kernels and the compiler find the same operators everywhere.
+_SCHEMAS = torch.library.Library("normwise", "FRAGMENT")
+for _name, _fake in FAKES.items():
+    if not hasattr(torch.ops.normwise, _name):
+        _SCHEMAS.define(f"{_name}{SCHEMAS[_name]}")
+    torch.library.register_fake(f"normwise::{_name}", _fake)
