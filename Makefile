@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages test grid check fix advice-bench advice-fit bench bench-racing bench-verdict bench-engines large wheel portable clean
+.PHONY: help compare claims claims-docs pages docs test grid check fix advice-bench advice-fit bench bench-racing bench-verdict bench-engines large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ claims-docs: $(VENV)/test-$(TORCH)  ## draw docs/claims.md from results/claims.j
 
 pages: $(VENV)/test-$(TORCH)  ## draw the tables of README and docs from results/ and the rules
 	$(BIN)/python docs/draw
+
+docs: $(VENV)/test-$(TORCH)  ## the documentation site, in docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)

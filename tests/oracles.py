@@ -26,6 +26,9 @@ class Parameters:
     variance: str = "paper"
     gate: np.ndarray | None = None
     ghost_size: int = 32
+    offset: float = 0.0
+    alpha: np.ndarray = field(default_factory=lambda: np.full(1, 0.5))
+    shift: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
 
 def _per_channel(t: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import erf
 
 from oracles import Parameters, _per_channel, _standardize, batch_moments, instance_moments
 
@@ -52,10 +53,40 @@ def filter_response(x: np.ndarray, p: Parameters) -> np.ndarray:
     return _per_channel(p.weight, x) * x / np.sqrt(square + p.eps) + _per_channel(p.bias, x)
 
 
+def rms(x: np.ndarray, p: Parameters) -> np.ndarray:
+    """Zhang & Sennrich 2019, equation 4, with the 1 + w of Gemma as an option; channels at axis 1."""
+    scale = p.offset + _per_channel(p.weight, x)
+    return scale * x / np.sqrt((x**2).mean(1, keepdims=True) + p.eps) + _per_channel(p.bias, x)
+
+
+def l2(x: np.ndarray, p: Parameters) -> np.ndarray:
+    """Henry et al. 2020, equation 2, with weight, bias and eps."""
+    return _per_channel(p.weight, x) * x / np.sqrt((x**2).sum(1, keepdims=True) + p.eps) + _per_channel(p.bias, x)
+
+
+def token_layer(x: np.ndarray, p: Parameters) -> np.ndarray:
+    """Ba et al. 2016, equation 3, of one position; channels at axis 1."""
+    return _standardize(x, x.mean(1, keepdims=True), x.var(1, keepdims=True), p)
+
+
+def dyt(x: np.ndarray, p: Parameters) -> np.ndarray:
+    """Zhu et al. 2025, equation 5."""
+    return _per_channel(p.weight, x) * np.tanh(p.alpha * x) + _per_channel(p.bias, x)
+
+
+def derf(x: np.ndarray, p: Parameters) -> np.ndarray:
+    """Chen et al. 2025: gamma * erf(alpha * x + s) + beta."""
+    return _per_channel(p.weight, x) * erf(p.alpha * x + p.shift) + _per_channel(p.bias, x)
+
+
 ORACLES = {
     "batch_renorm": batch_renorm,
     "ghost_batch": ghost_batch,
     "mean_only_batch": mean_only_batch,
     "batch_instance": batch_instance,
     "filter_response": filter_response,
+    "rms": rms,
+    "l2": l2,
+    "dyt": dyt,
+    "derf": derf,
 }

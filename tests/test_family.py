@@ -39,6 +39,8 @@ def parameters(seed: int = 0, running: bool = False) -> Parameters:
         var_weight=rng.normal(size=3),
         gate=rng.uniform(0.1, 0.9, CHANNELS),
         ghost_size=2,
+        alpha=rng.uniform(0.3, 0.8, 1),
+        shift=rng.normal(size=1) / 4,
         **stored,
     )
 

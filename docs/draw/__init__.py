@@ -15,9 +15,12 @@ PAGES = {
     "advice": ROOT / "docs" / "advice.md",
     "compare": ROOT / "docs" / "compare.md",
     "diagnose": ROOT / "docs" / "diagnose.md",
+    "layers": ROOT / "docs" / "layers.md",
+    "methods": ROOT / "docs" / "methods.md",
     "racing": ROOT / "docs" / "racing.md",
     "readme": ROOT / "README.md",
     "scaling": ROOT / "docs" / "scaling.md",
+    "which_norm": ROOT / "docs" / "start" / "which-norm.md",
 }
 
 

@@ -1,17 +1,11 @@
-"""The README's tables: the stored study and the benchmark."""
+"""The README's table: the stored study."""
 
 from __future__ import annotations
-
-import json
-import math
-from pathlib import Path
-from typing import Any
 
 from draw import ROOT
 from normwise.records import Interval, Standing, load_study
 
 STUDY = ROOT / "results" / "compare-digits.json"
-LAYERS, SPEED, ACCURACY = (ROOT / "results" / f"bench-{name}.json" for name in ("layers", "speed", "accuracy"))
 
 
 def percent(interval: Interval) -> str:
@@ -41,40 +35,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def mean_ratio(rows: list[dict[str, Any]], name: str) -> float:
-    return math.exp(sum(math.log(row["times_ours"][name]) for row in rows) / len(rows))
-
-
-def speed() -> str:
-    layers, rows, accuracy = load(LAYERS), load(SPEED)["rows"], load(ACCURACY)["rows"]
-    cells: dict[str, list[str]] = {}
-    for r in layers["rows"]:
-        if r["layer"] == r["torch"]:
-            cells.setdefault(r["layer"], []).append(f"{r['times_ours']:.1f}")
-    switchable = [row for row in rows if row["method"] == "switchable"]
-    worse = sum(row["y"] > 1.001 * row["torch_y"] or row["dx"] > 1.001 * row["torch_dx"] for row in accuracy)
-    formula, torchs = (mean_ratio(switchable, name) for name in ("formula", "torch"))
-    processor = layers["environment"]["processor"]
-    lines = [
-        f"How many times as long torch's layers take (`make bench`: float32, one thread, {processor}).",
-        "The small tensor has about a thousand elements, and its time is Python's; *tuning* is evaluation with",
-        "gradients:",
-        "",
-        "| layer | small: training | evaluation | tuning | larger: training | evaluation | tuning |",
-        "|---|---|---|---|---|---|---|",
-        *(f"| {name} | {' | '.join(values)} |" for name, values in cells.items()),
-        "",
-        f"Switchable norm trains {formula:.0f} times faster than its formula in eager torch, and {torchs:.1f} times",
-        f"faster than torch's `BatchNorm2d` (geometric means over {len(switchable)} rows). Of {len(accuracy)} rows at",
-        f"means from 0 to 1e6, {worse or 'none'} err{'s' if worse < 2 else ''} more than torch.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def parts() -> dict[str, str]:
-    return {"table": table(), "speed": speed()}
+    return {"table": table()}

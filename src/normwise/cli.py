@@ -81,6 +81,10 @@ def compare(
     cpus: float = 1,
     gpus: float = 0,
     devices: int = 1,
+    device: str = "auto",
+    precision: Literal["32", "bf16", "16"] = "32",
+    compile: bool = False,
+    num_workers: int = 0,
     title: str | None = None,
     serve: int | None = None,
     loss: str | None = None,
@@ -102,6 +106,8 @@ def compare(
 
     Larger images: normwise compare --data fashion-mnist --out fashion
 
+    On the second GPU, in bfloat16: normwise compare --device cuda:1 --precision bf16
+
     Your own model and data: normwise compare my_project.py:make_model --data my_project.py:make_data
 
     Args:
@@ -109,8 +115,8 @@ def compare(
             from, or with nothing, where the layers it has are converted to each method; a Lightning module's class will
             do. Or timm:NAME. Default: the reference model of a data set that has a name.
         data: What to train on: digits, fashion-mnist, japanese-vowels, austen or textures (all but the first can name
-            a folder or texture behind a colon), or a callable named like the model, which gives (inputs, targets),
-            torch data sets or loaders, or a dict of train, valid and test.
+            a folder or texture behind a colon); text:FILE, for a language model; or a callable named like the model,
+            which gives (inputs, targets), torch data sets or loaders, or a dict of train, valid and test.
         methods: Which to compare, separated by commas, with options if need be: batch,group(num_groups=4). See
             'normwise methods'. Default: the six and none; as_is is a model with the layers that it has. One of your
             own is path.py:NAME or module:NAME: a Method, a class of them, or what builds a layer for a number of
@@ -128,16 +134,22 @@ def compare(
             same verdict from less training; worth it with many methods or seeds.
         out: Folder for the results. Default: normwise-compare/DATA, with -quick or -race behind it.
         fresh: Start over; the old study stays in the database under another name.
-        workers: Processes that share the work. Default: one per core, at most 4. With --storage, 0 leaves the work to
-            others: normwise study work.
+        workers: Processes that share the work. Default: one per core, at most 4; on accelerators one for each. With
+            --storage, 0 leaves the work to others: normwise study work.
         storage: Keep the study in a database that other machines reach, postgresql://USER@HOST/DATABASE, so that they
             can take part. Its password is better left to ~/.pgpass or PGPASSWORD.
         study: The study's name in that database. Default: that of the folder.
         engine: What starts the workers: processes, of this machine, or ray.
         address: Of the Ray cluster, such as HOST:6379. Default: that of this machine, or one started for this study.
         cpus: That each worker is given on the Ray cluster.
-        gpus: Likewise; a fraction shares one.
-        devices: Processes that train one trial together, with synced statistics.
+        gpus: Likewise; a fraction shares one. Default: as many as --devices where the study is for an accelerator.
+        devices: Processes that train one trial together, with synced statistics; each on an accelerator of its own.
+        device: What to train on: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
+            that torch reports, else the CPU. A study keeps to one kind of device and to one precision.
+        precision: 32 as the model is written; bf16 or 16 by torch's autocast, 16 with a scaler of gradients, whose
+            skipped steps are told.
+        compile: Compile each model with torch.compile.
+        num_workers: Processes that read a torch data set ahead. The batches stay the same.
         title: Title of the report.
         serve: Show the report in a browser while the study runs, at http://127.0.0.1:PORT, on this machine only; 0
             takes a free port.
@@ -181,8 +193,12 @@ def compare(
             storage=storage,
             study=study,
             devices=devices,
+            device=device,
+            precision=precision,
+            compile=compile,
+            num_workers=num_workers,
             allow_leak=allow_leak,
-            **_engine(engine, workers, address, cpus, gpus),
+            **_engine(engine, workers, address, cpus, gpus, device, devices),
             title=title,
             command=_command(),
         )
@@ -416,7 +432,9 @@ def _beside(where: str) -> Path:
     return Path() if is_url(where) else path if path.is_dir() else path.parent
 
 
-def _engine(name: str, workers: int | None, address: str | None, cpus: float, gpus: float) -> dict[str, Any]:
+def _engine(
+    name: str, workers: int | None, address: str | None, cpus: float, gpus: float, device: str, each: int
+) -> dict[str, Any]:
     """What compare is told about its workers."""
     if name == "ray":
         from normwise.study.engines import RayCluster
@@ -424,11 +442,9 @@ def _engine(name: str, workers: int | None, address: str | None, cpus: float, gp
         return {"engine": RayCluster(workers, address, cpus, gpus)}
     if address is not None or gpus or cpus != 1:
         raise InputError("--address, --cpus and --gpus are for --engine ray")
-    return {"engine": name, "workers": _default_workers() if workers is None else workers}
+    from normwise import devices
 
-
-def _default_workers() -> int:
-    return min(os.cpu_count() or 1, 4)
+    return {"engine": name, "workers": devices.workers(device, each) if workers is None else workers}
 
 
 def _folder_name(model: str | None, data: str) -> str:

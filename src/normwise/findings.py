@@ -339,7 +339,7 @@ class WeightTrace:
     (Santurkar et al. 2018, arXiv 1805.11604): the angle's cosine, and the distance over the length before.
     ``moved_mean`` and ``moved_std`` are how far the distribution of its output moves by one update of all layers, on
     the same batch, in units of its standard deviation (Ioffe & Szegedy 2015, arXiv 1502.03167). ``weight_max`` is its
-    largest |weight|, ``weight_growth`` that over what it was when watching began.
+    largest ``|weight|``, ``weight_growth`` that over what it was when watching began.
     """
 
     layer: WeightFacts

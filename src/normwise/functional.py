@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from normwise import kernels
 from normwise.core.autograd import elements_per_cell
 from normwise.core.distributed import Sync
+from normwise.core.last_axes import layer_norm, rms_norm
 from normwise.core.method import Context, Method, elements_behind
 from normwise.core.moments import Moments, may_move, transforming, update_running
 from normwise.core.route import Running, at_once, needs_plain_graph, normalized, numbered
@@ -24,6 +26,7 @@ def normalize(
     x: Tensor,
     method: str | Method | type[Method] = "batch",
     *,
+    axis: int = 1,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -51,9 +54,12 @@ def normalize(
     0, so that element comes out as ``bias``; it does not move the running averages.
 
     Args:
-        x: (N, C, ...) with any number of spatial axes, none included; float16, bfloat16, float32 or float64.
+        x: (N, C, ...) with any number of spatial axes, none included, or with ``axis=-1`` (N, ..., C); float16,
+            bfloat16, float32 or float64.
         method: a method with its options, such as ``Group(num_groups=8)``, of :mod:`normwise.methods` or of your own;
             or a key of ``METHODS``, with options where need be: ``"group(num_groups=8)"``.
+        axis: where the channels stand, 1 or -1. Methods that normalize each token by itself (``"rms"``, ``"l2"``) go
+            over the channels of every position; so does ``"layer"`` where they come last.
         weight: (C,), or (N, C) to differ between samples; default 1.
         bias: (C,) or (N, C), default 0.
         eps: added to the variance.
@@ -67,8 +73,8 @@ def normalize(
         tracked: an integer tensor (), which counts the batches that moved the running averages, and empty ones.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, applied to the result.
         slope: of ``"leaky_relu"``.
-        mask: bool, ``True`` where an element is real: (N, *spatial) for all channels alike, or anything that
-            broadcasts to ``x``, such as (N, 1, *spatial).
+        mask: bool, ``True`` where an element is real: ``(N, *spatial)`` for all channels alike, or anything that
+            broadcasts to ``x``, such as ``(N, 1, *spatial)``.
         lengths: (N,) integers: the elements of each sample along the last axis that are real. Not with ``mask``.
         sync: share the batch's statistics with other processes, all of which must then make this call.
         **learned: the method's learned tensors beside weight and bias, by the names in its ``learned``:
@@ -79,8 +85,8 @@ def normalize(
         A tensor of the shape, dtype and memory format of ``x``.
 
     Raises:
-        InputError: there is no such method or option, it has no meaning for this shape, running averages are missing
-            or go with no such method, or the mask or the lengths do not fit.
+        InputError: there is no such method, option or axis, it has no meaning for this shape, running averages are
+            missing or go with no such method, or the mask or the lengths do not fit.
         NotImplementedError: ``x`` is not of floating-point numbers.
         RuntimeError: ``x`` has fewer than two axes, or its channels or dtype do not go with the parameters.
 
@@ -93,6 +99,21 @@ def normalize(
         tensor([[[-1.,  1.,  0.]]])
     """
     row = method if isinstance(method, Method) else method_named(method)
+    if axis != 1 or row.per_token:
+        _check_axis(x, axis)
+        first = x if axis == 1 else x.movedim(-1, 1)
+        if row.by_position(axis):
+            _check_running(row, running_mean, running_var, use_running, momentum)
+            given = {name: t for name, t in learned.items() if t is not None}
+            context, keep = Context(weight, bias, eps), real_elements(first, mask, lengths)
+            result = _by_position(first, row, context, given, keep, activation, slope)
+        else:
+            options: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, **learned}
+            options |= {"use_running": use_running, "momentum": momentum, "skipped": skipped, "tracked": tracked}
+            options |= {"activation": activation, "slope": slope, "mask": mask, "lengths": lengths, "sync": sync}
+            result = normalize(first, row, weight=weight, bias=bias, eps=eps, **options)
+        result = result if axis == 1 else result.movedim(1, -1)
+        return result.contiguous() if x.is_contiguous() else result
     running = None
     if momentum is not None and not use_running and running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, momentum, skipped, tracked)
@@ -139,6 +160,55 @@ def normalize(
     return y
 
 
+def _check_axis(x: Tensor, axis: int) -> None:
+    refuse_nested(x)
+    if axis not in (1, -1):
+        raise InputError(f"axis says where the channels stand, expected 1 or -1, got {axis!r}")
+    if x.ndim < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
+
+
+def _by_position(
+    x: Tensor,
+    row: Method,
+    given: Context,
+    learned: Mapping[str, Tensor],
+    keep: Tensor | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """Normalize (N, C, ...) with each position in the place of a sample."""
+    N, C, dtype = x.shape[0], x.shape[1], kernels.accumulation_dtype(x.dtype)
+    _check_fits(x, row, {"weight": given.weight, "bias": given.bias})
+    _check_learned(x, row, learned)
+    kernels.known_activation(activation)
+    last = x.movedim(1, -1)
+    keep = None if keep is None else keep.movedim(1, -1)
+    per_sample = any(t is not None and t.ndim > 1 for t in (given.weight, given.bias))
+    if row.centred is not None and not per_sample and (keep is None or keep.shape[-1] == 1) and slope == 0.01:
+        last = last if keep is None else torch.where(keep, last, 0)
+        given = row.terms(given, Moments(last.new_zeros((), dtype=dtype), last.new_zeros((), dtype=dtype), C))
+        weight = None if given.weight is None else given.weight.expand(C).contiguous()
+        if row.centred:
+            y = layer_norm(last, (C,), weight, given.bias, given.eps, activation)
+        else:
+            y = rms_norm(last, (C,), weight, given.eps, activation, given.bias)
+    else:
+        rows = last.reshape(-1, C)
+        if per_sample:
+            each = len(rows) // max(N, 1)
+            weight, bias = (
+                t if t is None or t.ndim < 2 else t.expand(N, C).repeat_interleave(each, 0)
+                for t in (given.weight, given.bias)
+            )
+            given = given._replace(weight=weight, bias=bias)
+        mask = None if keep is None else keep.expand(*last.shape[:-1], keep.shape[-1]).reshape(-1, keep.shape[-1])
+        rows = rows if mask is None else torch.where(mask, rows, 0)
+        y = normalized(rows, row, given, learned, mask, activation, slope, None)[0].reshape(last.shape)
+    y = y if keep is None else torch.where(keep, y, 0)
+    return y.movedim(-1, 1)
+
+
 def _plainly(
     x: Tensor,
     method: Method,
@@ -151,8 +221,8 @@ def _plainly(
     population: tuple[Tensor | None, Tensor | None] | None,
     learned: Mapping[str, Tensor | None],
 ) -> Tensor | None:
-    """By the C++ library, before all checks, which take a small tensor longer than that."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
+    """By the C++ library or torch's kernels, before all checks, which take a small tensor longer than that."""
+    if torch.compiler.is_compiling() or x.is_nested or x.ndim < 2 or type(x.shape[1]) is not int:
         return None
     stored = population is not None and None not in population
     pools = numbered(method, x.shape[1], stored)
@@ -170,7 +240,7 @@ def real_elements(x: Tensor, mask: Tensor | None = None, lengths: Tensor | None 
 
     Args:
         x: (N, C, ...).
-        mask: bool, (N, *spatial) or broadcastable to ``x``; ``True`` is real.
+        mask: bool, ``(N, *spatial)`` or broadcastable to ``x``; ``True`` is real.
         lengths: (N,) integers, the real elements along the last axis.
 
     Returns:

@@ -72,11 +72,11 @@ class Trial:
     """The outcome of one cell.
 
     ``state`` is ``"complete"``, ``"diverged"`` (the loss or the outputs became infinite or NaN) or ``"failed"`` (the
-    model raised an error, or processes died of it); the last two carry the task's floor as their scores and say why in
-    ``reason``.
+    model raised an error, the memory did not suffice, or processes died of it); the last two carry the task's floor as
+    their scores and say why in ``reason``.
     ``step_seconds`` is the median time of a training step, ``seconds`` that of the whole trial, ``peak_bytes`` the most
     memory one training step held beyond the model, its data and its optimizer. ``observed`` is what the task's
-    observer saw, if it has one.
+    observer saw, if it has one; ``notes`` say what else is to be known, such as steps that float16 left out.
     """
 
     cell: Cell
@@ -94,6 +94,7 @@ class Trial:
     mixtures: list[Mixture] = field(default_factory=list)
     reason: str | None = None
     observed: dict[str, typing.Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def lost(cls, cell: Cell, floor: float, reason: str, seconds: float = 0.0) -> Trial:
@@ -196,7 +197,8 @@ class Settings:
     last ``tune_ties`` of the ``tune_seeds`` are for the two best rates of each method alone, where these are near.
     ``same_as`` are methods that were asked for and not trained: method → the one of ``methods`` that makes the same
     network. ``own`` holds the methods of one's own among ``methods``, with what tells whether their code is still the
-    same.
+    same. ``device`` is the kind of device, ``precision`` one of ``"32"``, ``"bf16"`` and ``"16"``, ``compile`` whether
+    models are compiled, ``num_workers`` how many processes read a data set ahead, which changes no number.
     """
 
     task: str
@@ -222,6 +224,10 @@ class Settings:
     tune_ties: int = 0
     same_as: dict[str, str] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    precision: str = "32"
+    compile: bool = False
+    num_workers: int = 0
 
 
 @dataclass(frozen=True)

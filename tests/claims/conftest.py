@@ -1,16 +1,18 @@
 """Small stand-ins for the data, so that each claim's whole path runs in seconds."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
-from normwise.claims import about_style, recurrent, tasks
+from normwise.claims import about_style, about_tokens, recurrent, tasks
 from normwise.study import Splits, Task, make_task
 from normwise.study.data import Part
 from normwise.study.optimize import warm_adam
-from normwise.study.tasks.austen import CharacterNet, minus_bits
+from normwise.study.tasks.decoder import Decoder
 from normwise.study.tasks.images import small_convnet
+from normwise.study.tasks.language import minus_bits
 from normwise.study.tasks.scores import class_loss
 from normwise.study.tasks.textures import StyleLoss, StylizationNet, _pieces
 from normwise.study.tasks.vowels import SequenceNet
@@ -51,7 +53,8 @@ def load(name):
         task = make_task(SequenceNet, Splits(*(utterances(n, seed) for seed, n in enumerate(COUNTS))), name)
     elif kind == "austen":
         splits = Splits(*(text(n, seed) for seed, n in enumerate(COUNTS)))
-        task = Task(name, splits, CharacterNet, class_loss, minus_bits, "−bits per character", floor=-7.0)
+        model = partial(Decoder, tokens=128, width=16, depth=1)
+        task = Task(name, splits, model, class_loss, minus_bits, "−bits per character", floor=-7.0)
     elif kind == "textures":
         splits = Splits(*(photographs(seed) for seed in range(3)))
         loss = StyleLoss(photographs(9).inputs)
@@ -66,7 +69,7 @@ def load(name):
 @pytest.fixture
 def small_data(monkeypatch):
     """Let the claims' tasks have few samples of made-up data."""
-    for module in (tasks, recurrent, about_style):
+    for module in (tasks, recurrent, about_style, about_tokens):
         monkeypatch.setattr(module, "load_task", load)
     for cached in (tasks.digits, tasks.fashion):
         cached.cache_clear()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch.testing._internal.two_tensor import TwoTensor
 
+from normwise.core.last_axes import layer_norm, rms_norm
 from normwise.kernels.cpu import native
 from normwise.nn import LayerNorm, RMSNorm
-from normwise.nn._last_axes import layer_norm, rms_norm
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -208,7 +208,8 @@ def test_what_was_held_before_does_not_hide_what_a_step_holds():
         cycle.append(cycle)
         del cycle
         found.add(peak_bytes(step))
-    assert len(found) == 1 and found.pop() >= 400_000
+    assert len(found) == 1
+    assert found.pop() >= 400_000
 
 
 def test_costs_are_those_of_the_batch_that_is_meant():
@@ -269,8 +270,8 @@ def test_verify_trains_on_the_users_data_and_says_whether_it_held():
     began = time.perf_counter()
     told = advise(model, data.train.inputs[:16], data=data, verify=12)
     check = told.check
-    # A single step or trial that the machine interrupts is all that it may be late by.
-    assert time.perf_counter() - began < 1.25 * 12
+    # Late by a step or a trial at most; twice the time leaves room for a machine that does something else meanwhile.
+    assert time.perf_counter() - began < 2 * 12
     assert told.best.method in check.methods
     assert "batch" in check.methods
     assert check.held is None or (check.behind >= 0 and "batch size 16" in check.headline)
@@ -294,7 +295,7 @@ def test_a_check_of_a_slow_model_keeps_its_time_as_well():
     began = time.perf_counter()
     model = Slow(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     check = advise(model, data[0][:8], data=data, verify=8).check
-    assert time.perf_counter() - began < 1.25 * 8
+    assert time.perf_counter() - began < 2 * 8
     assert check.held is None
     assert "steps a run, too few to say anything" in check.headline
 

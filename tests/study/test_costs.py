@@ -1,7 +1,8 @@
 """Steps are timed in turn when the trials are done, once, and count instead of the times of the training."""
 
 import dataclasses
-import time
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,13 +78,17 @@ def test_several_devices_are_not_timed_by_one(task):
     assert study.record.costs == []
 
 
-def test_timing_keeps_to_its_share():
-    task = make_task(tiny_model, tiny_data())
-    trials = [fake_trial(Cell("final", m, 8, 0.1, 0), seconds=2.0) for m in ("none", "batch")]
-    measured(task, make_settings(batch_sizes=[8]), trials, [])  # the profiler's start
-    began = time.perf_counter()
+@pytest.mark.parametrize(("tick", "rounds"), [(1e-6, 200), (0.005, 23), (1.0, 16)])
+def test_timing_keeps_to_its_share(monkeypatch, tick, rounds):
+    """By a clock that moves one tick a look: at least 16 rounds, at most 200, and between them 5 % of the training."""
+    task, clock, steps = make_task(tiny_model, tiny_data()), itertools.count(), []
+    own = task.loss_of
+    monkeypatch.setattr(type(task), "loss_of", lambda self, model, batch: steps.append(1) or own(model, batch))
+    monkeypatch.setattr("normwise.study.costs.time", SimpleNamespace(perf_counter=lambda: next(clock) * tick))
+    trials = [fake_trial(Cell("final", m, 8, 0.1, 0), seconds=5.0) for m in ("none", "batch")]
     measured(task, make_settings(batch_sizes=[8]), trials, [])
-    assert time.perf_counter() - began < 2.0
+    methods = 2
+    assert len(steps) // methods - 1 == rounds  # one more for the memory
 
 
 def test_costs_of_the_turns_count_and_not_those_of_the_training():

@@ -80,7 +80,7 @@ def whole(pieces: Tensor) -> Tensor:
 
 def png(picture: Tensor) -> str:
     """Write a picture as a PNG file in base64."""
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
     height, width, _ = pixels.shape
     # Each line says how it is filtered: 2 is the difference to the line above, which packs better.
     above = [b"\0" * 3 * width, *(line.tobytes() for line in pixels[:-1])]

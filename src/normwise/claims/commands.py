@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -60,6 +59,8 @@ def run(
     fresh: bool = False,
     workers: int | None = None,
     minutes: float | None = None,
+    device: str = "auto",
+    precision: Literal["32", "bf16", "16"] = "32",
 ) -> None:
     """Put claims to the test, print the verdicts, and write claims.json and claims.html.
 
@@ -75,8 +76,11 @@ def run(
         quick: Short training and few seeds: shows what you get, decides little.
         out: Folder for the results. Default: normwise-claims, or normwise-claims-quick.
         fresh: Run again what the folder already holds.
-        workers: Processes that share the work. Default: one per core, at most 4.
+        workers: Processes that share the work. Default: one per core, at most 4; on accelerators one for each.
         minutes: Begin no trial after so many; the same command goes on. Default: no limit.
+        device: What to train on: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
+            that torch reports, else the CPU. A folder keeps to one kind of device and to one precision.
+        precision: 32, or bf16 or 16 by torch's autocast.
 
     Raises:
         InputError: no claim is named.
@@ -85,14 +89,18 @@ def run(
         raise InputError("name a claim, or all; 'normwise claims list' shows them")
     folder = out if out is not None else Path(_OUT + "-quick" * quick)
     claims = _claims()
+    from normwise import devices
+
     chosen = [claim.name for claim in claims.library.claims_named(names)]
     record = claims.run(
         chosen,
         quick=quick,
         out=folder,
         fresh=fresh,
-        workers=min(os.cpu_count() or 1, 4) if workers is None else workers,
+        workers=devices.workers(device) if workers is None else workers,
         minutes=minutes,
+        device=device,
+        precision=precision,
         command=shlex.join(["normwise", *(a for a in sys.argv[1:] if a != "--fresh")]),
     )
     _show(record, chosen)

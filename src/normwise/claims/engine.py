@@ -16,7 +16,9 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from normwise import outcomes, report
+import torch
+
+from normwise import devices, outcomes, report
 from normwise.claims.claim import Arm, Claim, Experiment, Runs
 from normwise.claims.judging import outcome_of
 from normwise.claims.keeping import TRIALS, read_trials, write_trials
@@ -28,6 +30,7 @@ from normwise.files import check_folder, make_folder, write_own
 from normwise.outcomes import Outcome, load_claims
 from normwise.records import Cell, Trial, dumps
 from normwise.study.children import helpers
+from normwise.study.compute import PLAIN, Compute
 from normwise.study.machine import machine, versions
 from normwise.study.store import Store
 from normwise.study.worker import trainer_of
@@ -43,6 +46,8 @@ def run(
     fresh: bool = False,
     workers: int = 1,
     minutes: float | None = None,
+    device: str | torch.device = devices.AUTO,
+    precision: str | int = "32",
     progress: bool = True,
     command: str | None = None,
 ) -> outcomes.Claims:
@@ -60,6 +65,8 @@ def run(
         workers: processes that share the work.
         minutes: begin no trial after so many; what is then undecided says what it would take, and the same call with
             the same ``out`` goes on. Default no limit.
+        device: what to train on, as for :func:`normwise.compare`: a folder keeps to one kind of device.
+        precision: likewise, ``"32"``, ``"bf16"`` or ``"16"``.
         progress: show it on standard error.
         command: what to record as the command that makes this.
 
@@ -81,19 +88,23 @@ def run(
         raise InputError(f"workers must be at least 1, got {workers}")
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes must be above 0, got {minutes}")
+    asked = devices.asked(device)
+    compute = Compute(devices.resolve(device), str(precision))
     with ExitStack() as stack:
+        stack.enter_context(devices.current(compute.device))
         folder = None if out is None else Path(out)
         check_folder(folder, "claims", (STORED, PAGE))
         kept = None if folder is None else folder
         if folder is None and workers > 1:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normwise-")))
-        bench = Bench(experiments_of(chosen), quick, folder, fresh, _end(minutes))
+        bench = Bench(experiments_of(chosen), quick, folder, fresh, _end(minutes), compute)
         if folder is not None:
             ids = [claim.name for claim in chosen]
-            job = partial(_help, ids, quick, folder.resolve(), minutes)
-            stack.enter_context(helpers([job] * (workers - 1)))
+            job = partial(_help, ids, quick, folder.resolve(), minutes, compute.precision)
+            shares = [devices.share(asked, turn) for turn in range(1, workers)]
+            stack.enter_context(helpers([partial(job, name) for name, _ in shares], [of for _, of in shares]))
         display = stack.enter_context(Display()) if progress else None
-        record = _record(kept, command or _python_command(chosen, quick))
+        record = _record(kept, command or _python_command(chosen, quick), compute)
         while True:
             record = _with(record, [outcome_of(claim, bench.runs(), quick) for claim in chosen])
             if kept is not None:
@@ -117,9 +128,10 @@ class Bench:
         folder: Path | None,
         fresh: bool = False,
         end: float | None = None,
+        compute: Compute = PLAIN,
     ) -> None:
         self._end = end
-        self._tasks = {e.name: e.task() for e in experiments}
+        self._tasks = {e.name: e.task().on(compute) for e in experiments}
         self.settings = {e.name: e.settings(self._tasks[e.name], quick) for e in experiments}
         self._places = {
             e.name: None if folder is None else folder / "experiments" / _label(e, quick) for e in experiments
@@ -182,24 +194,26 @@ def save(record: outcomes.Claims, folder: str | os.PathLike[str]) -> tuple[Path,
     return stored, page
 
 
-def _help(names: list[str], quick: bool, folder: Path, minutes: float | None) -> None:
+def _help(names: list[str], quick: bool, folder: Path, minutes: float | None, precision: str, device: str) -> None:
     """What a helper process does: the same stages, of which it takes trials that nobody else has."""
     claims = claims_named(names)
-    bench = Bench(experiments_of(claims), quick, folder, end=_end(minutes))
-    while (ahead := stages(claims, bench.runs(), quick)) and not bench.over():
-        bench.work(ahead[0])
+    compute = Compute(devices.resolve(device), precision)
+    with devices.current(compute.device):
+        bench = Bench(experiments_of(claims), quick, folder, end=_end(minutes), compute=compute)
+        while (ahead := stages(claims, bench.runs(), quick)) and not bench.over():
+            bench.work(ahead[0])
 
 
 def _end(minutes: float | None) -> float | None:
     return None if minutes is None else time.monotonic() + 60 * minutes
 
 
-def _record(folder: Path | None, command: str) -> outcomes.Claims:
+def _record(folder: Path | None, command: str, compute: Compute) -> outcomes.Claims:
     """What the folder holds already, or an empty record."""
     stored = None if folder is None else folder / STORED
     before = load_claims(stored).outcomes if stored is not None and stored.exists() else []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return outcomes.Claims(now, command, versions(), machine(1), [o for o in before if o.name in CLAIMS])
+    return outcomes.Claims(now, command, versions(), machine(1, compute), [o for o in before if o.name in CLAIMS])
 
 
 def _with(record: outcomes.Claims, judged: Sequence[Outcome]) -> outcomes.Claims:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normwise import devices
 from normwise.parametrize import weight_norms
 from normwise.records import Cell
 from normwise.study.data import Part, run
@@ -191,7 +192,7 @@ class BatchErrors(Watch):
         spare, seen = self.spare().eval(), []
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].double().flatten(2)
+            x = inputs[0].cpu().double().flatten(2)  # some devices have no float64
             seen.append((x.mean(2), x.square().mean(2)))
 
         layers = [m for m in spare.modules() if hasattr(m, "running_mean")]
@@ -307,15 +308,18 @@ class Hardening(Watch):
 
     @torch.no_grad()
     def _times(self, models: dict[str, nn.Module]) -> dict[str, float]:
-        inputs = self.probe(self.TIMED).inputs
+        inputs, device = self.probe(self.TIMED).inputs, self.task.compute.device
+        # The processor's own time says nothing of an accelerator's.
+        clock = time.thread_time if self.task.compute.on_cpu else time.perf_counter
         found: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(self.TURNS):
             times: dict[str, list[float]] = {name: [] for name in models}
             for _ in range(self.REPEATS):
                 for name, model in models.items():
-                    began = time.thread_time()
+                    began = clock()
                     run(model, inputs)
-                    times[name].append(time.thread_time() - began)
+                    devices.synchronize(device)
+                    times[name].append(clock() - began)
             for name in models:
                 found[name].append(statistics.median(times[name]))
         return {name: min(medians) for name, medians in found.items()}

@@ -188,7 +188,7 @@ class Cells:
 # Whole normalizations by one native operator each way. Each has a formula, of the arguments of its backward operator.
 
 
-def _mixed(
+def mixed(
     x: Tensor,
     groups: Sequence[int],
     weight: Any,
@@ -201,6 +201,7 @@ def _mixed(
     code: int,
     slope: float,
 ) -> Tensor:
+    """A mix of pools in plain operators; ``code`` is the activation's."""
     cells = Moments(*reference.moments(x), elements_per_cell(x))
     batch = pool(cells, 0) if population is None and 0 in groups else population
     members: list[Any] = [pool_groups(cells, G) if G else batch for G in groups]
@@ -216,7 +217,7 @@ def _mixed(
 
 
 def _sample_norm(x: Tensor, moments: Tensor, groups: int, weight: Any, bias: Any, eps: float, *act: Any) -> Tensor:
-    return _mixed(x, (groups,), weight, bias, None, None, True, eps, None, *act)
+    return mixed(x, (groups,), weight, bias, None, None, True, eps, None, *act)
 
 
 def _batch_norm(
@@ -224,13 +225,13 @@ def _batch_norm(
 ) -> Tensor:
     # In evaluation the moments that were kept are the running averages of that time.
     kept = None if training else Moments(*moments.to(reference.accumulation_dtype(x.dtype)))
-    return _mixed(x, (0,), weight, bias, None, None, True, eps, kept, *act)
+    return mixed(x, (0,), weight, bias, None, None, True, eps, kept, *act)
 
 
 def _mix_norm(x: Tensor, moments: Tensor, *args: Any) -> Tensor:
     weight, bias, mean_weight, var_weight, logits, groups, eps, mean, var, *act = args
     population = None if mean is None else Moments(*(t.reshape(1, -1) for t in (mean, var)))
-    return _mixed(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, *act)
+    return mixed(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, *act)
 
 
 def _layer_norm(

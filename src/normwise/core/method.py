@@ -89,6 +89,9 @@ class Method:
         learned: its learned tensors beside weight and bias, by name.
         on_weights: it acts on weights and not on activations.
         reads_reference: it reads the running averages in training, too.
+        per_token: each position is normalized by itself, as if it were a sample; ``None``: where channels come last.
+        weight_start: what a layer's weight starts as.
+        curve: ``None``, or a function of the elements alone, ``(x, **learned)``, which comes before the map.
 
     Example:
         >>> class Halved(Method):
@@ -106,6 +109,9 @@ class Method:
     paper: ClassVar[str] = "-"
     on_weights: ClassVar[bool] = False
     reads_reference: ClassVar[bool] = False
+    per_token: ClassVar[bool | None] = False
+    weight_start: ClassVar[float] = 1.0
+    curve: ClassVar[Callable[..., Tensor] | None] = None
     pools: ClassVar[tuple[str, ...]] = ()
     learned: ClassVar[Mapping[str, Learned]] = MappingProxyType({})
 
@@ -163,9 +169,30 @@ class Method:
         return bool(self.pools) and {*self.pools} <= {"batch", "instance"}
 
     @property
+    def centres(self) -> bool:
+        """Whether a mean is subtracted."""
+        return bool(self.pools)
+
+    @property
     def folds(self) -> bool:
         """Whether stored statistics make it one fixed map per channel, which a neighbouring layer can take over."""
-        return not self.reads_cells(stored=True)
+        return self.curve is None and not self.reads_cells(stored=True)
+
+    @property
+    def centred(self) -> bool | None:
+        """For kernels over single rows: whether the row's mean is taken off; ``None`` where it is another formula."""
+        return None
+
+    def by_position(self, axis: int) -> bool:
+        """Whether each position is normalized by itself.
+
+        Args:
+            axis: where the channels are, 1 or -1.
+
+        Returns:
+            What ``per_token`` says for that axis.
+        """
+        return axis == -1 if self.per_token is None else self.per_token
 
     def mix(self, stored: bool) -> Mix | None:
         """The mix of pools that the method is; ``None`` where it is more than that.
@@ -213,6 +240,18 @@ class Method:
             Moments that broadcast to (N, C), weighted by element counts.
         """
         return POOLS[name](cells, given, self.groups(cells.mean.shape[1]))
+
+    def terms(self, given: Context, pooled: Moments) -> Context:
+        """Give the weight, bias and eps of the formula, where these are not just the given ones.
+
+        Args:
+            given: as for :meth:`affine`.
+            pooled: the pool's moments, of which only the type and the number of elements count.
+
+        Returns:
+            The context to standardize with.
+        """
+        return given
 
     def track(self, cells: Moments, given: Context) -> Moments:
         """Give the moments (1, C) that running averages follow: the batch's, unless a method says otherwise.
@@ -385,14 +424,24 @@ class Pooled(Method):
     def per_channel(self) -> bool:  # noqa: D102
         return self.parts != "scale" and super().per_channel
 
+    @property
+    def centres(self) -> bool:  # noqa: D102
+        return self.parts != "scale"
+
     def mix(self, stored: bool) -> Mix | None:  # noqa: D102
         plain = self.parts == "both" and type(self).affine is Pooled.affine
         return Mix(self.pools) if plain else None
 
+    @property
+    def centred(self) -> bool | None:  # noqa: D102
+        plain = self.pools == ("layer",) and type(self).affine is Pooled.affine
+        return {"both": True, "scale": False}.get(self.parts) if plain else None
+
     def affine(self, cells: Moments, given: Context) -> Affine:
         """Standardize by the pool."""
         (pool,) = self.pools
-        return standardize(self.pooled(pool, cells, given), given, self.parts)
+        m = self.pooled(pool, cells, given)
+        return standardize(m, self.terms(given, m), self.parts)
 
 
 def mean_over_samples(m: Moments) -> Moments:

@@ -361,8 +361,7 @@ def update_running(
     moved = [r.to(dtype).lerp(t, weight).to(r.dtype) for r, t in zip(averages, new, strict=True)]
     counts: int | Tensor = 1
     if skipped is not None:
-        # Channel by channel, as a sum could overflow. Variances tell of the means: NaN where the mean is not finite.
-        finite = (torch.isfinite(new[1]) & torch.isfinite(moved[0]) & torch.isfinite(moved[1])).all()
+        finite = torch.linalg.vector_norm(torch.stack(moved), torch.inf) < torch.inf  # NaN is not less
         if not readable(finite):
             counts = finite
             moved = [torch.where(finite, t, r) for r, t in zip(averages, moved, strict=True)]

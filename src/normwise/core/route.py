@@ -8,7 +8,8 @@ gives ``None`` where the call is out of the ordinary or does not fit the kernel.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad
+from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
 from normwise.core.method import Context, Method
+from normwise.core.mixture import Mixture
 from normwise.core.moments import Moments
-from normwise.kernels import backend, reference
+from normwise.kernels import backend, of_torch, reference
 from normwise.kernels.cpu import fused, native
 
 
@@ -37,9 +39,10 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """The way of a call: in one native call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
+    """The way of a call: in one call each way (``whole``), by the four ``kernels`` of the cells, or plainly.
 
-    Without kernels the formula is evaluated in plain operators, which every transform sees.
+    Whole calls are of the native library or of torch's own kernels. Without kernels the formula is evaluated in plain
+    operators, which every transform sees.
     """
 
     kernels: ModuleType | None
@@ -63,18 +66,75 @@ def at_once(
     var_weight: Tensor | None = None,
     logits: bool = True,
 ) -> Tensor | None:
-    """Have C++ normalize a plain tensor by a pool or a mix of pools; ``None`` where that is not open.
+    """Have C++, or on a device torch, normalize a plain tensor by a pool or a mix of pools; ``None`` where it cannot.
 
     Pools are numbers of groups within a sample, or 0 for the pool over samples: see :func:`numbered`.
     """
     if torch.compiler.is_compiling() or activation not in native.CODES or not native.CALLS:
         return None
-    if running is not None and isinstance(running[2], Tensor) and needs_plain_graph():
+    if running is not None and isinstance(running[2], Tensor) and not (running[2].is_cpu and not needs_plain_graph()):
         return None  # the kernels would read the momentum
     name, args = fused.operator_for_mix(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )
-    return native.CALLS[name](*args, native.CODES[activation], slope)
+    y = native.CALLS[name](*args, native.CODES[activation], slope)
+    if y is not None or x.is_cpu or needs_plain_graph() or not _has_variance(x, pools, population):
+        return y
+    if not _for_torch(x, pools, weight, bias, population, running):
+        return None
+    parameters = (weight, bias, mean_weight, var_weight, logits, eps)
+    return by_torch(x, pools, *parameters, population, running, activation, slope)
+
+
+def _has_variance(x: Tensor, pools: tuple[int, ...], population: Sequence[Any] | None) -> bool:
+    """Whether it is plain that there are elements enough, and nothing to be refused or dropped."""
+    return x.numel() > (0 if population is not None and len(pools) == 1 else x.shape[0] * x.shape[1])
+
+
+def _for_torch(
+    x: Tensor,
+    pools: tuple[int, ...] | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+) -> bool:
+    """Whether torch's kernels serve: on a device for which there are none of ours."""
+    if pools is None or backend(x) is not reference:
+        return False
+    if len(pools) > 1 and x.device.type in ("mps", "meta"):  # which lack some of those for a mix
+        return False
+    averages = (running or population or ())[:2] if 0 in pools else ()
+    return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
+
+
+def by_torch(
+    x: Tensor,
+    pools: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
+    eps: float,
+    population: Sequence[Any] | None,
+    running: Sequence[Any] | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """Normalize by torch's own kernels."""
+    if len(pools) > 1 or mean_weight is not None or var_weight is not None:
+        if population is not None and torch.is_grad_enabled():
+            population = [t.reshape(-1).clone() for t in population[:2]]  # they may change before the backward pass
+        call = Mixture(pools, logits, eps, population, running)
+        y = Fused.apply(call, x, weight, bias, mean_weight, var_weight)
+    elif pools[0]:
+        y = of_torch.sample_norm(x, pools[0], weight, bias, eps)
+    elif running is None:
+        y = of_torch.batch_norm(x, weight, bias, eps, population)
+    else:
+        y = of_torch.batch_norm_and_track(x, weight, bias, eps, *running)
+    return reference.activate(y, activation, slope)
 
 
 def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | None:
@@ -94,9 +154,13 @@ def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, runnin
     if needs_plain_graph():
         return PLAIN
     four = Route(backend(x))
-    if four.kernels is reference or mask is not None or given.exchange is not None or x.numel() == 0:
+    if mask is not None or given.exchange is not None or x.numel() == 0:
         return four
     whole = numbered(method, x.shape[1], given.population is not None)
+    if four.kernels is reference:
+        fits = whole is not None and (len(whole) == 1 or _has_variance(x, whole, given.population))
+        torchs = fits and _for_torch(x, whole, given.weight, given.bias, given.population, running)
+        return Route(of_torch, whole) if torchs else four
     if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
         return four
     if method.learned and x.numel() == x.shape[0] * x.shape[1]:
@@ -124,16 +188,25 @@ def normalized(
     running: Running | None,
 ) -> tuple[Tensor, Moments | None]:
     """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
+    if method.curve is not None:
+        dtype = reference.accumulation_dtype(x.dtype)
+        curved = method.curve(x.to(dtype), **{name: t.to(dtype) for name, t in _all_learned(x, method, learned)})
+        affine = method.affine(Moments(curved.new_zeros(1, 1), curved.new_ones(1, 1)), given)
+        return reference.apply(curved, *affine, activation, slope).to(x.dtype), None
     way = route(x, method, given, mask, running)
     if way.whole is not None:
         mix = method.mix(given.population is not None)
         assert mix is not None
         shares = (learned.get("mean_weight"), learned.get("var_weight"), mix.logits)
         parameters = (given.weight, given.bias, *shares, given.eps)
-        return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
+        if way.kernels is not of_torch:
+            return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
+        tracks = running is not None and 0 not in way.whole  # by the cells' own moments: each sample's
+        averages = None if tracks else running
+        y = by_torch(x, way.whole, *parameters, given.population, averages, activation, slope)
+        return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     tensors: list[Tensor | None] = [given.weight, given.bias]
-    for name in method.learned:
-        tensors.append(learned[name] if name in learned else _start(x, method, name))
+    tensors += [t for _, t in _all_learned(x, method, learned)]
     call = Cells(method, given._replace(weight=None, bias=None), mask, activation, slope, way.kernels or reference)
     call.reads = method.reads_cells(given.population is not None)
     # Of what the map is made of nothing wants a gradient. If the map does, the method's function draws on more: on
@@ -148,10 +221,14 @@ def normalized(
     return y, seen
 
 
-def _start(x: Tensor, method: Method, name: str) -> Tensor:
-    """What a learned tensor is that nobody gave: what it begins as."""
-    one = method.learned[name]
-    return x.new_full(one.shape(x.shape[1]), one.start, dtype=reference.accumulation_dtype(x.dtype))
+def _all_learned(x: Tensor, method: Method, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """A method's learned tensors; one that nobody gave is what it begins as."""
+    for name, one in method.learned.items():
+        if name in given:
+            yield name, given[name]
+        else:
+            dtype = reference.accumulation_dtype(x.dtype)
+            yield name, x.new_full(one.shape(x.shape[1]), one.start, dtype=dtype)
 
 
 def whole(
@@ -181,6 +258,17 @@ def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:
     call = Whole(name, args)
     y: Tensor = Fused.apply(call, *call.tensors)
     return y
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave types as they are, on the device of a tensor."""
+    available = torch.amp.is_autocast_available(x.device.type)  # "meta" has none
+    return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
+
+
+def exporting() -> bool:
+    """Whether the graph is being written down for others, who know torch's operators and not ours."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # ONNX goes by one of the two
 
 
 # Modes under which sizes may be symbols and values may be absent.

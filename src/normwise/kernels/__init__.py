@@ -1,7 +1,9 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
 A backend is a module with these four. :mod:`normwise.kernels.reference`, in plain torch, says what is right and serves
-every device; :mod:`normwise.kernels.cpu.native` is C++, and :mod:`normwise.kernels.triton.serving` Triton, for devices.
+every device; :mod:`normwise.kernels.cpu.native` is C++, :mod:`normwise.kernels.triton.serving` Triton, for devices.
+Whole normalizations are in :mod:`normwise.kernels.cpu.fused`, and in :mod:`normwise.kernels.of_torch` torch's own, for
+devices without kernels of ours.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from normwise.kernels import reference
+from normwise.kernels import of_torch, reference
 from normwise.kernels.cpu import fused, native
 from normwise.kernels.environment import describe_environment
 from normwise.kernels.reference import ACTIVATIONS, accumulation_dtype, activate, known_activation
@@ -25,6 +27,7 @@ __all__ = [
     "fused",
     "known_activation",
     "native",
+    "of_torch",
     "reference",
     "serving",
 ]

@@ -28,16 +28,21 @@ from normwise.methods.plain import NoNorm, WeightNorm
 from normwise.methods.sample import BatchInstance, FilterResponse, Group, Instance, Layer
 from normwise.methods.spec import parse_spec
 from normwise.methods.switchable import VARIANCES, Switchable, known_members
+from normwise.methods.token import L2, RMS, Derf, DyT
 
 __all__ = [
+    "L2",
     "METHODS",
     "PARTS",
     "POOLS",
+    "RMS",
     "VARIANCES",
     "Batch",
     "BatchInstance",
     "BatchRenorm",
     "Context",
+    "Derf",
+    "DyT",
     "FilterResponse",
     "GhostBatch",
     "Group",
@@ -76,6 +81,10 @@ METHODS: dict[str, Method] = {
         MeanOnlyBatch(),
         BatchInstance(),
         FilterResponse(),
+        RMS(),
+        L2(),
+        DyT(),
+        Derf(),
     )
 }
 

@@ -22,9 +22,15 @@ from normwise.core.moments import Affine, Moments
 
 @dataclass(frozen=True)
 class Layer(Pooled):
-    """Layer normalization of a convolutional map (Ba et al. 2016, arXiv 1607.06450): over all channels of a sample.
+    """Layer normalization (Ba et al. 2016, arXiv 1607.06450): over all channels of a sample, or of a token.
 
-    Formula: y = weight · (x − μ[n]) / √(σ²[n] + eps) + bias, weight and bias per channel: group norm with one group.
+    Formula: y = weight · (x − μ) / √(σ² + eps) + bias, weight and bias per channel. Where the channels stand at axis 1,
+    as in convolutional maps, μ and σ² are those of a sample: group norm with one group. Where they come last, as in
+    transformers, those of each position: ``torch.nn.LayerNorm(C)``.
+
+    Args:
+        parts: as of :func:`standardize`.
+        per_token: normalize each position by itself, wherever the channels stand; or ``False`` for the whole sample.
 
     Example:
         >>> Layer().affine(Moments(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2)), Context(eps=0.0)).center
@@ -32,8 +38,9 @@ class Layer(Pooled):
     """
 
     parts: str = field(default="both", kw_only=True)
+    per_token: bool | None = field(default=None, kw_only=True)  # type: ignore[misc]
 
-    summary = "per sample over all channels; the batch does not matter"
+    summary = "per sample or token over all channels; the batch does not matter"
     paper = "Ba et al. 2016, arXiv 1607.06450"
     pools = ("layer",)
 

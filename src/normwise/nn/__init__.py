@@ -10,7 +10,7 @@ from normwise.nn.batchnorm import (
     LazyBatchNorm3d,
 )
 from normwise.nn.factory import NormFactory, check_spec, norm_layer
-from normwise.nn.groupnorm import GroupNorm
+from normwise.nn.groupnorm import AnyLayerNorm, GroupNorm
 from normwise.nn.instancenorm import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -44,9 +44,11 @@ from normwise.nn.switchable import (
     switchable_layers,
 )
 from normwise.nn.synced import sync
+from normwise.nn.token import Derf, DyT, L2Norm
 
 __all__ = [
     "AdaptiveInstanceNorm",
+    "AnyLayerNorm",
     "BatchInstanceNorm",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -54,6 +56,8 @@ __all__ = [
     "BatchRenorm",
     "ConditionalBatchNorm",
     "ConditionalInstanceNorm",
+    "Derf",
+    "DyT",
     "FilterResponseNorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
@@ -62,6 +66,7 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "L2Norm",
     "LayerNorm",
     "LayerNormGRU",
     "LayerNormGRUCell",

@@ -103,7 +103,8 @@ class Eps:
         activation, name = layer.__dict__.get("activation"), type(layer).__name__
         if activation is not None:
             return eps_of_a_layer_with_an_activation(value, name, activation)
-        if getattr(layer, "layout", "first") == "last":
+        # Also what is no batch norm by its place, however it was put there.
+        if getattr(layer, "layout", "first") == "last" or (self.guards and getattr(layer, "axis", 1) != 1):
             return eps_of_a_layer_in_the_place_of_a_layer_norm(value, name)
         return eps_of_a_layer_that_is_more_than_batch_norm(value, name) if self.guards else value
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import kernels
+from normwise.core.route import exporting
 from normwise.methods import Batch
 from normwise.nn._eps import eps_of
-from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim, exporting
+from normwise.nn._state import LazyNorm, TrackingNorm, boundary, check_dim
 
 # The name in this module, which is what the check below looks up.
 torch.fx.wrap("check_dim")

@@ -12,9 +12,11 @@ from normwise import methods
 from normwise.errors import InputError
 from normwise.functional import normalize
 from normwise.methods import Method, method_named, parse_spec
+from normwise.nn._axis import ChannelAxis, checked_axis
 from normwise.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from normwise.nn.groupnorm import GroupNorm
+from normwise.nn.groupnorm import AnyLayerNorm, GroupNorm
 from normwise.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from normwise.nn.layernorm import LayerNorm, RMSNorm
 from normwise.nn.norm import Norm
 from normwise.nn.own import Build, Given, layers_by
 from normwise.nn.relatives import (
@@ -25,6 +27,7 @@ from normwise.nn.relatives import (
     MeanOnlyBatchNorm,
 )
 from normwise.nn.switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
+from normwise.nn.token import Derf, DyT, L2Norm
 
 
 class Identity(torch.nn.Identity):
@@ -39,6 +42,8 @@ class Identity(torch.nn.Identity):
 
 class NormFactory(Protocol):
     """Builds a normalization layer for a number of channels: ``norm(64)``, or ``norm(64, dim=1)`` for other axes.
+
+    ``norm(64, axis=-1)`` is for channels that come last, as in transformers.
 
     Further arguments go to the layer: networks that take a ``norm_layer`` pass ``eps``, ``device`` and ``dtype`` on.
     """
@@ -55,12 +60,16 @@ _CLASSES: dict[type[Method], tuple[type[torch.nn.Module], ...]] = {
     methods.Instance: (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
     methods.Switchable: (SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d),
     methods.Group: (GroupNorm,),
-    methods.Layer: (GroupNorm,),
+    methods.Layer: (AnyLayerNorm,),
     methods.BatchRenorm: (BatchRenorm,),
     methods.GhostBatch: (GhostBatchNorm,),
     methods.MeanOnlyBatch: (MeanOnlyBatchNorm,),
     methods.BatchInstance: (BatchInstanceNorm,),
     methods.FilterResponse: (FilterResponseNorm,),
+    methods.RMS: (RMSNorm,),
+    methods.L2: (L2Norm,),
+    methods.DyT: (DyT,),
+    methods.Derf: (Derf,),
     methods.NoNorm: (Identity,),
     methods.WeightNorm: (Identity,),
 }
@@ -73,22 +82,29 @@ _WEIGHT_OPTIONS = {"eps": None, "init": ("data",)}
 def norm_layer(method: Given, dim: int = 2, **options: Any) -> NormFactory:
     """Give a factory of one method's layers, all with a learned weight and bias per channel.
 
-    ``"layer"`` gives ``GroupNorm(1, C)``, the layer norm of a convolutional map. ``"none"`` and ``"weight"`` give
-    identities: weight norm acts on the weights (:func:`normwise.weight_norm`). A method without a class of its own has
-    :class:`normwise.nn.Norm`.
+    ``"layer"``, ``"rms"``, ``"l2"``, ``"dyt"`` and ``"derf"`` find their C channels by the input's shape, at axis 1 or
+    at the last axis, so that they go into transformers as into convolutional networks; where both axes have the size
+    C, and neither the layer nor, for maps, others of this factory have met inputs that tell, it is an error that asks
+    for ``axis``. ``"layer"`` is then ``GroupNorm(1, C)`` of maps and ``LayerNorm(C)`` of tokens, the others normalize
+    each position by itself in either case. All other methods expect their channels at axis 1, or at ``axis=-1``.
+
+    ``"none"`` and ``"weight"`` give identities: weight norm acts on the weights (:func:`normwise.weight_norm`). A
+    method without a class of its own has :class:`normwise.nn.Norm`.
 
     Args:
         method: a key of ``METHODS``, which may bring its options along: ``"group(num_groups=4)"``; a method of
             :mod:`normwise.methods` or your own, such as ``Group(4)``; or what builds a layer for a number of channels,
             ``lambda channels: MyLayer(channels)``, which gets ``dim`` and other options if its signature takes them.
         dim: spatial axes of the inputs, 1, 2 or 3, unless a call says otherwise.
-        **options: options of the method, or passed to the layers.
+        **options: options of the method, or passed to the layers; ``axis=-1`` says that the channels come last,
+            ``axis=1`` that they do not.
 
     Returns:
         ``norm(num_features, dim=None, **more) -> Module``.
 
     Raises:
-        InputError: unknown method, a ``dim`` other than 1, 2 or 3, or a callable that builds no module.
+        InputError: unknown method, a ``dim`` other than 1, 2 or 3, an ``axis`` other than 1 or -1, or a callable that
+            builds no module.
 
     Example:
         >>> norm = norm_layer("group")
@@ -116,24 +132,40 @@ def _builder(method: Any, options: dict[str, Any]) -> Build:
     elif not (isinstance(method, Method) or (isinstance(method, type) and issubclass(method, Method))):
         return layers_by(method, options)
     row = method_named(method)
+    together: set[int] = set()  # where the layers that this builds have found their channels
 
     def build(num_features: int, dim: int, more: dict[str, Any]) -> torch.nn.Module:
         chosen, rest = row.taking(options | more)
-        return _layer(chosen, num_features, dim, rest)
+        layer = _layer(chosen, num_features, dim, rest)
+        if isinstance(layer, ChannelAxis) and layer.axis is None:
+            layer._together = together
+        return layer
 
     return build
 
 
 def _layer(method: Method, num_features: int, dim: int, options: dict[str, Any]) -> torch.nn.Module:
     """The method's own class where that takes the method's options, or the one for any method."""
+    axis = checked_axis(options.pop("axis", None))
     kinds = _CLASSES.get(type(method), (Norm,))
     kind = kinds[dim - 1] if len(kinds) > 1 else kinds[0]
+    if kind is AnyLayerNorm and (axis is not None or method.per_token is not None):
+        kind = LayerNorm if method.by_position(axis or 1) else GroupNorm if axis != -1 else Norm
     told = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
     told = {name: value for name, value in told.items() if value != type(method).__dataclass_fields__[name].default}
     if kind is Identity:
         return Identity()
-    if kind is Norm or not told.keys() <= _arguments(kind).keys():
-        return Norm(method, num_features, **options)
+    if kind in (LayerNorm, GroupNorm):
+        told.pop("per_token", None)  # which has chosen the class
+    takes = _arguments(kind).keys()
+    elsewhere = axis == -1 and not issubclass(kind, ChannelAxis)
+    if kind is Norm or elsewhere or not told.keys() <= takes:
+        return Norm(method, num_features, axis=axis, **options)
+    if "axis" in takes:
+        options["axis"] = axis
+    if kind in (LayerNorm, RMSNorm):
+        affine = options.pop("affine", True)
+        return kind(num_features, **{"eps": 1e-5, "elementwise_affine": affine} | told | options)
     if kind is GroupNorm:
         return GroupNorm(method.groups(num_features), num_features, **options)
     return kind(num_features, **{"affine": True} | told | options)
@@ -174,7 +206,8 @@ def check_spec(text: str) -> tuple[str, dict[str, Any]]:
     width = 64 * groups if isinstance(groups, int) and groups > 0 else 64
     try:
         with torch.no_grad():
-            norm_layer(name, **options)(width)(torch.zeros(2, width, 2, 2))
+            shape = (2, 2, 2, width) if options.get("axis") == -1 else (2, width, 2, 2)
+            norm_layer(name, **options)(width)(torch.zeros(shape))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{text}: {error}") from error
     return name, options
@@ -187,8 +220,9 @@ def _options_of(method: Method) -> list[str]:
     kind = _CLASSES.get(type(method), (Norm,))[-1]
     fields = [f.name for f in dataclasses.fields(method) if f.init]
     fixed = {"method", "num_features", "num_channels", "device", "dtype", "input", "mask", "lengths"}
-    fixed |= {"num_groups"} - {*fields}
-    return list(dict.fromkeys([n for n in _arguments(kind) if n not in fixed] + fields))
+    fixed |= {"num_groups"} - {*fields} | {"normalized_shape"}
+    arguments = ["affine" if n == "elementwise_affine" else n for n in _arguments(kind) if n not in fixed]
+    return list(dict.fromkeys([*arguments, *fields, *(() if kind is Identity else ["axis"])]))
 
 
 def _arguments(kind: type) -> dict[str, None]:

@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import kernels
-from normwise.core.route import at_once
+from normwise.core.last_axes import layer_norm
+from normwise.core.route import at_once, exporting
 from normwise.errors import InputError
 from normwise.functional import normalize
-from normwise.methods import Group, groups_for
+from normwise.methods import Group, Layer, groups_for
+from normwise.nn._axis import ChannelAxis
 from normwise.nn._eps import Eps, eps_of
-from normwise.nn._state import affine_of, boundary, exporting
+from normwise.nn._state import affine_of, boundary
 
 # The name in this module, which is what the forward pass below looks up.
 torch.fx.wrap("normalize")
+torch.fx.wrap("layer_norm")
 
 
 def check_groups(name: str, channels: int, num_groups: int) -> None:
@@ -102,3 +105,64 @@ class GroupNorm(torch.nn.GroupNorm):
             mask=mask,
             lengths=lengths,
         )
+
+
+class AnyLayerNorm(ChannelAxis, GroupNorm):
+    """Layer normalization that finds its channels (Ba et al. 2016, arXiv 1607.06450): of maps, and of tokens.
+
+    Where C is the size of axis 1, as in convolutional maps (N, C, ...), this is ``GroupNorm(1, C)``, over all channels
+    and positions of a sample; where it is that of the last axis, as in transformers (N, ..., C), ``LayerNorm(C)``, over
+    the channels of each position.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        affine: whether ``weight`` and ``bias`` (C,) are learned.
+        device: of the parameters.
+        dtype: of the parameters.
+        **options: ``bias`` and ``activation`` as for :class:`GroupNorm`.
+
+    Raises:
+        InputError: both axes have the size C, and what the layer met before does not say which it is.
+        RuntimeError: neither has.
+
+    Example:
+        >>> norm = AnyLayerNorm(6)
+        >>> tokens, maps = torch.randn(2, 5, 6), torch.randn(2, 6, 5, 5)
+        >>> torch.testing.assert_close(norm(tokens), torch.nn.LayerNorm(6)(tokens))
+        >>> torch.testing.assert_close(norm(maps), torch.nn.GroupNorm(1, 6)(maps))
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(1, num_features, eps, affine, device, dtype, **options)
+
+    @property
+    def method(self) -> Layer:  # type: ignore[override]
+        """The method, with the layer's options."""
+        return _LAYER
+
+    @boundary
+    def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
+        if input.ndim <= 2 or self._channel_axis(input, self.num_channels) == 1:
+            return super().forward(input, mask, lengths)
+        if mask is lengths is None:
+            parameters = (self.weight, self.bias, eps_of(self))
+            return layer_norm(input, (self.num_channels,), *parameters, self.activation)
+        options: dict[str, Any] = {"weight": self.weight, "bias": self.bias, "mask": mask, "lengths": lengths}
+        return normalize(input, _LAYER, axis=-1, eps=eps_of(self), activation=self.activation, **options)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"{self.num_channels}, eps={eps_of(self)}, affine={self.affine}, bias={self.bias is not None}"
+
+
+_LAYER = Layer()

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import kernels
+from normwise.core.route import exporting
 from normwise.functional import normalize, refuse_nested
 from normwise.methods import Instance
 from normwise.nn._eps import eps_of
-from normwise.nn._state import LazyNorm, TrackingNorm, boundary, exporting
+from normwise.nn._state import LazyNorm, TrackingNorm, boundary
 
 # The name in this module, which is what the forward pass below looks up.
 torch.fx.wrap("normalize")

@@ -9,23 +9,27 @@ import torch
 from torch import Tensor
 
 from normwise import kernels
+from normwise.core.last_axes import layer_norm, rms_norm
 from normwise.errors import InputError
-from normwise.functional import real_elements
+from normwise.functional import normalize, real_elements
+from normwise.methods import RMS, Layer
+from normwise.nn._axis import ChannelAxis, checked_axis
 from normwise.nn._eps import Eps, eps_of
-from normwise.nn._last_axes import layer_norm, rms_norm
 from normwise.nn._state import affine_of, boundary, parameter_of
 
 # The names in this module, which is what the forward passes look up; the functions branch on their input.
 torch.fx.wrap("layer_norm")
 torch.fx.wrap("rms_norm")
+torch.fx.wrap("normalize")
 
 
-class LayerNorm(torch.nn.LayerNorm):
+class LayerNorm(ChannelAxis, torch.nn.LayerNorm):
     """Layer normalization over the last axes (Ba et al. 2016, arXiv 1607.06450), with an activation.
 
-    Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. For a convolutional map with
-    one weight per channel use ``GroupNorm(1, C)``. A position's moments touch no other position; with ``mask`` or
-    ``lengths`` padded ones also come out as 0 and get no gradient, whatever stands in them.
+    Formula: y = weight · (x − μ) / √(σ² + eps) + bias, moments over ``normalized_shape``. ``LayerNorm(C, axis=1)``
+    takes the channels of each position of (N, C, ...); for all positions of a map together use ``GroupNorm(1, C)``. A
+    position's moments touch no other position; with ``mask`` or ``lengths`` padded ones also come out as 0 and get no
+    gradient, whatever stands in them.
 
     Args:
         normalized_shape: the last axes' sizes, an int or a sequence.
@@ -35,9 +39,11 @@ class LayerNorm(torch.nn.LayerNorm):
         device: of the parameters.
         dtype: of the parameters.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        axis: with a single size, where the channels stand: -1, 1, or ``None`` to find them by the input's shape.
 
     Raises:
-        InputError: an unknown activation, or a mask or lengths that do not fit.
+        InputError: an unknown activation or axis, a mask or lengths that do not fit, or with ``axis=None`` an input in
+            which the channels may stand in either place.
         RuntimeError: the input's last axes differ from ``normalized_shape``.
 
     Example:
@@ -46,6 +52,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     activation: str | None = None
+    axis: int | None = -1
     eps = Eps()
 
     def __init__(
@@ -58,25 +65,36 @@ class LayerNorm(torch.nn.LayerNorm):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
+        axis: int | None = -1,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.activation = kernels.known_activation(activation)
+        _stand(self, axis)
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` (N, ...) or ``lengths`` (N,) say which positions are real."""
         shape = self.normalized_shape
         weight, bias = affine_of(self) or (self.weight, self.bias)
+        if self.axis != -1 and self._channel_axis(input, shape[0]) == 1:
+            options: dict[str, Any] = {"weight": weight, "bias": bias, "mask": mask, "lengths": lengths}
+            return normalize(input, _LAYER, eps=eps_of(self), activation=self.activation, **options)
         if mask is lengths is None:
             return layer_norm(input, shape, weight, bias, eps_of(self), self.activation)
         keep = _real_positions(input, len(shape), mask, lengths)
         return _kept(layer_norm(_kept(input, keep), shape, weight, bias, eps_of(self), self.activation), keep)
 
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return super().extra_repr() + _told(self.axis)
 
-class RMSNorm(torch.nn.RMSNorm):
+
+class RMSNorm(ChannelAxis, torch.nn.RMSNorm):
     """Root-mean-square normalization over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-    Formula: y = weight · x / √(mean(x²) + eps), the mean over ``normalized_shape``.
+    Formula: y = (offset + weight) · x / √(mean(x²) + eps), the mean over ``normalized_shape``. ``offset=1`` is the
+    convention of Gemma and others, whose weights are stored as differences from 1 and start at 0; the sum is taken in
+    float32 at least, as in bfloat16 a small weight would be rounded away.
 
     Args:
         normalized_shape: the last axes' sizes, an int or a sequence.
@@ -85,8 +103,12 @@ class RMSNorm(torch.nn.RMSNorm):
         device: of the parameters.
         dtype: of the parameters.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
+        offset: what is added to the weight, which starts at 1 − offset.
+        bias: whether a bias is added, as no RMS norm of torch's has.
+        axis: as for :class:`LayerNorm`.
 
     Raises:
+        InputError: as for :class:`LayerNorm`.
         RuntimeError: the input's last axes differ from ``normalized_shape``.
 
     Example:
@@ -95,6 +117,8 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     activation: str | None = None
+    axis: int | None = -1
+    offset: float = 0.0
     eps = Eps()
 
     def __init__(
@@ -106,18 +130,63 @@ class RMSNorm(torch.nn.RMSNorm):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
+        offset: float = 0.0,
+        bias: bool = False,
+        axis: int | None = -1,
     ) -> None:
+        self.offset = offset
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        if bias and elementwise_affine:
+            self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
         self.activation = kernels.known_activation(activation)
+        _stand(self, axis)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to what multiplies by 1, and a bias to 0."""
+        if self.elementwise_affine:
+            torch.nn.init.constant_(self.weight, 1 - self.offset)
+        if "bias" in self._parameters:
+            torch.nn.init.zeros_(self.bias)
 
     @boundary
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``x``; ``mask`` and ``lengths`` as for :class:`LayerNorm`."""
         shape, weight = self.normalized_shape, parameter_of(self, "weight")
+        bias = self.bias if "bias" in self._parameters else None
+        if self.offset and weight is not None:
+            weight = self.offset + weight.to(kernels.accumulation_dtype(weight.dtype))
+        if self.axis != -1 and self._channel_axis(x, shape[0]) == 1:
+            options: dict[str, Any] = {"weight": weight, "bias": bias, "mask": mask, "lengths": lengths}
+            return normalize(x, _RMS, eps=_eps_for(self, x), activation=self.activation, **options)
         if mask is lengths is None:
-            return rms_norm(x, shape, weight, eps_of(self), self.activation)
+            return rms_norm(x, shape, weight, eps_of(self), self.activation, bias)
         keep = _real_positions(x, len(shape), mask, lengths)
-        return _kept(rms_norm(_kept(x, keep), shape, weight, eps_of(self), self.activation), keep)
+        return _kept(rms_norm(_kept(x, keep), shape, weight, eps_of(self), self.activation, bias), keep)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return super().extra_repr() + (f", offset={self.offset:g}" if self.offset else "") + _told(self.axis)
+
+
+_LAYER, _RMS = Layer(per_token=True), RMS()
+
+
+def _told(axis: int | None) -> str:
+    return "" if axis == -1 else f", axis={axis}"
+
+
+def _stand(layer: LayerNorm | RMSNorm, axis: int | None) -> None:
+    """Say where a layer's channels stand."""
+    if checked_axis(axis) != -1:
+        if len(layer.normalized_shape) != 1:
+            raise InputError(f"axis={axis} goes with one size, the channels, got {layer.normalized_shape}")
+        layer.axis = axis
+
+
+def _eps_for(layer: RMSNorm, x: Tensor) -> float:
+    """The number that is added: torch's for the type where none was given."""
+    eps: float | None = eps_of(layer)
+    return torch.finfo(kernels.accumulation_dtype(x.dtype)).eps if eps is None else eps
 
 
 @torch.fx.wrap

@@ -12,12 +12,13 @@ from normwise import kernels
 from normwise.core.method import Method
 from normwise.core.moments import transforming
 from normwise.methods import method_named
+from normwise.nn._axis import ChannelAxis, checked_axis
 from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, checked_size
 
 
-class Norm(TrackingNorm):
-    """A layer of any method, for (N, C, ...) with any number of spatial axes.
+class Norm(ChannelAxis, TrackingNorm):
+    """A layer of any method, for (N, C, ...) or (N, ..., C) with any number of spatial axes.
 
     Formula: the method's, see its class; ``weight`` and ``bias`` (C,) go with it as with torch's layers. The method's
     learned tensors are parameters of the layer under their names. A method over samples keeps running averages, and is
@@ -35,9 +36,11 @@ class Norm(TrackingNorm):
         bias: whether ``bias`` is learned where ``affine`` is.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
         skip_nonfinite: as in :class:`normwise.nn.BatchNorm2d`.
+        axis: where the channels stand, 1 or -1. ``None`` is 1, and for methods that may normalize each token by itself
+            (``per_token``) the axis of size C; an input with two such axes is refused, unless the layer has met others.
 
     Raises:
-        InputError: there is no such method or option, or no such number of channels.
+        InputError: there is no such method, option or axis, or no such number of channels.
 
     Example:
         >>> from normwise.methods import BatchInstance
@@ -70,8 +73,10 @@ class Norm(TrackingNorm):
         bias: bool = True,
         activation: str | None = None,
         skip_nonfinite: bool = True,
+        axis: int | None = None,
     ) -> None:
         self.method = method_named(method)
+        self.axis = 1 if axis is None and self.method.per_token is False else checked_axis(axis)
         tracks = track_running_stats and self.method.running
         super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
@@ -81,8 +86,10 @@ class Norm(TrackingNorm):
             self.register_parameter(name, torch.nn.Parameter(values))
 
     def reset_parameters(self) -> None:
-        """Set weight to 1, bias to 0 and what else is learned to its start, and forget the running averages."""
+        """Set all that is learned to its start, weight to 1 and bias to 0, and forget the running averages."""
         super().reset_parameters()
+        if self.weight is not None and self.method.weight_start != 1:
+            torch.nn.init.constant_(self.weight, self.method.weight_start)
         for name, one in self.method.learned.items():
             if name in self._parameters:
                 torch.nn.init.constant_(self._parameters[name], one.start)  # type: ignore[arg-type]
@@ -90,7 +97,9 @@ class Norm(TrackingNorm):
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Normalize ``input``; ``mask`` and ``lengths`` as in :func:`normwise.normalize`."""
-        options = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._learned()}
+        options: dict[str, Any] = {"activation": self.activation, "mask": mask, "lengths": lengths, **self._learned()}
+        if self.axis != 1:
+            options["axis"] = self._channel_axis(input, self.num_features)
         return self._normalize(input, self._method(), self.momentum, counts=True, **options)
 
     def _method(self) -> Method:

@@ -80,6 +80,12 @@ def in_family(given: Any) -> bool:
     return any(kind is type(method) for method in METHODS.values())
 
 
+def as_method(given: Any) -> Method | None:
+    """The method that something is: an object, a class, or a name of ours; ``None`` for other callables."""
+    kind = isinstance(given, str | Method) or (isinstance(given, type) and issubclass(given, Method))
+    return method_named(given) if kind else None
+
+
 def name_of(given: Any) -> str:
     """Name a method as its user knows it: ``group(num_groups=4)``, ``MyMethod(0.3)``, ``my_layer``."""
     if isinstance(given, str):

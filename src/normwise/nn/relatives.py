@@ -10,9 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import methods
 from normwise.core.method import Method
+from normwise.core.route import exporting
 from normwise.errors import InputError
 from normwise.functional import normalize, real_elements
-from normwise.nn._state import boundary, checked_size, exporting
+from normwise.nn._state import boundary, checked_size
 from normwise.nn.norm import Norm
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import kernels
-from normwise.core.moments import sparsestmax
+from normwise.core.moments import readable, sparsestmax
 from normwise.core.route import needs_plain_graph, numbered
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Switchable, groups_for
@@ -161,7 +161,8 @@ class SwitchableNorm2d(SwitchableNorm):
         variance: ``"paper"`` (biased) or ``"official"`` (to reproduce a published checkpoint).
         num_groups: of the group member; default :func:`groups_for`.
         sparse: mix by a projection that gives exact zeros instead of by softmax (Shao et al. 2019, arXiv 1903.03793);
-            :func:`set_sparsity` moves the layer on to a single member. In evaluation dead members are not computed.
+            :func:`set_sparsity` moves the layer on to a single member. In evaluation on a CPU dead members are not
+            computed.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
         skip_nonfinite: as in :class:`normwise.nn.BatchNorm2d`.
 
@@ -303,7 +304,7 @@ def _live(
     if sparsity is None:
         return method, mean_weight, var_weight
     means, variances = _sparse(mean_weight, sparsity), _sparse(var_weight, sparsity)
-    if training or needs_plain_graph():
+    if training or needs_plain_graph() or not readable(means):
         return method, means, variances
     live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()
     return replace(method, over=tuple(method.over[k] for k in live)), means[live], variances[live]

@@ -25,6 +25,7 @@ def diagnose(
     data: str,
     loss: str | None = None,
     steps: int = 16,
+    device: str = "auto",
     out: Path | None = None,
     fail_on: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -44,6 +45,8 @@ def diagnose(
         loss: A function of torch.nn.functional, such as cross_entropy, or one of yours, named like the model, taking
             (output, target). With it gradients, covariate shift and the loss in evaluation are measured.
         steps: How many batches to look at, at most.
+        device: Where to run it: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
+            that torch reports, else the CPU.
         out: Write the diagnosis there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         fail_on: Exit with 1 if there is a finding of this severity or a higher one: info, warning or error.
         as_json: Print JSON.
@@ -62,7 +65,8 @@ def diagnose(
     check_target(out, "diagnosis", page)
     criterion = resolved(loss) if loss is not None and ":" in loss else loss_of(loss)
     net, _ = model_from(model, checkpoint)
-    found = examine(net, called(data), criterion, steps=steps, progress=_progress if sys.stderr.isatty() else None)
+    told = _progress if sys.stderr.isatty() else None
+    found = examine(net, called(data), criterion, steps=steps, device=device, progress=told)
     found = _with_commands(found, model, checkpoint, data)
     if as_json:
         print(found.to_json(), end="")

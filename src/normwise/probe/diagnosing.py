@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise import devices
 from normwise.errors import InputError, blaming
 from normwise.findings import Diagnosis, ModelFacts
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
@@ -22,7 +23,7 @@ from normwise.probe.trying import tried
 from normwise.probe.watching import held_still, training_norms, watch
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import find
-from normwise.surgery.running import Forward, feed, left_alone, refuse_lazy, settled, targets_of, unwrapped
+from normwise.surgery.running import Forward, feed, left_alone, placed, refuse_lazy, settled, targets_of, unwrapped
 
 
 def diagnose(
@@ -33,6 +34,7 @@ def diagnose(
     steps: int = 16,
     optimizer: torch.optim.Optimizer | None = None,
     forward: Forward | None = None,
+    device: str | torch.device | None = devices.AUTO,
     progress: Callable[[int, int], object] | None = None,
 ) -> Diagnosis:
     """Say what is wrong with a model's normalization, from some batches; the model stays as it is.
@@ -52,6 +54,9 @@ def diagnose(
         optimizer: the one that trains the model: its weight decay is checked, its learning rate used for the shift.
         forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
+        device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays
+            on the accelerator that the model lies on; of a model on the CPU a copy goes to the one that torch reports.
+            With an ``optimizer``, whose state is where the model is, it stays there.
         progress: called with (batches done, batches in all) after each.
 
     Returns:
@@ -59,8 +64,8 @@ def diagnose(
 
     Raises:
         InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
-            is unknown or fails, an argument is of the wrong kind, or lazy layers have seen no data and an optimizer is
-            given (without one they are settled on the first batch, in a copy).
+            is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no
+            data and an optimizer is given (without one they are settled on the first batch, in a copy).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -81,12 +86,23 @@ def diagnose(
         raise InputError("nothing to diagnose with: the loader gave no batch")
     if optimizer is not None:
         refuse_lazy(model, "diagnose")  # a copy's parameters would not be the optimizer's
+        _refuse_elsewhere(model, device)
     body = settled(unwrapped(model), lambda m: (forward or feed)(m, batches[0]))
-    examination = _Examination(body, batches, criterion, forward or feed, optimizer)
+    body = placed(body, device) if optimizer is None else body
+    place = devices.of(body)
+    run = feed if forward is None else lambda m, batch: forward(m, devices.move(batch, place))
+    examination = _Examination(body, batches, devices.held_by(criterion, place), run, optimizer)
     found = examination.run(progress or (lambda *_: None))
     with keeping_random_state(), left_alone(examination.model):
         findings = tried(examination.model, found.findings, batches, examination.forward, forward is not None)
     return dataclasses.replace(found, findings=findings)
+
+
+def _refuse_elsewhere(model: nn.Module, device: str | torch.device | None) -> None:
+    """An optimizer holds the parameters of the model itself, not those of a copy on another device."""
+    home = devices.of(model)
+    if device not in (None, devices.AUTO) and home is not None and devices.resolve(device) != home:
+        raise InputError(f"the optimizer's model lies on {home}, device={str(device)!r} is another: leave device out")
 
 
 # Batches from which the effect of dropout on variances is seen.

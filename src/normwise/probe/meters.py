@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import deque
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 
 from normwise import kernels
 from normwise.core.moments import Moments, pool, pool_groups
+from normwise.core.route import without_autocast
 from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
 from normwise.functional import real_elements
 from normwise.methods import METHODS
 from normwise.probe.places import elements_of_layer, sizes_of
+from normwise.probe.reads import Reads
 from normwise.probe.spread import Calls, drowned, initial
+from normwise.surgery.description import NormLayer
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 
@@ -29,8 +33,8 @@ _FROZEN = ("running_mean", "running_var", "weight", "bias")
 class NormMeter:
     """Gathers what is known of one normalization layer."""
 
-    def __init__(self, found: Found) -> None:
-        self.found = found
+    def __init__(self, found: Found, reads: Reads) -> None:
+        self.found, self._reads = found, reads
         self.calls = self.calls_now = self.samples = self.nonfinite = 0
         self.elements: int | None = None
         self.trained = False
@@ -47,7 +51,7 @@ class NormMeter:
         self._deviation: Tensor | None = None
         self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
         self._held_before = self._held()
-        self._start_weight = _largest(found.module)
+        self._start_weight = _largest(found.layer)
         self._start_batches = count_of(found.module, "num_batches_tracked")
 
     @property
@@ -63,24 +67,40 @@ class NormMeter:
         if x.ndim < 2 or not x.numel() or (self.calls_now > 1 and not self.pools_batch):
             return
         cells = _cells(layer.channel_axis, layer.per_token, x, kwargs)
+        statistic = self._pooled(cells)
+        mean, var, elements = statistic.mean, statistic.var, torch.as_tensor(statistic.elements)
         if self.pools_batch:
-            self._compare_calls(cells)
+            self._reads.later(self._take_call, mean, var, elements)
         if self.calls_now > 1:
             return
         self.samples += 1
         self.trained |= module.training
         N, _, spatial = sizes_of(layer, list(x.shape))
         self.elements = _least(self.elements, elements_of_layer(layer, module, N * ranks, spatial))
-        if isinstance(cells.elements, Tensor) and self.pools_batch:
-            self.elements = _least(self.elements, int(cells.elements.expand_as(cells.mean).sum(0).min()))
-        statistic = self._pooled(cells)
-        mean, var = statistic.mean.double().cpu(), statistic.var.double().cpu()
+        counted = isinstance(cells.elements, Tensor) and self.pools_batch
+        stored = [_known(module, name) if self.pools_batch else None for name in ("running_mean", "running_var")]
+        take = functools.partial(self._take, at, counted)
+        scale = layer.scale
+        self._reads.later(take, mean, var, elements, None if scale is None else scale.flatten(), *stored)
+
+    def _take(
+        self,
+        at: int,
+        counted: bool,
+        mean: Tensor,
+        var: Tensor,
+        elements: Tensor,
+        weight: Tensor | None,
+        *stored: Tensor | None,
+    ) -> None:
+        if counted:
+            self.elements = _least(self.elements, int(elements.min()))
         if not (mean.isfinite().all() and var.isfinite().all()):
             self.nonfinite += 1
             return
-        self._note_spread(mean, var)
+        self._note_spread(mean, var, weight)
         if self.pools_batch:
-            self._compare(statistic, at)
+            self._compare(mean[0], var[0], elements, at, *stored)
 
     def end_pass(self) -> None:
         """Close one forward pass of the model."""
@@ -91,20 +111,27 @@ class NormMeter:
     def hear_output(self, gradient: Tensor) -> None:
         """Note whether the gradient that comes to the layer's output is finite."""
         self.heard += 1
-        self._came_broken = not bool(gradient.isfinite().all())
+        self._reads.later(self._take_output, gradient.isfinite().all())
+
+    def _take_output(self, finite: Tensor) -> None:
+        self._came_broken = not finite
         self.broken_before += self._came_broken
 
     def hear_input(self, gradient: Tensor) -> None:
         """Note whether a finite gradient leaves the layer as one that is not."""
-        if self._came_broken is False and not bool(gradient.isfinite().all()):
-            self.broken_here += 1
+        self._reads.later(self._take_input, gradient.isfinite().all())
+
+    def _take_input(self, finite: Tensor) -> None:
+        self.broken_here += self._came_broken is False and not finite
         self._came_broken = None
 
-    def _compare_calls(self, cells: Moments) -> None:
-        batch = pool(cells, 0)
-        mean, var = (t[0].double().cpu() for t in batch[:2])
+    def take_counts(self, before: Tensor, now: Tensor) -> None:
+        """Note whether the layer counted another batch since: its backward pass ran it anew."""
+        self.recomputed += bool(now > before)
+
+    def _take_call(self, mean: Tensor, var: Tensor, elements: Tensor) -> None:
         if mean.isfinite().all() and var.isfinite().all():
-            self._between_calls.take(mean, var, float(torch.as_tensor(batch.elements).double().min()))
+            self._between_calls.take(mean[0], var[0], float(elements.min()))
 
     def _pooled(self, cells: Moments) -> Moments:
         layer = self.found.layer
@@ -116,10 +143,10 @@ class NormMeter:
             return pool(cells, 1)
         return pool_groups(cells, layer.num_groups or 1) if layer.method == "group" else cells
 
-    def _note_spread(self, mean: Tensor, var: Tensor) -> None:
+    def _note_spread(self, mean: Tensor, var: Tensor, weight: Tensor | None) -> None:
         # A variance of rounding errors alone is that of a constant.
         constant = (var <= (mean.abs() * 1e-6).square()).double().mean(0)
-        sunk = drowned(var, self._weight_on(var), self.found.layer.eps)
+        sunk = drowned(var, weight, self.found.layer.eps)
         near = sunk.double().mean(0)
         varying = var[sunk & (var > (mean.abs() * 1e-6).square())]
         self._near_min = min(self._near_min, float(varying.min())) if varying.numel() else self._near_min
@@ -127,29 +154,23 @@ class NormMeter:
         self._channels_near = _minimum(self._channels_near, near)
         self._var_min = min(self._var_min, float(var.min()))
 
-    def _weight_on(self, var: Tensor) -> Tensor | None:
-        weight = getattr(self.found.module, "weight", None)
-        return weight.cpu() if isinstance(weight, Tensor) and not torch.nn.parameter.is_lazy(weight) else None
-
-    def _compare(self, batch: Moments, at: int) -> None:
+    def _compare(self, mean: Tensor, var: Tensor, elements: Tensor, at: int, *stored: Tensor | None) -> None:
         """Batch statistics against the running ones, before these take the batch in."""
-        mean, var = (t[0].double().cpu() for t in batch[:2])
         self._means.append(mean)
         self._deviation = var.clamp_min(1e-30).sqrt()
         self._first_mean = mean if self._first_mean is None else self._first_mean
-        stored = [_copy(getattr(self.found.module, name, None)) for name in ("running_mean", "running_var")]
-        if stored[0] is None or stored[1] is None:
+        running_mean, running_var = stored
+        if running_mean is None or running_var is None:
             return
-        elements = torch.as_tensor(batch.elements).double()
-        unbiased = var * (elements / (elements - 1).clamp_min(1)).cpu().flatten()
+        unbiased = var * (elements / (elements - 1).clamp_min(1)).flatten()
         eps = self.found.layer.eps
-        scale = stored[1].clamp_min(0) + eps
-        self._gaps.append((at, (mean - stored[0]) / scale.sqrt(), (unbiased + eps) / scale))
+        scale = running_var.flatten().clamp_min(0) + eps
+        self._gaps.append((at, (mean - running_mean.flatten()) / scale.sqrt(), (unbiased + eps) / scale))
 
     def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
         """Sum up."""
         module = self.found.module
-        weight = _largest(module)
+        weight = _largest(self.found.layer)
         return NormTrace(
             layer=facts,
             training=module.training,
@@ -162,7 +183,7 @@ class NormMeter:
             skipped=count_of(module, "num_batches_skipped") or 0,
             var_min=_finite(self._var_min),
             near_min=_finite(self._near_min),
-            initial=initial(module),
+            initial=initial(self.found.layer),
             broken_gradients=self.broken_here,
             heard=self.heard,
             broken_outputs=self.broken_before,
@@ -253,9 +274,10 @@ class NormMeter:
 class WeightMeter:
     """Gathers what is known of one weighted layer."""
 
-    def __init__(self, module: nn.Module | None = None) -> None:
+    def __init__(self, module: nn.Module, reads: Reads) -> None:
+        self._reads = reads
         self.gradients: list[float] = []
-        self._start = None if module is None else _size_of(module)
+        self._start = _size_of(module)
         self._module = module
         self._alive: Tensor | None = None
         self._seen = 0
@@ -265,19 +287,26 @@ class WeightMeter:
         if not x.requires_grad or x.ndim < 2 or not x.is_floating_point():
             return
         others = tuple(i for i in range(x.ndim) if i != channel_axis % x.ndim)
-        alive = (x.detach() != 0).amax(others).cpu()
+        alive = (x.detach() != 0).amax(others)
+        self._reads.later(functools.partial(self._take_alive, x.numel() // max(len(alive), 1)), alive)
+
+    def _take_alive(self, seen: int, alive: Tensor) -> None:
+        alive = alive != 0
         if self._alive is None or self._alive.shape == alive.shape:
             self._alive = alive if self._alive is None else self._alive | alive
-            self._seen += x.numel() // max(len(alive), 1)
+            self._seen += seen
 
     def hear(self, gradient: Tensor) -> None:
         """Note the size of the loss's gradient at the output."""
-        self.gradients.append(float(torch.linalg.vector_norm(gradient.detach().float())))
+        self._reads.later(self._take_gradient, torch.linalg.vector_norm(gradient.detach().float()))
+
+    def _take_gradient(self, size: Tensor) -> None:
+        self.gradients.append(float(size))
 
     def trace(self, facts: WeightFacts, **more: Any) -> WeightTrace:
         """Sum up."""
         finite = [g for g in self.gradients if math.isfinite(g)]
-        size = None if self._module is None else _size_of(self._module)
+        size = _size_of(self._module)
         growth = None if size is None or not self._start else size / self._start
         return WeightTrace(
             layer=facts,
@@ -293,7 +322,7 @@ class WeightMeter:
 
 def _cells(channel_axis: int, per_token: bool, x: Tensor, kwargs: dict[str, Any]) -> Moments:
     """Moments of a layer's input: per cell (N, C), of a per-token layer per position (positions, 1)."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(x):
         x = x.detach()
         if per_token:
             rows = x.movedim(channel_axis, -1).flatten(0, -2).float()
@@ -308,17 +337,21 @@ def _cells(channel_axis: int, per_token: bool, x: Tensor, kwargs: dict[str, Any]
         return Moments(mean, var, x[0, 0].numel())
 
 
+def _known(module: nn.Module, name: str) -> Tensor | None:
+    tensor = getattr(module, name, None)
+    return tensor if isinstance(tensor, Tensor) and not torch.nn.parameter.is_lazy(tensor) else None
+
+
 def _copy(tensor: Any) -> Tensor | None:
     return tensor.detach().double().cpu().flatten().clone() if isinstance(tensor, Tensor) else None
 
 
-def _largest(module: nn.Module) -> tuple[float, float] | None:
-    """The greatest and the median |weight|."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.numel() or torch.nn.parameter.is_lazy(weight):
+def _largest(layer: NormLayer) -> tuple[float, float] | None:
+    """The greatest and the median of what scales a channel."""
+    scale = layer.scale
+    if scale is None or not scale.numel():
         return None
-    size = weight.detach().abs().float()
-    return float(size.max()), float(size.median())
+    return float(scale.abs().max()), float(scale.abs().float().median())
 
 
 def _size_of(module: nn.Module) -> float | None:

@@ -29,13 +29,13 @@ def sizes_of(layer: NormLayer, shape: list[int]) -> tuple[int, int, list[int]]:
 def elements_of_layer(layer: NormLayer, module: nn.Module, samples: int, spatial: list[int]) -> int | None:
     """How many values stand behind the statistic that a layer divides by, in training, on one device."""
     channels = layer.channels
-    if layer.per_token:
-        # Layers over several trailing axes count all of them.
-        return math.prod(getattr(module, "normalized_shape", (channels,)))
     own = getattr(module, "method", None)
     method = own if isinstance(own, Method) else METHODS.get(layer.method)
     if method is None or not method.pools:
         return None
+    if layer.per_token:
+        # Layers over several trailing axes count all of them; one without parameters may not know its channels.
+        return math.prod(getattr(module, "normalized_shape", (channels,))) or None
     samples = min(samples, getattr(method, "ghost_size", samples))
     counts = elements_behind(samples, max(channels, 1), math.prod(spatial), layer.num_groups or 1)
     if method.rests_on is not None:

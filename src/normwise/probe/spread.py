@@ -7,7 +7,9 @@ from collections import deque
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from normwise.surgery.description import NormLayer
 
 # Calls of one pass that are compared with its first, and passes that are kept.
 _CALLS, _KEPT = 8, 16
@@ -66,10 +68,10 @@ def drowned(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return (var <= eps) & (scale * (var / (var + eps).clamp_min(1e-45)).sqrt() < LOW) & (scale >= LOW)
 
 
-def initial(module: nn.Module) -> bool:
-    """Whether a layer's weight and bias are still exactly what layers start with: all 1 (or all 0), and 0."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or torch.nn.parameter.is_lazy(weight) or not weight.numel():
+def initial(layer: NormLayer) -> bool:
+    """Whether a layer's scale and bias are still exactly what layers start with: all 1 (or all 0), and 0."""
+    scale, bias = layer.scale, layer.bias
+    if scale is None or not scale.numel():
         return False
-    at_start = bool((weight == 1).all() or (weight == 0).all())
-    return at_start and (not isinstance(bias, Tensor) or bool((bias == 0).all()))
+    at_start = bool((scale == 1).all() or (scale == 0).all())
+    return at_start and (bias is None or bool((bias == 0).all()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import warnings
@@ -21,10 +22,11 @@ from normwise.nn._checks import model_given, number_given, optimizer_given
 from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.probe.entries import Entries
 from normwise.probe.facts import Log, facts_of, joined
-from normwise.probe.meters import NormMeter, WeightMeter, count_of
+from normwise.probe.meters import NormMeter, WeightMeter
 from normwise.probe.optimizers import Decays
 from normwise.probe.padding import padded_share
 from normwise.probe.places import input_of
+from normwise.probe.reads import Reads
 from normwise.probe.scalars import Scalars, Writer
 from normwise.probe.verdict import diagnosis_of
 from normwise.surgery.layers import Found
@@ -110,7 +112,8 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._entered_by: set[int] = set()
         self._measuring = self._came_back = False
         self._whole = True
-        self._counts: dict[int, int] = {}
+        self._counts: dict[int, Tensor] = {}
+        self._reads = Reads()
         self._surveys = 0
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -118,9 +121,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     def __enter__(self) -> watch:
         log = Log(self.model)
         self.found = list(log.norms.values())
-        self._norms = {id(found.module): NormMeter(found) for found in self.found}
+        self._norms = {id(found.module): NormMeter(found, self._reads) for found in self.found}
         self._weighted = {id(m): m for m in self.model.modules() if id(m) in log.weighted}
-        self._weights = {key: WeightMeter(module) for key, module in self._weighted.items()}
+        self._weights = {key: WeightMeter(module, self._reads) for key, module in self._weighted.items()}
         self._entries = Entries(self.model, {*self._norms, *self._weighted}, self._begin, self._end)
         self._survey: Log | None = log
         try:
@@ -265,6 +268,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             self._padded = padded_share(kwargs or args)
 
     def _close_pass(self) -> None:
+        self._reads.read()
         for meter in self._norms.values():
             meter.end_pass()
         if self._log is not None and self._outputs:
@@ -278,8 +282,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
     def end_backward(self) -> None:
         """Note which running statistics moved again since the measured pass: its backward pass ran the layer anew."""
         for key, before in self._counts.items():
-            now = count_of(self._norms[key].found.module, "num_batches_tracked")
-            self._norms[key].recomputed += now is not None and now > before
+            now = getattr(self._norms[key].found.module, "num_batches_tracked", None)
+            if isinstance(now, Tensor):
+                self._reads.later(self._norms[key].take_counts, before, now)
         self._counts = {}
 
     def take_gradients(self, gradients: Iterable[tuple[Tensor, Tensor | None]]) -> None:
@@ -288,7 +293,11 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         Args:
             gradients: parameters, each with its gradient.
         """
-        broken = {id(p) for p, g in gradients if g is not None and not bool(_values(g).isfinite().all())}
+        given = [(id(p), _values(g).isfinite().all()) for p, g in gradients if g is not None]
+        self._reads.later(functools.partial(self._note_broken, [key for key, _ in given]), *(flag for _, flag in given))
+
+    def _note_broken(self, keys: list[int], *finite: Tensor) -> None:
+        broken = {key for key, flag in zip(keys, finite, strict=True) if not flag}
         if broken:
             self._broken |= dict.fromkeys(name for name, p in self.model.named_parameters() if id(p) in broken)
 
@@ -362,9 +371,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
                 self._log = None
             self._outputs = tensors_in(output)
             for key, meter in self._norms.items():
-                count = count_of(meter.found.module, "num_batches_tracked")
-                if meter.found.module.training and meter.calls_now and count is not None:
-                    self._counts[key] = count
+                count = getattr(meter.found.module, "num_batches_tracked", None)
+                if meter.found.module.training and meter.calls_now and isinstance(count, Tensor):
+                    self._counts[key] = count.clone()
         if module is self.model:
             self._close_pass()
         self.overhead += time.perf_counter() - begun
@@ -381,6 +390,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             self.end_backward()
             held = [p for group in optimizer.param_groups for p in group["params"]]
             self.take_gradients((p, p.grad) for p in held)
+            self._reads.read()
         if self._scalars is not None and self._measured:
             self._scalars.write(self._steps, self._norms, self._weights, self._names())
         self._close_pass()

@@ -44,6 +44,7 @@ const trials = (() => {
     line(list, "Ended", trial.reason ? `${trial.state}: ${trial.reason}` : trial.state);
     line(list, "Validation loss", trial.valid_loss === null ? null : page.significant(trial.valid_loss));
     line(list, "Test loss", trial.test_loss === null ? null : page.significant(trial.test_loss));
+    line(list, "Notes", (trial.notes || []).join("; ") || null);
     line(list, "Parameters", trial.parameters.toLocaleString("en"));
     for (const m of trial.mixtures) {
       line(list, m.layer, m.members.map((member, i) => `${member} ${m.mean_weights[i].toFixed(2)} / ${m.var_weights[i].toFixed(2)}`).join(", ") + " (means / variances)");

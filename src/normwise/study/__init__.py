@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from normwise.study.data import Part, Splits
     from normwise.study.engines import RayCluster
     from normwise.study.result import Study
-    from normwise.study.tasks import Observer, Task, load_task, make_task
+    from normwise.study.tasks import Observer, Task, language_data, load_task, make_task
 
 
-__all__ = ["Observer", "Part", "RayCluster", "Splits", "Study", "Task", "advise", "compare", "load_task", "make_task"]
+__all__ = [
+    "Observer", "Part", "RayCluster", "Splits", "Study", "Task", "advise", "compare", "language_data", "load_task",
+    "make_task",
+]  # fmt: skip
 
 offer(
     __name__,
@@ -34,6 +37,6 @@ offer(
         "data": "Part Splits",
         "engines": "RayCluster",
         "result": "Study",
-        "tasks": "Observer Task load_task make_task",
+        "tasks": "Observer Task language_data load_task make_task",
     },
 )

@@ -12,7 +12,7 @@ from normwise.records import Settings
 from normwise.study.data import Part, run
 from normwise.study.tasks.base import Task
 from normwise.study.tasks.convert import AS_IS
-from normwise.surgery.causality import Sight, leaks, sights
+from normwise.surgery.causality import At, Sight, leaks, sights
 
 _SAMPLES = 4
 
@@ -48,7 +48,7 @@ def without_leaks(task: Task, settings: Settings, chosen: bool) -> Settings:
     return dataclasses.replace(settings, methods=kept, notes=[*settings.notes, *notes])
 
 
-def _seen(task: Task, method: str, batch: Part) -> dict[tuple[str, int], Sight]:
+def _seen(task: Task, method: str, batch: Part) -> dict[At, Sight]:
     """What a fresh model under a method sees; nothing where it fails, which its trials will tell."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

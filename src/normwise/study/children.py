@@ -13,7 +13,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -27,30 +27,35 @@ _CHILD = "from normwise.study.children import main; main()"
 
 
 @contextmanager
-def helpers(jobs: Sequence[Callable[[], object]]) -> Iterator[Callable[[], int]]:
-    """Run each job in a process of its own while the body runs."""
+def helpers(
+    jobs: Sequence[Callable[[], object]] = (), environments: Sequence[Mapping[str, str]] = ()
+) -> Iterator[Callable[[], int]]:
+    """Run each job in a process of its own, with variables of the environment of its own, while the body runs."""
     restarts = iter(range(_RESTARTS))
-    with started(jobs) as children:
+    environments = environments or [{}] * len(jobs)
+    with started(jobs, environments) as children:
 
         def look_after() -> int:
             for k, child in enumerate(children):
                 if (child.poll() or 0) < 0 and next(restarts, None) is not None:
                     _LOG.warning("normwise: signal %d ended a worker; another takes its place", -child.returncode)
                     _close(child)
-                    children[k] = _start(packed(jobs[k]))
+                    children[k] = _start(packed(jobs[k]), environments[k])
             return sum(child.poll() is None for child in children)
 
         yield look_after
 
 
 @contextmanager
-def started(jobs: Sequence[Callable[[], object]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+def started(
+    jobs: Sequence[Callable[[], object]], environments: Sequence[Mapping[str, str]] = ()
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run each job in a process of its own while the body runs."""
     pickled = [packed(job) for job in jobs]
     children: list[subprocess.Popen[bytes]] = []
     try:
-        for job in pickled:
-            children.append(_start(job))
+        for job, variables in zip(pickled, environments or [{}] * len(pickled), strict=True):
+            children.append(_start(job, variables))
         yield children
     finally:
         for child in children:
@@ -59,8 +64,13 @@ def started(jobs: Sequence[Callable[[], object]]) -> Iterator[list[subprocess.Po
             _close(child)
 
 
-def _start(job: bytes) -> subprocess.Popen[bytes]:
-    child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+def _start(job: bytes, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **variables},
+    )
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # dead already, which is noticed later
         child.stdin.write(job)

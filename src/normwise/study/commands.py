@@ -199,7 +199,7 @@ def _csv(record: Study) -> str:
     from normwise.records import Cell, Trial
 
     stream = io.StringIO()
-    skipped = {"cell", "curve", "mixtures", "observed"}
+    skipped = {"cell", "curve", "mixtures", "observed", "notes"}
     of_trial = [f.name for f in dataclasses.fields(Trial) if f.name not in skipped]
     of_cell = [f.name for f in dataclasses.fields(Cell)]
     writer = csv.writer(stream)

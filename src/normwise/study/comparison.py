@@ -13,11 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from normwise import devices as present
 from normwise.errors import InputError
 from normwise.files import check_folder
 from normwise.nn.own import Given
 from normwise.records import Cell, Settings, StepCost, Trial, from_dict, to_dict
 from normwise.study.causal import without_leaks
+from normwise.study.compute import Compute
 from normwise.study.costs import measured
 from normwise.study.engines import Engine, Processes, engine_of, run
 from normwise.study.equal import without_equals
@@ -68,6 +72,10 @@ def compare(
     study: str | None = None,
     engine: str | Engine = "processes",
     devices: int = 1,
+    device: str | torch.device = present.AUTO,
+    precision: str | int = "32",
+    compile: bool = False,
+    num_workers: int = 0,
     allow_leak: bool = False,
     progress: bool = True,
     command: str | None = None,
@@ -129,7 +137,15 @@ def compare(
         study: its name in that database; default that of the data.
         engine: what starts the workers: ``"processes"`` of this machine, ``"ray"``, or a
             :class:`~normwise.study.RayCluster`. With ``storage``, ``workers=0`` watches those that others start.
-        devices: that train one trial together, with synced statistics: for models and batches too large for one.
+        devices: that train one trial together, with synced statistics: for models and batches too large for one. On
+            accelerators each trains its share on one of them.
+        device: what to train on: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"`` or whatever torch has;
+            ``"auto"`` takes the accelerator that torch reports, else the CPU. A study keeps to one kind of device.
+            Several workers take several accelerators in turn, unless a number is given.
+        precision: ``"32"`` as the model is written; ``"bf16"`` or ``"16"`` by torch's autocast, ``"16"`` with a scaler
+            of gradients, whose skipped steps are told. Initial weights, data and their order are those of ``"32"``.
+        compile: compile each model with ``torch.compile``.
+        num_workers: processes that read a torch data set ahead, as of a loader. The batches stay the same.
         allow_leak: compare methods with which a causal model sees what it is to predict. By default they are left out,
             and refused where ``methods`` names them.
         progress: show it on standard error.
@@ -147,11 +163,13 @@ def compare(
         >>> study.verdicts[0].batch_size
         64
     """
+    compute = Compute(present.resolve(device), str(precision), compile, num_workers)
     own = {"loss": loss, "metric": metric, "optimizer": optimizer, "augment": augment, "collate": collate}
     task = _task_of(make_model, data, own | {"accumulate": accumulate})
     chosen = methods is not None
     if methods is not None:
         task, methods = with_methods(task, methods)
+    task = task.on(compute)
     settings = make_settings(task, methods, batch_sizes, seeds, lrs, epochs, quick, race, devices, tune_seeds)
     how = engine_of(engine, workers)
     if not how.trains and isinstance(how, Processes) and storage is None:
@@ -161,6 +179,7 @@ def compare(
         check_travels(task, "other processes")
     check_folder(out, "study", FILES)
     with ExitStack() as stack:
+        stack.enter_context(present.current(compute.device))
         _check_model(task, settings)
         if not allow_leak:
             settings = without_leaks(task, settings, chosen)
@@ -175,11 +194,12 @@ def compare(
             command=command or _python_command(settings, task.own),
             created=store.about.get("created") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions=versions(),
-            machine=machine(task.threads),
+            machine=machine(task.threads, compute),
             source=task.source,
         )
         where = place.resolve() if isinstance(place, Path) else place
-        job = Job(where, name, task if others and task.source is None else None)
+        handed = (task.home or task) if others and task.source is None else None
+        job = Job(where, name, handed, present.asked(device), devices)
         trials = run(store, task, how, job, progress)
         _measure_costs(store, task, trials)
         compared = Study(draw_up(settings, store.about, trials))
@@ -224,15 +244,16 @@ def make_settings(
         schedule=task.schedule_name,
         splits=task.splits.sizes(),
         model=task.describe_model(),
-        notes=[*task.notes, *notes(task, methods), *task.conversions(methods)],
+        notes=[*task.compute.notes(), *task.notes, *notes(task, methods), *task.conversions(methods)],
         quick=quick,
         race=race,
         tune_share=TUNE_SHARE if race else 1.0,
-        devices=_checked_devices(devices, sizes),
+        devices=_checked_devices(devices, sizes, task.compute),
         floor=task.floor,
         search=SEARCH if lrs is None and not quick else 0,
         tune_ties=tunes - 1,
         own=fingerprints(task, methods),
+        **task.compute.settings(),
     )
 
 
@@ -312,9 +333,10 @@ def _checked_lrs(lrs: Sequence[float]) -> list[float]:
     return [float(lr) for lr in rates]
 
 
-def _checked_devices(devices: int, sizes: Sequence[int]) -> int:
+def _checked_devices(devices: int, sizes: Sequence[int], compute: Compute) -> int:
     if min(sizes) < _checked_count("devices", devices):
         raise InputError(f"a batch of {min(sizes)} cannot be shared by {devices} devices: give larger --batch-sizes")
+    present.refuse_more(compute.device, devices)
     return int(devices)
 
 
@@ -342,4 +364,5 @@ def _is_int(value: object) -> bool:
 def _python_command(s: Settings, own: Container[str]) -> str:
     methods = ", ".join(m if m in own else repr(m) for m in s.methods)
     sizes = f"batch_sizes={s.batch_sizes}, seeds={s.seeds}, epochs={ {int(b): e for b, e in s.epochs.items()} }"
-    return f"normwise.compare(make_model, data, methods=[{methods}], {sizes}, quick={s.quick}, race={s.race})"
+    how = f"quick={s.quick}, race={s.race}, device={s.device!r}, precision={s.precision!r}, compile={s.compile}"
+    return f"normwise.compare(make_model, data, methods=[{methods}], {sizes}, {how})"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise import devices as present
 from normwise import records
 from normwise._version import __version__
 from normwise.advice import Advice, Check, Cost, Ranked, Situation, options_for, rank, situation_of
@@ -24,6 +25,7 @@ from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.nn.own import Given, named
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.records import Cell
+from normwise.study.compute import Compute
 from normwise.study.measure import peak_bytes
 from normwise.study.plan import due
 from normwise.study.stored import draw_up
@@ -31,7 +33,7 @@ from normwise.study.tasks.base import Task
 from normwise.study.trial import Trainer
 from normwise.surgery import convert
 from normwise.surgery.causality import leaks, sights, told
-from normwise.surgery.running import Forward, deep_copy, run_on, settled, tensors_in
+from normwise.surgery.running import Forward, deep_copy, placed, run_on, settled, tensors_in
 from normwise.surgery.sources import is_own, method_from
 
 # Seconds that timing one method may take, and the least steps.
@@ -58,6 +60,7 @@ def advise(
     data: Any = None,
     verify: float | None = None,
     methods: Sequence[Given] = (),
+    device: str | torch.device | None = present.AUTO,
 ) -> Advice:
     """Say which normalization a model should use, why, at what cost, and the line that puts it in.
 
@@ -84,6 +87,8 @@ def advise(
             says whether the advice held.
         methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
             learned about them: their costs are measured, and ``verify`` trains them along.
+        device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has.
+            ``"auto"`` is the accelerator that the model lies on; for a model on the CPU the one that torch reports.
 
     Returns:
         The advice: ``.best``, ``.ranking``, ``.probability``, ``.abstains``, ``.notes``, ``.check``.
@@ -114,6 +119,9 @@ def advise(
     lazy, model = model, settled(model, once)
     if measure or verify is not None:
         deep_copy(model)  # refused here, where nothing has been run
+        model = placed(model, device)
+    place = present.of(model) or present.CPU
+    example_inputs = present.move(example_inputs, present.of(model))
     with blaming(f"{type(model).__name__} does not run on example_inputs"):
         facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
@@ -130,6 +138,9 @@ def advise(
     versions = {"normwise": __version__, "torch": torch.__version__}
     advice = dataclasses.replace(rank(facts.model, situation, costs, refused), created=made, versions=versions)
     advice = _with_own(advice, own, costs, refused)
+    if costs and place != present.CPU:
+        note = f"What a step costs was measured on {present.name(place)}."
+        advice = dataclasses.replace(advice, notes=[*advice.notes, note])
     if lazy is not model and isinstance(example_inputs, Tensor):
         advice = _settling(advice, example_inputs)
     if verify is None:
@@ -140,7 +151,9 @@ def advise(
         raise InputError(
             "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
         )
-    return dataclasses.replace(advice, check=check_by_training(model, advice, data, began + verify, own))
+    with present.current(place):
+        check = check_by_training(model, advice, data, began + verify, own)
+    return dataclasses.replace(advice, check=check)
 
 
 def check_by_training(
@@ -162,7 +175,7 @@ def check_by_training(
     splits = task.splits._replace(**{
         name: getattr(task.splits, name).take(slice(_SCORED)) for name in ("valid", "test")
     })
-    task = dataclasses.replace(task, splits=splits)
+    task = dataclasses.replace(task, splits=splits).on(Compute(present.of(model) or present.CPU))
 
     steps = _steps_until(end, task, methods, b)
     if steps < _LEAST_STEPS:
@@ -216,7 +229,7 @@ def _trained_until(end: float, trainer: Trainer, settings: records.Settings) -> 
 
 def _fresh(model: nn.Module) -> nn.Module:
     """A copy that starts anew: every module that can reset its parameters does."""
-    copy = deep_copy(model)
+    copy = deep_copy(model).cpu()  # where the weights are drawn
     for module in copy.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
@@ -243,7 +256,8 @@ def leaking(
         return found
     for method, options in methods.items():
         try:
-            converted = convert(model, (own or {}).get(method, method), copy=True, strict=False, **options).model
+            to = (own or {}).get(method, method)
+            converted = convert(model, to, copy=True, strict=False, allow_leak=True, **options).model
         except NormwiseError:
             continue
         moved = leaks(before, sights(converted, run, inputs))
@@ -286,16 +300,18 @@ def measured_costs(
     """
     steps: dict[str, Callable[[], None]] = {}
     peaks = {}
+    place = present.of(model) or present.CPU
     with keeping_random_state():
         for method, options in methods.items():
             if time.perf_counter() > until:
                 break
             try:
                 to = (own or {}).get(method, method)
-                converted = convert(model, to, copy=True, strict=False, **options).model.train()
+                done = convert(model, to, copy=True, strict=False, allow_leak=True, **options)
+                converted = done.model.train()
                 step: Callable[[], None] = partial(_step, converted, run)
                 step()
-                peaks[method], steps[method] = peak_bytes(step), step
+                peaks[method], steps[method] = peak_bytes(step, place), step
             except Exception as error:
                 if method in (own or {}):
                     raise InputError(f"your method {method} fails in this model: {described(error)}") from error
@@ -306,8 +322,10 @@ def measured_costs(
         end = min(time.perf_counter() + _TIMING * len(steps), until)
         while steps and (time.perf_counter() < end or len(next(iter(seconds.values()))) < _ROUNDS):
             for method, step in steps.items():
+                present.synchronize(place)
                 began = time.perf_counter()
                 step()
+                present.synchronize(place)
                 seconds[method].append(time.perf_counter() - began)
     return {method: Cost(min(taken), peaks[method]) for method, taken in seconds.items()}
 
@@ -347,7 +365,7 @@ def _of_size(inputs: Any, samples: int, wanted: int) -> Any:
     """As many samples as a step is meant to have: the first, or all of them again and again."""
     if isinstance(inputs, Tensor):
         fits = inputs.ndim > 0 and len(inputs) == samples
-        return inputs[torch.arange(wanted, device=inputs.device) % samples] if fits else inputs
+        return inputs[(torch.arange(wanted) % samples).to(inputs.device)] if fits else inputs
     if isinstance(inputs, Mapping):
         return {name: _of_size(value, samples, wanted) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):

@@ -29,6 +29,7 @@ def advise(
     variable_length: bool = False,
     verify: float | None = None,
     methods: str | None = None,
+    device: str = "auto",
     out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -55,6 +56,8 @@ def advise(
             the advice held; all of it takes about so many seconds. Needs --data with (input, target) batches.
         methods: Of your own, separated by commas: path.py:NAME, with options if need be. Their costs are measured and
             --verify trains them; nothing was learned about them.
+        device: Where to measure and train: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the
+            accelerator that torch reports, else the CPU.
         out: Write the advice there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         as_json: Print JSON.
 
@@ -85,6 +88,7 @@ def advise(
         variable_length=variable_length,
         verify=verify,
         methods=specs(methods or ""),
+        device=device,
         data=None if verify is None or batches is None else _whole(batches),
     )
     if as_json:

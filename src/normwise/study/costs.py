@@ -5,14 +5,16 @@ The methods take turns, step by step and on the same batch, so that whatever slo
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
+from normwise import devices
 from normwise.records import Cell, Settings, StepCost, Trial
+from normwise.study.compute import Stepper
 from normwise.study.measure import peak_bytes
 from normwise.study.tasks import Task
 from normwise.study.trial import build_model, isolated, training_batches, training_step
@@ -21,6 +23,8 @@ from normwise.study.trial import build_model, isolated, training_batches, traini
 _SHARE, _SECONDS = 0.05, 2.0
 # Rounds that it takes in any case, and at most.
 _LEAST, _MOST = 16, 200
+# Steps of each method that are done before: compilers, libraries and allocators choose and reserve in them.
+_WARM = 2
 # Of each parameter: itself, its gradient and what an optimizer keeps.
 _COPIES = 4
 # Blocks of rounds whose medians are kept.
@@ -38,28 +42,27 @@ def measured(task: Task, settings: Settings, trials: Sequence[Trial], known: Seq
         through = {t.cell.method: t for t in here if t.cell.stage == "final" and t.state == "complete"}
         if any((method, batch_size) not in there for method in through):
             found = [c for c in found if c.batch_size != batch_size]
-            if _fit(sum(t.parameters for t in through.values())):
+            if _fit(sum(t.parameters for t in through.values()), task.compute.device):
                 seconds = min(_SHARE * sum(t.seconds for t in here), _SECONDS)
                 found += _measured(task, [through[m].cell for m in settings.methods if m in through], seconds)
     return found
 
 
-def _fit(parameters: int) -> bool:
+def _fit(parameters: int, device: torch.device) -> bool:
     """Whether models of so many parameters take less than half of the free memory, optimizers included."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not to be asked on this system
-        return True
-    return parameters * 4 * _COPIES < free / 2
+    free = devices.free_memory(device)
+    return free is None or parameters * 4 * _COPIES < free / 2
 
 
 def _measured(task: Task, cells: Sequence[Cell], seconds: float) -> list[StepCost]:
     """Measure a training step of each method; nothing where one of them cannot be had in this process."""
-    with isolated(task.threads):
+    with isolated(task):
         try:
             steps = [_step(task, cell) for cell in cells]
-            sizes = [peak_bytes(step) for step in steps]
-            rounds = np.array(_rounds(steps, seconds))
+            for step in steps * _WARM:
+                step()
+            sizes = [peak_bytes(step, task.compute.device) for step in steps]
+            rounds = np.array(_rounds(steps, seconds, task.compute.device))
         except Exception:
             return []
     blocks = np.array_split(rounds, min(len(rounds), _BLOCKS))
@@ -75,19 +78,22 @@ def _step(task: Task, cell: Cell) -> Callable[[], object]:
     model = build_model(task, cell)
     optimizer, _ = task.optimize(model, cell.lr * _STILL, _MOST)
     batches = training_batches(task, cell)
-    return partial(training_step(task, model, optimizer), [next(batches) for _ in range(task.accumulate)])
+    step = training_step(task, model, Stepper(optimizer, task.compute))
+    return partial(step, [next(batches) for _ in range(task.accumulate)])
 
 
-def _rounds(steps: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """The time of each step, round by round; each round begins with another."""
+def _rounds(steps: Sequence[Callable[[], object]], seconds: float, device: torch.device) -> list[list[float]]:
+    """The time of each step, round by round, the device waited for; each round begins with another."""
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < _LEAST or (len(rounds) < _MOST and time.perf_counter() < end):
         taken = [0.0] * len(steps)
         for k in range(len(steps)):
             place = (k + len(rounds)) % len(steps)
+            devices.synchronize(device)
             began = time.perf_counter()
             steps[place]()
+            devices.synchronize(device)
             taken[place] = time.perf_counter() - began
         rounds.append(taken)
     return rounds

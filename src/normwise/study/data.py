@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,10 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normwise import devices
 from normwise.errors import InputError
 
 # One tensor, or several that belong together sample by sample: a padded batch and its lengths, say.
 Values = Tensor | tuple[Tensor, ...]
+# Which samples make a batch, and the seed of what is drawn while they are read.
+Wanted = tuple[Tensor, int]
+# Of a data set that stays on the device, in bytes.
+_KEPT = 2**30
 
 
 class Part(NamedTuple):
@@ -123,7 +128,7 @@ class Samples:
 
         with _drawing(seed):
             samples = [self.dataset[i] for i in self.index.tolist()]
-            batch = (self.collate or default_collate)(samples)
+            batch = devices.move((self.collate or default_collate)(samples), devices.CPU)
         if isinstance(batch, tuple | list) and len(batch) == 2:
             pair = [tuple(v) if isinstance(v, list) else v for v in batch]
             if all(isinstance(t, Tensor) for v in pair for t in (v if isinstance(v, tuple) else (v,))):
@@ -140,6 +145,83 @@ class Samples:
         yield torch.tensor(self.size)
         for i in range(min(self.size, 16)):
             yield from _leaves(self.take(slice(i * self.size // min(self.size, 16), None)).take(slice(1)).load())
+
+
+class Sent:
+    """One part of the data that goes to a device batch by batch, when it is read."""
+
+    def __init__(self, part: Part | Samples, device: torch.device) -> None:
+        self.part, self.device = part, device
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return self.part.size
+
+    def take(self, index: Tensor | slice) -> Sent:
+        """Select samples, without reading them."""
+        return Sent(self.part.take(index), self.device)
+
+    def load(self, seed: int = 0) -> Any:
+        """Read the samples as one batch, on the device."""
+        return devices.move(self.part.load(seed), self.device)
+
+    def batches(self, size: int) -> Iterator[Sent]:
+        """Go through the samples in order, the last batch being what is left."""
+        return (Sent(piece, self.device) for piece in self.part.batches(size))
+
+    def sketch(self) -> Iterator[Tensor]:
+        """Give some of the content to tell data sets apart by."""
+        return self.part.sketch()
+
+
+def on_device(splits: Splits, device: torch.device, augmented: bool) -> Splits:
+    """Splits whose batches come on a device; small tensors are brought there once and stay, if nothing changes them."""
+    parts: list[Part | Samples | Sent] = list(splits)
+    tensors = [t for part in splits if isinstance(part, Part) for t in part.sketch()]
+    small = sum(t.numel() * t.element_size() for t in tensors) <= _KEPT
+    for i, part in enumerate(splits):
+        if isinstance(part, Part) and small and not (augmented and part is splits.train):
+            parts[i] = Part(*(_to(values, device) for values in part))
+        else:
+            parts[i] = Sent(part, device)
+    return Splits(*parts)  # type: ignore[arg-type]
+
+
+def _to(values: Values, device: torch.device) -> Values:
+    return tuple(t.to(device) for t in values) if isinstance(values, tuple) else values.to(device)
+
+
+def read(part: Part | Samples | Sent, wanted: Iterable[Wanted], num_workers: int = 0) -> Iterator[Any]:
+    """Read batches one after the other; of a user's data set, processes may read ahead. The batches are the same."""
+    source, device = (part.part, part.device) if isinstance(part, Sent) else (part, None)
+    if not num_workers or isinstance(source, Part):
+        for index, seed in wanted:
+            yield part.take(index).load(seed)
+        return
+    pin = device is not None and devices.pins(device)
+    # A generator of its own: the loader draws from it, and the program's draws must stay those of a run without.
+    loader: Any = torch.utils.data.DataLoader(
+        _Reading(source),
+        batch_size=None,
+        sampler=wanted,
+        num_workers=num_workers,
+        pin_memory=pin,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        yield devices.move(batch, device)
+
+
+class _Reading(torch.utils.data.Dataset[Any]):
+    """Batches by which samples they hold."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, wanted: Wanted) -> Any:
+        index, seed = wanted
+        return self._samples.take(index).load(seed)
 
 
 @contextmanager
@@ -174,8 +256,17 @@ def tensors_of(values: Values) -> tuple[Tensor, ...]:
 
 
 def run(model: nn.Module, inputs: Values) -> Any:
-    """Call a model on one input or several."""
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    """Call a model on one input or several; of outputs that hold ``logits``, as those of transformers, give these."""
+    outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def of_tokens(inputs: Any) -> bool:
+    """Whether inputs are sequences of tokens, whole numbers (N, L), and maybe what belongs to them: a mask, lengths."""
+    if not isinstance(inputs, Tensor | tuple):
+        return False
+    first = tensors_of(inputs)[0]
+    return first.ndim == 2 and first.dtype in (torch.int32, torch.int64)
 
 
 def _taken(values: Values, index: Tensor | slice) -> Values:
@@ -267,7 +358,8 @@ def _as_tensor(values: Any, name: str) -> Tensor:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: expected tensors or arrays of inputs and targets: {error}") from error
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+    # Where it is trained is the comparison's affair; what is drawn is drawn on the CPU.
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).cpu()
 
 
 def _whole(targets: Values) -> Values:

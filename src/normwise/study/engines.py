@@ -7,6 +7,7 @@ cluster as tasks and watches. Workers that anything else starts (``normwise stud
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import ipaddress
 import logging
@@ -67,7 +68,7 @@ class Processes:
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Start all but the first."""
         count = max(min(self.workers, trials), 1)
-        with helpers([job] * (count - 1)) as look_after:
+        with helpers(*zip(*(job.in_turn(k) for k in range(1, count)), strict=True)) as look_after:
             yield lambda: 1 + look_after()
 
 
@@ -81,7 +82,7 @@ class RayCluster:
             ``RAY_ADDRESS`` names, and where there is none, one that is started for this study and listens to this
             machine only.
         cpus: that each worker is given.
-        gpus: likewise; a fraction shares one.
+        gpus: likewise; a fraction shares one. 0 is as many as train a trial where a study is for an accelerator.
 
     Raises:
         InputError: a number makes no sense.
@@ -106,14 +107,15 @@ class RayCluster:
     @contextmanager
     def start(self, job: Job, trials: int) -> Iterator[Callable[[], int]]:
         """Connect, hand over the tasks, and take back what is left of them in the end."""
-        told = packed(job)
+        told = packed(dataclasses.replace(job, device=job.device.partition(":")[0]))  # Ray gives numbers of its own
         with _connected(self.address) as ray:
             if not is_url(job.where) and not _is_here(ray):
                 raise InputError(
                     "the nodes of a cluster cannot share a file: add --storage postgresql://USER@HOST/DATABASE"
                 )
-            count = min(self._room(ray.cluster_resources()), max(trials, 1))
-            options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": -1, "name": "normwise"}
+            gpus = self.gpus or (0 if job.device == "cpu" else job.each)
+            count = min(self._room(ray.cluster_resources(), gpus), max(trials, 1))
+            options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": -1, "name": "normwise"}
             task = ray.remote(_take_part).options(scheduling_strategy="SPREAD", **options)
             left = [task.remote(told) for _ in range(count)]
 
@@ -132,13 +134,13 @@ class RayCluster:
                 if left:
                     ray.wait(left, num_returns=len(left), timeout=10)
 
-    def _room(self, there: dict[str, float]) -> int:
+    def _room(self, there: dict[str, float], gpus: float) -> int:
         """How many workers: those asked for, or all that fit."""
-        fit = [there.get(kind, 0.0) / need for kind, need in (("CPU", self.cpus), ("GPU", self.gpus)) if need]
+        fit = [there.get(kind, 0.0) / need for kind, need in (("CPU", self.cpus), ("GPU", gpus)) if need]
         if min(fit) < 1:
             raise InputError(
                 f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, too few for one "
-                f"worker of {self.cpus:g} and {self.gpus:g}"
+                f"worker of {self.cpus:g} and {gpus:g}"
             )
         return int(min(fit)) if self.workers is None else self.workers
 

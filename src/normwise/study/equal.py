@@ -58,7 +58,7 @@ class _Behaviour(NamedTuple):
 def _behaviour(task: Task, method: str, batch: Any) -> _Behaviour | None:
     """What a fresh model under a method does; nothing where it fails, which its trials will tell."""
     shown: list[Tensor] = []
-    with isolated(task.threads):
+    with isolated(task):
         try:
             model = build_model(task, Cell("final", method, _SAMPLES, 0.0, 0))
             parameters = list(model.parameters())

@@ -10,16 +10,22 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from normwise import devices
 
-def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -> int | None:
-    """Measure the most memory that one call holds at once beyond what is held before it."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+
+def peak_bytes(step: Callable[[], object], device: torch.device = devices.CPU) -> int | None:
+    """Measure the most memory that one call holds at once beyond what is held before it.
+
+    An accelerator's allocator says it, where it can; on the CPU torch's profiler sees each allocation.
+    """
+    if device.type != "cpu":
+        devices.synchronize(device)
+        before = devices.allocated(device)
+        devices.forget_peak(device)
         step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        devices.synchronize(device)
+        peak = devices.peak_allocated(device)
+        return None if before is None or peak is None else peak - before
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     results = getattr(profiler.profiler, "kineto_results", None)

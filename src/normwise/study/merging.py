@@ -62,6 +62,8 @@ def merge_into(where: str, given: Union, name: str | None = None, command: str =
 def _united(name: str, mine: Any, theirs: Any) -> Any:
     if name in _LISTS:
         return list(dict.fromkeys([*mine, *theirs]))
+    if name == "num_workers":
+        return mine
     if name == "same_as":
         return theirs | mine
     if name in _BY_KEY:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 OPTIMIZER = "SGD, momentum 0.9, no weight decay"
 ADAM = "Adam, no weight decay"
+ADAMW = "AdamW, betas 0.9 and 0.95, weight decay 0.1 on matrices, gradients clipped to norm 1"
 SCHEDULE = "linear warm-up over the first 5 % of the steps, then cosine to 0"
 
 _WARM_UP = 0.05
@@ -25,23 +26,45 @@ class Steps(Protocol):
 
 
 class SGD:
-    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds."""
+    """v ← 0.9 · v + ∇, w ← w − lr · v, as ``torch.optim.SGD``, whose construction imports a compiler for seconds.
+
+    With a scaler of gradients it takes the scale off and leaves a step out by itself, on the device: torch's optimizers
+    have the host read whether they should.
+    """
+
+    _step_supports_amp_scaling = True
+    # Only while torch.amp.GradScaler calls step.
+    grad_scale: Tensor
+    found_inf: Tensor
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         self.lr = lr
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._velocities: list[Tensor | None] = [None] * len(self._parameters)
 
+    @property
+    def param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
+        """The parameters, where torch's scaler looks for them."""
+        return [{"params": self._parameters}]
+
     @torch.no_grad()
     def step(self) -> None:
         """Change the parameters by their gradients."""
+        scaled = hasattr(self, "found_inf")
         for i, parameter in enumerate(self._parameters):
             gradient, velocity = parameter.grad, self._velocities[i]
             if gradient is None:
                 continue
-            velocity = gradient.clone() if velocity is None else velocity.mul_(0.9).add_(gradient)
+            if scaled:
+                gradient = gradient / self.grad_scale
+                velocity = torch.zeros_like(gradient) if velocity is None else velocity
+                left_out = self.found_inf > 0
+                velocity = torch.where(left_out, velocity, 0.9 * velocity + gradient)
+                parameter.sub_(torch.where(left_out, 0.0, self.lr * velocity))
+            else:
+                velocity = gradient.clone() if velocity is None else velocity.mul_(0.9).add_(gradient)
+                parameter.sub_(velocity, alpha=self.lr)
             self._velocities[i] = velocity
-            parameter.sub_(velocity, alpha=self.lr)
 
 
 class WarmCosine:
@@ -80,6 +103,26 @@ def warm_sgd(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
 def warm_adam(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
     """Make Adam with the same schedule, for tasks on which SGD is slow."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW after the gradients' norm was cut to 1, as language models are trained."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Clip and change the parameters by their gradients."""
+        torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
+        return super().step(closure)
+
+
+def warm_adamw(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
+    """Make :class:`ClippedAdamW` with the same schedule; norms, biases and other vectors do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = ClippedAdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
 
 

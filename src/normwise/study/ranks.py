@@ -1,5 +1,7 @@
 """One trial on several devices: data-parallel training with synced statistics, in processes of its own.
 
+On accelerators each rank has one of its own; on CPUs they share the cores.
+
 Each rank builds the same model, sees its share of every batch, and evaluates all of it; gradients are averaged by
 ``DistributedDataParallel`` and batch statistics pooled by :func:`normwise.sync`, so that the numbers are those of one
 process on the whole batch up to rounding.
@@ -20,10 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from normwise.devices import current, ranks_backend, refuse_more
 from normwise.errors import InputError
 from normwise.records import Cell, Trial
 from normwise.study.children import started
-from normwise.study.tasks import load_task
+from normwise.study.compute import PLAIN, Compute
+from normwise.study.tasks import Task, load_task
 from normwise.study.trial import Ranks, Trainer
 
 _POLL = 0.05
@@ -35,8 +39,11 @@ class Distributed:
     def __init__(self, trainer: Trainer, devices: int) -> None:
         self.task = trainer.task
         self.devices = devices
+        compute = self.task.compute
+        refuse_more(compute.device, devices)
         # What has a name is looked up there, which spares the data their way.
-        self._rest = (self.task.source or self.task, trainer.steps, trainer.measure_memory, trainer.tune_share)
+        home = self.task.home or dataclasses.replace(self.task, compute=PLAIN)
+        self._rest = (home.source or home, compute, trainer.steps, trainer.measure_memory, trainer.tune_share)
         try:
             pickle.dumps(self._rest)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -66,18 +73,27 @@ class Distributed:
 
 
 def _run_rank(given: tuple[Any, ...], cell: Cell, rank: int, size: int, port: int, folder: str) -> None:
-    """What the process of a rank does; rank 0 leaves the outcome in the folder."""
-    task, *rest = given
+    """What the process of a rank does."""
+    task, compute, *rest = given
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    trainer = Trainer(load_task(task) if isinstance(task, str) else task, *rest)
-    trainer.ranks = Ranks(rank, size)
-    trial = trainer(cell)
-    # A rank that failed alone leaves the others waiting for it.
-    if trial.state == "failed" or rank == 0:
-        part = Path(folder) / f"part{rank}"
-        part.write_bytes(pickle.dumps(trial))
-        part.replace(Path(folder) / "trial")
+    device = compute.device if compute.on_cpu else torch.device(compute.device.type, rank)
+    with current(device):
+        join = f"tcp://127.0.0.1:{port}"
+        dist.init_process_group(ranks_backend(device), init_method=join, rank=rank, world_size=size)
+        _train_rank(task, dataclasses.replace(compute, device=device), rest, cell, Ranks(rank, size), folder)
     # Without the interpreter's exit: tearing gloo down can hang. The parent ends those that still wait.
     time.sleep(1)
     os._exit(0)
+
+
+def _train_rank(task: Task | str, compute: Compute, rest: list[Any], cell: Cell, ranks: Ranks, folder: str) -> None:
+    """Train, and let the first rank, or one that failed, leave the outcome in the folder."""
+    task = load_task(task) if isinstance(task, str) else task
+    trainer = Trainer(task.on(compute), *rest)
+    trainer.ranks = ranks
+    trial = trainer(cell)
+    # A rank that failed alone leaves the others waiting for it.
+    if trial.state == "failed" or ranks.rank == 0:
+        part = Path(folder) / f"part{ranks.rank}"
+        part.write_bytes(pickle.dumps(trial))
+        part.replace(Path(folder) / "trial")

@@ -31,7 +31,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from normwise.errors import StoreError
+from normwise.errors import InputError, StoreError
 from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
 from normwise.study.catalog import Finished, as_frozen, check_version, create, find, open_database, quiet, rename
 from normwise.study.database import Database, Storage, is_away
@@ -44,6 +44,8 @@ STUDY_NAME = "normwise"
 # Trials that wait in the database at most. Every claim reads them, so a long queue would make claims slow; each claim
 # refills it.
 _AHEAD = 8
+# Settings of which the same study cannot have two.
+_COMPUTE = ("device", "precision", "compile")
 # So many workers may die of a trial.
 DEATHS = 3
 
@@ -232,7 +234,13 @@ class Store:
         if differing := _own_methods_differ(mine, theirs):
             raise StoreError(f"{self._said()} {differing}, or {ways}")
         for name in mine:
-            if name not in {"notes", "floor"} and mine[name] != theirs.get(name):
+            if name not in {"notes", "floor", "num_workers"} and mine[name] != theirs.get(name):
+                if name in _COMPUTE:
+                    raise InputError(
+                        f"{self._said()} runs with {_computing(theirs)}, this command with {_computing(mine)}, and "
+                        f"studies of both do not mix: give --device {theirs['device']} --precision "
+                        f"{theirs['precision']}{' --compile' * theirs['compile']}, {ways}"
+                    )
                 raise StoreError(
                     f"{self._said()} was made with {name} = {_short(theirs.get(name))}, this command says "
                     f"{_short(mine[name])}: {ways}"
@@ -289,6 +297,11 @@ def _own_methods_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> str | N
     if changed := [method for method, code in mine["own"].items() if theirs["own"].get(method, code) != code]:
         return f"was made with other code of {', '.join(changed)}: give the new one another name"
     return None
+
+
+def _computing(settings: dict[str, Any]) -> str:
+    how = f"{settings['device']}, precision {settings['precision']}"
+    return how + ", compiled" * settings["compile"]
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from normwise.study.database import Database
 from normwise.study.plan import total_cells
 from normwise.study.salvage import damage_of
 from normwise.study.verdict import judge
+
+# Of what trials note, the commonest.
+_NOTES = 6
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,13 @@ def draw_up(settings: Settings, about: dict[str, Any], trials: list[Trial]) -> r
     """Give a study's record: what is known of it, and the standings and verdicts that follow."""
     costs = [records.from_dict(records.StepCost, cost) for cost in about.get("costs", [])]
     standings, verdicts = judge(settings, trials, costs)
+    seen = Counter(note for trial in trials for note in trial.notes).most_common(_NOTES)
+    told = [f"In {count} of {len(trials)} trials: {note}." for note, count in seen]
     return records.Study(
         title=about.get("title") or f"Which normalization for {settings.task}?",
         created=about.get("created", ""),
         command=about.get("command", ""),
-        settings=settings,
+        settings=dataclasses.replace(settings, notes=[*settings.notes, *told]) if told else settings,
         versions=about.get("versions", {}),
         machine=about.get("machine", {}),
         trials=trials,

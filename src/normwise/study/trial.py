@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,19 +18,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normwise import devices
 from normwise.errors import InputError, described
 from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Cell, Mixture, Point, Trial
-from normwise.study.data import Part, Samples, tensors_of
+from normwise.study.compute import Stepper
+from normwise.study.data import Part, Samples, Sent, Wanted, read, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
-from normwise.study.optimize import PerEpoch, Steps
+from normwise.study.optimize import PerEpoch
 from normwise.study.tasks.base import Observer, Task
 
-Step = Callable[[Sequence[Part]], float]
+Step = Callable[[Sequence[Part]], Tensor]
 
 _CURVE_POINTS = 6
+# On an accelerator: after so many steps their losses are read, all at once; and of so many steps the last is timed, or
+# of fewer where a trial is short. Each makes the host wait.
+_READ_EVERY, _TIMED_EVERY, _TIMED_LEAST = 50, 20, 5
 # Samples that a data-dependent initialization looks at.
 _INITIAL = 256
 
@@ -60,13 +66,14 @@ class Ranks:
         # Uneven shares count by their size.
         return task.loss_of(model, batch.take(slice(first, end))) * ((end - first) * self.size / batch.size)
 
-    def mean(self, loss: Tensor) -> float:
+    def mean(self, loss: Tensor) -> Tensor:
         """Average a loss over the ranks, so that all see the same, a divergence above all."""
+        loss = loss.detach()
         if self.size == 1:
-            return loss.item()
-        total = loss.detach().clone()
+            return loss
+        total = loss.clone()
         dist.all_reduce(total)
-        return total.item() / self.size
+        return total / self.size
 
 
 _ALONE = Ranks()
@@ -83,14 +90,31 @@ class _Log:
     mixtures: list[Mixture] = field(default_factory=list)
     peak: int | None = None
     observed: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class _Losses:
+    """The losses of a trial; they stay on the device, to be read together now and then."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        self._unread.append(loss.reshape(()))
+
+    def read(self) -> None:
+        if self._unread:
+            self.values += torch.stack(self._unread).tolist()
+            self._unread.clear()
 
 
 class Trainer:
     """Turns cells into trials.
 
     For a given batch size and seed every method starts from the same weights (the normalization layers draw no random
-    numbers) and sees the same samples in the same order. torch's global random state and thread count are left as
-    they were.
+    numbers) and sees the same samples in the same order, on every device. torch's global random state and thread count
+    are left as they were.
     """
 
     def __init__(self, task: Task, steps: dict[int, int], measure_memory: bool = True, tune_share: float = 1.0) -> None:
@@ -109,7 +133,8 @@ class Trainer:
         state, reason = "complete", None
         lost: tuple[float, float | None] = (task.floor, None)
         valid = test = lost
-        with isolated(task.threads):
+        device = task.compute.device
+        with isolated(task), devices.deterministic(device) as undetermined:
             try:
                 model = build_model(task, cell)
                 log.parameters = sum(p.numel() for p in model.parameters())
@@ -120,8 +145,13 @@ class Trainer:
             except (Exception, SystemExit) as error:
                 # The user's model may not work with every method (batch norm of single values, say): that is a finding.
                 state, reason = "failed", described(error)
+                if devices.out_of_memory(error):
+                    reason = f"out of memory on {devices.name(device)}: {reason}"
             if state != "complete":
                 valid = test = lost
+                devices.release(device)
+        if undetermined:
+            log.notes.append(f"not deterministic on {devices.name(device)}: {', '.join(undetermined)}")
         return Trial(
             cell=cell,
             state=state,
@@ -138,6 +168,7 @@ class Trainer:
             mixtures=log.mixtures,
             reason=reason,
             observed=log.observed,
+            notes=log.notes,
         )
 
     def _watched(self, model: nn.Module, cell: Cell, log: _Log) -> None:
@@ -160,31 +191,45 @@ class Trainer:
             total = max(1, round(total * self.tune_share))
         trained = self.ranks.wrap(model)
         optimizer, schedule = task.optimize(model, cell.lr, total)
-        step = training_step(task, trained, optimizer, self.ranks)
+        stepper = Stepper(optimizer, task.compute)
+        step = training_step(task, trained, stepper, self.ranks)
         batches = training_batches(task, cell)
         per_epoch = max(1, task.splits.train.size // cell.batch_size // task.accumulate)
         marks = {round(total * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
-        losses: list[float] = []
+        losses, told = _Losses(), 0
+        # The host itself waits for nothing. An observer is told of each step.
+        read_every = 1 if task.compute.on_cpu or observer is not None else _READ_EVERY
+        timed_every = 1 if task.compute.on_cpu else max(1, min(_TIMED_EVERY, total // _TIMED_LEAST))
 
         while log.step < total:
             parts = [next(batches) for _ in range(task.accumulate)]
+            timed = (log.step + 1) % timed_every == 0
+            if timed:
+                devices.synchronize(task.compute.device)
             began = time.perf_counter()
-            losses.append(step(parts))
+            losses.add(step(parts))
             if schedule is not None:
                 schedule.step()
                 if isinstance(schedule, PerEpoch) and (log.step + 1) % per_epoch == 0:
                     schedule.end_epoch()
-            log.step_seconds.append(time.perf_counter() - began)
+            if timed:
+                devices.synchronize(task.compute.device)
+                log.step_seconds.append(time.perf_counter() - began)
             log.step += 1
+            marked = log.step in marks
+            if not (marked or log.step % read_every == 0 or log.step == total):
+                continue
+            losses.read()
             if observer is not None:
-                observer.step(log.step, losses[-1])
-            if not math.isfinite(losses[-1]):
-                raise DivergedError(f"the loss became {losses[-1]} at step {log.step} of {total}")
-            if log.step in marks:
+                observer.step(log.step, losses.values[-1])
+            _refuse_divergence(losses.values, log, total)
+            if marked:
                 epoch = round(log.step * task.accumulate * cell.batch_size / task.splits.train.size, 4)
                 score, _ = evaluate(model, task, task.splits.valid)
-                log.curve.append(Point(log.step, epoch, statistics.fmean(losses), score))
-                losses.clear()
+                log.curve.append(Point(log.step, epoch, statistics.fmean(losses.values[told:]), score))
+                told = log.step
+        if skipped := stepper.skipped():
+            log.notes.append(f"{skipped} of {total} steps left out: their gradients were beyond float16")
         return partial(step, parts)
 
     def _peak(self, model: nn.Module, cell: Cell, step: Callable[[], object]) -> int | None:
@@ -192,75 +237,95 @@ class Trainer:
         key = cell.method, cell.batch_size
         if self.measure_memory and key not in self._peaks:
             before = {name: t.clone() for name, t in model.state_dict().items()}
-            self._peaks[key] = peak_bytes(step)
+            self._peaks[key] = peak_bytes(step, self.task.compute.device)
             model.load_state_dict(before)
         return self._peaks.get(key)
 
 
+def _refuse_divergence(losses: Sequence[float], log: _Log, total: int) -> None:
+    """Stop at the first loss that is not finite, as though it had been read at once."""
+    bad = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
+    if bad is not None:
+        log.step = bad
+        raise DivergedError(f"the loss became {losses[bad - 1]} at step {bad} of {total}")
+
+
 def build_model(task: Task, cell: Cell) -> nn.Module:
-    """Build a cell's model: fresh weights from the cell's seed, equal for every method.
+    """Build a cell's model: fresh weights from the cell's seed, equal for every method and on every device.
 
     ``weight(init=data)`` sets the lengths by a first look at some training data, the same for a seed.
     """
+    home = task.home or task
     torch.manual_seed(cell.seed)
-    model = task.build(cell.method)
+    model = home.build(cell.method)
     if task.options(cell.method).get("init") == "data":
-        train = task.splits.train
+        train = home.splits.train
         first = torch.randperm(train.size, generator=torch.Generator().manual_seed(cell.seed))[:_INITIAL]
         batch = train.take(first).load(cell.seed)
         if not isinstance(batch, Part):
             raise InputError("weight(init=data) needs batches of (inputs, targets): use weight")
         weight_norm_init(model, *tensors_of(batch.inputs))
+    model = task.compute.settle(model.train())
     # Again, so that dropout draws the same numbers even where a model drew more of them for one method.
     torch.manual_seed(cell.seed)
-    return model.train()
+    return model
 
 
-def training_step(task: Task, model: nn.Module, optimizer: Steps, ranks: Ranks = _ALONE) -> Step:
-    """Give what trains a model by one step on the batches that it is given, and tells their loss."""
+def training_step(task: Task, model: nn.Module, stepper: Stepper, ranks: Ranks = _ALONE) -> Step:
+    """Give what trains a model by one step on the batches that it is given, and tells their loss without reading it."""
 
-    def step(parts: Sequence[Part]) -> float:
+    def step(parts: Sequence[Part]) -> Tensor:
         model.zero_grad()
-        total = 0.0
+        losses = []
         for part in parts:
-            loss = ranks.loss(task, model, part) / len(parts)
-            loss.backward()
-            total += ranks.mean(loss)
-        optimizer.step()
-        return total
+            with task.compute.autocast():
+                loss = ranks.loss(task, model, part) / len(parts)
+            stepper.backward(loss)
+            losses.append(ranks.mean(loss))
+        stepper.step()
+        return sum(losses[1:], losses[0])
 
     return step
 
 
 def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
     """Give a cell's training batches for ever, augmented if the task says so."""
-    batches = data_order(task.splits.train, cell)
+    workers = task.compute.num_workers
     if task.augment is None:
-        yield from batches
+        yield from data_order(task.splits.train, cell, workers)
         return
+    # On the CPU, where its generator draws.
     generator = torch.Generator().manual_seed(cell.seed)
-    for batch in batches:
-        yield task.augment(batch, generator)
+    for batch in data_order((task.home or task).splits.train, cell, workers):
+        yield devices.move(task.augment(batch, generator), task.compute.device)
 
 
-def data_order(train: Part | Samples, cell: Cell) -> Iterator[Part]:
+def data_order(train: Part | Samples | Sent, cell: Cell, num_workers: int = 0) -> Iterator[Part]:
     """Give batches of a cell for ever: a new shuffle each epoch, the same for every method, full batches only."""
+    return read(train, _order(train, cell), num_workers)
+
+
+def _order(train: Part | Samples | Sent, cell: Cell) -> Iterator[Wanted]:
+    """Which samples make the batches; drawn on the CPU and brought where the data lie."""
     generator = torch.Generator().manual_seed(cell.seed)
     samples, size = train.size, cell.batch_size
+    place = tensors_of(train.inputs)[0].device if isinstance(train, Part) else devices.CPU
     for epoch in count():
-        order = torch.randperm(samples, generator=generator)
+        order = torch.randperm(samples, generator=generator).to(place)
         for start in range(0, samples - size + 1, size):
-            yield train.take(order[start : start + size]).load(cell.seed + 1_000_003 * (epoch * samples + start + 1))
+            yield order[start : start + size], cell.seed + 1_000_003 * (epoch * samples + start + 1)
 
 
 @contextmanager
-def isolated(threads: int | None) -> Iterator[None]:
-    """Leave torch's global random state and thread count as they were."""
+def isolated(task: Task) -> Iterator[None]:
+    """Leave torch's global random state and thread count as they were while something of a task runs."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with devices.keeping_random_state(task.compute.device), warnings.catch_warnings():
+        # Said of a schedule after float16's scaler of gradients has left the first step out.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         try:
-            if threads is not None:
-                torch.set_num_threads(threads)
+            if task.threads is not None:
+                torch.set_num_threads(task.threads)
             yield
         finally:
             torch.set_num_threads(before)

@@ -6,12 +6,15 @@ child processes.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from normwise import devices
 from normwise.errors import InputError, StoreError
 from normwise.records import Settings
+from normwise.study.compute import Compute
 from normwise.study.own import fingerprints
 from normwise.study.plan import due, training_steps
 from normwise.study.ranks import Distributed
@@ -30,6 +33,9 @@ class Job:
     where: str | Path | None = field(repr=False)
     study: str
     task: Task | None = field(default=None, repr=False)
+    # The device that was asked for: with a number all workers use it, else each has one, or ``each``, in turn.
+    device: str = "cpu"
+    each: int = 1
 
     def __post_init__(self) -> None:
         if getattr(self.task and self.task.make_model, "__module__", None) == "__main__":
@@ -37,11 +43,17 @@ class Job:
                 "several workers need make_model in a module that they can import: move it there, or workers=1"
             )
 
+    def in_turn(self, turn: int) -> tuple[Job, dict[str, str]]:
+        """What one of several workers is told, and the variables of its environment."""
+        device, environment = devices.share(self.device, turn, self.each)
+        return dataclasses.replace(self, device=device), environment
+
     def __call__(self, on_change: OnChange = lambda trials, note: None) -> None:
         """Work on the study until it is finished."""
         store = Store(self.where, name=self.study)
         task = rebuild(store) if self.task is None else self.task
-        store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change, floor=task.floor)
+        with devices.current(devices.resolve(self.device)):
+            store.work(trainer_of(task, store.settings), partial(due, store.settings), on_change, floor=task.floor)
 
 
 def rebuild(store: Store) -> Task:
@@ -74,5 +86,5 @@ def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> T
     """Give the trainer of a study's cells: of one process or, where the settings ask for several devices, of more."""
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
-    trainer = Trainer(task, steps, measure_memory, tune_share=settings.tune_share)
+    trainer = Trainer(task.on(Compute.of(settings)), steps, measure_memory, tune_share=settings.tune_share)
     return trainer if settings.devices == 1 else Distributed(trainer, settings.devices)

@@ -15,12 +15,13 @@ from normwise import nn
 from normwise.core.moments import Affine, Moments
 from normwise.methods import METHODS, Context
 from normwise.nn import groups_for
+from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
-from normwise.nn.own import Given
+from normwise.nn.own import Given, as_method
 from normwise.nn.synced import shares
 from normwise.surgery.description import NormLayer, is_ours, scales_channels
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
-from normwise.surgery.layouts import CLASSES, Adapted, OwnNormNd, core
+from normwise.surgery.layouts import CLASSES, Adapted, AtAxis, LayerNormNd, OwnNormNd, core
 from normwise.surgery.running import has_hooks
 
 # Modules that our layers compute themselves, fused, instead of calling them.
@@ -70,6 +71,8 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
     """Say why a layer cannot become another method."""
     if layer.problem is not None:
         return layer.problem
+    if not layer.channels:
+        return "without parameters it takes any number of channels: give example_inputs that run it"
     if order.own is not None:
         return None  # what it needs shows when it runs
     to, options = order.to, order.options
@@ -83,6 +86,8 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
 
 def unneeded(module: torch.nn.Module, layer: NormLayer, order: Order) -> str | None:
     """Say why a layer may stay as it is."""
+    if layer.method == "l2" and not is_ours(module):
+        return "it gives vectors of length 1, which is no normalization of activations"
     if layer.method != order.to or order.options or layer.frozen:
         return None
     # torch's own classes become ours; a layer norm per token is another formula than ours and is kept.
@@ -99,7 +104,8 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     carried = _carry_affine(layer, core(new), order) if taken else []
     carried_buffers, lost = _carry_statistics(layer, core(new), order.to)
     lost += [] if taken else [f"weight, bias: {order.to} has none that only scale and shift each channel"]
-    if order.to not in ("none", "weight") and layer.eps and getattr(core(new), "eps", None) == layer.eps:
+    pools = METHODS[order.to].pools if order.own is None else ("own",)
+    if pools and layer.eps and stored_eps(getattr(core(new), "eps", None)) == layer.eps:
         carried.append(f"eps {layer.eps:g}")
     carried += carried_buffers + _carry_tail(layer) + _carry_hooks(module, new) + _carry_attributes(module, new)
     if order.to == "switchable" and order.share is not None:
@@ -113,7 +119,7 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     elif is_frozen(module) or layer.frozen:
         _carry_freeze(module, new)
         carried.append("frozen")
-    return Built(new, carried, lost + _lost_meaning(module, layer, order.to, new))
+    return Built(new, carried, lost + _lost_meaning(module, layer, order, new))
 
 
 def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor | None) -> torch.nn.Module:
@@ -133,12 +139,13 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     elif layer.eps:
         options["eps"] = layer.eps
     sizes: tuple[int, ...] = (layer.channels,)
-    if order.to in ("group", "layer"):
+    tail = () if activation is not None and layer.activation is None else layer.tail
+    cls = _class_for(layer, order, spatial, bool(tail))
+    if issubclass(cls, torch.nn.GroupNorm):
         groups = layer.num_groups if order.to == layer.method == "group" else _groups(layer, spatial)
         sizes = (1 if order.to == "layer" else order.options.get("num_groups", groups), layer.channels)
-    chosen = {k: v for k, v in order.options.items() if k != "num_groups" or order.to == "switchable"}
-    tail = () if activation is not None and layer.activation is None else layer.tail
-    cls = _class_for(layer, order.to, spatial, bool(tail))
+    kept = ("num_groups",) if order.to == "switchable" else ()
+    chosen = {k: v for k, v in order.options.items() if k not in ("num_groups", "per_token", "axis") or k in kept}
     new = cls(*sizes, **options | chosen)
     if isinstance(new, Adapted):
         new.adapt("last" if layer.channel_axis == -1 else "first", tail)
@@ -152,11 +159,14 @@ def _own_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     told: dict[str, Any] = {} if place is None else {"device": place.device, "dtype": place.dtype}
     told |= {"eps": layer.eps} if layer.eps else {}
     axes = next(iter(spatial)) if len(spatial) == 1 else 2 if layer.dim is None else layer.dim
+    last = layer.channel_axis == -1
+    method = as_method(order.own)
+    if method is not None and method.per_token is not False:
+        told["axis"], last = layer.channel_axis, False  # it finds its channels there itself
     new = nn.norm_layer(order.own, max(axes, 1), **order.options)(layer.channels, **told)
     tail = layer.tail
     if layer.activation is not None:
         tail = (("act", {name: kind for kind, name in _FUSED.items()}[layer.activation]()), *tail)
-    last = layer.channel_axis == -1
     return OwnNormNd(new).adapt("last" if last else "first", tail) if last or tail else new
 
 
@@ -171,9 +181,23 @@ def _groups(layer: NormLayer, spatial: set[int]) -> int:
     return groups_for(layer.channels, max(min(32, layer.channels // _CHANNELS_A_GROUP), 1) if rows else 32)
 
 
-def _class_for(layer: NormLayer, to: str, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
+def by_position(layer: NormLayer, order: Order) -> bool:
+    """Whether the new layer treats each position by itself."""
+    if order.own is not None:
+        method = as_method(order.own)
+    else:
+        method, _ = METHODS[order.to].taking(order.options)
+    if method is None or method.per_token is None:
+        return method is not None and (layer.channel_axis == -1 or layer.per_token)
+    return method.per_token
+
+
+def _class_for(layer: NormLayer, order: Order, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
     """The plain class where it is sure to fit, else the one that takes anything."""
-    if to in ("none", "weight") or layer.channel_axis == -1 or tail:
+    to = order.to
+    if to == "layer" and by_position(layer, order):
+        return LayerNormNd
+    if to in ("none", "weight") or issubclass(CLASSES[to], AtAxis) or layer.channel_axis == -1 or tail:
         return CLASSES[to]
     if to in ("group", "layer"):
         return nn.GroupNorm
@@ -217,15 +241,35 @@ def _carry_affine(layer: NormLayer, new: torch.nn.Module, order: Order) -> list[
         if folds(layer, order.to):
             asks = old.requires_grad if isinstance(old, torch.nn.Parameter) else True
             new._parameters[name] = torch.nn.Parameter(values[name].clone(), requires_grad=asks)
-        elif isinstance(old, torch.nn.Parameter):
-            new._parameters[name] = old
-            carried.append(name)
         elif old is not None:
-            new._parameters[name] = torch.nn.Parameter(old.detach().clone())
-            carried.append(name)
+            named = layer.names[AFFINE.index(name)]
+            offset = getattr(core(new), "offset", 0.0)
+            plain = _plain(layer, name, old, offset)
+            same = isinstance(old, torch.nn.Parameter) and plain is old
+            asks = old.requires_grad if isinstance(old, torch.nn.Parameter) else True
+            new._parameters[name] = old if same else torch.nn.Parameter(plain.detach().clone(), requires_grad=asks)
+            shifted = name == "weight" and layer.offset != offset
+            carried.append(f"{layer.offset - offset:g} + {named}" if shifted else named)
     if folds(layer, order.to):
         carried.append("running_mean, running_var, weight and bias, as one weight and bias: the same in evaluation")
     return carried
+
+
+def _plain(layer: NormLayer, name: str, value: Tensor, offset: float = 0.0) -> Tensor:
+    """A layer's weight or bias as a layer of ours of an offset holds it: (C,)."""
+    if name == "weight" and layer.offset != offset:
+        wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+        value = (wide + (layer.offset - offset)).to(value.dtype)
+    if value.numel() == 1 < layer.channels:
+        return value.detach().expand(layer.channels)
+    return value if value.ndim == 1 else value.detach().flatten()
+
+
+def _as_held(layer: NormLayer, name: str, value: Tensor, offset: float) -> Tensor:
+    """The other way round: as the described module holds it."""
+    old = getattr(layer, name)
+    value = value - (layer.offset - offset) if name == "weight" and layer.offset != offset else value
+    return value if value.shape == old.shape or value.numel() != old.numel() else value.reshape(old.shape)
 
 
 def _carry_statistics(layer: NormLayer, new: torch.nn.Module, to: str) -> tuple[list[str], list[str]]:
@@ -285,16 +329,19 @@ def _lean(new: nn.SwitchableNorm, method: str, share: float) -> None:
             mix[new.over.index(method)] = logit
 
 
-def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch.nn.Module) -> list[str]:
+def _lost_meaning(module: torch.nn.Module, layer: NormLayer, order: Order, new: torch.nn.Module) -> list[str]:
     """What a method did that the other does not."""
-    lost = []
+    to, lost = order.to, []
+    old, now = METHODS.get(layer.method), METHODS.get(to)
     if layer.synced and getattr(new, "sync", None) is None:
         lost.append("statistics are no longer shared between processes")
-    if layer.per_token and to in METHODS:
+    if now is not None and now.pools and layer.per_token and not by_position(layer, order):
         lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
-    if layer.method == "rms" and to in METHODS:
-        lost.append("it did not subtract the mean")
-    learned = [name for name, _ in module.named_parameters(recurse=False) if name not in AFFINE]
+    if old is not None and now is not None and old.pools and now.pools and old.centres != now.centres:
+        lost.append("it subtracted the mean" if old.centres else "it did not subtract the mean")
+    if old is not None and old.pools and now is not None and now.curve is not None:
+        lost.append("its statistics: a curve of each element stands in their place")
+    learned = [name for name, _ in module.named_parameters(recurse=False) if name not in layer.names]
     if learned and layer.problem is None:
         lost.append(f"{', '.join(learned)}: {layer.method} norm's own parameters")
     if to in ("none", "weight") and not folds(layer, to) and layer.method not in ("none", "weight"):
@@ -306,13 +353,14 @@ def _lost_meaning(module: torch.nn.Module, layer: NormLayer, to: str, new: torch
     return lost
 
 
-def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[str, Tensor]:
-    """Give the affine and statistics of the new layer for those of the old one, by name.
+def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: float = 0.0) -> dict[str, Tensor]:
+    """Give the affine and statistics of the new layer, of an ``offset`` of its own, for those of the old one, by name.
 
     Taking the normalization out of a layer with stored statistics puts these into weight and bias, which keeps its
     function in evaluation: weight / √(σ² + eps) and bias − μ · weight / √(σ² + eps).
     """
-    affine = {name: tensors[name] for name in AFFINE if name in tensors}
+    held = zip(AFFINE, layer.names, strict=True)
+    affine = {name: _plain(layer, name, tensors[key], offset) for name, key in held if key in tensors}
     if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
         dtype = next(iter(affine.values()), tensors["running_mean"]).dtype
         center, scale, shift = _evaluated(tensors, layer, affine)
@@ -321,20 +369,21 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict
     return affine | kept
 
 
-def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str) -> dict[str, Tensor]:
+def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: float = 0.0) -> dict[str, Tensor]:
     """Give the old layer's tensors for those of the new one: :func:`translated` backwards.
 
     What the new layer does not hold comes from the old layer itself.
     """
     names = (*AFFINE, *STATISTICS)
     own = {name: getattr(layer, name).detach() for name in names if getattr(layer, name) is not None}
-    given = {name: tensors[name] for name in own if name in tensors}
+    given = {name: _as_held(layer, name, tensors[name], offset) for name in own if name in tensors}
     if folds(layer, to) and "weight" in tensors:
         center, scale, _ = _evaluated(own, layer, {})
         weight = tensors["weight"].double()
         whole = {"weight": weight / scale, "bias": tensors["bias"].double() + center * weight}
         given |= {name: value.to(own[name].dtype) for name, value in whole.items() if name in own}
-    return own | given
+    keys = dict(zip(AFFINE, layer.names, strict=True))
+    return {keys.get(name, name): value for name, value in (own | given).items()}
 
 
 def folds(layer: NormLayer, to: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ Run = Callable[[nn.Module, Any], Any]
 ROUNDING = 1e-4
 # Fewer positions tell no direction.
 _SHORTEST = 3
+# Samples and positions of token numbers that stand for a user's.
+_GUESS = (2, 8)
+# Mode and axis; those of further sequences are counted on.
+At = tuple[str, int]
 
 
 class Sight(NamedTuple):
@@ -36,16 +41,13 @@ class Sight(NamedTuple):
         return self.ahead <= ROUNDING < self.back
 
 
-def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sight]:
-    """Change the first and the last position of a batch and see which outputs move.
+def sights(model: nn.Module, run: Run, batch: Any) -> dict[At, Sight]:
+    """Change the first and the last position of a batch, in each of its sequences, and see which outputs move.
 
     The model runs with its random numbers fixed and its running averages paused, and is left as it was.
     """
-    sequence = _sequence(batch)
-    if sequence is None:
-        return {}
     found = {}
-    for mode in ("training", "evaluation"):
+    for mode, (skipped, sequence) in itertools.product(("training", "evaluation"), _sequences(batch)):
         # A model that cannot run in a mode, as batch norm on a single value, has nothing to show in it.
         with _still(model, training=mode == "training"), contextlib.suppress(Exception):
             before = _outputs(model, run, batch)
@@ -58,17 +60,26 @@ def sights(model: nn.Module, run: Run, batch: Any) -> dict[tuple[str, int], Sigh
                     _moved(before, _outputs(model, run, _changed(batch, sequence, axis, at)), place)
                     for at in (length - 1, 0)
                 ]
-                found[mode, axis] = Sight(float(moved[0][:-1].max()), float(moved[1][1:].max()))
+                found[mode, skipped + axis] = Sight(float(moved[0][:-1].max()), float(moved[1][1:].max()))
     return found
 
 
-def leaks(before: Mapping[tuple[str, int], Sight], after: Mapping[tuple[str, int], Sight]) -> dict[str, float]:
+def leaks(before: Mapping[At, Sight], after: Mapping[At, Sight]) -> dict[str, float]:
     """In which modes a change made a causal model see what comes later, and how far its outputs move by it."""
-    return {
-        mode: after[mode, axis].ahead
-        for (mode, axis), sight in before.items()
-        if sight.causal and (mode, axis) in after and after[mode, axis].ahead > ROUNDING
-    }
+    found: dict[str, float] = {}
+    for at, sight in before.items():
+        if sight.causal and at in after and after[at].ahead > ROUNDING:
+            found[at[0]] = max(found.get(at[0], 0.0), after[at].ahead)
+    return found
+
+
+def guessed(model: nn.Module) -> Tensor | None:
+    """Token numbers that a model may take, to run it where nobody gave examples; ``None`` without an embedding."""
+    table = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    if table is None or table.weight.is_meta:
+        return None
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(table.num_embeddings, _GUESS, generator=random).to(table.weight.device)
 
 
 def told(moved: Mapping[str, float]) -> str:
@@ -77,12 +88,14 @@ def told(moved: Mapping[str, float]) -> str:
     return f"outputs at earlier positions move {modes} when only the last one changes"
 
 
-def _sequence(batch: Any) -> Tensor | None:
-    """The tensor that holds the sequences: token numbers, the most varied if there are several, else values."""
-    tensors = [t for t in tensors_in(batch) if t.ndim in (2, 3) and t.numel()]
+def _sequences(batch: Any) -> list[tuple[int, Tensor]]:
+    """The tensors that hold sequences, after how many axes of others: token numbers, not masks, or else values."""
+    tensors = list({id(t): t for t in tensors_in(batch) if t.ndim in (2, 3) and t.numel()}.values())
     numbers = [t for t in tensors if t.dtype in (torch.int32, torch.int64) and t.ndim == 2]
+    numbers.sort(key=lambda t: -len(t.unique()))
+    varied = [t for t in numbers if len(t.unique()) > 2] or numbers[:1]
     values = [t for t in tensors if t.is_floating_point() and t.ndim == 3]
-    return max(numbers, key=lambda t: len(t.unique())) if numbers else values[0] if values else None
+    return list(enumerate(varied)) or [(0, t) for t in values[:1]]
 
 
 def _changed(batch: Any, sequence: Tensor, axis: int, at: int) -> Any:
@@ -110,8 +123,10 @@ def _outputs(model: nn.Module, run: Run, batch: Any) -> Tensor:
 
 def _moved(before: Tensor, after: Tensor, place: int) -> Tensor:
     """How far each position's outputs moved, relative to the size of all."""
-    change = (after - before).double().movedim(place, 0).flatten(1).abs().amax(1)
-    return change / before.double().square().mean().sqrt().clamp_min(1e-300)
+    # On the CPU, as some devices have no float64.
+    before, after = before.cpu().double(), after.cpu().double()
+    change = (after - before).movedim(place, 0).flatten(1).abs().amax(1)
+    return change / before.square().mean().sqrt().clamp_min(1e-300)
 
 
 @contextlib.contextmanager

@@ -186,7 +186,8 @@ class Conversion(Tabular):
                 keys = {key: f"{prefix}{key}" for key in getattr(pair, other).state_dict()}
                 own = {key: result.pop(full) for key, full in keys.items() if full in result}
                 if self.record.to in METHODS:
-                    changed = own | change(own, pair.found.layer, self.record.to)
+                    offset = getattr(core(pair.new), "offset", 0.0)
+                    changed = own | change(own, pair.found.layer, self.record.to, offset)
                 else:
                     changed = _own_mapped(own, pair, account, side)
                 for key, value in getattr(pair, side).state_dict().items():

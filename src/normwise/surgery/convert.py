@@ -17,11 +17,11 @@ from normwise.nn._checks import batches_given, callable_given, came, model_given
 from normwise.nn.own import Given, named
 from normwise.parametrize._splits import splits
 from normwise.surgery import weights
-from normwise.surgery.carry import Built, Order, build, folds, refusal, unneeded
-from normwise.surgery.causality import leaks, sights, told
+from normwise.surgery.carry import Built, Order, build, by_position, folds, refusal, unneeded
+from normwise.surgery.causality import guessed, leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
-from normwise.surgery.exchange import Exchange, Pair, spatial_axes
-from normwise.surgery.layers import Found, Where, chosen, find, matches
+from normwise.surgery.exchange import Exchange, Pair, spatial_axes, with_channels
+from normwise.surgery.layers import Found, Where, chosen, find, matches, not_understood
 from normwise.surgery.layouts import CLASSES, ChannelAffine, core
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
@@ -79,7 +79,8 @@ def convert(
         share: the initial share of the old method in a switchable mix, default equal shares.
         allow_leak: let a causal model see what it is to predict. By default a conversion is refused if outputs at
             earlier positions move when only the last one changes, in training or evaluation, and did not before; for
-            that it takes ``example_inputs`` or ``calibrate_with``.
+            that it takes ``example_inputs`` or ``calibrate_with``, and of a model that is called with token numbers
+            alone it makes some up. Methods that normalize each token by itself are never refused.
         **options: of the new layers: ``num_groups``, ``over``, ``variance``, …
 
     Returns:
@@ -115,7 +116,8 @@ def convert(
     pairs, accounts = _built(body, found, order, run)
     exchange = Exchange(body, pairs)
     record = Record(to, accounts, left)
-    seen = {} if run is None or allow_leak else sights(body, run.forward, run.batch)
+    looks = None if allow_leak or all(by_position(f.layer, order) for f, _ in found) else run or _guess(body)
+    seen = {} if looks is None else sights(body, looks.forward, looks.batch)
     conversion = Conversion(exchange, model, record)
     try:
         new_body = exchange.put_new()
@@ -125,8 +127,8 @@ def convert(
         conversion._splits = reweighted.splits
         record.weights, record.left = reweighted.names, record.left + reweighted.left
         _tell_optimizer(conversion, optimizer, reweighted)
-        if run is not None and any(sight.causal for sight in seen.values()):
-            _refuse_leak(to, leaks(seen, sights(unwrapped(conversion.model), run.forward, run.batch)))
+        if looks is not None and any(sight.causal for sight in seen.values()):
+            _refuse_leak(to, leaks(seen, sights(unwrapped(conversion.model), looks.forward, looks.batch)))
         with exchange.comparing(), nullcontext() if own is None else blaming(f"{to} fails in this model"):
             raw = None if run is None else _measure(exchange, run, record, "drift")
             if batches is not None:
@@ -187,6 +189,12 @@ def _data(
     return batches, _Sample(forward, first)
 
 
+def _guess(body: torch.nn.Module) -> _Sample | None:
+    """Token numbers where nobody gave examples: enough to see what a model of tokens may look at."""
+    tokens = guessed(body)
+    return None if tokens is None else _Sample(run_on, tokens)
+
+
 def _refuse_leak(to: str, moved: dict[str, float]) -> None:
     if moved:
         raise InputError(
@@ -205,6 +213,7 @@ def _plan(
     if run is not None:
         with evaluating(body):
             axes = spatial_axes(wanted, lambda: run(body))
+            wanted = with_channels(wanted, lambda: run(body))
     replace, left, refused = [], [], []
     for found in wanted:
         seen = axes.get(id(found.module), set())
@@ -215,6 +224,11 @@ def _plan(
         else:
             left.append(Left(found.names[0], reason or idle or ""))
             refused += [left[-1]] if reason else []
+    left += [
+        Left(name, "it is called a norm, and what it computes is not understood")
+        for name, module in not_understood(body)
+        if where is None or matches(where, name, module)
+    ]
     if refused and strict:
         listed = "; ".join(f"{x.layer or type(body).__name__}: {x.reason}" for x in refused)
         raise InputError(
@@ -246,7 +260,7 @@ def _built(
     pairs, accounts = [], []
     for f, axes in found:
         try:
-            built = build(f.module, f.layer, order, axes, like)
+            built = build(unwrapped(f.module), f.layer, order, axes, like)
         except TypeError as error:
             raise InputError(f"{order.to} norm does not take these options: {error}") from error
         pairs.append(Pair(f, built.module))
@@ -290,7 +304,7 @@ def _tell_optimizer(
         gone += [p for p in old.values() if id(p) not in kept]
         for name, parameter in new.items():
             if id(parameter) not in before:
-                beside = tuple(old[n] for n in (name, "weight", "bias") if n in old)
+                beside = tuple(old[n] for n in (name, *pair.found.layer.names) if n in old)
                 heir = name in old and folds(pair.found.layer, to)
                 arrivals.append(Arrival(f"{pair.name}.{name}", parameter, beside, heir))
     if optimizer is not None:

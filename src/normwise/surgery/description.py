@@ -21,12 +21,14 @@ _TOLERANCE = 1e-4
 class NormLayer:
     """One normalization layer as surgery sees it; the tensors are the layer's own, not copies.
 
-    ``method`` is a key of ``METHODS``, ``"rms"`` or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
+    ``method`` is a key of ``METHODS``, or ``"conditional"``. ``channel_axis`` is 1 or -1. ``per_token``
     layers take their statistics over the channels of each position alone (``torch.nn.LayerNorm(C)``). ``dim`` counts
     the spatial axes, ``None`` where the layer takes any. ``frozen`` layers normalize by stored statistics even in
     training, ``synced`` ones share batch statistics with other processes. ``tail`` holds the children that the layer
     applies to its result (timm's ``drop`` and ``act``), by name, in order; ``activation`` is our own fused one.
-    ``problem`` says why surgery must not touch a layer that it cannot prove.
+    ``problem`` says why surgery must not touch a layer that it cannot prove. The result is scaled by ``offset`` +
+    ``weight`` (1 + w of Gemma, else 0 + w); ``names`` are those of weight and bias in the module. ``gate`` says what a
+    second input does. ``channels`` is 0 where a layer without parameters takes any number.
 
     Example:
         >>> from normwise.surgery import describe
@@ -52,6 +54,17 @@ class NormLayer:
     tail: tuple[tuple[str, torch.nn.Module], ...] = ()
     activation: str | None = None
     problem: str | None = None
+    offset: float = 0.0
+    names: tuple[str, str] = ("weight", "bias")
+    gate: str | None = None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """By what each channel is scaled, in float32 at least; ``None`` without a weight."""
+        if self.weight is None or self.weight.is_meta or torch.nn.parameter.is_lazy(self.weight):
+            return None
+        weight = self.weight.detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)) + self.offset
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -118,11 +131,17 @@ def _scales(module: torch.nn.Module, names: Sequence[str], channels: int, axes: 
     return False
 
 
+def unhooked(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that nobody's hooks follow; gives it back."""
+    for part in module.modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+                hooks.clear()
+    return module
+
+
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
-    twin = deep_copy(module).to("cpu", torch.float64)
-    for part in twin.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
-            hooks.clear()
+    twin = unhooked(deep_copy(module)).to("cpu", torch.float64)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -160,19 +179,15 @@ def _sample(layer: NormLayer) -> Tensor:
 
 def _formula(x: Tensor, twin: torch.nn.Module, layer: NormLayer, training: bool) -> Tensor:
     weight, bias = (getattr(twin, name, None) for name in ("weight", "bias"))
-    if layer.per_token:
-        x = x.movedim(layer.channel_axis, -1)
-        moment = x.square().mean(-1, keepdim=True) if layer.method == "rms" else x.var(-1, correction=0, keepdim=True)
-        y = (x if layer.method == "rms" else x - x.mean(-1, keepdim=True)) * torch.rsqrt(moment + layer.eps)
-        y = y if weight is None else y * weight
-        return (y if bias is None else y + bias).movedim(-1, layer.channel_axis)
     stored = layer.running_mean is not None and (layer.frozen or not training)
     options = {n: getattr(twin, n) for n in ("over", "variance") if hasattr(twin, n)}
-    method, _ = METHODS[layer.method].taking({"num_groups": layer.num_groups or 1, **options})
+    options |= {"num_groups": layer.num_groups or 1, "per_token": layer.per_token, "offset": layer.offset}
+    method, _ = METHODS[layer.method].taking(options)
     learned = {n: getattr(twin, n) for n in method.learned}
     return normalize(
         x,
         method,
+        axis=layer.channel_axis,
         weight=weight,
         bias=bias,
         eps=layer.eps,

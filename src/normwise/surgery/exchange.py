@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as with_changes
 from functools import partial
 from typing import Any
 
@@ -141,3 +142,20 @@ def spatial_axes(found: Sequence[Found], run: Callable[[], Any]) -> dict[int, se
     with hooked(((f.module, partial(count, f.layer)) for f in found), before=True):
         run()
     return seen
+
+
+def with_channels(found: Sequence[Found], run: Callable[[], Any]) -> list[Found]:
+    """The layers, those without parameters with the number of channels that they are seen to take."""
+    seen: dict[int, int] = {}
+
+    def count(layer: NormLayer, module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: Any) -> None:
+        seen[id(module)] = args[0].shape[layer.channel_axis]
+
+    unknown = [f for f in found if not f.layer.channels and f.layer.problem is None]
+    if unknown:
+        with hooked(((f.module, partial(count, f.layer)) for f in unknown), before=True):
+            run()
+    return [
+        f._replace(layer=with_changes(f.layer, channels=seen[id(f.module)])) if id(f.module) in seen else f
+        for f in found
+    ]

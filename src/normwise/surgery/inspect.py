@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from normwise.findings import Finding, gravest_first
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
 from normwise.results import Result, counted, layers
-from normwise.surgery.layers import Found, find
+from normwise.surgery.layers import Found, find, not_understood
 
 # Up to this share of the layer's median |weight|, or up to this size, a channel contributes nothing.
 _DEAD, GONE = 1e-3, 1e-5
@@ -30,7 +30,11 @@ _WEIGHT_NORM_KEYS = (("original0", "original1"), ("_g", "_v"))
 
 @dataclass(frozen=True)
 class Row:
-    """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``."""
+    """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``.
+
+    ``weight`` says how the weight scales: ``"1 + w"`` where it is an offset from 1; of a checkpoint with the evidence.
+    ``gate`` says what a second input does. ``method`` is ``"?"`` where a module is called a norm and not understood.
+    """
 
     names: list[str]
     type: str | None
@@ -44,6 +48,8 @@ class Row:
     variance_max: float | None = None
     dead: int = 0
     frozen: bool = False
+    weight: str | None = None
+    gate: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,9 +111,11 @@ class Inspection(Result):
 
     def __str__(self) -> str:
         """A table of the layers, then the findings, the gravest first."""
-        head = ["layer", "type", "method", "channels", "eps", "momentum", "batches", "variance", "dead"]
+        head = ["layer", "type", "method", "channels", "eps", "momentum", "batches", "variance", "dead", "weight"]
         rows = [head, *(_cells(row) for row in self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        if not any(row.weight for row in self.layers):
+            rows = [row[:-1] for row in rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         found = gravest_first(self.findings)
         return "\n".join([*lines, "", *(map(str, found) if found else ["no findings"])])
@@ -118,7 +126,9 @@ def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
 
     Looks for running statistics that are not finite, negative, hardly above eps, never updated or that cannot move;
     for parameters that are not finite; for channels whose weight is dead, which contribute nothing but their bias; and
-    for layers that surgery cannot prove to be what their class says. The model is not run.
+    for layers that surgery cannot prove to be what their class says, and for modules that are called a norm while what
+    they compute is not understood. Whether weights are offsets from 1 (1 + w, as in Gemma) is read from what a module
+    computes, and in a state_dict from the weights' values. The model is not run; copies of its layers are.
 
     Args:
         source: a model, or a state_dict. In a state_dict layers are told by their tensors; their class and eps are not
@@ -145,7 +155,8 @@ def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
     if isinstance(source, Mapping) and not all(isinstance(k, str) for k in source):
         raise InputError("inspect expected a state_dict, whose keys are names")
     facts = list(_of_model(source) if isinstance(source, torch.nn.Module) else _of_state(source))
-    return Inspection([f.row for f in facts], [finding for f in facts for finding in _findings(f)])
+    findings = [finding for f in facts for finding in _findings(f)]
+    return Inspection([f.row for f in facts], [*findings, *_convention(facts)])
 
 
 @dataclass(frozen=True)
@@ -155,13 +166,18 @@ class _Facts:
     row: Row
     tensors: dict[str, Tensor]
     problem: str | None = None
+    scale: Tensor | None = None
 
 
 def _of_model(model: torch.nn.Module) -> Iterator[_Facts]:
-    for found in find(model):
+    layers_found = find(model)
+    for found in layers_found:
         own = {**dict(found.module.named_parameters(recurse=False)), **dict(found.module.named_buffers(recurse=False))}
         tensors = {name: tensor.detach() for name, tensor in own.items() if not _unreadable(tensor)}
-        yield _Facts(_row(found, tensors), tensors, found.layer.problem)
+        scale = found.layer.scale
+        yield _Facts(_row(found, tensors, scale), tensors, found.layer.problem, scale)
+    for name, module in not_understood(model, layers_found):
+        yield _Facts(Row([name], type(module).__name__, "?", 0), {})
     for name, module in model.named_modules():
         for split in splits(module):
             title = f"{name}.{split.name}".strip(".").removesuffix(".weight")
@@ -178,7 +194,7 @@ def _unreadable(tensor: Tensor) -> bool:
     return tensor.is_meta or torch.nn.parameter.is_lazy(tensor)
 
 
-def _row(found: Found, tensors: Mapping[str, Tensor]) -> Row:
+def _row(found: Found, tensors: Mapping[str, Tensor], scale: Tensor | None) -> Row:
     layer = found.layer
     momentum = layer.momentum if layer.running_mean is not None and not layer.frozen else None
     return Row(
@@ -189,8 +205,10 @@ def _row(found: Found, tensors: Mapping[str, Tensor]) -> Row:
         layer.eps or None,
         momentum,
         layer.num_groups,
-        **_measured(tensors),
+        **_measured(tensors, scale),
         frozen=layer.frozen,
+        weight=f"{layer.offset:g} + w" if layer.offset else None,
+        gate=layer.gate,
     )
 
 
@@ -208,7 +226,43 @@ def _of_state(state: Mapping[str, Tensor]) -> Iterator[_Facts]:
         method = _method_of(tensors)
         if method is not None:
             channels = tensors["running_mean" if "running_mean" in tensors else "weight"].numel()
-            yield _Facts(Row([name], None, method, channels, **_measured(tensors)), tensors)
+            told, scale = _as_stored(tensors.get("weight") if "running_mean" not in tensors else None)
+            scale = tensors.get("weight") if scale is None else scale
+            yield _Facts(
+                Row([name], None, method, channels, **_measured(tensors, scale), weight=told), tensors, None, scale
+            )
+
+
+# Plain scales start at 1 and hardly ever cross 0; offsets from 1 start at 0, and go both ways.
+_BELOW, _ABOVE_ZERO = 0.15, 0.02
+
+
+def _as_stored(weight: Tensor | None) -> tuple[str | None, Tensor | None]:
+    """Whether stored weights are scales or offsets from 1, with the evidence, and the scales that they mean."""
+    if weight is None or not weight.numel() or not weight.is_floating_point() or not bool(weight.isfinite().all()):
+        return None, None
+    values = weight.detach().double()
+    median, below = float(values.median()), float((values < 0).double().mean())
+    evidence = f"median {median:.2g}, {below:.0%} below 0"
+    if bool((values == 0).all()) or (abs(median) < 0.5 and below >= _BELOW and float(values.min()) > -1.5):
+        return f"1 + w ({evidence})", values + 1
+    if below <= _ABOVE_ZERO and median > 0.3:
+        return f"w ({evidence})", values
+    return f"w or 1 + w ({evidence})", values
+
+
+def _convention(facts: Iterable[_Facts]) -> Iterator[Finding]:
+    """Say once of a checkpoint that its weights are offsets from 1."""
+    offsets = [f for f in facts if f.row.type is None and (f.row.weight or "").startswith("1 + w")]
+    if offsets:
+        medians = [float(f.tensors["weight"].detach().double().median()) for f in offsets]
+        below = [float((f.tensors["weight"] < 0).double().mean()) for f in offsets]
+        names = ", ".join(f.row.names[0] for f in offsets[:3]) + (", …" if len(offsets) > 3 else "")
+        message = (
+            f"the weights of {layers(len(offsets))} ({names}) are about 0 (medians {min(medians):.2g} to {max(medians):.2g}, "
+            f"{sum(below) / len(below):.0%} below 0): offsets from 1, to be read as 1 + w (Gemma's convention)"
+        )
+        yield Finding("", "info", "weight-convention", message)
 
 
 def _method_of(tensors: Mapping[str, Tensor]) -> str | None:
@@ -223,12 +277,12 @@ def _method_of(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _measured(tensors: Mapping[str, Tensor]) -> dict:
-    var, batches, weight = (tensors.get(n) for n in ("running_var", "num_batches_tracked", "weight"))
+def _measured(tensors: Mapping[str, Tensor], scale: Tensor | None) -> dict:
+    var, batches = (tensors.get(n) for n in ("running_var", "num_batches_tracked"))
     known: dict = {"batches": None if batches is None else int(batches)}
     if var is not None and var.numel():
         known |= {"variance_min": float(var.min()), "variance_max": float(var.max())}
-    return known | {"dead": 0 if weight is None else _dead(weight)}
+    return known | {"dead": 0 if scale is None else _dead(scale)}
 
 
 def _dead(weight: Tensor) -> int:
@@ -249,6 +303,12 @@ def _findings(facts: _Facts) -> Iterator[Finding]:
 
 def _problems(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
     """Severity, code and message of all that is wrong with a layer."""
+    if row.method == "?":
+        yield (
+            "warning",
+            "not-understood",
+            f"it is called a norm ({row.type}), and what it computes is not understood: nothing is known of its health",
+        )
     for leaf, tensor in facts.tensors.items():
         broken = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
         if broken:
@@ -263,7 +323,7 @@ def _problems(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
 
 
 def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
-    weight = facts.tensors.get("g" if row.method == "weight" else "weight")
+    weight = facts.tensors.get("g") if row.method == "weight" else facts.scale
     if weight is None or not row.dead:
         return
     size = weight.abs().double().flatten()
@@ -324,11 +384,12 @@ def _cells(row: Row) -> list[str]:
     return [
         ", ".join(row.names) or "(the model)",
         (row.type or "?") + (" frozen" if row.frozen else ""),
-        row.method + groups,
-        str(row.channels),
+        row.method + groups + (" gated" if row.gate else ""),
+        str(row.channels or "any"),
         "?" if row.eps is None else f"{row.eps:g}",
         "" if row.momentum is None else f"{row.momentum:g}",
         "" if row.batches is None else str(row.batches),
         spread,
         str(row.dead or ""),
+        row.weight or "",
     ]

@@ -7,7 +7,8 @@ random parameters runs on random input and is compared with the formula that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace as with_changes
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -15,18 +16,21 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from normwise import nn
 from normwise.errors import InputError
+from normwise.nn._axis import ChannelAxis
 from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.norm import NormOverSamples
 from normwise.nn.own import in_family, name_of
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
-from normwise.surgery import layouts
+from normwise.surgery import behaviour, layouts
 from normwise.surgery.description import NormLayer, agrees, is_ours
+from normwise.surgery.running import unwrapped
 
 Where = str | Callable[[str, torch.nn.Module], bool] | None
 
@@ -58,13 +62,16 @@ def describe(module: torch.nn.Module) -> NormLayer | None:
         True
     """
     model_given(module, "describe")
+    module = unwrapped(module)  # what was compiled by itself
     layer = _by_type(module)
     if layer is not None:
         if type(module) in _EXACT and "forward" not in vars(module):
             return layer
-        return _proven(module, layer) or _unproven(module, layer)
-    layer = _by_structure(module)
-    return None if layer is None else _proven(module, layer)
+        return _proven(module, layer) or (layer.per_token and behaviour.read(module)) or _unproven(module, layer)
+    if type(module).__module__.startswith("torch.nn."):
+        return None
+    layer = None if isinstance(module, torch.jit.ScriptModule) else _by_structure(module)
+    return behaviour.read(module) if layer is None else _proven(module, layer)
 
 
 def find(model: torch.nn.Module) -> list[Found]:
@@ -91,14 +98,46 @@ def find(model: torch.nn.Module) -> list[Found]:
     inside: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) not in seen:
-            layer = None if id(module) in inside else describe(module)
+            # What computes a weight is no layer of the model, and a data-parallel wrapper is not the layer inside.
+            weights = isinstance(module, parametrize.ParametrizationList)
+            taken = weights or id(module) in inside or isinstance(module, DataParallel | DistributedDataParallel)
+            layer = None if taken else describe(module)
             seen[id(module)] = None if layer is None else Found([], module, layer)
-            if layer is not None:
+            if layer is not None or weights:
                 inside.update(id(child) for child in module.modules())
         found = seen[id(module)]
         if found is not None:
             found.names.append(name)
     return [found for found in seen.values() if found is not None]
+
+
+# "norm", or an "ln" of its own, in the name of a class or attribute; not "normal", and not NoLayerNorm or NormFree.
+_SAYS_NORM = re.compile(r"[Nn]orm(?!al(?!i[sz]))|NORM|(^|_)ln(_|\d|$)")
+_SAYS_NONE = re.compile(r"(No|Without)[A-Z]?[a-z]*Norm|Norm(alizer)?Free")
+
+
+def not_understood(model: torch.nn.Module, found: Iterable[Found] | None = None) -> list[tuple[str, torch.nn.Module]]:
+    """Modules whose class or attribute is called a norm, and of which nothing shows that they are one."""
+    layers = find(model) if found is None else list(found)
+    known = {id(part) for f in layers for part in f.module.modules()}
+    known |= {
+        id(part) for m in model.modules() if isinstance(m, parametrize.ParametrizationList) for part in m.modules()
+    }
+    unknown: list[tuple[str, torch.nn.Module]] = []
+    # From the inside: what holds an unknown norm is named after it as often as not.
+    for name, module in reversed(list(model.named_modules())):
+        if not any(id(part) in known for part in module.modules()) and _claims(name, module):
+            known.add(id(module))
+            unknown.append((name, module))
+    return unknown[::-1]
+
+
+def _claims(name: str, module: torch.nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith(("torch.nn.", "torch.ao.", "normwise.")) or isinstance(module, torch.nn.Sequential):
+        return False
+    called = (type(module).__name__, name.rpartition(".")[2])
+    return any(_SAYS_NORM.search(_SAYS_NONE.sub("", word)) for word in called) and not behaviour.passes_through(module)
 
 
 def chosen(model: torch.nn.Module, where: Where = None) -> Iterator[Found]:
@@ -138,7 +177,7 @@ _EXACT: set[type] = {
     *(getattr(torch.nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)),
     *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
     *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
-    *(nn.Norm, NormOverSamples, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.Norm, NormOverSamples, nn.GroupNorm, nn.AnyLayerNorm, nn.LayerNorm, nn.RMSNorm, layouts.LayerNormNd),
     *(*_ANY_DIM.values(), *layouts.CLASSES.values()),
 }
 
@@ -157,7 +196,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, nn.Norm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
         name = module.method.name if in_family(module.method) else name_of(module.method)
-        return _common(module, name, module.num_features, problem=thresholded)
+        offset = getattr(module.method, "offset", 0.0)
+        return _common(module, name, module.num_features, offset=offset, **{"problem": thresholded} | _place(module))
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):
@@ -165,7 +205,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, _InstanceNorm):
         return _common(module, "instance", module.num_features)
     if isinstance(module, torch.nn.GroupNorm):
-        return _common(module, _group_method(module), module.num_channels, num_groups=module.num_groups)
+        place = _place(module) if isinstance(module, nn.AnyLayerNorm) else {}
+        return _common(module, _group_method(module), module.num_channels, num_groups=module.num_groups, **place)
     if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
         method = "layer" if isinstance(module, torch.nn.LayerNorm) else "rms"
         shape = tuple(module.normalized_shape)
@@ -173,8 +214,23 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         channels, problem = (shape[0], None) if len(shape) == 1 else (shape[0], several)
         stored = stored_eps(module.eps)
         eps = torch.finfo(_dtype(module)).eps if stored is None else stored
-        return _common(module, method, channels, channel_axis=-1, per_token=True, problem=problem, eps=eps)
+        place = _place(module) if isinstance(module, ChannelAxis) else {"channel_axis": -1}
+        known = {"eps": eps, "offset": getattr(module, "offset", 0.0), "problem": problem}
+        return _common(module, method, channels, **known | place | {"per_token": True})
     return None
+
+
+def _place(module: ChannelAxis) -> dict[str, Any]:
+    """Where one of our layers has its channels, and whether it normalizes each position by itself."""
+    axis, method = module.known_axis, getattr(module, "method", None)
+    if axis is None and not isinstance(module, nn.AnyLayerNorm):
+        return {"problem": "it finds its channels by its input and has seen none yet; run the model once first"}
+    if axis == -1:
+        return {
+            "channel_axis": -1,
+            "per_token": method is None or (method.per_token is not False and bool(method.pools)),
+        }
+    return {"per_token": method is not None and bool(method.per_token)}
 
 
 def _group_method(module: torch.nn.GroupNorm) -> str:
@@ -200,11 +256,17 @@ def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -
         "synced": isinstance(module, torch.nn.SyncBatchNorm) or getattr(module, "sync", None) is not None,
         "dim": next((d for cls, d in _DIMS.items() if isinstance(module, cls)), None),
         "activation": getattr(module, "activation", None) if is_ours(module) else None,
+        "offset": _offset(module) if is_ours(module) else 0.0,
         "channel_axis": -1 if getattr(module, "layout", None) == "last" else 1,
     }
     if isinstance(module, layouts.Adapted):
         fields["dim"] = None
     return NormLayer(method, channels, problem=problem, tail=tail, **fields | values | known)
+
+
+def _offset(module: torch.nn.Module) -> float:
+    """What one of our layers, or its method, adds to its weight."""
+    return float(getattr(module, "offset", getattr(getattr(module, "method", None), "offset", 0.0)))
 
 
 def _dtype(module: torch.nn.Module) -> torch.dtype:
@@ -213,26 +275,14 @@ def _dtype(module: torch.nn.Module) -> torch.dtype:
 
 
 def _by_structure(module: torch.nn.Module) -> NormLayer | None:
-    """What a module's tensors suggest that it is; to be proven by running it."""
-    if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
-        return None
+    """A batch norm of stored statistics, by its tensors; to be proven by running it."""
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
     floats = {name: tensor for name, tensor in own.items() if name != "num_batches_tracked"}
-    if not floats or any(t.ndim != 1 or t.shape != next(iter(floats.values())).shape for t in floats.values()):
+    if set(floats) != {"weight", "bias", "running_mean", "running_var"}:
         return None
-    channels = len(next(iter(floats.values())))
-    if set(floats) == {"weight", "bias", "running_mean", "running_var"}:
-        return _common(module, "batch", channels, eps=_eps(module), frozen=True)
-    if set(floats) in ({"weight"}, {"weight", "bias"}):
-        method = "layer" if "bias" in floats else "rms"
-        return _common(module, method, channels, eps=_eps(module), channel_axis=-1, per_token=True)
-    return None
-
-
-def _eps(module: torch.nn.Module) -> float:
-    """The one small number among a module's attributes."""
-    small = [v for v in vars(module).values() if isinstance(v, float) and 0 < v < 0.05]
-    return small[0] if small else 0.0
+    if any(t.ndim != 1 or t.shape != floats["weight"].shape for t in floats.values()):
+        return None
+    return _common(module, "batch", len(floats["weight"]), eps=behaviour.small_number(module), frozen=True)
 
 
 def _proven(module: torch.nn.Module, layer: NormLayer) -> NormLayer | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from normwise import nn
 from normwise.functional import normalize
+from normwise.methods import METHODS
 from normwise.nn.batchnorm import _BatchNorm
 from normwise.nn.factory import _ANY_DIM
 from normwise.nn.instancenorm import _InstanceNorm
@@ -68,6 +69,38 @@ def _as_before(y: Tensor, x: Tensor, layout: str) -> Tensor:
     if layout == "first" or x.ndim == 2:
         return y
     return y.transpose(1, 2).reshape(x.shape)
+
+
+class AtAxis(Adapted):
+    """What takes its channels where they are: layers that treat each position by itself."""
+
+    axis: int | None
+
+    def adapt(self, layout: str, tail: Iterable[tuple[str, torch.nn.Module]] = ()) -> Adapted:
+        """Set the layout, and the modules that follow under the names they had."""
+        self.axis = -1 if layout == "last" else 1
+        return super().adapt(layout, tail)
+
+    def forward(self, input: Tensor, **masks: Tensor | None) -> Tensor:
+        """Normalize ``input``, then apply what follows."""
+        y = self._compute(input, **masks)
+        for module in self.tail():
+            y = module(y)
+        return y
+
+
+class LayerNormNd(AtAxis, nn.LayerNorm):
+    """Layer normalization of each position, over its channels."""
+
+    def __init__(self, num_features: int, affine: bool = True, **options: Any) -> None:
+        super().__init__(num_features, elementwise_affine=affine, **options)
+
+
+class RMSNormNd(AtAxis, nn.RMSNorm):  # type: ignore[misc]
+    """Root-mean-square normalization of each position, over its channels."""
+
+    def __init__(self, num_features: int, affine: bool = True, **options: Any) -> None:
+        super().__init__(num_features, elementwise_affine=affine, **options)
 
 
 class BatchNormNd(Adapted, _BatchNorm):
@@ -163,6 +196,7 @@ CLASSES: dict[str, type[Adapted]] = {
     "instance": InstanceNormNd,
     "group": GroupNormNd,
     "layer": GroupNormNd,
+    "rms": RMSNormNd,
     "switchable": SwitchableNormNd,
     "none": ChannelAffine,
     "weight": ChannelAffine,
@@ -183,7 +217,8 @@ def _adapt_relatives() -> None:
         name = f"{kind.__name__}Nd"
         doc = _RELATIVE.format(kind=kind.__name__)
         # A name in the module, so that layers pickle.
-        globals()[name] = CLASSES[method] = type(name, (Adapted, kind), {"__module__": __name__, "__doc__": doc})
+        base = Adapted if METHODS[method].per_token is False else AtAxis
+        globals()[name] = CLASSES[method] = type(name, (base, kind), {"__module__": __name__, "__doc__": doc})
 
 
 _adapt_relatives()

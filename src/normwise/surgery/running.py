@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise import devices
+from normwise.devices import keeping_random_state as keeping_random_state
 from normwise.errors import InputError, blaming
 from normwise.nn._checks import model_given
 from normwise.parametrize._copies import deep_copy as deep_copy
@@ -73,29 +75,15 @@ def targets_of(model: nn.Module, batch: Any) -> Any:
     elif isinstance(batch, (tuple, list)):
         left = batch[max(1, len(_signature(model)[0])) :]
         rest = left[0] if len(left) == 1 else left or None
-    return to_device(rest, _device(model))
+    return devices.move(rest, devices.of(model))
 
 
 def run_on(model: nn.Module, example_inputs: Any) -> Any:
     """Run a model on example inputs: a tuple holds all positional arguments, a mapping the named ones."""
-    inputs = to_device(example_inputs, _device(model))
+    inputs = devices.move(example_inputs, devices.of(model))
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
-def to_device(value: Any, device: torch.device | None) -> Any:
-    """Move every tensor in nested tuples, lists and mappings."""
-    if device is None:
-        return value
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: to_device(v, device) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [to_device(v, device) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value.to(device) if hasattr(value, "to") and callable(value.to) else value
 
 
 @contextmanager
@@ -174,12 +162,6 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in hooks)
 
 
-def _device(model: nn.Module) -> torch.device | None:
-    """The device of a model that lives on one; ``None`` for one that is spread out or has no tensors."""
-    devices = {t.device for t in (*model.parameters(), *model.buffers())}
-    return devices.pop() if len(devices) == 1 else None
-
-
 def _signature(model: nn.Module) -> tuple[list[str], set[str], bool]:
     """What ``forward`` takes: names without default, all names, and whether any name will do."""
     parameters = list(inspect.signature(model.forward).parameters.values())
@@ -206,6 +188,14 @@ def settled(model: nn.Module, run: Run) -> nn.Module:
     model = deep_copy(unwrapped(model))
     settle(model, run)
     return model
+
+
+def placed(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The model where it is to run: itself if it lies there or is spread over several devices, else a copy."""
+    home = devices.of(model)
+    if home is None or (place := devices.resolve(device, home)) == home:
+        return model
+    return deep_copy(model).to(place)
 
 
 def settle(model: nn.Module, run: Run) -> None:
@@ -238,14 +228,6 @@ def uninitialized(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if any(map(nn.parameter.is_lazy, (*module._parameters.values(), *module._buffers.values())))
     ]
-
-
-@contextmanager
-def keeping_random_state() -> Iterator[None]:
-    """Give the random generators of the CPU and of the current accelerator back as they were."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 @contextmanager

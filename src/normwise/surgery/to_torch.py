@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import normwise.nn as ours
 from normwise.errors import InputError, NormwiseWarning
+from normwise.nn._axis import ChannelAxis
 from normwise.nn.factory import Identity
 from normwise.parametrize._copies import inject
 from normwise.surgery import layouts
@@ -34,7 +35,10 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 _BY_AXES = {layouts.BatchNormNd: "BatchNorm", layouts.InstanceNormNd: "InstanceNorm"}
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 # What our layers hold beside what torch's do.
-_EXTRAS = ("activation", "skip_nonfinite", "sync", "layout", "num_batches_skipped", "_skipped", "_warned")
+_EXTRAS = (
+    *("activation", "skip_nonfinite", "sync", "layout", "num_batches_skipped", "_skipped", "_warned"),
+    *("axis", "offset", "_found", "_together"),
+)
 _HOMES = ("normwise.nn.", "normwise.surgery.")
 
 
@@ -180,6 +184,8 @@ class _Plan:
         kind = _kind(layer)
         if _is_lazy(layer) and layer.activation and (layer._forward_hooks or len(layer._forward_pre_hooks) > 1):
             raise InputError("lazy and with hooks after its activation; run the model once first")
+        if isinstance(layer, ChannelAxis):
+            return _class_at_axis(layer)
         if kind in _CLASSES:
             return _CLASSES[kind]
         if kind is _Activation:
@@ -231,6 +237,22 @@ class _Plan:
             _warn_unclear(name, member, share)
         options = {"num_groups": module.num_groups} if member == "group" else {}
         return build(module, layer, Order(member, options), self._spatial(module), None).module
+
+
+def _class_at_axis(layer: Any) -> type[nn.Module]:
+    """Torch's class for a layer that finds its channels, or is told where they are."""
+    axis = layer.known_axis
+    if isinstance(layer, ours.AnyLayerNorm):
+        if axis is None:
+            raise InputError("finds its channels by its input and has met none that tells: run the model once first")
+        return nn.GroupNorm if axis == 1 else nn.LayerNorm
+    if isinstance(layer, ours.LayerNorm | ours.RMSNorm):
+        if axis != -1:
+            raise InputError("normalizes the channels of each position at axis 1, and torch's at the last axis")
+        if getattr(layer, "offset", 0) or (isinstance(layer, ours.RMSNorm) and "bias" in layer._parameters):
+            raise InputError("has an offset or a bias, and torch's has none")
+        return nn.LayerNorm if isinstance(layer, ours.LayerNorm) else nn.RMSNorm
+    raise InputError(_why_not(layer))
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -294,6 +316,9 @@ def _retyped(module: Any, cls: type[nn.Module], more: Mapping[str, Any]) -> nn.M
         module._non_persistent_buffers_set.discard(name)
     for name, value in more.items():
         vars(module).setdefault(name, value)
+    if cls is nn.LayerNorm:  # of what kept its size under another name
+        vars(module).setdefault("normalized_shape", (vars(module).get("num_channels"),))
+        vars(module).setdefault("elementwise_affine", vars(module).get("affine"))
     steps = module._modules.get("parametrizations", ())
     module.__class__ = cls
     if steps:

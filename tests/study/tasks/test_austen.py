@@ -27,15 +27,15 @@ def test_windows_predict_their_successor(task):
     assert 3 < -task.floor < 5
 
 
-@pytest.mark.parametrize("method", ["none", "layer", "group(num_groups=8)"])
+@pytest.mark.parametrize("method", ["none", "layer", "rms"])
 def test_the_model_does_not_see_the_future(task, method):
     torch.manual_seed(0)
     model = task.build(method).eval()
     tokens = task.splits.train.inputs[:2]
     changed = tokens.clone()
     changed[:, 40:] = 5
-    torch.testing.assert_close(model(tokens)[:, :, :40], model(changed)[:, :, :40])
-    assert not model(tokens)[:, :, 40:].equal(model(changed)[:, :, 40:])
+    torch.testing.assert_close(model(tokens)[:, :40], model(changed)[:, :40])
+    assert not model(tokens)[:, 40:].equal(model(changed)[:, 40:])
 
 
 def test_a_trial_learns(task):

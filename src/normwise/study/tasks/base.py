@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from normwise import devices
 from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import NormFactory, norm_layer, parse_spec
 from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
 from normwise.records import Cell
-from normwise.study.data import Part, Samples, Splits, Values, run, tensors_of
+from normwise.study.compute import PLAIN, Compute
+from normwise.study.data import Part, Samples, Splits, Values, on_device, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
@@ -76,6 +79,10 @@ class Task:
     - ``own`` are the methods that were handed over in Python: name → :class:`normwise.methods.Method` or callable;
     - ``notes`` are put into the report.
 
+    ``compute`` says on which device and how it is trained. On an accelerator data, loss and metric of this task are
+    there, and ``home`` is the task as it was made: its models are built on the CPU and then moved, so that they start
+    from the same weights everywhere. See :meth:`on`.
+
     Example:
         >>> from normwise.study.tasks import load_task
         >>> load_task("digits").score_name
@@ -108,6 +115,33 @@ class Task:
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     own: Mapping[str, Given] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    compute: Compute = PLAIN
+    home: Task | None = None
+
+    def on(self, compute: Compute) -> Task:
+        """Give the task as it is trained on a device.
+
+        Args:
+            compute: where, and how.
+
+        Returns:
+            The task with its data, loss and metric on the device; small data whole, others batch by batch.
+
+        Example:
+            >>> from normwise.study.tasks import load_task
+            >>> from normwise.study.compute import Compute
+            >>> load_task("digits").on(Compute(precision="bf16")).compute.precision
+            'bf16'
+        """
+        if compute == self.compute:
+            return self
+        home = self.home or self
+        if compute.on_cpu:
+            return dataclasses.replace(home, compute=compute)
+        held = ("loss", "score", "batch_loss", "metric")
+        there = {name: devices.held_by(getattr(home, name), compute.device) for name in held}
+        splits = on_device(home.splits, compute.device, home.augment is not None)
+        return dataclasses.replace(home, compute=compute, home=home, splits=splits, **there)
 
     @property
     def dim(self) -> int:
@@ -186,6 +220,8 @@ class Task:
             >>> load_task("digits").build("group(num_groups=4)")[1]
             GroupNorm(4, 16, eps=1e-05, affine=True, bias=True)
         """
+        if self.home is not None:
+            return self.home.build(method).to(self.compute.device)
         model, given = self._made(method), self.given(method)
         if self.converts:
             model = converted(model, given, self._examples(), self.elsewhere.get(method))
@@ -217,6 +253,8 @@ class Task:
         """
         if not self.converts:
             return []
+        if self.home is not None:
+            return self.home.conversions(methods)
         with torch.random.fork_rng(devices=[]):
             return [
                 f"{m}: " + conversion_note(self._made(m), self.given(m), self._examples(), self.elsewhere.get(m))
@@ -279,6 +317,8 @@ class Task:
             >>> load_task("digits").describe_model()
             'ConvNet, ... parameters without normalization (fingerprint ...)'
         """
+        if self.home is not None:
+            return self.home.describe_model()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = self.build(AS_IS if self.converts else "none")

@@ -53,10 +53,11 @@ def _convert(model: nn.Module, method: Given, examples: Any, elsewhere: Mapping[
     options.pop("init", None)  # Of weight norm; the data come later.
     before = own_methods(model)
     for layer, use in elsewhere.items():
-        convert(model, use, where=lambda found, _, layer=layer: found == layer)  # type: ignore[misc]
+        convert(model, use, where=lambda found, _, layer=layer: found == layer, allow_leak=True)  # type: ignore[misc]
     # Without exceptions it is not asked where, for weight norm counts weights by their names.
     where = (lambda found, _: found not in elsewhere) if elsewhere else None
-    done = convert(model, to, where=where, example_inputs=examples, strict=False, **options)
+    # Whether it looks ahead is asked of the whole study.
+    done = convert(model, to, where=where, example_inputs=examples, strict=False, allow_leak=True, **options)
     refused = {left.layer: left.reason for left in done.record.left}
     if not done.record.replaced and not done.record.weights and set(before) != {name_of(to)}:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in refused.items()) or "nothing to convert"

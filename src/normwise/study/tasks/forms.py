@@ -9,11 +9,12 @@ import torch
 
 from normwise.errors import InputError
 from normwise.study.data import Part, Samples, Splits, as_part, split
+from normwise.study.tasks.language import language_data
 
 _ALIASES = {"val": "valid", "validation": "valid"}
 _EXPECTED = (
-    "(inputs, targets); a torch Dataset; or train, valid and test, as Splits, a tuple or a dict, each (inputs, "
-    "targets), a Dataset or a DataLoader"
+    "(inputs, targets); a torch Dataset; a row of token ids; or train, valid and test, as Splits, a tuple or a "
+    "dict, each (inputs, targets), a Dataset or a DataLoader"
 )
 
 
@@ -29,6 +30,8 @@ def splits_of(data: Any, collate: Callable | None = None) -> Splits:
         return _nonempty(Splits(*(_part(p, name, collate) for name, p in zip(Splits._fields, data, strict=True))))
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_dataset(data[0]):
         return split(*data)
+    if isinstance(data, torch.Tensor) and data.ndim == 1 and not data.is_floating_point():
+        return language_data(data)
     if _is_dataset(data) or _is_loader(data):
         return _dealt(_part(data, "the data", collate))
     raise InputError(f"cannot use data of type {type(data).__name__}: expected {_EXPECTED}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from normwise.errors import InputError
 from normwise.study.tasks.austen import austen_task
@@ -17,6 +18,8 @@ _TASKS: dict[str, Callable[[str], Task]] = {
     "fashion-mnist": fashion_task,
     "japanese-vowels": vowels_task,
     "austen": austen_task,
+    "austen-post": partial(austen_task, placement="post"),
+    "austen-sandwich": partial(austen_task, placement="sandwich"),
     "textures": textures_task,
 }
 # Those that come with a package and have no folder.

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from normwise.errors import InputError, MissingDependencyError, NormwiseError, blaming, described
 from normwise.files import parse_json
-from normwise.study.data import Part, Samples, Splits, tensors_of
+from normwise.study.data import Part, Samples, Splits, of_tokens, tensors_of
 from normwise.study.evaluate import EVALUATION_BATCH, evaluate
+from normwise.study.optimize import ADAMW, warm_adamw
 from normwise.study.tasks import modules
-from normwise.study.tasks.base import DEFAULT_METHODS, Task, classification, nearest
+from normwise.study.tasks.base import Task, classification, nearest
 from normwise.study.tasks.convert import AS_IS, own_methods
 from normwise.study.tasks.forms import splits_of
+from normwise.study.tasks.language import METHODS_OF_TOKENS, RATES_OF_TOKENS, Perplexity, language_source, predicts_next
 from normwise.study.tasks.named import DATASETS, named_task
-from normwise.study.tasks.scores import METRICS, Criterion, r_squared, squared_error
+from normwise.study.tasks.scores import METRICS, Criterion, class_loss, r_squared, squared_error
 from normwise.study.tasks.tuning import OwnOptimizer
 from normwise.surgery.sources import called, resolved
 
@@ -47,11 +49,12 @@ def make_task(
     Args:
         make_model: ``make_model(norm)`` builds a fresh model; ``make_model()`` one whose layers are converted to each
             method; either may be a Lightning module. ``"timm:resnet18"`` takes timm's, ``None`` a data set's own.
-        data: the name of a data set, or what :func:`~normwise.study.tasks.forms.splits_of` takes.
+        data: the name of a data set, ``"text:FILE"`` (see :func:`normwise.study.language_data`), or what
+            :func:`~normwise.study.tasks.forms.splits_of` takes.
         name: of the task; default the model's function.
         loss: ``loss(model, batch)``, or a ``torch.nn`` criterion, called with outputs and targets.
-        metric: ``metric(model, loader)``, higher is better; or a name: accuracy, mean_iou, r_squared, loss (minus the
-            loss), or what a Lightning module logs in its validation step (``"val_acc"``, ``"-val_loss"``).
+        metric: ``metric(model, loader)``, higher is better; or a name: accuracy, mean_iou, r_squared, perplexity and
+            loss (minus them), or what a Lightning module logs in its validation step (``"val_acc"``, ``"-val_loss"``).
         optimizer: ``optimizer(model)``, which may take ``lr`` and ``steps``, gives an optimizer, or it and a schedule.
         augment: ``augment(batch, generator)`` gives a training batch.
         collate: makes a batch of a list of samples of a torch data set.
@@ -115,6 +118,8 @@ def _splits(data: Any, collate: Callable | None) -> Splits:
     if not isinstance(data, str):
         return splits_of(data, collate)
     kind, _, rest = data.partition(":")
+    if kind == "text" and rest:
+        return language_source(rest)
     if kind in DATASETS or not rest:
         return named_task(data).splits
     return splits_of(called(data), collate)
@@ -166,10 +171,14 @@ def _basic(name: str, splits: Splits, make: Callable, loss: Any, metric: Any) ->
     criterion = loss if isinstance(loss, nn.Module) else None
     own_loss = loss if criterion is None else None
     pair = _is_pair(batch)
-    if pair and not tensors_of(batch.targets)[0].is_floating_point():
+    if predicts_next(batch):
+        task = _scored(Task(name, splits, make, class_loss, None, "", 0.0, methods=METHODS_OF_TOKENS), "perplexity")
+    elif pair and not tensors_of(batch.targets)[0].is_floating_point():
         task = classification(name, splits, make)
     else:
         task = Task(name, splits, make, squared_error, r_squared, "R²", floor=0.0)
+    if isinstance(batch, Part) and of_tokens(batch.inputs):
+        task = dataclasses.replace(task, optimizer=warm_adamw, optimizer_name=ADAMW, lrs=RATES_OF_TOKENS)
     if criterion is not None:
         task = dataclasses.replace(task, loss=Criterion(criterion))
     if own_loss is not None:
@@ -185,6 +194,8 @@ def _scored(task: Task, metric: Any) -> Task:
         if metric in METRICS:
             score, label = METRICS[metric]
             return dataclasses.replace(task, score=score, score_name=label, metric=None)
+        if metric == "perplexity":
+            return dataclasses.replace(task, metric=Perplexity(), score_name="−perplexity")
         if metric == "loss":
             return dataclasses.replace(task, score=None, metric=None, score_name="−loss")
         return dataclasses.replace(task, metric=modules.Logged(metric), score_name=metric.replace("-", "−", 1))
@@ -206,8 +217,8 @@ def _with_model(task: Task) -> Task:
         task = dataclasses.replace(task, **_tuned(own, f"own: {type(model).__name__}.configure_optimizers"))
     elif isinstance(task.metric, modules.Logged):
         raise InputError(
-            f"unknown metric {task.metric.name!r}: {nearest(task.metric.name, [*METRICS, 'loss'])}Known are "
-            f"{', '.join(METRICS)} and loss; or name a function, as in my_project.py:metric"
+            f"unknown metric {task.metric.name!r}: {nearest(task.metric.name, [*METRICS, 'perplexity', 'loss'])}Known "
+            f"are {', '.join(METRICS)}, perplexity and loss; or name a function, as in my_project.py:metric"
         )
     batch = task.splits.train.take(slice(2)).load()
     if task.batch_loss is None and not _is_pair(batch):
@@ -223,8 +234,8 @@ def _with_model(task: Task) -> Task:
             f"{task.name} builds a {type(model).__name__} without a normalization layer to convert: write it as "
             "make_model(norm), with norm(channels) where a layer is to stand"
         )
-    plain = len(layers) == 1 and next(iter(layers)) in DEFAULT_METHODS
-    return dataclasses.replace(task, methods=DEFAULT_METHODS if plain else (AS_IS, *DEFAULT_METHODS))
+    plain = len(layers) == 1 and next(iter(layers)) in task.methods
+    return task if plain else dataclasses.replace(task, methods=(AS_IS, *task.methods))
 
 
 def _is_pair(batch: Any) -> bool:

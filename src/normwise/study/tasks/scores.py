@@ -23,7 +23,8 @@ def class_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """The share of targets whose largest output is that of their class."""
-    return (by_class(outputs, targets).argmax(1) == targets).double().mean().item()
+    right: Tensor = by_class(outputs, targets).argmax(1) == targets
+    return right.sum().item() / right.numel()
 
 
 def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ class Criterion:
 
 def r_squared(outputs: Tensor, targets: Tensor) -> float:
     """The share of the targets' variance that is explained, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²."""
-    outputs, targets = aligned(outputs, targets).double(), targets.double()
+    # On the CPU, as some devices have no float64.
+    outputs, targets = aligned(outputs, targets).cpu().double(), targets.cpu().double()
     spread = (targets - targets.mean(0)).square().sum()
     return (1 - (targets - outputs).square().sum() / spread.clamp_min(1e-300)).item()
 
@@ -69,7 +71,7 @@ def r_squared(outputs: Tensor, targets: Tensor) -> float:
 def mean_iou(outputs: Tensor, targets: Tensor) -> float:
     """Intersection over union of predicted and true places, averaged over the classes that occur in either."""
     scores = by_class(outputs, targets)
-    predicted, classes = scores.argmax(1), scores.shape[1]
+    predicted, targets, classes = scores.argmax(1).cpu(), targets.cpu(), scores.shape[1]
     counted = targets >= 0
     predicted, targets = predicted[counted], targets[counted]
     both = targets[predicted == targets].bincount(minlength=classes).double()

@@ -68,14 +68,17 @@ class StyleLoss(nn.Module):
         drawn = torch.randn(filters, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         drawn -= drawn.mean((1, 2, 3), keepdim=True)  # Blind to brightness, which says nothing of a texture.
         self.register_buffer("filters", drawn / drawn.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1))
-        self.grams = [_gram(features).mean(0) for features in self._features(style)]
+        grams = [_gram(features).mean(0) for features in self._features(style)]
+        self._names = [f"gram{k}" for k in range(len(grams))]
+        for name, gram in zip(self._names, grams, strict=True):
+            self.register_buffer(name, gram)  # goes along to a device
 
     def forward(self, outputs: Tensor, photographs: Tensor) -> Tensor:
         """Give the loss of outputs (N, 3, H, W) redrawn from photographs of the same shape."""
         drawn, kept = self._features(outputs), self._features(photographs)
         style = sum(
             (_gram(features) - gram).square().sum((1, 2)).mean() / gram.square().sum()
-            for features, gram in zip(drawn, self.grams, strict=True)
+            for features, gram in zip(drawn, map(self.get_buffer, self._names), strict=True)
         ) / len(drawn)
         content = (drawn[1] - kept[1]).square().mean() / kept[1].square().mean()
         return self.style_weight * style + (1 - self.style_weight) * content

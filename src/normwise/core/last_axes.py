@@ -13,10 +13,9 @@ from torch.nn import Parameter
 
 from normwise import kernels
 from normwise.core.autograd import Fused, any_requires_grad, over_last_axes
-from normwise.core.route import needs_plain_graph, one_call
+from normwise.core.route import exporting, needs_plain_graph, one_call
 from normwise.errors import InputError
 from normwise.kernels.cpu import native
-from normwise.nn._state import exporting
 
 # Eps, whether about the mean and not about 0, and the activation.
 How = tuple[float, bool, str | None]
@@ -45,7 +44,12 @@ def layer_norm(
 
 
 def rms_norm(
-    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, activation: str | None = None
+    x: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    eps: float | None,
+    activation: str | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Root-mean-square normalization; where no native kernel serves this *is* ``torch.nn.functional.rms_norm``."""
     if x.is_nested and x.layout is torch.strided:
@@ -53,10 +57,10 @@ def rms_norm(
             "RMSNorm takes nested tensors of layout=torch.jagged only, as torch does: make it one of these"
         )
     if x.is_nested or (eps is None and not x.is_floating_point()):
-        return kernels.activate(F.rms_norm(x, shape, weight, eps), activation)
+        return kernels.activate(_torch_rms_norm(x, shape, weight, bias, eps), activation)
     if eps is None:
         eps = torch.finfo(kernels.accumulation_dtype(x.dtype)).eps
-    return _normalize(x, shape, weight, None, (eps, False, activation), _torch_rms_norm)
+    return _normalize(x, shape, weight, bias, (eps, False, activation), _torch_rms_norm)
 
 
 def _normalize(
@@ -141,8 +145,14 @@ def _torch_layer_norm(
     return torch.layer_norm(x, shape, weight, bias, eps)
 
 
-def _torch_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: None, eps: float) -> Tensor:
-    return F.rms_norm(x, shape, weight, eps)
+def _torch_rms_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float | None
+) -> Tensor:
+    if bias is None and (weight is None or weight.dtype == x.dtype or x.dtype.itemsize > 2):
+        return F.rms_norm(x, shape, weight, eps)
+    # Rounded once, at the end: a weight or bias of more digits keeps them until then.
+    y = F.rms_norm(x.to(kernels.accumulation_dtype(x.dtype)), shape, weight, eps)
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 class _OfTorch:
