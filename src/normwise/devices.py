@@ -1,7 +1,7 @@
 """What the package knows of devices; everything else handles a ``torch.device`` as a value and asks here.
 
-All of it goes through ``torch.accelerator`` and ``torch.get_device_module``, so that CUDA, ROCm, MPS, XPU and backends of
-others (PrivateUse1) are served alike. What one kind alone has stands in the tables below.
+All of it goes through ``torch.accelerator`` and ``torch.get_device_module``, so that CUDA, ROCm, MPS, XPU and backends
+of others (PrivateUse1) are served alike. What one kind alone has stands in the tables below.
 """
 
 from __future__ import annotations
@@ -297,7 +297,8 @@ def deterministic(device: torch.device) -> Iterator[list[str]]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.filterwarnings("always", f".*{_UNDETERMINED}")
         show = warnings.showwarning
@@ -311,12 +312,12 @@ def deterministic(device: torch.device) -> Iterator[list[str]]:
 
         warnings.showwarning = note
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # of no use here, and slow
+        settings.fill_uninitialized_memory = False  # of no use here, and slow
         try:
             yield found
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = fills
+            settings.fill_uninitialized_memory = fills
 
 
 # Several processes.

@@ -54,9 +54,9 @@ def diagnose(
         optimizer: the one that trains the model: its weight decay is checked, its learning rate used for the shift.
         forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
-        device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays on the
-            accelerator that the model lies on; a model on the CPU goes to the one that torch reports, as a copy. With an
-            ``optimizer``, whose state is where the model is, it stays there.
+        device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays
+            on the accelerator that the model lies on; of a model on the CPU a copy goes to the one that torch reports.
+            With an ``optimizer``, whose state is where the model is, it stays there.
         progress: called with (batches done, batches in all) after each.
 
     Returns:
@@ -64,8 +64,8 @@ def diagnose(
 
     Raises:
         InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
-            is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no data and an optimizer is
-            given (without one they are settled on the first batch, in a copy).
+            is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no
+            data and an optimizer is given (without one they are settled on the first batch, in a copy).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))

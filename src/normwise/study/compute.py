@@ -74,10 +74,13 @@ class Compute:
 
     def notes(self) -> list[str]:
         """The same as a line, where it is not plain training on the CPU."""
-        if self == Compute(num_workers=self.num_workers):
+        if dataclasses.replace(self, num_workers=0) == PLAIN:
             return []
         told = self.told()
         return [f"Trained on {told['device']}, {told['precision']}{', by torch.compile' * self.compile}."]
+
+
+PLAIN = Compute()
 
 
 class Stepper:

@@ -26,7 +26,7 @@ from normwise.devices import current, ranks_backend, refuse_more
 from normwise.errors import InputError
 from normwise.records import Cell, Trial
 from normwise.study.children import started
-from normwise.study.compute import Compute
+from normwise.study.compute import PLAIN, Compute
 from normwise.study.tasks import Task, load_task
 from normwise.study.trial import Ranks, Trainer
 
@@ -42,7 +42,7 @@ class Distributed:
         compute = self.task.compute
         refuse_more(compute.device, devices)
         # What has a name is looked up there, which spares the data their way.
-        home = self.task.home or dataclasses.replace(self.task, compute=Compute())
+        home = self.task.home or dataclasses.replace(self.task, compute=PLAIN)
         self._rest = (home.source or home, compute, trainer.steps, trainer.measure_memory, trainer.tune_share)
         try:
             pickle.dumps(self._rest)
