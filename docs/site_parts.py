@@ -141,7 +141,13 @@ def draw_reports(app: Sphinx, error: Exception | None) -> None:
 
 
 def point(app: Sphinx, document: nodes.document) -> None:
-    """Point links to files that are shown on the site at their pages, and ambiguous names at what is meant."""
+    """Point links to files that are shown on the site at their pages, and ambiguous names at what is meant.
+
+    The dash behind an argument's name is drawn here, as dashes are not made of hyphens elsewhere.
+    """
+    for text in list(document.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
     for link in document.findall(pending_xref):
         target = str(link["reftarget"])
         if link["refdomain"] == "doc":
