@@ -48,7 +48,7 @@ pages: $(VENV)/test-$(TORCH)  ## draw the tables of README and docs from results
 	$(BIN)/python docs/draw
 
 docs: $(VENV)/test-$(TORCH)  ## the documentation site, in docs/_build/html
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)
@@ -112,7 +112,7 @@ portable:  ## the kernels for another architecture against plain loops, in an em
 	$(EMULATOR) build/kernels
 
 clean:  ## remove what make and the tests left behind
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
 	find src -name '*.so' -delete -o -name '*.egg-info' -prune -exec rm -rf {} +
 
 # The build tools come first: the package is built against the installed torch, so that its kernels are native.

@@ -400,9 +400,8 @@ def install() -> torch.device:
     for name in ("lstm.input", "lstm.data"):
         library.impl(name, _overload(name).py_kernels[torch._C.DispatchKey.Autograd], "AutogradPrivateUse1")
     library.impl("_pin_memory", lambda t, device=None: t.clone(), "CPU")
-    # What autocast has no list for passes through it.
-    fallback = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-    fallback.fallback(torch.library.fallthrough_kernel)
+    others = torch.library.Library("_", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for names, lower in ((_LOWER, True), (_FULL, False)):
         for name in names:
             _autocast(library, name, lower)
@@ -411,7 +410,7 @@ def install() -> torch.device:
         _let_storages(name, wrapped=False)
     _let_storages("clone", wrapped=True)
     torch.__future__.set_swap_module_params_on_conversion(True)
-    _installed.extend([library, fallback])
+    _installed.extend((library, others))
     return torch.device(NAME)
 
 

@@ -16,6 +16,7 @@ PAGES = {
     "compare": ROOT / "docs" / "compare.md",
     "diagnose": ROOT / "docs" / "diagnose.md",
     "layers": ROOT / "docs" / "layers.md",
+    "methods": ROOT / "docs" / "methods.md",
     "racing": ROOT / "docs" / "racing.md",
     "readme": ROOT / "README.md",
     "scaling": ROOT / "docs" / "scaling.md",

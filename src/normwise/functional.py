@@ -14,7 +14,7 @@ from normwise.core.distributed import Sync
 from normwise.core.last_axes import layer_norm, rms_norm
 from normwise.core.method import Context, Method, elements_behind
 from normwise.core.moments import Moments, may_move, transforming, update_running
-from normwise.core.route import Running, at_once, needs_plain_graph, normalized, numbered
+from normwise.core.route import Running, all_learned, at_once, needs_plain_graph, normalized, numbered
 from normwise.errors import InputError
 from normwise.methods import method_named
 
@@ -106,7 +106,8 @@ def normalize(
             _check_running(row, running_mean, running_var, use_running, momentum)
             given = {name: t for name, t in learned.items() if t is not None}
             context, keep = Context(weight, bias, eps), real_elements(first, mask, lengths)
-            result = _by_position(first, row, context, given, keep, activation, slope)
+            compute = _by_position if row.curve is None else _curved
+            result = compute(first, row, context, given, keep, activation, slope)
         else:
             options: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, **learned}
             options |= {"use_running": use_running, "momentum": momentum, "skipped": skipped, "tracked": tracked}
@@ -207,6 +208,30 @@ def _by_position(
         y = normalized(rows, row, given, learned, mask, activation, slope, None)[0].reshape(last.shape)
     y = y if keep is None else torch.where(keep, y, 0)
     return y.movedim(-1, 1)
+
+
+def _curved(
+    x: Tensor,
+    row: Method,
+    given: Context,
+    learned: Mapping[str, Tensor],
+    keep: Tensor | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """A curve of each element of (N, C, ...), then weight and bias."""
+    assert row.curve is not None
+    dtype = kernels.accumulation_dtype(x.dtype)
+    _check_fits(x, row, {"weight": given.weight, "bias": given.bias})
+    _check_learned(x, row, learned)
+    y = x if keep is None else torch.where(keep, x, 0)
+    y = row.curve(y.to(dtype), **{name: t.to(dtype) for name, t in all_learned(x, row, learned)})
+    weight, bias = (
+        None if t is None else t.to(dtype).reshape(*t.shape, *(1,) * (x.ndim - 2)) for t in (given.weight, given.bias)
+    )
+    y = y if weight is None else y * weight
+    y = kernels.activate(y if bias is None else y + bias, activation, slope).to(x.dtype)
+    return y if keep is None else torch.where(keep, y, 0)
 
 
 def _plainly(

@@ -86,6 +86,24 @@ def test_advice_leaves_rms_norm_where_it_is(name):
     assert advice.best.code == "# the model stays as it is"
 
 
+def test_weights_that_are_offsets_from_1_stay_so_or_are_made_whole():
+    sizes = {**SMALL, "head_dim": 8, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    gemma = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes)).eval()
+    for found in find(gemma):
+        nn.init.normal_(found.layer.weight, std=0.1)
+    inputs = {"input_ids": torch.randint(2, 97, (2, 9))}
+    same = convert(gemma, "rms(offset=1)", example_inputs=inputs, copy=True)
+    assert same.record.output_drift < 1e-5
+    assert {(f.layer.method, f.layer.offset) for f in find(same.model)} == {("rms", 1)}
+    assert {type(f.module).__name__ for f in find(same.model)} == {"RMSNormNd"}
+    layered = convert(gemma, "layer", example_inputs=inputs, copy=True)
+    assert "1 + weight" in layered.record.replaced[0].carried
+    back = convert(layered.model, "rms").model  # the plain convention, with the sums as weights
+    torch.testing.assert_close(back(**inputs).logits, gemma(**inputs).logits, rtol=1e-4, atol=1e-5)
+    assert normwise.advise(gemma, inputs, measure=False).best.method == "as_is"
+
+
 def test_there_and_back():
     model, inputs = made("GPT-2")
     own = model(**inputs).logits

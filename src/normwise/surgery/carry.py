@@ -336,7 +336,7 @@ def _lost_meaning(module: torch.nn.Module, layer: NormLayer, order: Order, new: 
     old, now = METHODS.get(layer.method), METHODS.get(to)
     if layer.synced and getattr(new, "sync", None) is None:
         lost.append("statistics are no longer shared between processes")
-    if now is not None and layer.per_token and not by_position(layer, order):
+    if now is not None and now.pools and layer.per_token and not by_position(layer, order):
         lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
     if old is not None and now is not None and old.pools and now.pools and old.centres != now.centres:
         lost.append("it subtracted the mean" if old.centres else "it did not subtract the mean")

@@ -181,7 +181,7 @@ def _formula(x: Tensor, twin: torch.nn.Module, layer: NormLayer, training: bool)
     weight, bias = (getattr(twin, name, None) for name in ("weight", "bias"))
     stored = layer.running_mean is not None and (layer.frozen or not training)
     options = {n: getattr(twin, n) for n in ("over", "variance") if hasattr(twin, n)}
-    options |= {"num_groups": layer.num_groups or 1, "per_token": layer.per_token}
+    options |= {"num_groups": layer.num_groups or 1, "per_token": layer.per_token, "offset": layer.offset}
     method, _ = METHODS[layer.method].taking(options)
     learned = {n: getattr(twin, n) for n in method.learned}
     return normalize(

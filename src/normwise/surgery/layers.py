@@ -196,7 +196,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, nn.Norm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
         name = module.method.name if in_family(module.method) else name_of(module.method)
-        return _common(module, name, module.num_features, **{"problem": thresholded} | _place(module))
+        offset = getattr(module.method, "offset", 0.0)
+        return _common(module, name, module.num_features, offset=offset, **{"problem": thresholded} | _place(module))
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):
@@ -214,7 +215,8 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
         stored = stored_eps(module.eps)
         eps = torch.finfo(_dtype(module)).eps if stored is None else stored
         place = _place(module) if isinstance(module, ChannelAxis) else {"channel_axis": -1}
-        return _common(module, method, channels, eps=eps, **{"problem": problem} | place | {"per_token": True})
+        known = {"eps": eps, "offset": getattr(module, "offset", 0.0), "problem": problem}
+        return _common(module, method, channels, **known | place | {"per_token": True})
     return None
 
 
@@ -223,12 +225,8 @@ def _place(module: ChannelAxis) -> dict[str, Any]:
     axis, method = module.known_axis, getattr(module, "method", None)
     if axis is None and not isinstance(module, nn.AnyLayerNorm):
         return {"problem": "it finds its channels by its input and has seen none yet; run the model once first"}
-    if axis == -1:
-        return {
-            "channel_axis": -1,
-            "per_token": method is None or (method.per_token is not False and bool(method.pools)),
-        }
-    return {"per_token": method is not None and bool(method.per_token)}
+    by_position = method is None or (bool(method.pools) and method.by_position(axis or 1))
+    return {"per_token": by_position} | ({"channel_axis": -1} if axis == -1 else {})
 
 
 def _group_method(module: torch.nn.GroupNorm) -> str:
