@@ -22,6 +22,16 @@ def device() -> torch.device:
     return pretend.install()
 
 
+# What others are made from.
+BASES = {"AnyLayerNorm", "SwitchableNorm"}
+
+
+def test_no_layer_is_missing_here() -> None:
+    public = {name: getattr(norms, name) for name in norms.__all__}
+    layers = {name for name, made in public.items() if isinstance(made, type) and issubclass(made, nn.Module)}
+    assert layers - BASES == {name.split()[0] for name in kinds.LAYERS}
+
+
 @pytest.fixture
 def without_float64(device: torch.device) -> Iterator[torch.device]:
     """A device that lacks the type, as MPS does."""
