@@ -28,7 +28,7 @@ from tiny_study import fake_trial, make_settings
 
 from normwise.files import write_atomic
 from normwise.records import Cell, Point, Settings, Trial, dumps
-from normwise.study.compute import Compute
+from normwise.study.compute import PLAIN
 from normwise.study.machine import machine, versions
 from normwise.study.plan import due, tune_cells
 from normwise.study.store import Store
@@ -283,7 +283,8 @@ def main() -> None:
             "ray": ray_start(server.url()),
         }
     command = "PYTHONPATH=tests/study python benchmarks/engines.py" + " --quick" * arguments.quick
-    about = {"command": command, "versions": versions() | _more_versions(), "machine": machine(1, Compute()), "load_average": load}
+    about = {"command": command, "versions": versions() | _more_versions(), "machine": machine(1, PLAIN)}
+    about["load_average"] = load
     settings = {"pause_s": PAUSE, "trials_timed": count, "seconds_counted": seconds}
     return write_atomic(arguments.out, json.dumps(about | {"settings": settings} | found, indent=1) + "\n")
 

@@ -191,6 +191,7 @@ def test_autocast_and_its_scaler(device: torch.device) -> None:
         with torch.autocast("pretend", dtype):
             assert net[0](x).dtype == dtype
             assert net(x).dtype == torch.float32
+            assert (net[0](x) * 2).relu().dtype == dtype
     scaler = torch.amp.GradScaler("pretend", init_scale=8.0)
     steps = torch.optim.SGD(net.parameters(), lr=0.1)
     before = net[0].weight.detach().clone()

@@ -134,8 +134,8 @@ def compare(
             same verdict from less training; worth it with many methods or seeds.
         out: Folder for the results. Default: normwise-compare/DATA, with -quick or -race behind it.
         fresh: Start over; the old study stays in the database under another name.
-        workers: Processes that share the work. Default: one per core, at most 4; on accelerators one for each. With --storage, 0 leaves the work to
-            others: normwise study work.
+        workers: Processes that share the work. Default: one per core, at most 4; on accelerators one for each. With
+            --storage, 0 leaves the work to others: normwise study work.
         storage: Keep the study in a database that other machines reach, postgresql://USER@HOST/DATABASE, so that they
             can take part. Its password is better left to ~/.pgpass or PGPASSWORD.
         study: The study's name in that database. Default: that of the folder.
@@ -144,8 +144,8 @@ def compare(
         cpus: That each worker is given on the Ray cluster.
         gpus: Likewise; a fraction shares one. Default: as many as --devices where the study is for an accelerator.
         devices: Processes that train one trial together, with synced statistics; each on an accelerator of its own.
-        device: What to train on: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator that
-            torch reports, else the CPU. A study keeps to one kind of device and to one precision.
+        device: What to train on: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
+            that torch reports, else the CPU. A study keeps to one kind of device and to one precision.
         precision: 32 as the model is written; bf16 or 16 by torch's autocast, 16 with a scaler of gradients, whose
             skipped steps are told.
         compile: Compile each model with torch.compile.

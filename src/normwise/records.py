@@ -196,9 +196,9 @@ class Settings:
     beyond either end of ``lrs`` are tried, for all methods alike, while the best of some method lies at that end. The
     last ``tune_ties`` of the ``tune_seeds`` are for the two best rates of each method alone, where these are near.
     ``same_as`` are methods that were asked for and not trained: method → the one of ``methods`` that makes the same
-    network. ``device`` is the kind of device, ``precision`` one of ``"32"``, ``"bf16"`` and ``"16"``, ``compile`` whether by
-    ``torch.compile``, ``num_workers`` how many processes read a data set ahead, which changes no number. ``own`` holds the methods of one's own among ``methods``, with what tells whether their code is still the
-    same.
+    network. ``own`` holds the methods of one's own among ``methods``, with what tells whether their code is still the
+    same. ``device`` is the kind of device, ``precision`` one of ``"32"``, ``"bf16"`` and ``"16"``, ``compile`` whether
+    models are compiled, ``num_workers`` how many processes read a data set ahead, which changes no number.
     """
 
     task: str

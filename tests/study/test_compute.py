@@ -15,6 +15,7 @@ from normwise.errors import InputError
 from normwise.records import Cell, Settings
 from normwise.study import compare, make_task
 from normwise.study.compute import Compute, Stepper
+from normwise.study.data import Samples
 from normwise.study.engines import Processes
 from normwise.study.merging import union
 from normwise.study.optimize import SGD
@@ -133,6 +134,8 @@ def test_a_schedule_goes_on_where_the_first_step_is_left_out(task):
     assert trained(task, precision="16").state == "complete"
 
 
+# Of the tracer, making fakes of its inputs.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_model_trains_alike(task, monkeypatch):
     called = []
     compile_in_place = nn.Module.compile
@@ -164,6 +167,17 @@ def test_reading_ahead_draws_from_no_generator_of_the_program():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_data_set_may_give_what_lies_elsewhere():
+    """What is built and drawn on the CPU is built and drawn there."""
+
+    class Elsewhere(Records):
+        def __getitem__(self, i):
+            return {name: value.to("meta") for name, value in super().__getitem__(i).items()}
+
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        Samples(Elsewhere(0, 4)).load()
+
+
 def test_no_memory_is_a_result(task):
     def greedy(norm):
         if not isinstance(norm(4), nn.Identity):
@@ -192,7 +206,7 @@ def test_a_study_says_how_it_was_computed_and_keeps_to_it(task, tmp_path):
     assert (study.settings.device, study.settings.precision, study.settings.compile) == ("cpu", "bf16", False)
     assert "Trained on cpu, bfloat16 by autocast." in study.settings.notes
     assert study.machine["precision"] == "bfloat16 by autocast"
-    said = "runs with cpu, precision bf16, this command with cpu, precision 32, .*do not mix: give --device cpu --precision"
+    said = r"runs with cpu, precision bf16, this command with cpu, precision 32, .*: give --device cpu --precision bf16"
     with pytest.raises(InputError, match=said):
         compare(data=task, out=tmp_path, **GIVEN)
     again = compare(data=task, out=tmp_path, precision="bf16", num_workers=1, **GIVEN).record

@@ -78,8 +78,8 @@ def run(
         fresh: Run again what the folder already holds.
         workers: Processes that share the work. Default: one per core, at most 4; on accelerators one for each.
         minutes: Begin no trial after so many; the same command goes on. Default: no limit.
-        device: What to train on: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator that
-            torch reports, else the CPU. A folder keeps to one kind of device and to one precision.
+        device: What to train on: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
+            that torch reports, else the CPU. A folder keeps to one kind of device and to one precision.
         precision: 32, or bf16 or 16 by torch's autocast.
 
     Raises:

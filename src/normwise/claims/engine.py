@@ -30,7 +30,7 @@ from normwise.files import check_folder, make_folder, write_own
 from normwise.outcomes import Outcome, load_claims
 from normwise.records import Cell, Trial, dumps
 from normwise.study.children import helpers
-from normwise.study.compute import Compute
+from normwise.study.compute import PLAIN, Compute
 from normwise.study.machine import machine, versions
 from normwise.study.store import Store
 from normwise.study.worker import trainer_of
@@ -128,7 +128,7 @@ class Bench:
         folder: Path | None,
         fresh: bool = False,
         end: float | None = None,
-        compute: Compute = Compute(),
+        compute: Compute = PLAIN,
     ) -> None:
         self._end = end
         self._tasks = {e.name: e.task().on(compute) for e in experiments}

@@ -117,13 +117,14 @@ class Cells:
         given = self.given._replace(weight=weight, bias=bias)
         return self.method.affine(cells, given, **dict(zip(self.method.learned, learned, strict=True)))
 
-    def cells(self, x: Tensor, kernels: ModuleType) -> Moments:
+    def cells(self, x: Tensor, kernels: ModuleType, exact: bool = False) -> Moments:
         """The moments of ``x``, or a placeholder where the method does not read them."""
         if not self.reads:
             zero = x.new_zeros((1, 1), dtype=reference.accumulation_dtype(x.dtype))
             return Moments(zero, zero, 1)
         # Masked moments have no native kernel: the plain ones serve.
-        mean, var = kernels.moments(x) if self.mask is None else reference.moments(x, self.mask)
+        plain = kernels is reference or self.mask is not None
+        mean, var = reference.moments(x, self.mask, exact) if plain else kernels.moments(x)
         return Moments(mean, var, self._elements(x))
 
     def formula(self, tensors: Tensors, kept: Tensors = ()) -> Tensor:
@@ -136,7 +137,7 @@ class Cells:
     def prepare(self, x: Tensor, tensors: Tensors) -> Affine:
         """Take the moments, and make the map of them and of tensors without their graphs."""
         with torch.no_grad():
-            self.seen = self.cells(x.detach(), self.kernels)
+            self.seen = self.cells(x.detach(), self.kernels, exact=self.kernels is reference)
         self.affine = self.map(self.seen, [None if t is None else t.detach() for t in tensors])
         return self.affine
 
@@ -161,9 +162,14 @@ class Cells:
         # Sums about the cells' means lose the least; where these are not known, about the center.
         about = mean.detach() if self.reads else center
         act = (self.activation, self.slope)
+        if self.kernels is reference:  # once, and not for each of the two kernels
+            grad = reference.through_activation(grad, x, center, scale, shift, *act)  # type: ignore[arg-type]
+            act = (None, self.slope)
         s1, s2 = self.kernels.grad_sums(grad, x, about, center, scale, shift, *act)
         grad_affine = (-scale * s1, s2 + (about - center) * s1, s1)
-        live = [(a, g.sum_to_size(a.shape)) for a, g in zip(affine, grad_affine, strict=True) if a.requires_grad]
+        live = [
+            (a, g.sum_to_size(a.shape).to(a.dtype)) for a, g in zip(affine, grad_affine, strict=True) if a.requires_grad
+        ]
         grad_mean, grad_var, *found = gradients(
             [a for a, _ in live], [mean, var, *leaves], [g for _, g in live], [True, True, *wanted[1:]]
         )
@@ -188,7 +194,7 @@ class Cells:
 # Whole normalizations by one native operator each way. Each has a formula, of the arguments of its backward operator.
 
 
-def _mixed(
+def mixed(
     x: Tensor,
     groups: Sequence[int],
     weight: Any,
@@ -201,6 +207,7 @@ def _mixed(
     code: int,
     slope: float,
 ) -> Tensor:
+    """A mix of pools in plain operators; ``code`` is the activation's."""
     cells = Moments(*reference.moments(x), elements_per_cell(x))
     batch = pool(cells, 0) if population is None and 0 in groups else population
     members: list[Any] = [pool_groups(cells, G) if G else batch for G in groups]
@@ -216,7 +223,7 @@ def _mixed(
 
 
 def _sample_norm(x: Tensor, moments: Tensor, groups: int, weight: Any, bias: Any, eps: float, *act: Any) -> Tensor:
-    return _mixed(x, (groups,), weight, bias, None, None, True, eps, None, *act)
+    return mixed(x, (groups,), weight, bias, None, None, True, eps, None, *act)
 
 
 def _batch_norm(
@@ -224,13 +231,13 @@ def _batch_norm(
 ) -> Tensor:
     # In evaluation the moments that were kept are the running averages of that time.
     kept = None if training else Moments(*moments.to(reference.accumulation_dtype(x.dtype)))
-    return _mixed(x, (0,), weight, bias, None, None, True, eps, kept, *act)
+    return mixed(x, (0,), weight, bias, None, None, True, eps, kept, *act)
 
 
 def _mix_norm(x: Tensor, moments: Tensor, *args: Any) -> Tensor:
     weight, bias, mean_weight, var_weight, logits, groups, eps, mean, var, *act = args
     population = None if mean is None else Moments(*(t.reshape(1, -1) for t in (mean, var)))
-    return _mixed(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, *act)
+    return mixed(x, groups, weight, bias, mean_weight, var_weight, logits, eps, population, *act)
 
 
 def _layer_norm(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch.autograd import forward_ad
 
 from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
 from normwise.core.method import Context, Method
+from normwise.core.mixture import Mixture
 from normwise.core.moments import Moments
 from normwise.kernels import backend, of_torch, reference
 from normwise.kernels.cpu import fused, native
@@ -76,10 +78,17 @@ def at_once(
         x, pools, weight, bias, mean_weight, var_weight, logits, eps, population, running
     )
     y = native.CALLS[name](*args, native.CODES[activation], slope)
-    if y is None and not x.is_cpu and x.numel() > x.shape[0] * x.shape[1] and mean_weight is var_weight is None:
-        whole = _for_torch(x, pools, weight, bias, population, running) and not needs_plain_graph()
-        return by_torch(x, pools[0], weight, bias, eps, population, running, activation, slope) if whole else None
-    return y
+    if y is not None or x.is_cpu or needs_plain_graph() or not _has_variance(x, pools, population):
+        return y
+    if not _for_torch(x, pools, weight, bias, population, running):
+        return None
+    parameters = (weight, bias, mean_weight, var_weight, logits, eps)
+    return by_torch(x, pools, *parameters, population, running, activation, slope)
+
+
+def _has_variance(x: Tensor, pools: tuple[int, ...], population: Sequence[Any] | None) -> bool:
+    """Whether it is plain that there are elements enough, and nothing to be refused or dropped."""
+    return x.numel() > (0 if population is not None and len(pools) == 1 else x.shape[0] * x.shape[1])
 
 
 def _for_torch(
@@ -90,18 +99,23 @@ def _for_torch(
     population: Sequence[Any] | None,
     running: Sequence[Any] | None,
 ) -> bool:
-    """Whether torch's kernels serve: of one pool, on a device for which there are none of ours."""
-    if pools is None or len(pools) != 1 or backend(x) is not reference:
+    """Whether torch's kernels serve: on a device for which there are none of ours."""
+    if pools is None or backend(x) is not reference:
         return False
-    averages = (running or population or ())[:2] if pools[0] == 0 else ()
+    if len(pools) > 1 and x.device.type in ("mps", "meta"):  # which lack some of those for a mix
+        return False
+    averages = (running or population or ())[:2] if 0 in pools else ()
     return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
 
 
 def by_torch(
     x: Tensor,
-    pool: int,
+    pools: tuple[int, ...],
     weight: Tensor | None,
     bias: Tensor | None,
+    mean_weight: Tensor | None,
+    var_weight: Tensor | None,
+    logits: bool,
     eps: float,
     population: Sequence[Any] | None,
     running: Sequence[Any] | None,
@@ -109,8 +123,13 @@ def by_torch(
     slope: float,
 ) -> Tensor:
     """Normalize by torch's own kernels."""
-    if pool:
-        y = of_torch.sample_norm(x, pool, weight, bias, eps)
+    if len(pools) > 1 or mean_weight is not None or var_weight is not None:
+        if population is not None and torch.is_grad_enabled():
+            population = [t.reshape(-1).clone() for t in population[:2]]  # they may change before the backward pass
+        call = Mixture(pools, logits, eps, population, running)
+        y = Fused.apply(call, x, weight, bias, mean_weight, var_weight)
+    elif pools[0]:
+        y = of_torch.sample_norm(x, pools[0], weight, bias, eps)
     elif running is None:
         y = of_torch.batch_norm(x, weight, bias, eps, population)
     else:
@@ -139,7 +158,8 @@ def route(x: Tensor, method: Method, given: Context, mask: Tensor | None, runnin
         return four
     whole = numbered(method, x.shape[1], given.population is not None)
     if four.kernels is reference:
-        torchs = not method.learned and _for_torch(x, whole, given.weight, given.bias, given.population, running)
+        fits = whole is not None and (len(whole) == 1 or _has_variance(x, whole, given.population))
+        torchs = fits and _for_torch(x, whole, given.weight, given.bias, given.population, running)
         return Route(of_torch, whole) if torchs else four
     if whole is None or (running is not None and not (0 in whole and _movable(running, x))):
         return four
@@ -169,19 +189,17 @@ def normalized(
 ) -> tuple[Tensor, Moments | None]:
     """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
     way = route(x, method, given, mask, running)
-    if way.kernels is of_torch:
-        assert way.whole is not None
-        (one,) = way.whole
-        tracks = running is not None and one != 0  # by the cells' own moments: each sample's
-        averages = None if tracks else running
-        y = by_torch(x, one, given.weight, given.bias, given.eps, given.population, averages, activation, slope)
-        return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     if way.whole is not None:
         mix = method.mix(given.population is not None)
         assert mix is not None
         shares = (learned.get("mean_weight"), learned.get("var_weight"), mix.logits)
         parameters = (given.weight, given.bias, *shares, given.eps)
-        return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
+        if way.kernels is not of_torch:
+            return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
+        tracks = running is not None and 0 not in way.whole  # by the cells' own moments: each sample's
+        averages = None if tracks else running
+        y = by_torch(x, way.whole, *parameters, given.population, averages, activation, slope)
+        return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     tensors: list[Tensor | None] = [given.weight, given.bias]
     tensors += [t for _, t in all_learned(x, method, learned)]
     call = Cells(method, given._replace(weight=None, bias=None), mask, activation, slope, way.kernels or reference)
@@ -235,6 +253,12 @@ def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:
     call = Whole(name, args)
     y: Tensor = Fused.apply(call, *call.tensors)
     return y
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave types as they are, on the device of a tensor."""
+    available = torch.amp.is_autocast_available(x.device.type)  # "meta" has none
+    return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
 
 
 def exporting() -> bool:

@@ -1,7 +1,7 @@
 """The kernels under the whole family: ``moments``, ``apply``, ``grad_sums``, ``grad_input``.
 
 A backend is a module with these four. :mod:`normwise.kernels.reference`, in plain torch, says what is right and serves
-every device; :mod:`normwise.kernels.cpu.native` is C++, :mod:`normwise.kernels.triton.serving` Triton, for CUDA and ROCm.
+every device; :mod:`normwise.kernels.cpu.native` is C++, :mod:`normwise.kernels.triton.serving` Triton, for devices.
 Whole normalizations are in :mod:`normwise.kernels.cpu.fused`, and in :mod:`normwise.kernels.of_torch` torch's own, for
 devices without kernels of ours.
 """

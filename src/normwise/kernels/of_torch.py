@@ -76,6 +76,50 @@ def batch_norm_and_track(
     return _in_format_of(x, y)
 
 
+def batch_moments_and_track(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor,
+    skipped: Tensor | None,
+    tracked: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Give the moments of the batch, and move running averages towards them."""
+    moved = torch.stack((mean, var)).to(x.dtype)
+    if isinstance(momentum, Tensor):
+        batch = torch.zeros_like(moved)
+        found = torch.batch_norm_update_stats(x, batch[0], batch[1], 1.0)
+        moved = moved.lerp(batch, momentum.to(batch.dtype).expand_as(batch))
+    else:
+        found = torch.batch_norm_update_stats(x, moved[0], moved[1], momentum)
+    settle((mean, var), moved.to(mean.dtype), skipped, tracked)
+    return found
+
+
+def apply_to_cells(x: Tensor, center: Tensor, var: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Normalize each cell by its own center and variance (N, C): ``(x − center) / √var · factor + shift``."""
+    weight, bias = (None if t is None else t.flatten() for t in (factor, shift))
+    rows = x.reshape(1, center.numel(), -1)
+    y = torch.native_batch_norm(rows, weight, bias, center.flatten(), var.flatten(), False, 0.0, 0.0)[0]
+    return _in_format_of(x, y.view(x.shape))
+
+
+def grads_of_cells(
+    grad: Tensor, x: Tensor, center: Tensor, var: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the input where center and variance are fixed, and per cell Σ g and Σ g · (x − center) / √var."""
+    g, rows = (t.reshape(1, center.numel(), -1) for t in (grad, x))
+    fixed = (None if factor is None else factor.flatten(), center.flatten(), var.flatten(), None, None)
+    kernel = torch.ops.aten.native_batch_norm_backward
+    dx, along, total = kernel(g, rows, *fixed, False, 0.0, [True, True, True])
+    return _in_format_of(x, dx.view(x.shape)), torch.stack((total, along)).unflatten(1, center.shape)
+
+
+def over_cells(t: Tensor, x: Tensor) -> Tensor:
+    """A tensor (N, C), to broadcast against ``x``."""
+    return t.reshape(t.shape + (1,) * (x.ndim - 2))
+
+
 def settle(averages: Sequence[Tensor], moved: Tensor, skipped: Tensor | None, tracked: Tensor | None) -> None:
     """Take over moved averages (2, C) where all are finite, and count, without the host waiting for the device."""
     with torch.no_grad():

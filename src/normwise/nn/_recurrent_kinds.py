@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise.core.last_axes import layer_norm
+from normwise.core.route import without_autocast
 from normwise.errors import InputError
 from normwise.nn import _recurrence
 from normwise.nn._recurrence import State, walk
@@ -69,7 +70,7 @@ class Kind:
         if projections:
             parameters, cell = (*parameters, stack(projections)), _recurrence.projected(cell)
         dtype = parameters[0].dtype
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return walk(cell, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
 
 

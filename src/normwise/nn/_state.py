@@ -87,6 +87,12 @@ def _place(layer: torch.nn.Module) -> tuple[torch.nn.Module, str]:
     return model, path
 
 
+def _unwarned(model: torch.nn.Module) -> list[TrackingNorm]:
+    """The layers that count batches and have not warned of one."""
+    found = [module for module in model.modules() if isinstance(module, TrackingNorm) and not module._warned]
+    return [layer for layer in found if layer._skipped is not None and not layer._skipped.is_meta]
+
+
 def boundary(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a layer whole for those outside, as torch's own are: a leaf for torch.fx, and errors end with its name."""
 
@@ -129,7 +135,7 @@ class TrackingNorm(_NormBase):
     eps = Eps()
     # Set by normwise.sync: whom the layer shares its batch statistics with, in training.
     sync: Sync | None = None
-    _warned = False
+    _warned = _looked_at = False
     # No buffer: a checkpoint has no such entry, and what walks over a model's buffers expects those of torch's layer.
     _skipped: Tensor | None = None
 
@@ -182,19 +188,37 @@ class TrackingNorm(_NormBase):
 
     def _warn_of_skipped(self) -> None:
         skipped = self._skipped
-        if self._warned or type(skipped) is not Tensor or skipped.is_meta or not skipped:
+        if self._warned or type(skipped) is not Tensor or skipped.is_meta:
             return
-        # The first to meet it speaks for the model: what comes after has it from there.
+        if not skipped.is_cpu:
+            self._warn_for_model()
+        elif skipped:
+            model, _ = _place(self)
+            self._warn(_unwarned(model))
+
+    def _warn_for_model(self) -> None:
+        """Look at all layers of the model at once, as each reading makes the host wait for the device."""
+        if self._looked_at:
+            self._looked_at = False  # by another layer, in this same call of the model's train() or eval()
+            return
         model, _ = _place(self)
-        for module in model.modules():
-            if isinstance(module, TrackingNorm):
-                module._warned = True
+        there = [layer for layer in _unwarned(model) if not layer._looked_at]
+        for layer in there:
+            layer._looked_at = layer is not self
+        counts = [layer._skipped.to(self._skipped.device) for layer in there]  # type: ignore[union-attr]
+        if torch.stack(counts).sum():
+            next(layer for layer in there if layer._skipped)._warn(there)
+
+    def _warn(self, layers: list[TrackingNorm]) -> None:
+        # The first to meet it speaks for the model: what comes after has it from there.
+        for layer in layers:
+            layer._warned = True
         warnings.warn(
             f"layer {layer_name(self)} met a batch whose mean or variance is not finite and left it out of its running "
             "averages; further ones, in this layer and others, are counted in num_batches_skipped. Look for inf or NaN "
             "in the layers before, in the data or under float16; skip_nonfinite=False updates regardless, as in torch",
             NormwiseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _at_once(

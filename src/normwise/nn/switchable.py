@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import kernels
-from normwise.core.moments import sparsestmax
+from normwise.core.moments import readable, sparsestmax
 from normwise.core.route import needs_plain_graph, numbered
 from normwise.errors import InputError, NormwiseWarning
 from normwise.methods import Switchable, groups_for
@@ -100,9 +100,12 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
             >>> SwitchableNorm2d(3, over=("layer", "batch")).shares()[0]
             tensor([0.5000, 0.5000])
         """
-        logits = (self.mean_weight.detach(), self.var_weight.detach())
-        means, variances = (w.softmax(0) if self.sparsity is None else _sparse(w, self.sparsity) for w in logits)
-        return means, variances
+        means, variances = self.mean_weight.detach(), self.var_weight.detach()
+        return (
+            (means.softmax(0), variances.softmax(0))
+            if self.sparsity is None
+            else _sparse(means, variances, self.sparsity)
+        )
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -161,7 +164,8 @@ class SwitchableNorm2d(SwitchableNorm):
         variance: ``"paper"`` (biased) or ``"official"`` (to reproduce a published checkpoint).
         num_groups: of the group member; default :func:`groups_for`.
         sparse: mix by a projection that gives exact zeros instead of by softmax (Shao et al. 2019, arXiv 1903.03793);
-            :func:`set_sparsity` moves the layer on to a single member. In evaluation dead members are not computed.
+            :func:`set_sparsity` moves the layer on to a single member. In evaluation on a CPU dead members are not
+            computed.
         activation: ``None``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``, fused into the layer.
         skip_nonfinite: as in :class:`normwise.nn.BatchNorm2d`.
 
@@ -291,8 +295,10 @@ def importance(model: torch.nn.Module) -> Importance:
     return found
 
 
-def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
-    return sparsestmax(logits.to(kernels.accumulation_dtype(logits.dtype)), sparsity)
+def _sparse(mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor) -> tuple[Tensor, Tensor]:
+    logits = torch.stack((mean_weight, var_weight))
+    means, variances = sparsestmax(logits.to(kernels.accumulation_dtype(logits.dtype)), sparsity)
+    return means, variances
 
 
 @torch.fx.wrap
@@ -302,8 +308,8 @@ def _live(
     """The mix of the members to compute, and logits, or shares where it is sparse; a leaf for torch.fx."""
     if sparsity is None:
         return method, mean_weight, var_weight
-    means, variances = _sparse(mean_weight, sparsity), _sparse(var_weight, sparsity)
-    if training or needs_plain_graph():
+    means, variances = _sparse(mean_weight, var_weight, sparsity)
+    if training or needs_plain_graph() or not readable(means):
         return method, means, variances
     live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()
     return replace(method, over=tuple(method.over[k] for k in live)), means[live], variances[live]

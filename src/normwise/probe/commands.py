@@ -45,8 +45,8 @@ def diagnose(
         loss: A function of torch.nn.functional, such as cross_entropy, or one of yours, named like the model, taking
             (output, target). With it gradients, covariate shift and the loss in evaluation are measured.
         steps: How many batches to look at, at most.
-        device: Where to run it: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator that
-            torch reports, else the CPU.
+        device: Where to run it: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
+            that torch reports, else the CPU.
         out: Write the diagnosis there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         fail_on: Exit with 1 if there is a finding of this severity or a higher one: info, warning or error.
         as_json: Print JSON.

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from normwise import devices
 from normwise.errors import InputError, blaming
-from normwise.findings import Diagnosis, ModelFacts
+from normwise.findings import Diagnosis, ModelFacts, TokenTrace
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
 from normwise.probe.gaps import Loss, dropout_factors, gains, keeping_buffers, measure_gap
 from normwise.probe.losses import loss_of
 from normwise.probe.shifts import measure_shifts
+from normwise.probe.tokens import trace_tokens
 from normwise.probe.trying import tried
 from normwise.probe.watching import held_still, training_norms, watch
 from normwise.surgery.freeze import is_frozen
@@ -54,9 +55,9 @@ def diagnose(
         optimizer: the one that trains the model: its weight decay is checked, its learning rate used for the shift.
         forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
-        device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays on the
-            accelerator that the model lies on; a model on the CPU goes to the one that torch reports, as a copy. With an
-            ``optimizer``, whose state is where the model is, it stays there.
+        device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays
+            on the accelerator that the model lies on; of a model on the CPU a copy goes to the one that torch reports.
+            With an ``optimizer``, whose state is where the model is, it stays there.
         progress: called with (batches done, batches in all) after each.
 
     Returns:
@@ -64,8 +65,8 @@ def diagnose(
 
     Raises:
         InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
-            is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no data and an optimizer is
-            given (without one they are settled on the first batch, in a copy).
+            is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no
+            data and an optimizer is given (without one they are settled on the first batch, in a copy).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -122,12 +123,14 @@ class _Examination:
     ) -> None:
         self.model, self.batches, self.loss = model, batches, loss
         self.forward, self.optimizer = forward, optimizer
+        self.tokens: TokenTrace | None = None
 
     def run(self, progress: Callable[[int, int], object]) -> Diagnosis:
         misplaced = self._misplaced()
         with ExitStack() as stack:
             stack.enter_context(keeping_random_state())
             facts = self._survey()
+            self.tokens = trace_tokens(self.model, lambda model: self.forward(model, self.batches[0]))
             stack.enter_context(left_alone(self.model))
             watcher = watch(self.model, self.optimizer, every=1)
             with _training(self.model), watcher:
@@ -205,7 +208,7 @@ class _Examination:
         of_norms: dict[str, dict[str, Any]] = {
             name: {"dropout_factor": on, "dropout_running": running} for name, (on, running) in factors.items()
         }
-        first = watcher.judged(facts, run, of_norms=of_norms, of_weights=shifts)
+        first = watcher.judged(facts, run, tokens=self.tokens, of_norms=of_norms, of_weights=shifts)
         named = {found.names[0]: found for found in watcher.found}
         choosing = [
             (named[norm.layer.name], norm)
@@ -220,7 +223,7 @@ class _Examination:
         gained = gains(self.model, self.batches, suspicious, self._run, self.loss, gap.running)
         for name, gain in gained.items():
             of_norms.setdefault(name, {})["gain"] = gain
-        return watcher.judged(facts, run, gap=gap, of_norms=of_norms, of_weights=shifts)
+        return watcher.judged(facts, run, gap=gap, tokens=self.tokens, of_norms=of_norms, of_weights=shifts)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normwise import kernels
 from normwise.core.moments import Moments, pool, pool_groups
+from normwise.core.route import without_autocast
 from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
 from normwise.functional import real_elements
 from normwise.methods import METHODS
@@ -321,7 +322,7 @@ class WeightMeter:
 
 def _cells(channel_axis: int, per_token: bool, x: Tensor, kwargs: dict[str, Any]) -> Moments:
     """Moments of a layer's input: per cell (N, C), of a per-token layer per position (positions, 1)."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(x):
         x = x.detach()
         if per_token:
             rows = x.movedim(channel_axis, -1).flatten(0, -2).float()
@@ -342,7 +343,7 @@ def _known(module: nn.Module, name: str) -> Tensor | None:
 
 
 def _copy(tensor: Any) -> Tensor | None:
-    return tensor.detach().double().cpu().flatten().clone() if isinstance(tensor, Tensor) else None
+    return tensor.detach().cpu().double().flatten().clone() if isinstance(tensor, Tensor) else None
 
 
 def _largest(layer: NormLayer) -> tuple[float, float] | None:

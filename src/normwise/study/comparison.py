@@ -142,8 +142,8 @@ def compare(
         device: what to train on: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"`` or whatever torch has;
             ``"auto"`` takes the accelerator that torch reports, else the CPU. A study keeps to one kind of device.
             Several workers take several accelerators in turn, unless a number is given.
-        precision: ``"32"`` as the model is written; ``"bf16"`` or ``"16"`` by torch's autocast, ``"16"`` with a scaler of
-            gradients, whose skipped steps are told. Initial weights, data and their order are those of ``"32"``.
+        precision: ``"32"`` as the model is written; ``"bf16"`` or ``"16"`` by torch's autocast, ``"16"`` with a scaler
+            of gradients, whose skipped steps are told. Initial weights, data and their order are those of ``"32"``.
         compile: compile each model with ``torch.compile``.
         num_workers: processes that read a torch data set ahead, as of a loader. The batches stay the same.
         allow_leak: compare methods with which a causal model sees what it is to predict. By default they are left out,

@@ -87,8 +87,8 @@ def advise(
             says whether the advice held.
         methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
             learned about them: their costs are measured, and ``verify`` trains them along.
-        device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"``
-            is the accelerator that the model lies on; for a model on the CPU the one that torch reports, if any.
+        device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has.
+            ``"auto"`` is the accelerator that the model lies on; for a model on the CPU the one that torch reports.
 
     Returns:
         The advice: ``.best``, ``.ranking``, ``.probability``, ``.abstains``, ``.notes``, ``.check``.
@@ -365,7 +365,7 @@ def _of_size(inputs: Any, samples: int, wanted: int) -> Any:
     """As many samples as a step is meant to have: the first, or all of them again and again."""
     if isinstance(inputs, Tensor):
         fits = inputs.ndim > 0 and len(inputs) == samples
-        return inputs[torch.arange(wanted, device=inputs.device) % samples] if fits else inputs
+        return inputs[(torch.arange(wanted) % samples).to(inputs.device)] if fits else inputs
     if isinstance(inputs, Mapping):
         return {name: _of_size(value, samples, wanted) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):

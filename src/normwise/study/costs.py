@@ -78,9 +78,8 @@ def _step(task: Task, cell: Cell) -> Callable[[], object]:
     model = build_model(task, cell)
     optimizer, _ = task.optimize(model, cell.lr * _STILL, _MOST)
     batches = training_batches(task, cell)
-    return partial(
-        training_step(task, model, Stepper(optimizer, task.compute)), [next(batches) for _ in range(task.accumulate)]
-    )
+    step = training_step(task, model, Stepper(optimizer, task.compute))
+    return partial(step, [next(batches) for _ in range(task.accumulate)])
 
 
 def _rounds(steps: Sequence[Callable[[], object]], seconds: float, device: torch.device) -> list[list[float]]:

@@ -128,7 +128,9 @@ class Samples:
 
         with _drawing(seed):
             samples = [self.dataset[i] for i in self.index.tolist()]
-            batch = devices.move((self.collate or default_collate)(samples), devices.CPU)
+            batch = (self.collate or default_collate)(samples)
+        if any(not t.is_cpu for t in _leaves(batch)):
+            batch = devices.move(batch, devices.CPU)  # where models are built and what is drawn is drawn
         if isinstance(batch, tuple | list) and len(batch) == 2:
             pair = [tuple(v) if isinstance(v, list) else v for v in batch]
             if all(isinstance(t, Tensor) for v in pair for t in (v if isinstance(v, tuple) else (v,))):
@@ -184,7 +186,7 @@ def on_device(splits: Splits, device: torch.device, augmented: bool) -> Splits:
         if isinstance(part, Part) and small and not (augmented and part is splits.train):
             parts[i] = Part(*(_to(values, device) for values in part))
         else:
-            parts[i] = Sent(part, device)  # type: ignore[arg-type]
+            parts[i] = Sent(part, device)
     return Splits(*parts)  # type: ignore[arg-type]
 
 
@@ -193,7 +195,7 @@ def _to(values: Values, device: torch.device) -> Values:
 
 
 def read(part: Part | Samples | Sent, wanted: Iterable[Wanted], num_workers: int = 0) -> Iterator[Any]:
-    """Read batches one after the other; of a data set of the user's, processes may read ahead. The batches are the same."""
+    """Read batches one after the other; of a user's data set, processes may read ahead. The batches are the same."""
     source, device = (part.part, part.device) if isinstance(part, Sent) else (part, None)
     if not num_workers or isinstance(source, Part):
         for index, seed in wanted:
@@ -204,7 +206,7 @@ def read(part: Part | Samples | Sent, wanted: Iterable[Wanted], num_workers: int
     loader: Any = torch.utils.data.DataLoader(
         _Reading(source),
         batch_size=None,
-        sampler=wanted,  # type: ignore[arg-type]
+        sampler=wanted,
         num_workers=num_workers,
         pin_memory=pin,
         generator=torch.Generator(),

@@ -26,7 +26,7 @@ from normwise.devices import current, ranks_backend, refuse_more
 from normwise.errors import InputError
 from normwise.records import Cell, Trial
 from normwise.study.children import started
-from normwise.study.compute import Compute
+from normwise.study.compute import PLAIN, Compute
 from normwise.study.tasks import Task, load_task
 from normwise.study.trial import Ranks, Trainer
 
@@ -42,7 +42,7 @@ class Distributed:
         compute = self.task.compute
         refuse_more(compute.device, devices)
         # What has a name is looked up there, which spares the data their way.
-        home = self.task.home or dataclasses.replace(self.task, compute=Compute())
+        home = self.task.home or dataclasses.replace(self.task, compute=PLAIN)
         self._rest = (home.source or home, compute, trainer.steps, trainer.measure_memory, trainer.tune_share)
         try:
             pickle.dumps(self._rest)
@@ -76,7 +76,7 @@ def _run_rank(given: tuple[Any, ...], cell: Cell, rank: int, size: int, port: in
     """What the process of a rank does."""
     task, compute, *rest = given
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
-    device = compute.device if compute.on_cpu else torch.device(compute.device.type, rank)
+    device = compute.device if compute.on_cpu else torch.device(compute.device.type, compute.device.index + rank)
     with current(device):
         join = f"tcp://127.0.0.1:{port}"
         dist.init_process_group(ranks_backend(device), init_method=join, rank=rank, world_size=size)

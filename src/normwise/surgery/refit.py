@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normwise.kernels.reference import widened
 from normwise.surgery.description import is_ours, scales_channels
 from normwise.surgery.exchange import Exchange, Pair
 from normwise.surgery.layouts import core
@@ -36,7 +37,7 @@ class Fit:
 
     def add(self, z: Tensor, y: Tensor, axis: int) -> None:
         """Take in a batch of both, the channels along ``axis``."""
-        z, y = (t.detach().double().movedim(axis, 0).flatten(1) for t in (z, y))
+        z, y = (widened(t.detach()).movedim(axis, 0).flatten(1) for t in (z, y))
         count = z.shape[1]
         if not count:
             return
@@ -52,7 +53,7 @@ class Fit:
     def weight_and_bias(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """The solution; a channel that never varied keeps the weight ``otherwise``."""
         varies = self._zz > 1e-12 * self._count
-        weight = torch.where(varies, self._zy / self._zz.clamp_min(1e-300), otherwise.double())
+        weight = torch.where(varies, self._zy / self._zz.clamp_min(1e-300), widened(otherwise))
         return weight, self._mean_y - weight * self._mean_z
 
     @property

@@ -1,4 +1,4 @@
-"""Batch norm in two launches each way: sums of each channel's pieces, and what is made of them where x is read again."""
+"""Batch norm in two launches each way: sums of each channel's pieces, and what they give where x is read again."""
 
 from __future__ import annotations
 
@@ -200,7 +200,18 @@ def batch_norm(
     y, moments = view.empty_like(), x.new_empty((2, 1, view.C), dtype=torch.float64)
     found, stored = (pieces(view), (None, None)) if training else (None, running[:2])
     moves = running if training and running[0] is not None else (None,) * 4
-    args = (view.x, y, found, *stored, moments, *alike(view, samples, weight, bias), *moves, momentum, *view.sizes, samples)
+    args = (
+        view.x,
+        y,
+        found,
+        *stored,
+        moments,
+        *alike(view, samples, weight, bias),
+        *moves,
+        momentum,
+        *view.sizes,
+        samples,
+    )
     options = {"eps": eps, "slope": slope, "ACT": code, "STORED": not training, "JOINED": training, "S2": power(view.S)}
     programs = view.programs + (moves[0] is not None)
     launch(batch_apply, programs, *args, warps=view.warps, **options, **view.tile)
@@ -225,18 +236,18 @@ def batch_norm_backward(
     g, dx, moments = view.like(g), view.empty_like(), moments.contiguous()
     parameters = alike(view, of_samples, weight, bias)
     options = {"eps": eps, "slope": slope, "ACT": code, "JOINED": view.joined, **view.tile}
-    results = [empty_parameter(view.x, t, view.C) for t in (weight, bias)]
+    of_weight, of_bias = (empty_parameter(x, t, view.C) for t in (weight, bias))
     sums = None
     if training or of_parameters:
         sums = x.new_empty((2, view.S, view.rows), dtype=view.dtype)
         args = (g, view.x, sums, moments, *parameters, *view.sizes, of_samples, view.rows)
         launch(batch_grad_sums, view.programs, *args, warps=view.warps, **options)
-    into = results if sums is not None and view.joined else [None, None]
+    into = (of_weight, of_bias) if sums is not None and view.joined else (None, None)
     args = (g, view.x, dx, sums, moments, *parameters, *into, *view.sizes, of_samples)
     options |= {"STORED": not training, "S2": power(view.S)}
     launch(batch_grad_input, view.programs, *args, warps=view.warps, **options)
     if sums is None:
-        return dx, *(t.zero_() for t in results)
+        return dx, of_weight.zero_(), of_bias.zero_()
     if not view.joined:
         return dx, *gradients_of(view, sums.sum(1).view(2, view.N, view.C), weight, bias)
-    return dx, *results
+    return dx, of_weight, of_bias

@@ -69,7 +69,8 @@ def cell_grad_sums(
     end = tl.minimum(begin + T, tiles)
     none = tl.zeros_like(center)
     one, two = sums_of(
-        g_ptr, x_ptr, begin, end, first, live, mean, none, center, none, scale, shift, C, M, slope, ACT, COLUMNS, ACC, R, B
+        g_ptr, x_ptr, begin, end, first, live, mean, none, center, none, scale, shift, C, M,
+        slope, ACT, COLUMNS, ACC, R, B,
     )  # fmt: skip
     rows = tl.cast(N, tl.int64) * C
     to = sums_ptr + s * rows + n * C + c
@@ -148,8 +149,7 @@ def grad_sums(
         options = {**view.tile, "slope": slope, "ACT": CODES[activation]}
         args = (view.like(g), view.x, sums, *cells, strides, *view.sizes)
         launch(cell_grad_sums, view.programs, *args, warps=view.warps, **options)
-    one, two = sums.sum(1) if view.S > 1 else sums[:, 0]
-    return one, two
+    return sums[0].sum(0), sums[1].sum(0)
 
 
 def grad_input(

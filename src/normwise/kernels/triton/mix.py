@@ -1,4 +1,4 @@
-"""Mixes of pools, and single pools that fit no program: moments, pools, apply; backward pools, sums, their pools, input."""
+"""Mixes of pools, and single pools that fit no program, in three launches, and four backward."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mix_apply(
         )  # fmt: skip
     else:
         n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
-        hi, lo, var, _ = mixed(
+        hi, lo, var, _, _ = mixed(
             pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
         )  # fmt: skip
         hi, lo, rstd = standardized(hi, lo, var, eps)
@@ -68,7 +68,7 @@ def mix_grad_sums(
     pid = tl.program_id(0)
     s = pid % S
     n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
-    hi, lo, var, _ = mixed(
+    hi, lo, var, _, _ = mixed(
         pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
     )  # fmt: skip
     hi, lo, rstd = standardized(hi, lo, var, eps)
@@ -109,7 +109,7 @@ def mix_grad_input(
             )  # fmt: skip
     else:
         n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
-        hi, lo, var, _ = mixed(
+        hi, lo, var, _, _ = mixed(
             pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
         )  # fmt: skip
         hi, lo, rstd = standardized(hi, lo, var, eps)
@@ -245,14 +245,29 @@ def mix_norm_backward(
     args = (sums, pooled, *learned, lists, pool_sums, share_sums, cells, *results, *sizes)
     launch(pool_gradients, programs, *args, LISTS=len(lists), **options)
 
-    of_shares = [x.new_zeros(len(groups), dtype=view.dtype if t is None else t.dtype) for t in (mean_weight, var_weight)]
-    args = (g, view.x, dx, pooled, pool_sums, share_sums, *learned, *of_shares, programs, mix.pools, *view.sizes, samples)
+    of_shares = [
+        x.new_zeros(len(groups), dtype=view.dtype if t is None else t.dtype) for t in (mean_weight, var_weight)
+    ]
+    args = (
+        g,
+        view.x,
+        dx,
+        pooled,
+        pool_sums,
+        share_sums,
+        *learned,
+        *of_shares,
+        programs,
+        mix.pools,
+        *view.sizes,
+        samples,
+    )
     extra = mean_weight is not None or var_weight is not None
     heavy["STORED"] = population[0] is not None
     launch(mix_grad_input, view.programs + extra, *args, warps=view.warps, **heavy)
     if cells is not None:
         results = [
-            c.to(t.dtype) if t is not None and whole(view, t) else r
+            c.to(t.dtype, copy=True) if t is not None and whole(view, t) else r
             for t, c, r in zip((weight, bias), cells, results, strict=True)
         ]
     return dx, results[0], results[1], of_shares[0], of_shares[1]

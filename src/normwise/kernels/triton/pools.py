@@ -10,10 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normwise.kernels.triton.tiles import elements_before, halves, parameter, two_sum
+from normwise.kernels.triton.tiles import elements_before, halves, is_finite, parameter, two_sum
 
 # Pools and cells of a tile of the light kernels.
-POOLS, CELLS = tl.constexpr(16), tl.constexpr(32)
+POOLS, CELLS = tl.constexpr(8), tl.constexpr(64)
 
 
 @triton.jit
@@ -59,21 +59,22 @@ def mixed(
     pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C,
     K: tl.constexpr, FIRST: tl.constexpr, LOGITS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The mixed mean, as two numbers, and variance of some cells, and the first member's mean."""
+    """The mixed mean, as two numbers, and variance of some cells, and the first member's mean and variance."""
     base = tl.zeros(c.shape, ACC)
-    delta, var = base, base
+    delta, var, first_var = base, base, base
     for k in tl.static_range(K):
         pools = pools_in(groups[k + FIRST], N, C)[0]
         at = pooled_ptr + 3 * pools_before(groups, k + FIRST, N, C) + pool_with(groups[k + FIRST], C, n, c)
         hi, lo = tl.load(at, live, 0.0), tl.load(at + pools, live, 0.0)
+        member_var = tl.load(at + 2 * pools, live, 0.0)
         if k == 0:
-            base = hi
+            base, first_var = hi, tl.where(is_finite(member_var), member_var, 0.0)
         a, b = share_of(mean_weight_ptr, k, K, LOGITS, ACC), share_of(var_weight_ptr, k, K, LOGITS, ACC)
         # A member without a share has none in what overflowed either.
         delta += tl.where(a == 0, 0.0, a * ((hi - base) + lo))
-        var += tl.where(b == 0, 0.0, b * tl.load(at + 2 * pools, live, 0.0))
+        var += tl.where(b == 0, 0.0, b * member_var)
     hi, lo = two_sum(base, delta)
-    return hi, lo, var, base
+    return hi, lo, var, base, first_var
 
 
 @triton.jit
@@ -190,7 +191,11 @@ def pool_gradients(
     # The list after the members' is there for weight and bias only.
     pooled = pooled_ptr + 3 * before + p
     member = live & (which < K + FIRST)
-    hi, lo, var = tl.load(pooled, member, 0.0), tl.load(pooled + pools, member, 0.0), tl.load(pooled + 2 * pools, member, 0.0)
+    hi, lo, var = (
+        tl.load(pooled, member, 0.0),
+        tl.load(pooled + pools, member, 0.0),
+        tl.load(pooled + 2 * pools, member, 0.0),
+    )
     for k0 in range(0, size, CELLS):
         k = k0 + tl.arange(0, CELLS)
         real = live[:, None] & (k < size)[None, :]
@@ -200,7 +205,7 @@ def pool_gradients(
         for s in range(0, S):
             one += tl.load(sums_ptr + s * rows + cell, real, 0.0)
             two += tl.load(sums_ptr + (S + s) * rows + cell, real, 0.0)
-        center, center_lo, spread, base = mixed(
+        center, center_lo, spread, base, first_var = mixed(
             pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, real, N, C, K, FIRST, LOGITS, ACC
         )  # fmt: skip
         about, about_lo = about_of(pooled_ptr, groups, n, c, real, N, C)
@@ -216,11 +221,12 @@ def pool_gradients(
         of_weight += normal
         of_bias += one
         if mean_weight_ptr is not None:
-            # Shares of a softmax sum to 1: about the first member's mean nothing is lost of a large one.
+            # Shares of a softmax sum to 1: about the first member's moments nothing is lost of large ones.
             mean = (hi[:, None] - base) + lo[:, None] if LOGITS else hi[:, None] + lo[:, None]
             mean_share += tl.where(grad_mean == 0, 0.0, grad_mean * mean)
         if var_weight_ptr is not None:
-            var_share += tl.where(grad_var == 0, 0.0, grad_var * var[:, None])
+            more = var[:, None] - first_var if LOGITS else var[:, None] + first_var * 0
+            var_share += tl.where(grad_var == 0, 0.0, grad_var * more)
         if cells_ptr is not None and which == 0:
             tl.store(cells_ptr + cell, normal, real)
             tl.store(cells_ptr + rows + cell, one, real)
@@ -274,7 +280,10 @@ def cell_gradients(
         at = pool_sums_ptr + 2 * before + p
         share = share_of(var_weight_ptr, k, K, LOGITS, ACC) / size.to(ACC)
         v = share * tl.load(at + pools, real, 0.0)
-        hi, lo = tl.load(pooled_ptr + 3 * before + p, live, 0.0), tl.load(pooled_ptr + 3 * before + pools + p, live, 0.0)
+        hi, lo = (
+            tl.load(pooled_ptr + 3 * before + p, live, 0.0),
+            tl.load(pooled_ptr + 3 * before + pools + p, live, 0.0),
+        )
         of_var += v
         share = share_of(mean_weight_ptr, k, K, LOGITS, ACC) / size.to(ACC)
         of_mean += share * tl.load(at, real, 0.0) + tl.where(v == 0, 0.0, 2 * v * ((about - hi) + (about_lo - lo)))

@@ -23,8 +23,8 @@ HELD, HELD_BACKWARD = 8192, 4096
 # Elements of a tile of what is read again, and the largest group for which that is worth it: half a megabyte of
 # float32, of which a second-level cache of 50 MB holds a hundred.
 LOOPED, LARGEST = 4096, 131072
-# Channels that lie in a line of the cache.
-LINE = 32
+# Channels next to each other that are read without waste: 32 bytes or more.
+LINE = 16
 # With fewer programs most of a large device would be idle, unless there is little to do.
 FEWEST = 128
 
@@ -87,7 +87,7 @@ def sample_forward(
     else:
         sums, squares = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, group = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
                 x = tl.load(x_ptr + at, real, 0.0, eviction_policy="evict_last").to(ACC)
@@ -110,7 +110,7 @@ def sample_forward(
         tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
     else:
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, group = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
             scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
             shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
             for m0 in range(0, M, B):
@@ -143,7 +143,7 @@ def sample_backward(
     pid = tl.program_id(0)
     C = G * K
     cells = tl.cast(N, tl.int64) * C
-    n, g, c, live, first, group = group_rows(pid, 0, G, K, M, COLUMNS, K2, R)
+    n, g, c, live, first, _ = group_rows(pid, 0, G, K, M, COLUMNS, K2, R)
     elements = tl.cast(K, ACC) * tl.cast(M, ACC)
     hi, lo = halves(tl.load(moments_ptr + n * G + g, g < G, 0.0), ACC)
     var = tl.load(moments_ptr + tl.cast(N, tl.int64) * G + n * G + g, g < G, 0.0).to(ACC)
@@ -163,7 +163,7 @@ def sample_backward(
     else:
         of_mean, of_var = tl.zeros((R,), ACC), tl.zeros((R,), ACC)
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, group = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
             weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
             bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
             ones, twos = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
@@ -180,7 +180,7 @@ def sample_backward(
         of_mean = sums_by_group(of_mean, K2, R) / elements
         of_var = sums_by_group(of_var, K2, R) / elements
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, group = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
             weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
             bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
             for m0 in range(0, M, B):
@@ -218,10 +218,10 @@ class Grouping:
 
     @classmethod
     def of(cls, view: View, groups: int, held: int) -> Grouping | None:
-        """The tiles of groups of channels; ``None`` where these should rather be read twice by several programs each."""
+        """The tiles of groups of channels; ``None`` where these had better be read twice, by several programs."""
         K, M = view.C // groups, view.M
         K2, B = power(K), power(M)
-        # Of channels-last data a program takes so many groups that lines of the cache are read as a whole.
+        # Of channels-last data a program takes so many groups that reads are without waste.
         few = min(power(groups), max(1, LINE // K2)) if view.columns else 1
         fits = K2 * B * few <= held
         if fits:
@@ -266,7 +266,9 @@ def gradients_of(view: View, found: Tensor, *parameters: Tensor | None) -> tuple
     results = []
     for t, of_cells in zip(parameters, found, strict=True):
         whole = t is not None and t.ndim == 2 and t.shape[0] == view.N
-        results.append(of_cells.to(t.dtype) if t is not None and whole else empty_parameter(view.x, t, view.C))
+        results.append(
+            of_cells.to(t.dtype, copy=True) if t is not None and whole else empty_parameter(view.x, t, view.C)
+        )
     rest = [t if t.ndim == 1 or t.shape[0] == 1 < view.N else found.new_empty(view.C) for t in results]
     if any(a is b for a, b in zip(rest, results, strict=True)):
         R = min(power(view.C), 32)

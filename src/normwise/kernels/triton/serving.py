@@ -18,14 +18,14 @@ from torch import Tensor
 
 from normwise.kernels.asked import ASKED, refused
 from normwise.kernels.cpu.native import DTYPES, apply, grad_input, grad_sums, moments
+from normwise.kernels.operators import FAKES
 
 __all__ = ["apply", "grad_input", "grad_sums", "moments", "serves", "supports", "why_not"]
 
 OLDEST = (3, 4)
 # The compute capability that Triton asks for.
 CAPABILITY = (8, 0)
-NAMES = ("moments", "apply", "grad_sums", "grad_input")
-NAMES += tuple(f"{name}{way}" for name in ("sample_norm", "batch_norm", "mix_norm") for way in ("", "_backward"))
+NAMES = [name for name in FAKES if not name.startswith("layer_norm")]
 
 INTERPRETED = ASKED == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 _KEY = "CPU" if INTERPRETED else "CUDA"
@@ -56,7 +56,9 @@ def why_not() -> str | None:
 
 def serves() -> str:
     """What these kernels do here, in words."""
-    return why_not() or ("in use on the CPU, interpreted" if INTERPRETED else f"in use on {torch.cuda.get_device_name()}")
+    return why_not() or (
+        "in use on the CPU, interpreted" if INTERPRETED else f"in use on {torch.cuda.get_device_name()}"
+    )
 
 
 def _call(name: str, *args: Any) -> Any:

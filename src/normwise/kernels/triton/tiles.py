@@ -1,7 +1,7 @@
 """What all kernels share: tiles of R rows and B elements, and the loops over them.
 
-A *row* is what a program keeps one set of values for: a cell x[n, c], or joined, a channel of all samples. Contiguous and
-channels-last tensors differ in the steps between elements only, and in the shape of the tiles that are read well.
+A *row* is what a program keeps one set of values for: a cell x[n, c], or joined, a channel of all samples. Contiguous
+and channels-last tensors differ in the steps between elements only, and in the shape of the tiles that are read well.
 Offsets are of 64 bits. Sums are about a value of the data, and means are held as two numbers, ``hi + lo``: one float32
 would lose the digits of a large mean.
 """
@@ -144,7 +144,8 @@ def sums_of(
 @triton.jit
 def gradient_tiles(
     g_ptr, x_ptr, dx_ptr, begin, end, first, live, about, about_lo, hi, lo, scale, shift, tilt, offset, C, M,
-    slope: tl.constexpr, ACT: tl.constexpr, FLAT: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr,
+    slope: tl.constexpr, ACT: tl.constexpr, FLAT: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+    B: tl.constexpr,
 ):  # fmt: skip
     """Write ``scale · g + tilt · (x − about) + offset``, or if FLAT ``scale · g``."""
     for t in range(begin, end):
@@ -188,7 +189,7 @@ def is_finite(t):
 def moved(ptr, c, live, batch, momentum, ACC: tl.constexpr):
     """Running averages moved towards a batch, in the type in which they are kept."""
     old = tl.load(ptr + c, live, 0.0).to(ACC)
-    return (old + momentum.to(ACC) * (batch - old)).to(ptr.dtype.element_ty)
+    return (old + tl.cast(momentum, ACC) * (batch - old)).to(ptr.dtype.element_ty)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normwise.kernels.operators import FAKES
@@ -17,7 +18,7 @@ NONE = (None, None)
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every cell."""
     found = cells_of(x)
-    return found[0], found[2]
+    return found[0].clone(), found[2].clone()
 
 
 def cells_of(x: Tensor) -> Tensor:
@@ -161,11 +162,13 @@ def by_sample(*parameters: Tensor | None) -> bool:
     return any(t is not None and t.ndim == 2 for t in parameters)
 
 
-def check_running(x: Tensor, mean: Tensor | None, var: Tensor | None, *_: Any) -> None:
-    """Refuse running averages of another size, or in several pieces."""
+def check_running(x: Tensor, mean: Tensor | None, var: Tensor | None, *counters: Tensor | None) -> None:
+    """Refuse running averages of another size, or in several pieces, and counters of another type."""
     for t in (mean, var):
         if t is not None and (t.shape != x.shape[1:2] or not t.is_contiguous()):
             raise RuntimeError(f"normwise: expected {x.shape[1]} values, one a channel, got the shape {tuple(t.shape)}")
+    if any(t is not None and (t.dtype != torch.int64 or t.numel() != 1) for t in counters):
+        raise RuntimeError("normwise: batches are counted in one int64")
 
 
 def _four(kernel: Callable[..., Any]) -> Callable[..., Any]:

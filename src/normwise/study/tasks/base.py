@@ -19,7 +19,7 @@ from normwise.nn import NormFactory, norm_layer, parse_spec
 from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
 from normwise.records import Cell
-from normwise.study.compute import Compute
+from normwise.study.compute import PLAIN, Compute
 from normwise.study.data import Part, Samples, Splits, Values, on_device, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
@@ -79,9 +79,9 @@ class Task:
     - ``own`` are the methods that were handed over in Python: name → :class:`normwise.methods.Method` or callable;
     - ``notes`` are put into the report.
 
-    ``compute`` says on which device and how it is trained. On an accelerator data, loss and metric of this task are there,
-    and ``home`` is the task as it was made: its models are built on the CPU and then moved, so that they start from the
-    same weights everywhere. See :meth:`on`.
+    ``compute`` says on which device and how it is trained. On an accelerator data, loss and metric of this task are
+    there, and ``home`` is the task as it was made: its models are built on the CPU and then moved, so that they start
+    from the same weights everywhere. See :meth:`on`.
 
     Example:
         >>> from normwise.study.tasks import load_task
@@ -115,7 +115,7 @@ class Task:
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     own: Mapping[str, Given] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    compute: Compute = Compute()
+    compute: Compute = PLAIN
     home: Task | None = None
 
     def on(self, compute: Compute) -> Task:
@@ -129,6 +129,7 @@ class Task:
 
         Example:
             >>> from normwise.study.tasks import load_task
+            >>> from normwise.study.compute import Compute
             >>> load_task("digits").on(Compute(precision="bf16")).compute.precision
             'bf16'
         """
