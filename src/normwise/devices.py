@@ -157,9 +157,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give memory back that nothing holds any more."""
-    gc.collect()
+    """Give an accelerator's memory back that nothing holds any more."""
     if device.type != "cpu":
+        gc.collect()
         with contextlib.suppress(Exception):
             torch.accelerator.empty_cache()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -47,6 +48,12 @@ class Launch:
     @property
     def name(self) -> str:
         return self.kernel.__name__
+
+    @property
+    def key(self) -> str:
+        """The same for launches of which one is compiled."""
+        told = (self.source().hash(), self.options["num_warps"])
+        return f"{self.name} {hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
 
     def source(self) -> ASTSource:
         """As the launcher would specialize it: numbers of 1 and multiples of 16, absent tensors, aligned ones."""

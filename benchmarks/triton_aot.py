@@ -1,0 +1,62 @@
+"""Compile the kernels in Triton for devices that need not be there, and read what came out: ``make triton-all``.
+
+Goes on where it stopped, and writes results/triton-aot.json after each kernel. Takes some hours on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from ahead_of_time import LAYERS, TARGETS, Launch, faults, launches
+
+from normwise.files import write_atomic
+
+STORED = Path(__file__).parents[1] / "results/triton-aot.json"
+SHAPES = [(32, 64, 56, 56), (64, 512, 7, 7), (8, 32, 16, 28, 28), (32, 24, 31, 31)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def jobs() -> dict[str, tuple[Launch, str, dict[str, Any]]]:
+    """What is to be compiled for which device, once each: of every problem for all devices before the next."""
+    found = {}
+    for code, shape, dtype, columns in product((0, 3), SHAPES, DTYPES, (False, True)):
+        for layer in LAYERS:
+            forward, backward = launches(layer, shape, dtype, columns, code)
+            told = {"layer": layer, "shape": [*shape], "channels last": columns, "activation": code}
+            told["dtype"] = str(dtype).removeprefix("torch.")
+            for launch, target in product(forward + backward, TARGETS):
+                found.setdefault(f"{target} {launch.key}", (launch, target, told))
+    return found
+
+
+def main() -> None:
+    """Compile what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=600.0, help="when to stop")
+    until = time.monotonic() + 60 * parser.parse_args().minutes
+    known = json.loads(STORED.read_text()) if STORED.exists() else {}
+    versions = {"command": "make triton-all", "triton": triton.__version__, "torch": torch.__version__}
+    wanted = jobs()
+    rows = [row for row in known.get("rows", []) if row["key"] in wanted and known["triton"] == triton.__version__]
+    done = {row["key"] for row in rows}
+    for key, (launch, target, told) in wanted.items():
+        if key in done:
+            continue
+        if time.monotonic() > until:
+            break
+        figures = launch.compile(target)
+        rows.append({"key": key, **told, **figures, "faults": faults(launch, figures, target)})
+        text = json.dumps({**versions, "wanted": len(wanted), "rows": rows})
+        write_atomic(STORED, text.replace('{"key"', '\n{"key"') + "\n")
+    print(f"{len(rows)} of {len(wanted)} are compiled, {sum(bool(row['faults']) for row in rows)} with faults")
+
+
+if __name__ == "__main__":
+    main()
