@@ -16,9 +16,10 @@ Other than on a GPU
 * modules move by ``torch.__future__.set_swap_module_params_on_conversion``, so that parameters stay who they are.
 
 :func:`install` registers it, which cannot be undone: ``torch.accelerator`` then names it to all that runs later in the
-process. So no test installs it in the process of the suite. Tests of the device stand in files whose names begin with
-``pretend_``, install it in a fixture, and run in a process of their own: see :func:`run_alone`. A program runs with the
-device in place by ``python tests/pretend.py -m module arguments``.
+process. It must come before the first backward pass, when autograd counts the devices. So no test installs it in the
+process of the suite. Tests of the device stand in files whose names begin with ``pretend_``, install it in a fixture,
+and run in a process of their own: see :func:`run_alone`. A program runs with the device in place by
+``python tests/pretend.py -m module arguments``.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def batch_norm_and_track(
     """Normalize by the moments of the batch, and move running averages towards them."""
     if skipped is None and not isinstance(momentum, Tensor):
         # Torch's kernel changes them without a trace, on which a backward pass of the evaluation before may count.
-        torch.autograd.graph.increment_version((mean, var))
+        torch.autograd.graph.increment_version([t for t in (mean, var) if not t.is_inference()])
         y = F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
         if tracked is not None:
             tracked.add_(1)
@@ -123,13 +123,13 @@ def over_cells(t: Tensor, x: Tensor) -> Tensor:
 def settle(averages: Sequence[Tensor], moved: Tensor, skipped: Tensor | None, tracked: Tensor | None) -> None:
     """Take over moved averages (2, C) where all are finite, and count, without the host waiting for the device."""
     with torch.no_grad():
-        finite = torch.linalg.vector_norm(moved, torch.inf) < torch.inf  # NaN is not less
-        for average, value in zip(averages, moved, strict=True):
-            if skipped is None:
+        if skipped is None:
+            for average, value in zip(averages, moved, strict=True):
                 average.copy_(value)
-            else:
+        else:
+            finite = torch.linalg.vector_norm(moved, torch.inf) < torch.inf  # NaN is not less
+            for average, value in zip(averages, moved, strict=True):
                 torch.where(finite, value, average, out=average)
-        if skipped is not None:
             skipped.add_(~finite)
         if tracked is not None:
             tracked.add_(1 if skipped is None else finite)

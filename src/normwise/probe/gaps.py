@@ -175,8 +175,8 @@ def _classes(output: Any, target: Any) -> bool:
 
 def _score_of(output: Any, target: Any, loss: Loss | None) -> tuple[float, int] | None:
     if _classes(output, target):
-        right = tensors_in(output)[0].argmax(1).cpu() == target.cpu()
-        return float(right.sum()), len(right)
+        chosen = tensors_in(output)[0].argmax(1)
+        return float((chosen == target.to(chosen.device)).sum()), len(chosen)
     if loss is None:
         return None
     return -float(loss(output, target)), 1

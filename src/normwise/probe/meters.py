@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normwise import kernels
 from normwise.core.moments import Moments, pool, pool_groups
+from normwise.core.reading import on_host
 from normwise.core.route import without_autocast
 from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
 from normwise.functional import real_elements
@@ -20,7 +21,6 @@ from normwise.methods import METHODS
 from normwise.probe.places import elements_of_layer, sizes_of
 from normwise.probe.reads import Reads
 from normwise.probe.spread import Calls, drowned, initial
-from normwise.surgery.description import NormLayer
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found
 
@@ -49,16 +49,24 @@ class NormMeter:
         self._gaps: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=_KEPT)
         self._first_mean: Tensor | None = None
         self._deviation: Tensor | None = None
-        self._start = {name: _copy(getattr(found.module, name, None)) for name in _FROZEN}
         self._held_before = self._held()
-        self._start_weight = _largest(found.layer)
-        self._start_batches = count_of(found.module, "num_batches_tracked")
+        self._start: dict[str, Tensor | None] = {}
+        self._start_weight: tuple[float, float] | None = None
+        self._start_batches: int | None = None
+        tensors = [_known(found.module, name) for name in (*_FROZEN, "num_batches_tracked")]
+        reads.later(self._take_start, found.layer.scale, *tensors)
 
     @property
     def pools_batch(self) -> bool:
         """Whether its statistics are over the batch."""
         row = METHODS.get(self.found.layer.method)
         return row is not None and row.running
+
+    def _take_start(self, scale: Tensor | None, *tensors: Tensor | None) -> None:
+        *frozen, batches = tensors
+        self._start = {name: None if t is None else t.flatten() for name, t in zip(_FROZEN, frozen, strict=True)}
+        self._start_weight = _largest(scale)
+        self._start_batches = None if batches is None else int(batches)
 
     def look(self, x: Tensor, kwargs: dict[str, Any], ranks: int = 1, at: int = 0) -> None:
         """Take the statistics of one input, in pass number ``at``; ``ranks`` processes share them."""
@@ -169,8 +177,10 @@ class NormMeter:
 
     def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
         """Sum up."""
-        module = self.found.module
-        weight = _largest(self.found.layer)
+        module, layer = self.found.module, self.found.layer
+        names = (*_FROZEN, "num_batches_tracked", "num_batches_skipped")
+        scale, bias, *known = on_host([layer.scale, layer.bias, *(_known(module, name) for name in names)])
+        now, weight = dict(zip(names, known, strict=True)), _largest(scale)
         return NormTrace(
             layer=facts,
             training=module.training,
@@ -180,10 +190,10 @@ class NormMeter:
             near_eps=_channels(self._channels_near, facts.channels),
             constant=_channels(self._channels_constant, facts.channels),
             nonfinite=self.nonfinite,
-            skipped=count_of(module, "num_batches_skipped") or 0,
+            skipped=0 if now["num_batches_skipped"] is None else int(now["num_batches_skipped"]),
             var_min=_finite(self._var_min),
             near_min=_finite(self._near_min),
-            initial=initial(self.found.layer),
+            initial=initial(scale, bias),
             broken_gradients=self.broken_here,
             heard=self.heard,
             broken_outputs=self.broken_before,
@@ -195,8 +205,8 @@ class NormMeter:
             weight_max=None if weight is None else _finite(weight[0]),
             weight_median=None if weight is None else _finite(weight[1]),
             weight_growth=self._growth(weight),
-            **self._stillness(),
-            **self._updates(),
+            **self._stillness(now),
+            **self._updates(now),
             **more,
         )
 
@@ -244,7 +254,7 @@ class NormMeter:
         own = list(self.found.module.parameters(recurse=False))
         return is_frozen(self.found.module) or (bool(own) and not any(p.requires_grad for p in own))
 
-    def _stillness(self) -> dict[str, Any]:
+    def _stillness(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Whether the layer was held all the while, and what of it moved how far."""
         if not (self._held_before and self._held()):
             return {}
@@ -254,17 +264,19 @@ class NormMeter:
         scales = {"running_mean": highest**0.5, "running_var": highest}
         changes = {}
         for name, before in self._start.items():
-            now = _copy(getattr(self.found.module, name, None))
+            now = tensors[name]
+            now = None if now is None else now.double().flatten()
             if before is not None and now is not None and before.shape == now.shape and before.numel():
                 changes[name] = float((now - before).abs().max()) / (scales.get(name, 1.0) + 1e-12)
         what = max(changes, key=lambda name: changes[name], default=None)
         moved = None if what is None else _finite(changes[what])
         return {"held": True, "moved": moved, "moved_what": what if moved else None}
 
-    def _updates(self) -> dict[str, Any]:
-        layer, now = self.found.layer, count_of(self.found.module, "num_batches_tracked")
-        if now is None or self._start_batches is None:
+    def _updates(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        layer, counted = self.found.layer, tensors["num_batches_tracked"]
+        if counted is None or self._start_batches is None:
             return {}
+        now = int(counted)
         known: dict[str, Any] = {"updates": now - self._start_batches}
         if self._start_batches == 0 and now > 0 and layer.momentum is not None and 0 <= layer.momentum <= 1:
             known["leftover"] = (1 - layer.momentum) ** now
@@ -342,13 +354,8 @@ def _known(module: nn.Module, name: str) -> Tensor | None:
     return tensor if isinstance(tensor, Tensor) and not torch.nn.parameter.is_lazy(tensor) else None
 
 
-def _copy(tensor: Any) -> Tensor | None:
-    return tensor.detach().cpu().double().flatten().clone() if isinstance(tensor, Tensor) else None
-
-
-def _largest(layer: NormLayer) -> tuple[float, float] | None:
+def _largest(scale: Tensor | None) -> tuple[float, float] | None:
     """The greatest and the median of what scales a channel."""
-    scale = layer.scale
     if scale is None or not scale.numel():
         return None
     return float(scale.abs().max()), float(scale.abs().float().median())
@@ -357,13 +364,7 @@ def _largest(layer: NormLayer) -> tuple[float, float] | None:
 def _size_of(module: nn.Module) -> float | None:
     """The greatest |weight| among a layer's matrices and kernels."""
     own = [p for p in module.parameters() if p.ndim >= 2 and not torch.nn.parameter.is_lazy(p) and p.numel()]
-    return max((float(p.detach().abs().max()) for p in own), default=None)
-
-
-def count_of(module: nn.Module, name: str) -> int | None:
-    """A counter of a layer."""
-    counter = getattr(module, name, None)
-    return int(counter) if isinstance(counter, Tensor) else None
+    return max(map(float, on_host([p.detach().abs().max() for p in own])), default=None)
 
 
 def _channels(shares: Tensor | None, channels: int) -> int:

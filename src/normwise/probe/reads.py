@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from normwise.kernels.reference import has_float64
+from normwise.core.reading import on_host
 
 Taken = Tensor | None
 
@@ -22,35 +21,24 @@ class Reads:
     def later(self, take: Callable[..., object], *tensors: Taken) -> None:
         """Have ``take(*tensors)`` called with the values that the tensors have now."""
         if not self._waiting and all(t is None or t.is_cpu for t in tensors):
-            take(*on_host(tensors))
+            take(*_in_float64(tensors))
         else:
             # Copies, which the device makes in its own time: what stands there may change.
-            self._waiting.append((take, [None if t is None else _wide(t, copy=True) for t in tensors]))
+            self._waiting.append((take, [None if t is None else _copied(t) for t in tensors]))
 
     def read(self) -> None:
         """Call all that wait, in their order."""
         waiting, self._waiting = self._waiting, []
-        values = iter(on_host([t for _, tensors in waiting for t in tensors]))
+        values = iter(_in_float64([t for _, tensors in waiting for t in tensors]))
         for take, tensors in waiting:
             take(*[next(values) for _ in tensors])
 
 
-def on_host(tensors: Sequence[Taken]) -> list[Any]:
-    """Give tensors on the CPU in float64; what stands on one device is copied together."""
-    found: list[Any] = [None if t is None else t.detach() for t in tensors]
-    for device in dict.fromkeys(t.device for t in found if t is not None):
-        places = [i for i, t in enumerate(found) if t is not None and t.device == device]
-        there = [found[i] for i in places]
-        if device.type == "cpu":
-            here = [t.double() for t in there]
-        else:
-            flat = torch.cat([_wide(t).flatten() for t in there]).cpu().double()
-            parts = flat.split([t.numel() for t in there])
-            here = [part.reshape(t.shape) for part, t in zip(parts, there, strict=True)]
-        for i, t in zip(places, here, strict=True):
-            found[i] = t
-    return found
+def _copied(t: Tensor) -> Tensor:
+    t = t.detach()
+    # As few types as hold them exactly, since each is a copy to the host of its own.
+    return t.float() if t.dtype == torch.bool or (t.is_floating_point() and t.itemsize < 4) else t.clone()
 
 
-def _wide(t: Tensor, copy: bool = False) -> Tensor:
-    return t.detach().to(torch.float64 if has_float64(t.device) else torch.float32, copy=copy)
+def _in_float64(tensors: Sequence[Taken]) -> list[Taken]:
+    return [None if t is None else t.double() for t in on_host(tensors)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from normwise.core.reading import on_host
 from normwise.kernels.reference import widened
 from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.surgery.running import tensors_in
@@ -177,16 +179,16 @@ def _outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor
 
 def _compared(old: list[Tensor], new: list[Tensor]) -> dict[str, float | None]:
     a, b = (torch.cat([widened(g.detach()).flatten() for g in gradients]) for gradients in (old, new))
-    size, other = float(a.norm()), float(b.norm())
-    if not size or not other or not (a.isfinite().all() and b.isfinite().all()):
+    size, other, product, change = map(float, on_host([a.norm(), b.norm(), a @ b, (a - b).norm()]))
+    if not size or not other or not (math.isfinite(size) and math.isfinite(other)):
         return {}
-    return {"cosine": float(a @ b) / (size * other), "change": float((a - b).norm()) / size}
+    return {"cosine": product / (size * other), "change": change / size}
 
 
 def _moved(before: tuple[Tensor, Tensor] | None, after: tuple[Tensor, Tensor] | None) -> dict[str, float | None]:
     if before is None or after is None or before[0].shape != after[0].shape:
         return {}
-    (mean, std), (mean_after, std_after) = before, after
+    mean, std, mean_after, std_after = on_host([*before, *after])
     alive = std > 1e-12
     if not alive.any():
         return {}

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.surgery.description import NormLayer
-
 # Calls of one pass that are compared with its first, and passes that are kept.
 _CALLS, _KEPT = 8, 16
 # An output with less than this deviation is far below unit variance; a weight below it asks for no more.
@@ -68,9 +66,8 @@ def drowned(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return (var <= eps) & (scale * (var / (var + eps).clamp_min(1e-45)).sqrt() < LOW) & (scale >= LOW)
 
 
-def initial(layer: NormLayer) -> bool:
+def initial(scale: Tensor | None, bias: Tensor | None) -> bool:
     """Whether a layer's scale and bias are still exactly what layers start with: all 1 (or all 0), and 0."""
-    scale, bias = layer.scale, layer.bias
     if scale is None or not scale.numel():
         return False
     at_start = bool((scale == 1).all() or (scale == 0).all())

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from normwise import findings as records
+from normwise.core.reading import on_host
 from normwise.errors import InputError
 from normwise.files import finite
 from normwise.findings import Finding, gravest_first
@@ -172,10 +173,11 @@ class _Facts:
 
 def _of_model(model: torch.nn.Module) -> Iterator[_Facts]:
     layers_found = find(model)
-    for found in layers_found:
-        own = {**dict(found.module.named_parameters(recurse=False)), **dict(found.module.named_buffers(recurse=False))}
-        tensors = {name: tensor.detach() for name, tensor in own.items() if not _unreadable(tensor)}
-        scale = found.layer.scale
+    held = [_held(found) for found in layers_found]
+    values = iter(on_host([t for tensors, scale in held for t in (*tensors.values(), scale)]))
+    for found, (names, _) in zip(layers_found, held, strict=True):
+        tensors = {name: next(values) for name in names}
+        scale = next(values)
         yield _Facts(_row(found, tensors, scale), tensors, found.layer.problem, scale)
     for name, module in not_understood(model, layers_found):
         yield _Facts(Row([name], type(module).__name__, "?", 0), {})
@@ -184,6 +186,12 @@ def _of_model(model: torch.nn.Module) -> Iterator[_Facts]:
             title = f"{name}.{split.name}".strip(".").removesuffix(".weight")
             kind = parametrize.type_before_parametrizations(module).__name__
             yield _of_weight_norm(title, kind, split.g.detach(), split.v.detach())
+
+
+def _held(found: Found) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A layer's tensors by name, and what scales its channels."""
+    own = {**dict(found.module.named_parameters(recurse=False)), **dict(found.module.named_buffers(recurse=False))}
+    return {name: tensor for name, tensor in own.items() if not _unreadable(tensor)}, found.layer.scale
 
 
 def _of_weight_norm(name: str, kind: str | None, g: Tensor, v: Tensor) -> _Facts:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from normwise import kernels
 from normwise.core.moments import Moments, pool, unbiased
+from normwise.core.reading import on_host
 from normwise.functional import real_elements
 from normwise.kernels.reference import widened
 from normwise.surgery.description import NormLayer
@@ -90,7 +91,8 @@ def cells_of(layer: NormLayer, module: nn.Module, x: Tensor, mask: Tensor | None
     elements: int | Tensor = x[0, 0].numel() if x.numel() else 0
     if keep is not None:
         elements = keep.expand_as(x).flatten(2).sum(2).cpu().double()
-    return Moments(mean.cpu(), var.cpu(), elements)
+    mean, var = on_host([mean, var])
+    return Moments(mean, var, elements)
 
 
 def _merge(parts: list[Moments], between: bool) -> Moments:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices
+from normwise.core.reading import unequal
 from normwise.devices import keeping_random_state as keeping_random_state
 from normwise.errors import InputError, blaming
 from normwise.kernels.reference import widened
@@ -252,8 +253,9 @@ def left_alone(model: nn.Module) -> Iterator[None]:
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
         with torch.no_grad():
-            for tensor, value, learns in values:
-                if not torch.equal(tensor, value):
+            moved = unequal([(tensor, value) for tensor, value, _ in values])
+            for (tensor, value, learns), changed in zip(values, moved, strict=True):
+                if changed:
                     tensor.copy_(value)
                 if tensor.requires_grad != learns and tensor.is_leaf:
                     tensor.requires_grad_(learns)
