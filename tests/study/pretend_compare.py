@@ -89,6 +89,8 @@ def test_no_step_reads_the_device() -> None:
         assert few == many
     # Six points of the curve and the two scores at the end: loss, outputs' finiteness and score; and the losses so far.
     assert reads(task, 18) == {"_local_scalar_dense": 3 * 8, "copy to the CPU": 6}
+    # With layers that ask in train() and eval() whether they have a batch that is not finite to tell of: once each.
+    assert reads(task, 18, method="batch").total() == 3 * 8 + 6 + 2 * 8
     # float16 leaves steps out on the device; their number is read at the end.
     assert reads(task, 18, precision="16").total() == 3 * 8 + 6 + 1
 

@@ -16,7 +16,7 @@ from normwise.records import Cell, Settings
 from normwise.study import compare, make_task
 from normwise.study.compute import Compute, Stepper
 from normwise.study.data import Samples
-from normwise.study.engines import Processes
+from normwise.study.engines import Processes, RayCluster
 from normwise.study.merging import union
 from normwise.study.optimize import SGD
 from normwise.study.stored import draw_up
@@ -246,3 +246,10 @@ def test_each_worker_is_told_its_device(monkeypatch):
     with Processes(3).start(Job(None, "study", device="hpu", each=2), 1):
         pass
     assert started == []
+
+
+def test_a_worker_of_a_ray_cluster_has_room_with_the_gpus_that_it_takes():
+    assert RayCluster()._room({"CPU": 8, "GPU": 3}, gpus=1) == 3
+    assert RayCluster(workers=2)._room({"CPU": 8, "GPU": 3}, gpus=1) == 2
+    with pytest.raises(InputError, match="4 CPUs and 0 GPUs, too few for one worker of 1 and 1"):
+        RayCluster()._room({"CPU": 4}, gpus=1)
