@@ -24,7 +24,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages docs test grid check fix advice-bench advice-fit bench bench-racing bench-verdict bench-engines triton-all bench-gpu large wheel portable clean
+.PHONY: help compare claims claims-docs pages docs test grid check fix device-layers advice-bench advice-fit bench bench-racing bench-verdict bench-engines triton-all bench-gpu large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -67,6 +67,10 @@ fix: $(VENV)/test-$(TORCH)  ## let the linter mend what it can
 
 bench: $(VENV)/test-$(TORCH)  ## the engine against torch, peers and the limit; writes results/
 	$(BIN)/python benchmarks/bench.py
+
+device-layers: $(VENV)/test-$(TORCH)  ## operators and errors of the layers on a device without our kernels (a pretend one); writes results/
+	$(BIN)/python benchmarks/device_layers.py
+	$(BIN)/python docs/draw layers
 
 advice-bench: $(VENV)/test-$(TORCH)  ## go on collecting what the advice learns from (ARGS="--minutes 60"; hours), then advice-fit
 	$(PIP) --no-deps -r benchmarks/requirements.txt
@@ -114,7 +118,7 @@ portable:  ## the kernels for another architecture against plain loops, in an em
 	$(EMULATOR) build/kernels
 
 clean:  ## remove what make and the tests left behind
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .hypothesis .ruff_cache .mypy_cache normwise-compare normwise-claims
 	find src -name '*.so' -delete -o -name '*.egg-info' -prune -exec rm -rf {} +
 
 # The build tools come first: the package is built against the installed torch, so that its kernels are native.

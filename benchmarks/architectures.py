@@ -1,7 +1,7 @@
-"""Architectures of transformers at random tiny size: layers found of layers there, drift of a conversion, diagnosis.
+"""Architectures of transformers at random tiny size: layers found of those there, drift of a conversion, diagnosis.
 
-Run ``python benchmarks/architectures.py``; it rewrites ``results/architectures.json``, from which ``docs/draw`` makes the
-table of docs/transformers.md. No weights are loaded: each network is built from a configuration.
+Run ``python benchmarks/architectures.py``; it rewrites ``results/architectures.json``, from which ``docs/draw`` makes
+the table of docs/transformers.md. No weights are loaded: each network is built from a configuration.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ import json
 import platform
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import normwise
+from normwise.errors import NormwiseError
+from normwise.files import write_atomic
+from normwise.surgery import convert, find
+from normwise.surgery.layers import not_understood
 
 RESULTS = Path(__file__).parent.parent / "results" / "architectures.json"
 _SIZES = {
@@ -86,11 +91,11 @@ _OF_TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str, int]] = {
 class ResBlock(nn.Module):
     """A block of a diffusion U-Net: GroupNorm, SiLU and convolution twice, the time between (arXiv 2006.11239)."""
 
-    def __init__(self, inputs: int, outputs: int, time: int) -> None:
+    def __init__(self, inputs: int, outputs: int, times: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(4, inputs), nn.GroupNorm(4, outputs)
         self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.time = nn.Linear(time, outputs)
+        self.time = nn.Linear(times, outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -166,3 +171,67 @@ def _batch(kind: str, random: torch.Generator) -> dict[str, Tensor]:
     if what == "sounds":
         return {"input_values": torch.randn(4, 800, generator=random)}
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens.flip(0)} if what == "pairs" else {})
+
+
+def measured(name: str) -> dict[str, Any]:
+    """What normwise says of one architecture, and in which time."""
+    model, batch, norms = built(name)
+    found, seconds = _timed(lambda: find(model))
+    diagnosis, to_diagnose = _timed(lambda: normwise.diagnose(model, [batch], forward=lambda m, b: m(**b)))
+    tokens = diagnosis.tokens
+    return {
+        "name": name,
+        "norms": norms,
+        "found": sum(len(f.names) for f in found),
+        "not_understood": len(not_understood(model, found)),
+        "kinds": sorted({_kind(f.layer) for f in found}),
+        "placement": None if tokens is None else tokens.placement,
+        "drift": {to: _drift(model, batch, to) for to in ("rms", "dyt")},
+        "findings": [f"{f.severity} {f.code}" for f in diagnosis.findings],
+        "find_seconds": seconds,
+        "diagnose_seconds": to_diagnose,
+    }
+
+
+def _kind(layer: Any) -> str:
+    weight = f", {layer.offset:g} + w" if layer.offset else ", no weight" if layer.weight is None else ""
+    return layer.method + weight + (", gated" if layer.gate else "")
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
+
+
+def _drift(model: nn.Module, batch: dict[str, Tensor], to: str) -> dict[str, Any]:
+    """How far a conversion moves the outputs, before and after its re-fit; or why it is refused."""
+    try:
+        record = convert(model, to, calibrate_with=[batch], forward=lambda m, b: m(**b), copy=True, strict=False).record
+    except NormwiseError as error:
+        return {"refused": str(error)}
+    return {"layers": len(record.replaced), "raw": record.output_drift, "refitted": record.output_refitted}
+
+
+def main() -> None:
+    """Measure all and store it."""
+    torch.set_num_threads(1)
+    rows = []
+    for name in names():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows.append(measured(name))
+        print(rows[-1], flush=True)
+    import transformers
+
+    settings = {
+        "command": "python benchmarks/architectures.py",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+    }
+    write_atomic(RESULTS, json.dumps({"settings": settings, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

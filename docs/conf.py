@@ -23,9 +23,8 @@ release = version = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "cyclopts.ext.sphinx", "site_parts"]
 exclude_patterns = ["_build", "_templates"]
 
-# Markdown: links to headings as on code hosting sites, and definitions.
+# Links to headings, as on code hosting sites.
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence", "deflist"]
 # Blocks without a language are shell commands and outputs.
 highlight_language = "none"
 # Options begin with two hyphens, not with a dash.
@@ -43,8 +42,6 @@ nb_output_stderr = "remove"
 
 # Reference: what each docstring says, in the order of ``__all__``.
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-# Looked at without the packages of others, so that the site is the same wherever it is built.
-autodoc_mock_imports = ["lightning", "pytorch_lightning", "timm", "torchvision", "transformers"]
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False

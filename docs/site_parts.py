@@ -23,6 +23,8 @@ from normwise.records import Study, load_study
 ROOT = Path(__file__).parents[1]
 # The modules that have a page, those nearer to the root first.
 MODULES = sorted((page.stem for page in (ROOT / "docs" / "api").glob("normwise*.md")), key=lambda m: m.count("."))
+# Looked at without the packages of others, so that the site is the same wherever it is built.
+MOCKED = ["lightning", "pytorch_lightning", "timm", "torchvision", "transformers"]
 # Where the files of the repository that pages link to stand on the site.
 INCLUDED = {
     "CHANGELOG": "changelog",
@@ -91,7 +93,7 @@ class PublicNames(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         (module,) = self.arguments
         lines = [f".. automodule:: {module}", "   :no-members:", ""]
-        with mock(self.config.autodoc_mock_imports):
+        with mock(MOCKED):
             for name, thing in sorted(offered(module).items(), key=lambda item: inspect.ismodule(item[1])):
                 lines += [*described(module, name, thing), ""]
         return self.parse_text_to_nodes(StringList(lines, source=f"the names of {module}"))
@@ -111,10 +113,8 @@ def stored(task: str) -> Path:
 def card(study: Study, page: str) -> nodes.container:
     """A study in short."""
     settings = study.settings
-    sizes = ", ".join(map(str, settings.batch_sizes))
-    facts = (
-        f"{len(settings.methods)} methods, batch size {sizes}, {len(settings.seeds)} seeds, {len(study.trials)} trials"
-    )
+    methods, seeds, sizes = len(settings.methods), len(settings.seeds), " and ".join(map(str, settings.batch_sizes))
+    facts = f"{methods} methods at batch size {sizes}, {seeds} seeds, {len(study.trials)} trials"
     found = nodes.bullet_list()
     for verdict in study.verdicts:
         found += nodes.list_item("", nodes.paragraph(text=verdict.headline))
@@ -141,7 +141,13 @@ def draw_reports(app: Sphinx, error: Exception | None) -> None:
 
 
 def point(app: Sphinx, document: nodes.document) -> None:
-    """Point links to files that are shown on the site at their pages, and ambiguous names at what is meant."""
+    """Point links to files that are shown on the site at their pages, and ambiguous names at what is meant.
+
+    The dash behind an argument's name is drawn here, as dashes are not made of hyphens elsewhere.
+    """
+    for text in list(document.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
     for link in document.findall(pending_xref):
         target = str(link["reftarget"])
         if link["refdomain"] == "doc":
@@ -150,6 +156,7 @@ def point(app: Sphinx, document: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.config.autodoc_mock_imports = MOCKED
     app.add_directive("public-names", PublicNames)
     app.add_directive("stored-studies", StoredStudies)
     app.connect("doctree-read", point)

@@ -171,6 +171,8 @@ def _point(t: Tensor, storage: torch.UntypedStorage, like: Tensor) -> Tensor:
 
 def _outer(inner: Tensor, storage: torch.UntypedStorage | None = None) -> Tensor:
     """The tensor of the device for one of the CPU; of a ``storage`` that the device has already, if any."""
+    if inner.dtype in LACKS:
+        raise TypeError(f"Cannot convert a {NAME} Tensor to {inner.dtype}, which the device does not have")
     storage = _storage(inner.untyped_storage()) if storage is None else storage
     return _point(torch._C._acc.create_empty_tensor((0,), inner.dtype), storage, inner)
 
@@ -191,6 +193,9 @@ def _memory(t: Tensor) -> torch.UntypedStorage:
     block = getattr(t.untyped_storage(), "block", None)
     return torch.UntypedStorage(0) if block is None else block.inner  # of an empty one nobody has asked before
 
+
+# Types that the device does not have: a test may put float64 here, which MPS lacks.
+LACKS: set[torch.dtype] = set()
 
 # Operators.
 

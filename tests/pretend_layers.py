@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +14,32 @@ import layers_of_all_kinds as kinds
 import normwise.nn as norms
 import pretend
 from normwise.errors import NormwiseWarning
+from normwise.kernels.reference import has_float64
 
 
 @pytest.fixture(autouse=True)
 def device() -> torch.device:
     return pretend.install()
+
+
+# What others are made from.
+BASES = {"AnyLayerNorm", "SwitchableNorm"}
+
+
+def test_no_layer_is_missing_here() -> None:
+    public = {name: getattr(norms, name) for name in norms.__all__}
+    layers = {name for name, made in public.items() if isinstance(made, type) and issubclass(made, nn.Module)}
+    assert layers - BASES == {name.split()[0] for name in kinds.LAYERS}
+
+
+@pytest.fixture
+def without_float64(device: torch.device) -> Iterator[torch.device]:
+    """A device that lacks the type, as MPS does."""
+    has_float64.cache_clear()
+    pretend.LACKS.add(torch.float64)
+    yield device
+    pretend.LACKS.clear()
+    has_float64.cache_clear()
 
 
 @pytest.mark.parametrize("name", kinds.LAYERS)
@@ -35,6 +57,14 @@ def test_a_layer_gives_the_cpus_numbers(name: str, device: torch.device) -> None
         torch.testing.assert_close(
             value.cpu(), expected[key], rtol=2e-4, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}"
         )
+
+
+@pytest.mark.parametrize("name", kinds.LAYERS)
+def test_a_layer_needs_no_float64(name: str, without_float64: torch.device) -> None:
+    layer, given = kinds.built(name)
+    layer.to(without_float64)
+    found = kinds.trained(layer, tuple(t.to(without_float64) if isinstance(t, torch.Tensor) else t for t in given))
+    assert all(t.isfinite().all() for t in found.values())
 
 
 @pytest.mark.parametrize("name", kinds.LAYERS)

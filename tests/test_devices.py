@@ -14,6 +14,7 @@ from torch import nn
 
 from normwise import devices
 from normwise.errors import InputError
+from normwise.study.tasks.own import OwnMetric
 
 META = torch.device("meta")
 Pair = namedtuple("Pair", "inputs targets")
@@ -31,6 +32,16 @@ class Encoding(UserDict):
     def to(self, device: torch.device) -> Encoding:
         self.data = {key: value.to(device) for key, value in self.data.items()}
         return self
+
+
+class Mover:
+    """Moves itself and gives nothing."""
+
+    def __init__(self) -> None:
+        self.x = torch.ones(2)
+
+    def to(self, device: torch.device) -> None:
+        self.x = self.x.to(device)
 
 
 class Output(OrderedDict):
@@ -72,12 +83,20 @@ STRUCTURES = {
     "dict": (lambda: {"x": {"y": one()}}, lambda v: v["x"]["y"]),
     "dataclass": (lambda: Batch(one(), "a"), lambda v: v.pixels),
     "encoding": (lambda: Encoding(x=one()), lambda v: v["x"]),
+    "mover": (Mover, lambda v: v.x),
     "output": (lambda: Output(x=one()), lambda v: v.x),
     "frozen mapping": (lambda: types.MappingProxyType({"x": one()}), lambda v: v["x"]),
     "packed": (lambda: nn.utils.rnn.pack_padded_sequence(torch.ones(2, 3, 1), [3, 2], True), lambda v: v.data),
     "module": (Weighted, lambda v: v.weight),
-    "method": (lambda: Weighted().score, lambda v: v.__self__.weight),
+}
+FUNCTIONS = {
+    "module": (Weighted, lambda v: v.weight),
+    "method of a module": (lambda: Weighted().score, lambda v: v.__self__.weight),
+    "object": (Held, lambda v: v.weight),
+    "method of an object": (lambda: Held().__call__, lambda v: v.__self__.weight),
     "partial": (lambda: functools.partial(max, one(), key=one()), lambda v: v.keywords["key"]),
+    "partial of an object": (lambda: functools.partial(Held(), 1), lambda v: v.func.weight),
+    "dataclass of an object": (lambda: OwnMetric(Held()), lambda v: v.function.weight),
 }
 
 
@@ -96,7 +115,7 @@ def test_what_lies_there_stays_the_same_object(kind: str) -> None:
     value = STRUCTURES[kind][0]()
     moved = devices.move(value, devices.CPU)
     # Whoever moves itself is asked to.
-    assert moved is value or kind in {"encoding", "packed"}
+    assert moved is value or kind in {"encoding", "mover", "packed"}
 
 
 def test_what_holds_no_tensor_stays() -> None:
@@ -109,12 +128,19 @@ def test_an_output_keeps_entries_and_attributes_together() -> None:
     assert moved["x"] is moved.x
 
 
-def test_a_callable_object_is_moved_with_what_it_holds() -> None:
-    loss = Held()
-    moved = devices.held_by(loss, META)
-    assert (moved.weight.device, moved.label, loss.weight.device) == (META, "loss", devices.CPU)
-    assert devices.held_by(one, META) is one
-    assert devices.held_by(loss, devices.CPU) is loss
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_a_function_is_moved_with_what_it_holds(kind: str) -> None:
+    make, tensor_of = FUNCTIONS[kind]
+    function = make()
+    moved = devices.held_by(function, META)
+    assert type(moved) is type(function)
+    assert (tensor_of(moved).device, tensor_of(function).device) == (META, devices.CPU)
+    assert devices.held_by(function, devices.CPU) is function
+
+
+def test_a_function_that_holds_nothing_stays() -> None:
+    for function in (one, len, Held, None, nn.functional.relu):
+        assert devices.held_by(function, META) is function
 
 
 def test_what_a_user_means() -> None:
@@ -159,8 +185,10 @@ def test_workers_take_accelerators_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
 def test_more_devices_than_there_are_are_refused() -> None:
     devices.refuse_more(torch.device("cuda", 0), 4)
     devices.refuse_more(devices.CPU, 40)
-    with pytest.raises(InputError, match="5 devices are to train one trial, and there are 4 of cuda here"):
+    with pytest.raises(InputError, match="5 devices are to train one trial, from cuda:0 on, and there are 4 of cuda"):
         devices.refuse_more(torch.device("cuda", 0), 5)
+    with pytest.raises(InputError, match="from cuda:2 on"):
+        devices.refuse_more(torch.device("cuda", 2), 3)
 
 
 def test_errors_of_memory_are_known() -> None:

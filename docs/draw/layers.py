@@ -1,4 +1,4 @@
-"""docs/layers.md: how fast the layers are beside torch's."""
+"""docs/layers.md: how fast the layers are beside torch's, and what they are on a device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from draw import ROOT
 
 LAYERS, SPEED, ACCURACY = (ROOT / "results" / f"bench-{name}.json" for name in ("layers", "speed", "accuracy"))
+DEVICE = ROOT / "results" / "device-layers.json"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -47,5 +48,27 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def device() -> str:
+    stored = load(DEVICE)
+    lines = [
+        "| layer | operators, forward + backward | torch's layer | errors at mean 0 | at 1e3 | at 1e6 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in stored["rows"]:
+        ours, theirs = (_sum(row[name]) for name in ("operators", "torch_operators"))
+        errors = (
+            [" / ".join(f"{e:.0e}" for e in row["errors"][mean]) for mean in ("0", "1000", "1e+06")]
+            if row["errors"]
+            else ["-"] * 3
+        )
+        lines.append(f"| {row['layer']} | {ours} | {theirs} | {' | '.join(errors)} |")
+    shape = " × ".join(map(str, stored["settings"]["shape"]))
+    return "\n".join([*lines, "", f"(`{stored['settings']['command']}`: float32, {shape}.)", ""])
+
+
+def _sum(operators: list[int] | None) -> str:
+    return "-" if operators is None else " + ".join(map(str, operators))
+
+
 def parts() -> dict[str, str]:
-    return {"speed": speed()}
+    return {"speed": speed(), "device": device()}

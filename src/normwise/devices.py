@@ -14,7 +14,7 @@ import gc
 import os
 import types
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -157,9 +157,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give memory back that nothing holds any more."""
-    gc.collect()
+    """Give an accelerator's memory back that nothing holds any more."""
     if device.type != "cpu":
+        gc.collect()
         with contextlib.suppress(Exception):
             torch.accelerator.empty_cache()
 
@@ -176,9 +176,8 @@ def of(module: nn.Module) -> torch.device | None:
 def move(value: Any, device: torch.device | None) -> Any:
     """Move all tensors of any structure; what is there already, or holds none, stays the same object.
 
-    Tuples, lists, mappings, dataclasses, modules, bound methods, ``partial`` and whatever has a ``to``. Modules and
-    objects are copied first: who handed them over keeps them as they are. To an accelerator the copies are pinned and
-    do not keep the host waiting.
+    Tuples, lists, mappings, dataclasses, modules and whatever has a ``to``. Modules and objects are copied first: who
+    handed them over keeps them as they are. To an accelerator the copies are pinned and do not keep the host waiting.
     """
     if device is None or value is None or isinstance(value, str | bytes | int | float | bool | type):
         return value
@@ -187,13 +186,6 @@ def move(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, nn.Module):
         there = all(t.device == device for t in (*value.parameters(), *value.buffers()))
         return value if there else copy.deepcopy(value).to(device)
-    if isinstance(value, types.MethodType):
-        owner = move(value.__self__, device)
-        return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
-    if isinstance(value, functools.partial):
-        parts = value.func, value.args, value.keywords
-        moved = tuple(move(part, device) for part in parts)
-        return value if _same(parts, moved) else functools.partial(moved[0], *moved[1], **moved[2])
     if isinstance(value, Mapping) and not hasattr(value, "to"):
         return _moved_mapping(value, device)
     if isinstance(value, tuple | list) and not hasattr(value, "to"):
@@ -202,10 +194,11 @@ def move(value: Any, device: torch.device | None) -> Any:
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if callable(getattr(value, "to", None)):
-        # Some, as those of transformers, change themselves.
-        return copy.copy(value).to(device)
+        made = copy.copy(value)  # some, as those of transformers, change themselves
+        moved = made.to(device)
+        return made if moved is None else moved
     if dataclasses.is_dataclass(value):
-        return _moved_attributes(value, [field.name for field in dataclasses.fields(value)], device)
+        return _moved_attributes(value, [field.name for field in dataclasses.fields(value)], move, device)
     return value
 
 
@@ -229,10 +222,10 @@ def _moved_mapping(value: Mapping[Any, Any], device: torch.device) -> Any:
     return made
 
 
-def _moved_attributes(value: Any, names: list[str], device: torch.device) -> Any:
+def _moved_attributes(value: Any, names: Iterable[str], by: Callable[..., Any], device: torch.device) -> Any:
     """A copy of an object with some attributes moved."""
     held = {name: getattr(value, name) for name in names if hasattr(value, name)}
-    moved = {name: move(item, device) for name, item in held.items()}
+    moved = {name: by(item, device) for name, item in held.items()}
     if _same(held.values(), moved.values()):
         return value
     made = copy.copy(value)
@@ -242,13 +235,19 @@ def _moved_attributes(value: Any, names: list[str], device: torch.device) -> Any
 
 
 def held_by(function: Any, device: torch.device | None) -> Any:
-    """Move what a function of the user's holds, where it is an object that can be called."""
-    if device is None:
-        return function
-    moved = move(function, device)
-    if moved is not function or isinstance(function, type | types.FunctionType) or not hasattr(function, "__dict__"):
-        return moved
-    return _moved_attributes(function, list(vars(function)), device)
+    """Move what a function of the user's holds: of a bound method, a ``partial``, or an object that can be called."""
+    if device is None or function is None or isinstance(function, type | types.FunctionType | nn.Module):
+        return move(function, device)
+    if isinstance(function, types.MethodType):
+        owner = held_by(function.__self__, device)
+        return function if owner is function.__self__ else types.MethodType(function.__func__, owner)
+    if isinstance(function, functools.partial):
+        parts = function.func, function.args, function.keywords
+        moved = held_by(parts[0], device), move(parts[1], device), move(parts[2], device)
+        return function if _same(parts, moved) else functools.partial(moved[0], *moved[1], **moved[2])
+    if dataclasses.is_dataclass(function):
+        return _moved_attributes(function, [field.name for field in dataclasses.fields(function)], held_by, device)
+    return _moved_attributes(function, getattr(function, "__dict__", ()), move, device)
 
 
 def _same(before: Any, after: Any) -> bool:
@@ -356,10 +355,12 @@ def share(asked: str, turn: int, each: int = 1) -> tuple[str, dict[str, str]]:
 
 
 def refuse_more(device: torch.device, wanted: int) -> None:
-    """Refuse to train one trial on more devices than there are."""
+    """Refuse to train one trial on more devices than there are from this one on."""
     there = count(device)
-    if there is not None and there < wanted:
-        raise InputError(f"{wanted} devices are to train one trial, and there are {there} of {device.type} here")
+    if there is not None and there - (device.index or 0) < wanted:
+        raise InputError(
+            f"{wanted} devices are to train one trial, from {device} on, and there are {there} of {device.type} here"
+        )
 
 
 def ranks_backend(device: torch.device) -> str:

@@ -411,6 +411,65 @@ class Gap:
         return None if self.running is None or self.batch is None else self.batch - self.running
 
 
+@dataclass(frozen=True)
+class TokenNorm:
+    """What one pass showed of a layer that normalizes each token.
+
+    ``role`` says where it stands (see :class:`TokenTrace`), ``dtype`` in what type its input came. It scales by
+    ``offset`` + weight; ``weight_median``, ``weight_spread`` (the standard deviation) and ``weight_below`` (the
+    share below 0) are of the weight itself, ``scale_size`` is the largest size of the scale. ``input_size`` is the root mean square of its
+    input, ``largest_channel`` the channel with the largest, ``outlier`` how many times the typical channel's that is,
+    ``outlier_share`` its share of the mean square. In 16 bits ``statistics_error`` is how far the scale that a token is
+    multiplied by is off, relative, and ``zero_token`` says that a token of zeros becomes NaN or infinite.
+    """
+
+    name: str
+    role: str | None
+    dtype: str
+    eps: float
+    offset: float = 0.0
+    weight_median: float | None = None
+    weight_spread: float | None = None
+    weight_below: float | None = None
+    scale_size: float | None = None
+    input_size: float | None = None
+    largest_channel: int | None = None
+    outlier: float | None = None
+    outlier_share: float | None = None
+    statistics_error: float | None = None
+    zero_token: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionTrace:
+    """What one pass showed of one attention.
+
+    ``makers`` are the layers that make its queries and keys, ``norms`` the norms on their way. ``largest`` is the
+    largest size of its logits, ``saturated`` the share of queries with nearly all their weight (99 %) on one key.
+    """
+
+    makers: list[str]
+    norms: list[str]
+    head_size: int
+    largest: float
+    saturated: float
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What one pass in evaluation showed of a model of tokens.
+
+    ``placement`` is ``"pre"`` (x + f(norm(x))), ``"post"`` (norm(x + f(x))), ``"sandwich"`` (x + norm(f(norm(x)))),
+    ``"branch end"`` (x + norm(f(x))), ``"mixed"``, or ``None`` where no residual addition has a norm. ``stream`` holds
+    the root mean squares of the residual stream after each addition.
+    """
+
+    placement: str | None
+    norms: list[TokenNorm] = field(default_factory=list)
+    attentions: list[AttentionTrace] = field(default_factory=list)
+    stream: list[float] = field(default_factory=list)
+
+
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Paged):
     """What is wrong with a model's normalization, and all that was measured to say so; ``print`` it for a table.
@@ -429,6 +488,7 @@ class Diagnosis(Paged):
     findings: list[Finding] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     version: int = DIAGNOSIS_VERSION
+    tokens: TokenTrace | None = None
 
     _kind: ClassVar[str] = "diagnosis"
     _newest: ClassVar[int] = DIAGNOSIS_VERSION
@@ -461,6 +521,9 @@ class Diagnosis(Paged):
         """Every finding with its effect and its fix, the gravest first."""
         ran = f"{self.run.sampled} of {self.run.passes} passes measured"
         head = f"{self.facts.model}: {len(self.norms)} normalization layers, {ran}"
+        placement = None if self.tokens is None else self.tokens.placement
+        if placement is not None:
+            head += f", blocks of placement {placement}"
         lines = [head]
         for f in gravest_first(self.findings):
             lines += [str(f), *(f"         {line}" for line in _said(f) if line)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import warnings
 from collections import Counter
 
 import pytest
@@ -32,7 +33,7 @@ from normwise.study.compute import Compute
 from normwise.study.data import Part, Sent
 from normwise.study.trial import Trainer, build_model, training_batches
 
-SHORT = {"batch_sizes": [32], "seeds": 2, "epochs": 0.2, "lrs": [0.08], "progress": False}
+SHORT = {"batch_sizes": [32], "seeds": 2, "epochs": 0.1, "lrs": [0.08], "progress": False}
 CELL = Cell("final", "batch", 8, 0.05, 3)
 
 
@@ -51,12 +52,12 @@ def test_auto_is_what_torch_reports(device: torch.device) -> None:
     assert devices.pins(device)
     with pytest.raises(InputError, match="there is no device pretend:4 here: expected auto or one of pretend, cpu"):
         devices.resolve("pretend:4")
-    with pytest.raises(InputError, match="2 devices are to train one trial, and there are 1 of pretend here"):
+    with pytest.raises(InputError, match="2 devices are to train one trial, from pretend:0 on, and there are 1 of"):
         compare(methods=["none", "batch"], devices=2, **SHORT)
 
 
 def test_the_quick_main_job_gives_the_cpus_scores() -> None:
-    methods = ["none", "batch", "layer", "weight(init=data)", "switchable"]
+    methods = ["none", "batch", "weight(init=data)", "switchable"]
     cpu, other = (compare(methods=methods, device=where, quick=True, **SHORT).record for where in ("cpu", "auto"))
     assert [t.cell for t in other.trials] == [t.cell for t in cpu.trials]
     for ours, theirs in zip(other.trials, cpu.trials, strict=True):
@@ -151,7 +152,7 @@ class Right:
     """A metric that is an object with a tensor."""
 
     def __init__(self) -> None:
-        self.counted = torch.ones(())
+        self.counted = torch.ones(1)
 
     def __call__(self, model: nn.Module, loader: object) -> torch.Tensor:
         right = [model(batch["image"]).argmax(1) == batch["label"] for batch in loader]
@@ -277,6 +278,22 @@ def test_diagnose_and_advise_run_there_and_leave_the_model_here(device: torch.de
     assert counts.waits > 10
     assert "What a step costs was measured on pretend: Pretend accelerator." in advice.notes
     assert devices.of(model) == devices.CPU
+
+
+def test_what_torch_has_no_deterministic_kernel_for_is_told(device: torch.device) -> None:
+    def loss(model, batch):
+        # As torch does, once a call.
+        warnings.warn("nll_loss2d_forward does not have a deterministic implementation, but you set ...", stacklevel=1)
+        assert torch.are_deterministic_algorithms_enabled()
+        return nn.functional.cross_entropy(model(batch.inputs), batch.targets)
+
+    task = dataclasses.replace(make_task(tiny_model, tiny_data()), batch_loss=loss).on(Compute(device))
+    trial = Trainer(task, {8: 2}, measure_memory=False)(CELL)
+    assert trial.state == "complete", trial.reason
+    assert trial.notes == ["not deterministic on pretend: Pretend accelerator: nll_loss2d_forward"]
+    with pytest.raises(UserWarning, match="something else"), devices.deterministic(device):
+        warnings.warn("something else", stacklevel=1)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_seed_draws_the_same_again(device: torch.device) -> None:

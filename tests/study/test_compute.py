@@ -15,6 +15,7 @@ from normwise.errors import InputError
 from normwise.records import Cell, Settings
 from normwise.study import compare, make_task
 from normwise.study.compute import Compute, Stepper
+from normwise.study.data import Samples
 from normwise.study.engines import Processes
 from normwise.study.merging import union
 from normwise.study.optimize import SGD
@@ -164,6 +165,17 @@ def test_reading_ahead_draws_from_no_generator_of_the_program():
     next(batches)
     batches.close()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_data_set_may_give_what_lies_elsewhere():
+    """What is built and drawn on the CPU is built and drawn there."""
+
+    class Elsewhere(Records):
+        def __getitem__(self, i):
+            return {name: value.to("meta") for name, value in super().__getitem__(i).items()}
+
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        Samples(Elsewhere(0, 4)).load()
 
 
 def test_no_memory_is_a_result(task):

@@ -17,8 +17,8 @@ import architectures
 pytest.importorskip("transformers", reason="transformers is not installed: see tests/real-networks.txt")
 
 METHODS = {
-    **dict.fromkeys(("BERT", "GPT-2", "OLMo", "ViT", "ConvNeXt", "Cohere"), {"layer"}),
-    **dict.fromkeys(("Llama", "Qwen3", "Gemma 3", "OLMo 2", "Llama 4", "Qwen3-Next", "Mamba 2", "T5"), {"rms"}),
+    **{name: {"layer"} for name in ("BERT", "GPT-2", "OLMo", "ViT", "ConvNeXt", "Cohere")},
+    **{name: {"rms"} for name in ("Llama", "Qwen3", "Gemma 3", "OLMo 2", "Llama 4", "Qwen3-Next", "Mamba 2", "T5")},
     "Wav2Vec2": {"layer", "instance"},
     "diffusion U-Net": {"group"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import normwise
 from normwise import nn as nw
 from normwise.errors import InputError
+from normwise.methods import Method, with_parameters
 from normwise.surgery import convert, find, to_torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
@@ -102,6 +104,43 @@ def test_weights_that_are_offsets_from_1_stay_so_or_are_made_whole():
     back = convert(layered.model, "rms").model  # the plain convention, with the sums as weights
     torch.testing.assert_close(back(**inputs).logits, gemma(**inputs).logits, rtol=1e-4, atol=1e-5)
     assert normwise.advise(gemma, inputs, measure=False).best.method == "as_is"
+
+
+@dataclass(frozen=True)
+class Milder(Method):
+    """RMS norm by a power of the mean square, of each position."""
+
+    power: float = 0.5
+
+    pools = ("layer",)
+    per_token = True
+
+    def affine(self, cells, given):
+        m = self.pooled("layer", cells, given)
+        scale = (m.var + m.mean.square() + given.eps) ** (-self.power / 2)
+        return with_parameters(torch.zeros_like(scale), scale, given)
+
+
+@dataclass(frozen=True)
+class Softsign(Method):
+    """A curve of one's own."""
+
+    per_token = True
+
+    def curve(self, x):
+        return x / (1 + x.abs())
+
+
+@pytest.mark.parametrize("method", [Milder(1.0), Milder(0.5), Softsign()])
+def test_methods_of_ones_own_for_tokens(method):
+    model, inputs = made("GPT-2")
+    convert(model, method, example_inputs=inputs)  # and nobody takes it to look ahead
+    assert {type(found.module) for found in find(model)} == {nw.Norm}
+    layer, x = model.transformer.ln_f, torch.randn(2, 5, 32)
+    square = (x.square().mean(-1, keepdim=True) + layer.__dict__["eps"]) ** (getattr(method, "power", 0) / 2)
+    wanted = (x / (1 + x.abs()) if isinstance(method, Softsign) else x / square) * layer.weight + layer.bias
+    torch.testing.assert_close(layer(x), wanted)
+    torch.testing.assert_close(nw.norm_layer(method)(32)(x.transpose(1, 2)).transpose(1, 2), nw.Norm(method, 32)(x))
 
 
 def test_there_and_back():

@@ -117,13 +117,14 @@ class Cells:
         given = self.given._replace(weight=weight, bias=bias)
         return self.method.affine(cells, given, **dict(zip(self.method.learned, learned, strict=True)))
 
-    def cells(self, x: Tensor, kernels: ModuleType) -> Moments:
+    def cells(self, x: Tensor, kernels: ModuleType, exact: bool = False) -> Moments:
         """The moments of ``x``, or a placeholder where the method does not read them."""
         if not self.reads:
             zero = x.new_zeros((1, 1), dtype=reference.accumulation_dtype(x.dtype))
             return Moments(zero, zero, 1)
         # Masked moments have no native kernel: the plain ones serve.
-        mean, var = kernels.moments(x) if self.mask is None else reference.moments(x, self.mask)
+        plain = kernels is reference or self.mask is not None
+        mean, var = reference.moments(x, self.mask, exact) if plain else kernels.moments(x)
         return Moments(mean, var, self._elements(x))
 
     def formula(self, tensors: Tensors, kept: Tensors = ()) -> Tensor:
@@ -136,7 +137,7 @@ class Cells:
     def prepare(self, x: Tensor, tensors: Tensors) -> Affine:
         """Take the moments, and make the map of them and of tensors without their graphs."""
         with torch.no_grad():
-            self.seen = self.cells(x.detach(), self.kernels)
+            self.seen = self.cells(x.detach(), self.kernels, exact=self.kernels is reference)
         self.affine = self.map(self.seen, [None if t is None else t.detach() for t in tensors])
         return self.affine
 
@@ -161,9 +162,14 @@ class Cells:
         # Sums about the cells' means lose the least; where these are not known, about the center.
         about = mean.detach() if self.reads else center
         act = (self.activation, self.slope)
+        if self.kernels is reference:  # once, and not for each of the two kernels
+            grad = reference.through_activation(grad, x, center, scale, shift, *act)  # type: ignore[arg-type]
+            act = (None, self.slope)
         s1, s2 = self.kernels.grad_sums(grad, x, about, center, scale, shift, *act)
         grad_affine = (-scale * s1, s2 + (about - center) * s1, s1)
-        live = [(a, g.sum_to_size(a.shape)) for a, g in zip(affine, grad_affine, strict=True) if a.requires_grad]
+        live = [
+            (a, g.sum_to_size(a.shape).to(a.dtype)) for a, g in zip(affine, grad_affine, strict=True) if a.requires_grad
+        ]
         grad_mean, grad_var, *found = gradients(
             [a for a, _ in live], [mean, var, *leaves], [g for _, g in live], [True, True, *wanted[1:]]
         )

@@ -91,7 +91,7 @@ class Method:
         reads_reference: it reads the running averages in training, too.
         per_token: each position is normalized by itself, as if it were a sample; ``None``: where channels come last.
         weight_start: what a layer's weight starts as.
-        curve: ``None``, or a function of the elements alone, ``(x, **learned)``, which comes before the map.
+        curve: ``None``, or a function of the elements alone, ``(x, **learned)``: then only weight and bias follow.
 
     Example:
         >>> class Halved(Method):

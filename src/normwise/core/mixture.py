@@ -126,9 +126,10 @@ def _over_samples(weight: Tensor | None, bias: Tensor | None, mean: Tensor) -> t
 
 @functools.lru_cache
 def _numbers(dtype: torch.dtype, device: torch.device, *values: float) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1, 1)
+    # Filled there: a copy would make the host wait.
+    return torch.cat([torch.full((1, 1, 1), value, dtype=dtype, device=device) for value in values])
 
 
 def _column(like: Tensor, *values: float) -> Tensor:
-    """Numbers, brought to a device once."""
+    """Numbers, made on a device once."""
     return _numbers(like.dtype, like.device, *values)

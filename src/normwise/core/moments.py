@@ -149,22 +149,22 @@ def sparsemax(logits: Tensor) -> Tensor:
     Formula: argmin ‖p − z‖ over p ≥ 0, Σ p = 1, which is pₖ = max(zₖ − τ, 0) with τ such that Σ p = 1.
 
     Args:
-        logits: (K,).
+        logits: (..., K), each row for itself.
 
     Returns:
-        (K,), summing to 1; the gradient is (gₖ − mean of g over the support) on the support and 0 elsewhere.
+        (..., K), summing to 1; the gradient is (gₖ − mean of g over the support) on the support and 0 elsewhere.
 
     Example:
         >>> sparsemax(torch.tensor([1.0, 0.8, -1.0]))
         tensor([0.6000, 0.4000, 0.0000])
     """
     # Counted from the largest, so that a large common offset costs no digits.
-    z = logits - logits.detach().max()
-    ordered = z.sort(descending=True).values
-    excess = ordered.cumsum(0) - 1
-    ranks = torch.arange(1, len(z) + 1, dtype=z.dtype, device=z.device)
-    support = (ordered * ranks > excess).sum()
-    threshold = excess.gather(0, (support - 1)[None]) / support
+    z = logits - logits.detach().amax(-1, keepdim=True)
+    ordered = z.sort(-1, descending=True).values
+    excess = ordered.cumsum(-1) - 1
+    ranks = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+    support = (ordered * ranks > excess).sum(-1, keepdim=True)
+    threshold = excess.gather(-1, support - 1) / support
     return (z - threshold).relu()
 
 
@@ -176,11 +176,11 @@ def sparsestmax(logits: Tensor, sparsity: float | Tensor) -> Tensor:
     to leave the centre and stay equal.
 
     Args:
-        logits: (K,).
+        logits: (..., K), each row for itself.
         sparsity: the radius as a fraction of the largest, 0 to 1.
 
     Returns:
-        (K,), summing to 1.
+        (..., K), summing to 1.
 
     Example:
         >>> sparsestmax(torch.tensor([0.5, 0.3, 0.1]), 0.5)
@@ -188,17 +188,17 @@ def sparsestmax(logits: Tensor, sparsity: float | Tensor) -> Tensor:
         >>> sparsestmax(torch.tensor([0.5, 0.3, 0.1]), 1.0)
         tensor([1., 0., 0.])
     """
-    K = len(logits)
+    K = logits.shape[-1]
     squared_radius = torch.as_tensor(sparsity, dtype=logits.dtype, device=logits.device) ** 2 * ((K - 1) / K)
     p = sparsemax(logits)
     support = torch.ones_like(p)
     # Out of the disc; where that leaves the simplex, back onto the face that was crossed and out of the disc in it.
     for _ in range(K - 1):
-        size = support.sum()
+        size = support.sum(-1, keepdim=True)
         # A few roundings too far, so that the full radius ends beyond the corner, at exact zeros.
         radius = (squared_radius - (1 / size - 1 / K)).clamp_min(0).sqrt() * (1 + 8 * torch.finfo(p.dtype).eps)
         offset = (p - 1 / size) * support
-        distance = offset.square().sum()
+        distance = offset.square().sum(-1, keepdim=True)
         inside = (distance < radius.square()) & (distance > 0)
         stretch = radius * torch.where(inside, distance, 1).rsqrt()
         p = sparsemax(torch.where(inside, (1 / size + offset * stretch) * support + (support - 1), p))

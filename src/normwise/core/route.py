@@ -188,11 +188,6 @@ def normalized(
     running: Running | None,
 ) -> tuple[Tensor, Moments | None]:
     """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
-    if method.curve is not None:
-        dtype = reference.accumulation_dtype(x.dtype)
-        curved = method.curve(x.to(dtype), **{name: t.to(dtype) for name, t in _all_learned(x, method, learned)})
-        affine = method.affine(Moments(curved.new_zeros(1, 1), curved.new_ones(1, 1)), given)
-        return reference.apply(curved, *affine, activation, slope).to(x.dtype), None
     way = route(x, method, given, mask, running)
     if way.whole is not None:
         mix = method.mix(given.population is not None)
@@ -206,7 +201,7 @@ def normalized(
         y = by_torch(x, way.whole, *parameters, given.population, averages, activation, slope)
         return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     tensors: list[Tensor | None] = [given.weight, given.bias]
-    tensors += [t for _, t in _all_learned(x, method, learned)]
+    tensors += [t for _, t in all_learned(x, method, learned)]
     call = Cells(method, given._replace(weight=None, bias=None), mask, activation, slope, way.kernels or reference)
     call.reads = method.reads_cells(given.population is not None)
     # Of what the map is made of nothing wants a gradient. If the map does, the method's function draws on more: on
@@ -221,7 +216,7 @@ def normalized(
     return y, seen
 
 
-def _all_learned(x: Tensor, method: Method, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def all_learned(x: Tensor, method: Method, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """A method's learned tensors; one that nobody gave is what it begins as."""
     for name, one in method.learned.items():
         if name in given:

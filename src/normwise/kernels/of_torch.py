@@ -100,7 +100,7 @@ def apply_to_cells(x: Tensor, center: Tensor, var: Tensor, factor: Tensor | None
     """Normalize each cell by its own center and variance (N, C): ``(x − center) / √var · factor + shift``."""
     weight, bias = (None if t is None else t.flatten() for t in (factor, shift))
     rows = x.reshape(1, center.numel(), -1)
-    y = F.batch_norm(rows, center.flatten(), var.flatten(), weight, bias, False, 0.0, 0.0)
+    y = torch.native_batch_norm(rows, weight, bias, center.flatten(), var.flatten(), False, 0.0, 0.0)[0]
     return _in_format_of(x, y.view(x.shape))
 
 

@@ -94,7 +94,7 @@ class DyT(NoNorm):
     name = "dyt"
     summary = "the tanh of each element; no statistics"
     paper = "Zhu et al. 2025, arXiv 2503.10622"
-    per_token = None
+    per_token = True
 
     @property
     def learned(self) -> Mapping[str, Learned]:  # type: ignore[override]
@@ -128,7 +128,7 @@ class Derf(NoNorm):
     name = "derf"
     summary = "the error function of each element; no statistics"
     paper = "Chen et al. 2025, arXiv 2512.10938"
-    per_token = None
+    per_token = True
 
     @property
     def learned(self) -> Mapping[str, Learned]:  # type: ignore[override]

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normwise import kernels
+from normwise.core.checks import refuse_nested
 from normwise.core.route import exporting
-from normwise.functional import normalize, refuse_nested
+from normwise.functional import normalize
 from normwise.methods import Instance
 from normwise.nn._eps import eps_of
 from normwise.nn._state import LazyNorm, TrackingNorm, boundary

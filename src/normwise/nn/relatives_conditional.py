@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwise import kernels
+from normwise.core.checks import refuse_nested
 from normwise.errors import InputError
-from normwise.functional import normalize, real_elements, refuse_nested
+from normwise.functional import normalize, real_elements
 from normwise.methods import Batch, Instance, Method
 from normwise.nn._eps import Eps
 from normwise.nn._state import TrackingNorm, boundary, checked_size

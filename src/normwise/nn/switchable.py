@@ -100,9 +100,12 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
             >>> SwitchableNorm2d(3, over=("layer", "batch")).shares()[0]
             tensor([0.5000, 0.5000])
         """
-        logits = (self.mean_weight.detach(), self.var_weight.detach())
-        means, variances = (w.softmax(0) if self.sparsity is None else _sparse(w, self.sparsity) for w in logits)
-        return means, variances
+        means, variances = self.mean_weight.detach(), self.var_weight.detach()
+        return (
+            (means.softmax(0), variances.softmax(0))
+            if self.sparsity is None
+            else _sparse(means, variances, self.sparsity)
+        )
 
     @boundary
     def forward(self, input: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -292,8 +295,10 @@ def importance(model: torch.nn.Module) -> Importance:
     return found
 
 
-def _sparse(logits: Tensor, sparsity: Tensor) -> Tensor:
-    return sparsestmax(logits.to(kernels.accumulation_dtype(logits.dtype)), sparsity)
+def _sparse(mean_weight: Tensor, var_weight: Tensor, sparsity: Tensor) -> tuple[Tensor, Tensor]:
+    logits = torch.stack((mean_weight, var_weight))
+    means, variances = sparsestmax(logits.to(kernels.accumulation_dtype(logits.dtype)), sparsity)
+    return means, variances
 
 
 @torch.fx.wrap
@@ -303,7 +308,7 @@ def _live(
     """The mix of the members to compute, and logits, or shares where it is sparse; a leaf for torch.fx."""
     if sparsity is None:
         return method, mean_weight, var_weight
-    means, variances = _sparse(mean_weight, sparsity), _sparse(var_weight, sparsity)
+    means, variances = _sparse(mean_weight, var_weight, sparsity)
     if training or needs_plain_graph() or not readable(means):
         return method, means, variances
     live = torch.nonzero((means != 0) | (variances != 0)).flatten().tolist()

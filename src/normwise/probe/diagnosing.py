@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from normwise import devices
 from normwise.errors import InputError, blaming
-from normwise.findings import Diagnosis, ModelFacts
+from normwise.findings import Diagnosis, ModelFacts, TokenTrace
 from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
 from normwise.probe.facts import keeping_random_state, survey_batch
 from normwise.probe.gaps import Loss, dropout_factors, gains, keeping_buffers, measure_gap
 from normwise.probe.losses import loss_of
 from normwise.probe.shifts import measure_shifts
+from normwise.probe.tokens import trace_tokens
 from normwise.probe.trying import tried
 from normwise.probe.watching import held_still, training_norms, watch
 from normwise.surgery.freeze import is_frozen
@@ -122,12 +123,14 @@ class _Examination:
     ) -> None:
         self.model, self.batches, self.loss = model, batches, loss
         self.forward, self.optimizer = forward, optimizer
+        self.tokens: TokenTrace | None = None
 
     def run(self, progress: Callable[[int, int], object]) -> Diagnosis:
         misplaced = self._misplaced()
         with ExitStack() as stack:
             stack.enter_context(keeping_random_state())
             facts = self._survey()
+            self.tokens = trace_tokens(self.model, lambda model: self.forward(model, self.batches[0]))
             stack.enter_context(left_alone(self.model))
             watcher = watch(self.model, self.optimizer, every=1)
             with _training(self.model), watcher:
@@ -205,7 +208,7 @@ class _Examination:
         of_norms: dict[str, dict[str, Any]] = {
             name: {"dropout_factor": on, "dropout_running": running} for name, (on, running) in factors.items()
         }
-        first = watcher.judged(facts, run, of_norms=of_norms, of_weights=shifts)
+        first = watcher.judged(facts, run, tokens=self.tokens, of_norms=of_norms, of_weights=shifts)
         named = {found.names[0]: found for found in watcher.found}
         choosing = [
             (named[norm.layer.name], norm)
@@ -220,7 +223,7 @@ class _Examination:
         gained = gains(self.model, self.batches, suspicious, self._run, self.loss, gap.running)
         for name, gain in gained.items():
             of_norms.setdefault(name, {})["gain"] = gain
-        return watcher.judged(facts, run, gap=gap, of_norms=of_norms, of_weights=shifts)
+        return watcher.judged(facts, run, gap=gap, tokens=self.tokens, of_norms=of_norms, of_weights=shifts)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.findings import Gap, NormTrace
+from normwise.kernels.reference import widened
 from normwise.probe.places import input_of
 from normwise.surgery.layers import Found, find
 from normwise.surgery.running import Forward, drift, evaluating, targets_of, tensors_in
@@ -66,7 +67,7 @@ def dropout_factors(
     norms = {id(part) for found in find(model) for part in found.module.modules()}
     dropping = [module for module in model.modules() if module.training and id(module) not in norms]
     # Before the passes below move them.
-    running = {f.names[0]: torch.as_tensor(f.module.running_var).detach().double().cpu() for f in layers}
+    running = {f.names[0]: torch.as_tensor(f.module.running_var).detach().cpu().double() for f in layers}
     on = _variances(model, batches, layers, forward)
     try:
         for module in dropping:
@@ -96,7 +97,7 @@ def _variances(
         def note(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             x = input_of(args, kwargs)
             if x is not None and x.ndim > 1 and x.is_floating_point():
-                seen.setdefault(name, []).append(x.detach().double().movedim(axis, -1).flatten(0, -2).var(0).cpu())
+                seen.setdefault(name, []).append(widened(x.detach()).movedim(axis, -1).flatten(0, -2).var(0).cpu())
 
         return note
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from normwise.kernels.reference import widened
 from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.parametrize import weight_norms
 from normwise.probe.lineage import Lineage
@@ -227,7 +228,7 @@ def _share_dropped(evaluation: Any, training: Any) -> float:
         return 0.0
     dropped = training == 0
     # What is not dropped is all kept, or all scaled alike.
-    return float(dropped.double().mean()) if training[~dropped].unique().numel() <= 1 else 0.0
+    return float(widened(dropped).mean()) if training[~dropped].unique().numel() <= 1 else 0.0
 
 
 def _channels_of(module: nn.Module, axis: int | None, made: Tensor) -> int | None:

@@ -343,7 +343,7 @@ def _known(module: nn.Module, name: str) -> Tensor | None:
 
 
 def _copy(tensor: Any) -> Tensor | None:
-    return tensor.detach().double().cpu().flatten().clone() if isinstance(tensor, Tensor) else None
+    return tensor.detach().cpu().double().flatten().clone() if isinstance(tensor, Tensor) else None
 
 
 def _largest(layer: NormLayer) -> tuple[float, float] | None:

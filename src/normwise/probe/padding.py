@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from normwise.kernels.reference import widened
+
 # Names under which loaders hand out which positions are real (or, inverted, which are not).
 _MASKS = ("attention_mask", "mask", "padding_mask", "key_padding_mask", "src_key_padding_mask")
 
@@ -21,7 +23,7 @@ def padded_share(batch: Any) -> float | None:
         for name in _MASKS:
             mask = batch.get(name)
             if isinstance(mask, Tensor) and mask.ndim == 2 and mask.numel():
-                zeros = float((mask == 0).double().mean())
+                zeros = float(widened(mask == 0).mean())
                 return 1 - zeros if "padding" in name else zeros
     shares = [share for t in _sequences(batch) if (share := _seen(t)) is not None]
     return max(shares, default=None)
@@ -58,4 +60,4 @@ def _trailing(blank: Tensor) -> float:
         return 0.0
     longest = int(lengths.max())
     # Down to the longest sample: what is blank for all is for the loader to answer for, and counts as well.
-    return float(1 - lengths.double().mean() / blank.shape[1]) if longest else 0.0
+    return float(1 - widened(lengths).mean() / blank.shape[1]) if longest else 0.0

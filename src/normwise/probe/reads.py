@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normwise.kernels.reference import has_float64
+
 Taken = Tensor | None
 
 
@@ -51,4 +53,4 @@ def on_host(tensors: Sequence[Taken]) -> list[Any]:
 
 
 def _wide(t: Tensor, copy: bool = False) -> Tensor:
-    return t.detach().to(torch.float32 if t.device.type == "mps" else torch.float64, copy=copy)  # which has no other
+    return t.detach().to(torch.float64 if has_float64(t.device) else torch.float32, copy=copy)

@@ -144,7 +144,9 @@ def near_eps(seen: Diagnosis) -> Iterator[Hit]:
         wide = 2 * near > layer.channels
         fix = f"{at(layer.name)}.eps = {v / 100:.1g}" if wide and v is not None and v >= _CONSTANT else ""
         evidence: dict[str, float | None] = {"near_eps": near, "eps": layer.eps, "var_min": norm.var_min}
-        yield Hit(layer.name, message, evidence, fix, None if wide else "info")
+        # Before training a token's values may still be as small as its layers' first weights make them.
+        early = layer.per_token and untrained(seen)
+        yield Hit(layer.name, message, evidence, fix, None if wide and not early else "info")
 
 
 def _first_collapsed(seen: Diagnosis) -> int | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from normwise.kernels.reference import widened
 from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.surgery.running import tensors_in
 
@@ -156,7 +157,7 @@ def _outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor
         def note(_: nn.Module, args: tuple, output: object) -> None:
             made = tensors_in(output)
             if made and name not in seen and made[0].ndim > 1:
-                rows = made[0].detach().double().movedim(axis, -1).flatten(0, -2)
+                rows = widened(made[0].detach()).movedim(axis, -1).flatten(0, -2)
                 if len(rows) < _ROWS:
                     return
                 std, mean = torch.std_mean(rows, 0, correction=0)
@@ -175,7 +176,7 @@ def _outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor
 
 
 def _compared(old: list[Tensor], new: list[Tensor]) -> dict[str, float | None]:
-    a, b = (torch.cat([g.detach().double().flatten() for g in gradients]) for gradients in (old, new))
+    a, b = (torch.cat([widened(g.detach()).flatten() for g in gradients]) for gradients in (old, new))
     size, other = float(a.norm()), float(b.norm())
     if not size or not other or not (a.isfinite().all() and b.isfinite().all()):
         return {}

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from normwise._version import __version__
-from normwise.findings import Diagnosis, Finding, Gap, ModelFacts, NormFacts, NormTrace, RunTrace
-from normwise.probe import rules_statistics, rules_structure, rules_training
+from normwise.findings import Diagnosis, Finding, Gap, ModelFacts, NormFacts, NormTrace, RunTrace, TokenTrace
+from normwise.probe import rules_statistics, rules_structure, rules_tokens, rules_training
 from normwise.probe.meters import NormMeter, WeightMeter
 from normwise.probe.optimizers import Decays
 from normwise.probe.rules import at, calibrate_command, judge
 from normwise.surgery.inspect import inspect
 
-RULES = [*rules_statistics.RULES, *rules_structure.RULES, *rules_training.RULES]
+RULES = [*rules_statistics.RULES, *rules_structure.RULES, *rules_training.RULES, *rules_tokens.RULES]
 
 # What inspection finds, its effect and its fix; ``{at}`` is the layer, ``{name}`` its name.
 STATIC: dict[str, tuple[str, str]] = {
@@ -44,6 +44,7 @@ STATIC: dict[str, tuple[str, str]] = {
         "from normwise.surgery.inspect import dead_below\n"
         "with torch.no_grad():\n    {at}.weight[{at}.weight.abs() <= dead_below({at}.weight)] = 0.0",
     ),
+    "not-understood": ("Nothing of it is measured, and nothing here speaks for its health.", ""),
     "momentum-0": (
         "Should weights be trained further, the statistics stay, and evaluation drifts away from training.",
         "{at}.momentum = 0.1",
@@ -61,6 +62,7 @@ def diagnosis_of(
     *,
     since: int = 0,
     gap: Gap | None = None,
+    tokens: TokenTrace | None = None,
     of_norms: Mapping[str, Mapping[str, Any]] | None = None,
     of_weights: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Diagnosis:
@@ -85,6 +87,7 @@ def diagnosis_of(
             if f.name in named
         ],
         gap=gap,
+        tokens=tokens,
         versions={"normwise": __version__, "torch": str(torch.__version__)},
     )
     judged = judge(seen, RULES)
@@ -109,7 +112,9 @@ def _static(model: nn.Module, seen: Diagnosis, judged: list[Finding]) -> list[Fi
         if finding.code == "never-updated" and rules_statistics.untrained(seen):
             # Nothing was trained: that the statistics are at their start, too, is no fault.
             severity = "info"
-        if finding.code == "momentum-0" or finding.code == "dead-weight":
+        if finding.code == "not-understood":
+            severity = "info"  # of a layer that was not measured there is nothing to warn of
+        if finding.code in ("momentum-0", "dead-weight", "not-understood"):
             command = ""
         else:
             command = calibrate_command(finding.layer)

@@ -19,6 +19,8 @@ from normwise.study.optimize import Steps
 # What --precision may be, and the type that autocast computes in.
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
+# Of the models that a study holds at once: in training, in evaluation, and at each size of a batch.
+_GRAPHS = 64
 _TOLD = {"32": "float32", "bf16": "bfloat16 by autocast", "16": "float16 by autocast"}
 
 
@@ -60,7 +62,9 @@ class Compute:
         """Put a model that was built on the CPU where it is trained."""
         model.to(self.device)
         if self.compile:
-            torch.compiler.reset()  # graphs of earlier trials count against the limit of each model's code
+            torch.compiler.reset()  # of graphs of earlier trials
+            # Beyond the limit torch would go on without compiling, and the models of all methods share their code.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
             model.compile()
         return model
 

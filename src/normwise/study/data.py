@@ -128,7 +128,9 @@ class Samples:
 
         with _drawing(seed):
             samples = [self.dataset[i] for i in self.index.tolist()]
-            batch = devices.move((self.collate or default_collate)(samples), devices.CPU)
+            batch = (self.collate or default_collate)(samples)
+        if any(not t.is_cpu for t in _leaves(batch)):
+            batch = devices.move(batch, devices.CPU)  # where models are built and what is drawn is drawn
         if isinstance(batch, tuple | list) and len(batch) == 2:
             pair = [tuple(v) if isinstance(v, list) else v for v in batch]
             if all(isinstance(t, Tensor) for v in pair for t in (v if isinstance(v, tuple) else (v,))):

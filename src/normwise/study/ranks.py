@@ -76,7 +76,7 @@ def _run_rank(given: tuple[Any, ...], cell: Cell, rank: int, size: int, port: in
     """What the process of a rank does."""
     task, compute, *rest = given
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
-    device = compute.device if compute.on_cpu else torch.device(compute.device.type, rank)
+    device = compute.device if compute.on_cpu else torch.device(compute.device.type, compute.device.index + rank)
     with current(device):
         join = f"tcp://127.0.0.1:{port}"
         dist.init_process_group(ranks_backend(device), init_method=join, rank=rank, world_size=size)

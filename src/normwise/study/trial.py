@@ -103,10 +103,13 @@ class _Losses:
     def add(self, loss: Tensor) -> None:
         self._unread.append(loss.reshape(()))
 
-    def read(self) -> None:
+    def read(self) -> int | None:
+        """Read what is new; give the place of the first that is not finite, as though each had been read at once."""
+        first = len(self.values)
         if self._unread:
             self.values += torch.stack(self._unread).tolist()
             self._unread.clear()
+        return next((k for k in range(first, len(self.values)) if not math.isfinite(self.values[k])), None)
 
 
 class Trainer:
@@ -219,10 +222,12 @@ class Trainer:
             marked = log.step in marks
             if not (marked or log.step % read_every == 0 or log.step == total):
                 continue
-            losses.read()
+            bad = losses.read()
             if observer is not None:
                 observer.step(log.step, losses.values[-1])
-            _refuse_divergence(losses.values, log, total)
+            if bad is not None:
+                log.step = bad + 1
+                raise DivergedError(f"the loss became {losses.values[bad]} at step {log.step} of {total}")
             if marked:
                 epoch = round(log.step * task.accumulate * cell.batch_size / task.splits.train.size, 4)
                 score, _ = evaluate(model, task, task.splits.valid)
@@ -240,14 +245,6 @@ class Trainer:
             self._peaks[key] = peak_bytes(step, self.task.compute.device)
             model.load_state_dict(before)
         return self._peaks.get(key)
-
-
-def _refuse_divergence(losses: Sequence[float], log: _Log, total: int) -> None:
-    """Stop at the first loss that is not finite, as though it had been read at once."""
-    bad = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-    if bad is not None:
-        log.step = bad
-        raise DivergedError(f"the loss became {losses[bad - 1]} at step {bad} of {total}")
 
 
 def build_model(task: Task, cell: Cell) -> nn.Module:

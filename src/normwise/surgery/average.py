@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
+from normwise.kernels.reference import widened
 from normwise.nn._checks import came, model_given, number_given
 from normwise.surgery.layers import find
 
@@ -77,7 +78,7 @@ def average_states(
             places = positions if isinstance(positions, int) else positions.get(layer, 1)
             averaged[key] = _pooled(means, values, weights, None if sizes is None else [n * places for n in sizes])
         else:
-            averaged[key] = _mean(values, weights).to(values[0].dtype)
+            averaged[key] = _mean(values, weights).to(values[0])
     return averaged
 
 
@@ -101,12 +102,12 @@ def _pooled(
     if elements is not None and 1 in elements:  # one value has no variance, and what is stored may be NaN
         variances = [v if n > 1 else torch.zeros_like(v) for v, n in zip(variances, elements, strict=True)]
     inner = sum((w * _precise(v, means[0]) for v, w in zip(variances, within, strict=True)), torch.zeros_like(mean))
-    return (inner + spread).to(variances[0].dtype)
+    return (inner + spread).to(variances[0])
 
 
 def _precise(value: Tensor, like: Tensor) -> Tensor:
     value = value.detach().to(like.device)
-    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+    return value.to(torch.complex128) if value.is_complex() else widened(value)
 
 
 def _counted(key: str, values: Sequence[Tensor]) -> Tensor:

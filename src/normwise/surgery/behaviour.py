@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -367,8 +367,9 @@ class _Trial:
         problem: str | None = None,
     ) -> NormLayer:
         vectors = [t for t in learned.values() if t.numel() > 1]
-        other = [n + (i == axis % len(shape)) for i, n in enumerate(shape)]
-        known = bool(vectors) or self.run(tuple(other), 1 if gate is None else 2) is None
+        # A shape among its attributes says so; else it shows in whether it takes another size, too.
+        other = tuple(n + (i == axis % len(shape)) for i, n in enumerate(shape))
+        known = bool(vectors) or (shape[axis],) in self._known or self.run(other, 1 if gate is None else 2) is None
         several = [t for t in vectors if sum(size > 1 for size in t.shape) > 1]
         if several:
             problem = problem or f"its weight has one entry per element of {tuple(several[0].shape)}"

@@ -355,7 +355,7 @@ def _finished(targets: list[_Target]) -> tuple[list[Calibrated], list[Left]]:
 
 def _calibrated(target: _Target) -> Calibrated:
     seen, eps = target.population, target.found.layer.eps
-    mean, var = (t.double().cpu() for t in (target.old_mean, target.old_var))
+    mean, var = (t.cpu().double() for t in (target.old_mean, target.old_var))
     shift = ((seen.mean - mean).abs() / (var + eps).sqrt()).max().item()
     factor = ((seen.var + eps) / (var + eps)).log().abs().max().exp().item()
     finite = math.isfinite(shift) and math.isfinite(factor)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normwise import nn
 from normwise.core.moments import Affine, Moments
+from normwise.kernels.reference import widened
 from normwise.methods import METHODS, Context
 from normwise.nn import groups_for
 from normwise.nn._eps import stored_eps
@@ -362,9 +363,9 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset:
     held = zip(AFFINE, layer.names, strict=True)
     affine = {name: _plain(layer, name, tensors[key], offset) for name, key in held if key in tensors}
     if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
-        dtype = next(iter(affine.values()), tensors["running_mean"]).dtype
+        like = next(iter(affine.values()), tensors["running_mean"])
         center, scale, shift = _evaluated(tensors, layer, affine)
-        return {"weight": scale.to(dtype), "bias": (shift - center * scale).to(dtype)}
+        return {"weight": scale.to(like), "bias": (shift - center * scale).to(like)}
     kept = {name: tensors[name] for name in STATISTICS if name in tensors} if keeps_statistics(layer, to) else {}
     return affine | kept
 
@@ -379,9 +380,9 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: f
     given = {name: _as_held(layer, name, tensors[name], offset) for name in own if name in tensors}
     if folds(layer, to) and "weight" in tensors:
         center, scale, _ = _evaluated(own, layer, {})
-        weight = tensors["weight"].double()
-        whole = {"weight": weight / scale, "bias": tensors["bias"].double() + center * weight}
-        given |= {name: value.to(own[name].dtype) for name, value in whole.items() if name in own}
+        weight = widened(tensors["weight"])
+        whole = {"weight": weight / scale, "bias": widened(tensors["bias"]) + center * weight}
+        given |= {name: value.to(own[name]) for name, value in whole.items() if name in own}
     keys = dict(zip(AFFINE, layer.names, strict=True))
     return {keys.get(name, name): value for name, value in (own | given).items()}
 
@@ -395,8 +396,8 @@ def folds(layer: NormLayer, to: str) -> bool:
 
 def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
     """The layer's map in evaluation, (C,) each, in float64: what its method makes of stored statistics alone."""
-    stored = Moments(tensors["running_mean"].double()[None], tensors["running_var"].double()[None])
-    weight, bias = (affine[name].double() if name in affine else None for name in AFFINE)
+    stored = Moments(widened(tensors["running_mean"])[None], widened(tensors["running_var"])[None])
+    weight, bias = (widened(affine[name]) if name in affine else None for name in AFFINE)
     parts = METHODS[layer.method].affine(stored, Context(weight, bias, layer.eps, population=stored))
     return Affine(*(part.expand_as(stored.mean)[0] for part in parts))
 

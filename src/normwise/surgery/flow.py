@@ -149,6 +149,7 @@ class Reading:
 
     def _residual_adds(self) -> Iterator[tuple[int, tuple[int, int]]]:
         """Additions of a value and of something made from it: by step, the value's origin and the branch's."""
+        skips: dict[int, int] = {}
         for index, step in enumerate(self.steps):
             if step.name not in _ADDS or len(step.takes) < 2 or step.value is None or step.value.ndim < 2:
                 continue
@@ -157,10 +158,22 @@ class Reading:
             a, b = (self.origin(source) for source in step.takes[:2])
             if any(self.steps[i].value is None or self.steps[i].value.numel() != step.value.numel() for i in (a, b)):  # type: ignore[union-attr]
                 continue
-            if self.comes_from(b, a):
-                yield index, (a, b)
-            elif self.comes_from(a, b):
-                yield index, (b, a)
+            for skip, end in ((a, b), (b, a)):
+                # Two branches of one value may be added one after the other.
+                if self.comes_from(end, skip) or (skip in skips and self.comes_from(end, skips[skip])):
+                    skips[index] = skips.get(skip, skip) if not self.comes_from(end, skip) else skip
+                    yield index, (skip, end)
+                    break
+
+    def stream(self) -> list[int]:
+        """The additions of the longest residual stream, in order."""
+        chains: dict[int, list[int]] = {}
+        for add, (skip, _) in self.adds.items():
+            step = self.steps[skip]
+            if step.module in self.norms and step.takes:  # post-norm: the stream goes through it
+                skip = self.origin(step.takes[0])
+            chains[add] = [*chains.get(skip, []), add]
+        return max(chains.values(), key=len, default=[])
 
     def roles(self) -> dict[str, str]:
         """Where each norm stands: pre, post, branch end, final, query or key, inside a branch, or elsewhere."""
@@ -197,12 +210,12 @@ class Reading:
         return any(skip == add for skip, _ in self.adds.values())
 
     def _is_post(self, add: int) -> bool:
-        """Whether the stream reached this addition from a norm behind another: the last of the norms behind additions."""
+        """Whether the stream came to this addition from a norm behind another: it ends in the last of these."""
         skip = self.steps[self.adds[add][0]]
         return skip.module in self.norms and self.origin(skip.takes[0]) in self.adds
 
     def placement(self) -> str | None:
-        """How the blocks are normalized: pre, post, sandwich, branch end (norms of branches' results alone), or mixed."""
+        """How the blocks are normalized: pre, post, sandwich, branch end (norms of their results alone), or mixed."""
         roles = {role for name, role in self.roles().items() if self.norms[name].layer.per_token}
         kinds = roles & {"pre", "post", "branch end"}
         if not kinds:

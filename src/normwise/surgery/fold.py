@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from normwise import kernels
 from normwise.errors import NormwiseError, NormwiseWarning
+from normwise.kernels.reference import widened
 from normwise.methods import METHODS, Method
 from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
@@ -340,7 +341,7 @@ def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
     if layer.method == "switchable" and tuple(module.over) != ("batch",):
         raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
     one = torch.ones(layer.channels, dtype=torch.float64)
-    weight, bias = (None if t is None else t.detach().double().cpu() for t in (layer.weight, layer.bias))
+    weight, bias = (None if t is None else t.detach().cpu().double() for t in (layer.weight, layer.bias))
     shift = torch.zeros_like(one) if bias is None else bias
     scale = one if weight is None else weight
     if layer.method not in {"none", "weight"}:
@@ -348,7 +349,7 @@ def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
             raise Unprovable("is in training mode: call .eval() first")
         if layer.running_mean is None or layer.running_var is None:
             raise Unprovable("keeps no running statistics: in evaluation it normalizes by the batch")
-        mean, var = (t.detach().double().cpu() for t in (layer.running_mean, layer.running_var))
+        mean, var = (t.detach().cpu().double() for t in (layer.running_mean, layer.running_var))
         scale = scale if layer.method == "mean_only_batch" else scale * torch.rsqrt(var + layer.eps)
         shift = shift - mean * scale
     if not bool(scale.isfinite().all() and shift.isfinite().all()):
@@ -391,7 +392,7 @@ def _change(before: list[Tensor], after: list[Tensor], tolerance: float | None) 
     for old, new in zip(before, after, strict=True):
         limit = max(limit, _TOLERANCE.get(old.dtype, 0.02))
         if old.numel():
-            old, new = old.double(), new.double()
+            old, new = widened(old), widened(new)
             size = old[old.isfinite()].abs().amax() if old.isfinite().any() else old.new_ones(())
             # What was NaN or infinite before may stay so.
             same = (old == new) | (old.isnan() & new.isnan())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError, NormwiseError
+from normwise.kernels.reference import widened
 from normwise.nn._checks import model_given
 from normwise.surgery.layers import Where, chosen
 from normwise.surgery.running import refuse_lazy, uninitialized, working_copy
@@ -280,7 +281,7 @@ def _changes(name: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> 
         if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
             yield Moved(name, f"{key}: another tensor")
         elif not torch.equal(_bits(old), _bits(new)):
-            yield Moved(name, key, (new.double() - old.double()).abs().max().item())
+            yield Moved(name, key, (widened(new) - widened(old)).abs().max().item())
 
 
 def _bits(tensor: Tensor) -> Tensor:

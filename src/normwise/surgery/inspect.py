@@ -15,6 +15,7 @@ from normwise import findings as records
 from normwise.errors import InputError
 from normwise.files import finite
 from normwise.findings import Finding, gravest_first
+from normwise.kernels.reference import widened
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
 from normwise.results import Result, counted, layers
@@ -241,8 +242,8 @@ def _as_stored(weight: Tensor | None) -> tuple[str | None, Tensor | None]:
     """Whether stored weights are scales or offsets from 1, with the evidence, and the scales that they mean."""
     if weight is None or not weight.numel() or not weight.is_floating_point() or not bool(weight.isfinite().all()):
         return None, None
-    values = weight.detach().double()
-    median, below = float(values.median()), float((values < 0).double().mean())
+    values = widened(weight.detach())
+    median, below = float(values.median()), float(widened(values < 0).mean())
     evidence = f"median {median:.2g}, {below:.0%} below 0"
     if bool((values == 0).all()) or (abs(median) < 0.5 and below >= _BELOW and float(values.min()) > -1.5):
         return f"1 + w ({evidence})", values + 1
@@ -255,12 +256,12 @@ def _convention(facts: Iterable[_Facts]) -> Iterator[Finding]:
     """Say once of a checkpoint that its weights are offsets from 1."""
     offsets = [f for f in facts if f.row.type is None and (f.row.weight or "").startswith("1 + w")]
     if offsets:
-        medians = [float(f.tensors["weight"].detach().double().median()) for f in offsets]
-        below = [float((f.tensors["weight"] < 0).double().mean()) for f in offsets]
+        medians = [float(widened(f.tensors["weight"].detach()).median()) for f in offsets]
+        below = [float(widened(f.tensors["weight"] < 0).mean()) for f in offsets]
         names = ", ".join(f.row.names[0] for f in offsets[:3]) + (", …" if len(offsets) > 3 else "")
         message = (
-            f"the weights of {layers(len(offsets))} ({names}) are about 0 (medians {min(medians):.2g} to {max(medians):.2g}, "
-            f"{sum(below) / len(below):.0%} below 0): offsets from 1, to be read as 1 + w (Gemma's convention)"
+            f"the weights of {layers(len(offsets))} ({names}) are about 0 (medians {min(medians):.2g} to "
+            f"{max(medians):.2g}, {sum(below) / len(below):.0%} below 0): offsets from 1, to be read as 1 + w (Gemma's convention)"
         )
         yield Finding("", "info", "weight-convention", message)
 
@@ -286,13 +287,13 @@ def _measured(tensors: Mapping[str, Tensor], scale: Tensor | None) -> dict:
 
 
 def _dead(weight: Tensor) -> int:
-    size = weight.detach().abs().double().flatten()
+    size = widened(weight.detach().abs()).flatten()
     return int((size <= dead_below(size)).sum()) if size.numel() else 0
 
 
 def dead_below(weight: Tensor) -> float:
     """Up to which |weight| a channel contributes nothing."""
-    return max(_DEAD * float(weight.detach().abs().double().median()), GONE)
+    return max(_DEAD * float(widened(weight.detach().abs()).median()), GONE)
 
 
 def _findings(facts: _Facts) -> Iterator[Finding]:
@@ -326,7 +327,7 @@ def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
     weight = facts.tensors.get("g") if row.method == "weight" else facts.scale
     if weight is None or not row.dead:
         return
-    size = weight.abs().double().flatten()
+    size = widened(weight.abs()).flatten()
     if row.dead == row.channels > 0:
         largest = float(size.max())
         rest = "the layer gives hardly more than its bias, whatever comes in"

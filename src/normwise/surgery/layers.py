@@ -225,12 +225,8 @@ def _place(module: ChannelAxis) -> dict[str, Any]:
     axis, method = module.known_axis, getattr(module, "method", None)
     if axis is None and not isinstance(module, nn.AnyLayerNorm):
         return {"problem": "it finds its channels by its input and has seen none yet; run the model once first"}
-    if axis == -1:
-        return {
-            "channel_axis": -1,
-            "per_token": method is None or (method.per_token is not False and bool(method.pools)),
-        }
-    return {"per_token": method is not None and bool(method.per_token)}
+    by_position = method is None or (bool(method.pools) and method.by_position(axis or 1))
+    return {"per_token": by_position} | ({"channel_axis": -1} if axis == -1 else {})
 
 
 def _group_method(module: torch.nn.GroupNorm) -> str:

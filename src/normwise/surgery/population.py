@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from normwise import kernels
 from normwise.core.moments import Moments, pool, unbiased
 from normwise.functional import real_elements
+from normwise.kernels.reference import widened
 from normwise.surgery.description import NormLayer
 
 
@@ -84,12 +85,11 @@ def cells_of(layer: NormLayer, module: nn.Module, x: Tensor, mask: Tensor | None
     elif layer.dim is not None and layer.method == "instance" and x.ndim == layer.dim + 1:
         x, mask, lengths = (None if t is None else t.unsqueeze(0) for t in (x, mask, lengths))  # type: ignore[assignment]
     keep = real_elements(x, mask, lengths)
-    # MPS and some other devices have no float64.
-    x = x.detach().to("cpu" if x.device.type != "cuda" else x.device).double()
+    x = widened(x.detach())
     mean, var = kernels.reference.moments(x, None if keep is None else keep.to(x.device))
     elements: int | Tensor = x[0, 0].numel() if x.numel() else 0
     if keep is not None:
-        elements = keep.expand_as(x).flatten(2).sum(2).double().cpu()
+        elements = keep.expand_as(x).flatten(2).sum(2).cpu().double()
     return Moments(mean.cpu(), var.cpu(), elements)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normwise.kernels.reference import widened
 from normwise.surgery.description import is_ours, scales_channels
 from normwise.surgery.exchange import Exchange, Pair
 from normwise.surgery.layouts import core
@@ -32,11 +33,11 @@ class Fit:
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean_z = self._mean_y = self._zz = self._zy = torch.zeros((), dtype=torch.float64)
+        self._mean_z = self._mean_y = self._zz = self._zy = self._yy = torch.zeros((), dtype=torch.float64)
 
     def add(self, z: Tensor, y: Tensor, axis: int) -> None:
         """Take in a batch of both, the channels along ``axis``."""
-        z, y = (t.detach().double().movedim(axis, 0).flatten(1) for t in (z, y))
+        z, y = (widened(t.detach()).movedim(axis, 0).flatten(1) for t in (z, y))
         count = z.shape[1]
         if not count:
             return
@@ -45,6 +46,7 @@ class Fit:
         total = self._count + count
         share, gap_z, gap_y = count / total, mean_z - self._mean_z, mean_y - self._mean_y
         self._zz = self._zz + (z * z).sum(1) + gap_z * gap_z * self._count * share
+        self._yy = self._yy + (y * y).sum(1) + gap_y * gap_y * self._count * share
         self._zy = self._zy + (z * y).sum(1) + gap_z * gap_y * self._count * share
         self._mean_z, self._mean_y = self._mean_z + gap_z * share, self._mean_y + gap_y * share
         self._count = total
@@ -52,8 +54,14 @@ class Fit:
     def weight_and_bias(self, otherwise: Tensor) -> tuple[Tensor, Tensor]:
         """The solution; a channel that never varied keeps the weight ``otherwise``."""
         varies = self._zz > 1e-12 * self._count
-        weight = torch.where(varies, self._zy / self._zz.clamp_min(1e-300), otherwise.double())
+        weight = torch.where(varies, self._zy / self._zz.clamp_min(1e-300), widened(otherwise))
         return weight, self._mean_y - weight * self._mean_z
+
+    @property
+    def residual(self) -> float:
+        """What the solution leaves of the squares of y."""
+        explained = torch.where(self._zz > 0, self._zy.square() / self._zz.clamp_min(1e-300), 0.0)
+        return float((self._yy - explained).sum())
 
     @property
     def empty(self) -> bool:
@@ -93,6 +101,7 @@ def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: 
     """Fit one layer; whether there was something to fit it to."""
     if pair.found.layer.running_mean is None and core(pair.new)._buffers.get("running_mean") is not None:
         _measure_statistics(exchange, pair, batches, forward, calls)
+    _fit_curve(exchange, pair, batches, forward, calls)
     fit = Fit()
     for batch in batches:
         exchange.put_old()
@@ -109,6 +118,41 @@ def _fit_layer(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: 
         return False
     _set_affine(new, weight, bias)
     return True
+
+
+# Where the steepness of a curve is looked for, times the input's own size.
+_STEEPNESS = torch.logspace(-1.5, 1, 21)
+
+
+def _fit_curve(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:
+    """Start the steepness of a curve of each element (DyT, Derf) where it follows the old layer best."""
+    alpha = getattr(core(pair.new), "alpha", None)
+    if not is_ours(pair.new) or not isinstance(alpha, Parameter):
+        return
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def look(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        inputs.append(args[0].detach().clone())
+
+    for batch in batches:
+        exchange.put_old()
+        outputs += _outputs_of(pair.old, calls, partial(forward, exchange.model, batch))
+        exchange.put_new()
+        with hooked([(pair.new, look)], before=True):
+            _outputs_of(pair.new, calls, partial(forward, exchange.model, batch))
+    size = torch.stack([x.double().square().mean() for x in inputs]).mean().sqrt() if inputs else torch.zeros(())
+    if not (size.isfinite() and size > 0):
+        return
+    residuals = []
+    with torch.no_grad(), bare(pair.new, unit=True):
+        for steepness in (_STEEPNESS / size.cpu()).tolist():
+            alpha.fill_(steepness)
+            fit = Fit()
+            for x, y in zip(inputs, outputs, strict=False):
+                fit.add(pair.new.forward(x), y, pair.found.layer.channel_axis)
+            residuals.append((fit.residual, steepness))
+        alpha.fill_(min(residuals)[1])
 
 
 def _measure_statistics(exchange: Exchange, pair: Pair, batches: Iterable[Any], forward: Forward, calls: int) -> None:

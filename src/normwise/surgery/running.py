@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from normwise import devices
 from normwise.devices import keeping_random_state as keeping_random_state
 from normwise.errors import InputError, blaming
+from normwise.kernels.reference import widened
 from normwise.nn._checks import model_given
 from normwise.parametrize._copies import deep_copy as deep_copy
 
@@ -122,8 +123,8 @@ def drift(before: Any, after: Any) -> float | None:
         )
     if not old:
         return None
-    change = sum((a.double() - b.double()).square().sum().item() for a, b in zip(new, old, strict=True))
-    size = sum(t.double().square().sum().item() for t in old)
+    change = sum((widened(a) - widened(b)).square().sum().item() for a, b in zip(new, old, strict=True))
+    size = sum(widened(t).square().sum().item() for t in old)
     if not math.isfinite(change):
         return math.inf
     return math.sqrt(change / size) if size else (math.inf if change else 0.0)

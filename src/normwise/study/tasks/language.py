@@ -107,10 +107,10 @@ class Perplexity:
             batch = piece.load()
             (targets,) = tensors_of(batch.targets)
             outputs = by_class(run(model, batch.inputs), targets)
-            losses.append(nn.functional.cross_entropy(outputs.float(), targets, reduction="sum").double())
-            counts.append((targets >= 0).sum())
-        # Read together: each reading makes the host wait for the device.
-        total, count = torch.stack([torch.stack(losses).sum(), torch.stack(counts).sum()]).tolist()
+            losses.append(nn.functional.cross_entropy(outputs.float(), targets, reduction="sum"))
+            counts.append((targets >= 0).sum().float())
+        # Read together, as each reading makes the host wait for the device; added here, as some have no float64.
+        total, count = map(sum, torch.stack([torch.stack(losses), torch.stack(counts)]).tolist())
         return -math.exp(min(total / max(count, 1), 700.0))
 
 
