@@ -2,9 +2,9 @@
 
 Takes torch 2.11 or later for the device; normwise may be installed or stand beside this file. Writes results/gpu.json
 after every row, so that what was measured is kept if the run is stopped: the bandwidth of a copy; errors against
-float64; reads on the host, graph capture, launches and peak memory; five layers next to torch.nn, torch.compile and the
-limit that the copy sets; one comparison of methods on the device and on the CPU. ``--dry`` goes through all parts on the
-CPU, with Triton's interpreter, on tiny tensors: its times mean nothing and are not written.
+float64; reads on the host, graph capture, launches and peak memory; five layers next to torch.nn, torch.compile and
+the limit that the copy sets; one comparison of methods on the device and on the CPU. ``--dry`` goes through all parts
+on the CPU, with Triton's interpreter, on tiny tensors: its times mean nothing and are not written.
 """
 
 from __future__ import annotations

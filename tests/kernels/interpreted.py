@@ -133,9 +133,8 @@ def test_mixes(shape, dtype, layout, way, activation, members):
     if x.numel() == 0 or elements(x) * shape[0] == 1 or (len(members) > 1 and elements(x) == 1):
         return  # the engine takes other ways
     C, acc = shape[1], center.dtype
-    groups = [
-        {"instance": C, "layer": 1, "batch": 0, "group": next(d for d in (3, 2, 1) if C % d == 0)}[m] for m in more
-    ]
+    pools = {"instance": C, "layer": 1, "batch": 0, "group": next(d for d in (3, 2, 1) if C % d == 0)}
+    groups = [pools[name] for name in members]
     learned = [torch.randn(size, dtype=acc) for size in (C, C, len(groups), len(groups))]
     if len({*groups}) < len(groups):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -156,3 +157,32 @@ def test_nothing_loads_triton_before_a_device_needs_it():
         "import sys, torch, normwise; normwise.nn.BatchNorm2d(4)(torch.ones(2, 4)); sys.exit('triton' in sys.modules)"
     )
     assert run("-c", code).returncode == 0
+
+
+@needs_triton
+@pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
+def test_what_runs_on_a_device_runs_dry(tmp_path):
+    script = str(HERE.parents[1] / "benchmarks/gpu.py")
+    done = run(script, "--dry", "--out", str(tmp_path / "gpu.json"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "gpu.json").read_text())
+    assert told["finished"]
+    for row in told["errors of y, dx and parameters"]:
+        assert max(row["normwise"]) < (0.02 if "bfloat16" in row["dtype"] else 1e-5), row
+    for row in told["discipline"]:
+        assert tuple(row["launches"]) == LAUNCHES[row["layer"]]
+    times = told["seconds of a step"]
+    assert {row["compiled"] for row in times} == {False, True}
+    assert not [row for row in times if isinstance(row.get("normwise"), str) or isinstance(row.get("torch"), str)]
+    assert [row["code"] for row in told["compare"]] == [0]
+
+
+STORED = HERE.parents[1] / "results/triton-aot.json"
+
+
+def test_what_was_compiled_for_seven_devices_has_no_fault():
+    stored = json.loads(STORED.read_text())
+    assert {row["key"].split()[0] for row in stored["rows"]} == {
+        *("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx90a", "gfx1100")
+    }
+    assert [row for row in stored["rows"] if row["faults"]] == []

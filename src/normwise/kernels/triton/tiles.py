@@ -116,10 +116,11 @@ def apply_tiles(
     slope: tl.constexpr, ACT: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Write ``act((x − center) · scale + shift)``."""
+    shift -= lo * scale  # as good as to subtract it from each x − hi: it is less than what rounding takes of hi
     for t in range(begin, end):
         at, real = tile_at(t, first, live, C, M, COLUMNS, B)
         x = tl.load(x_ptr + at, real, 0.0).to(ACC)
-        z = (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None]
+        z = (x - hi[:, None]) * scale[:, None] + shift[:, None]
         tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
 
 
@@ -129,16 +130,18 @@ def sums_of(
     slope: tl.constexpr, ACT: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """S1 = Σ g and S2 = Σ g · (x − about) of each row, ``g`` taken back through the activation."""
+    shift -= lo * scale
     ones, twos = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
     for t in range(begin, end):
         at, real = tile_at(t, first, live, C, M, COLUMNS, B)
         x = tl.load(x_ptr + at, real, 0.0).to(ACC)
         g = tl.load(g_ptr + at, real, 0.0).to(ACC)
         if ACT:
-            g = through(g, (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None], slope, ACT)
+            g = through(g, (x - hi[:, None]) * scale[:, None] + shift[:, None], slope, ACT)
         ones += tl.where(real, g, 0.0)
-        twos += tl.where(real, g * (x - about[:, None] - about_lo[:, None]), 0.0)
-    return tl.sum(ones, 1), tl.sum(twos, 1)
+        twos += tl.where(real, g * (x - about[:, None]), 0.0)
+    one = tl.sum(ones, 1)
+    return one, tl.sum(twos, 1) - about_lo * one
 
 
 @triton.jit
@@ -148,16 +151,18 @@ def gradient_tiles(
     B: tl.constexpr,
 ):  # fmt: skip
     """Write ``scale · g + tilt · (x − about) + offset``, or if FLAT ``scale · g``."""
+    shift -= lo * scale
+    offset -= tilt * about_lo
     for t in range(begin, end):
         at, real = tile_at(t, first, live, C, M, COLUMNS, B)
         g = tl.load(g_ptr + at, real, 0.0).to(ACC)
         if ACT or not FLAT:
             x = tl.load(x_ptr + at, real, 0.0).to(ACC)
             if ACT:
-                g = through(g, (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None], slope, ACT)
+                g = through(g, (x - hi[:, None]) * scale[:, None] + shift[:, None], slope, ACT)
             dx = scale[:, None] * g
             if not FLAT:
-                dx += tilt[:, None] * (x - about[:, None] - about_lo[:, None]) + offset[:, None]
+                dx += tilt[:, None] * (x - about[:, None]) + offset[:, None]
         else:
             dx = scale[:, None] * g
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), real)
