@@ -220,3 +220,13 @@ def test_they_run_in_half_precision():
         half = copy.deepcopy(layer).bfloat16()(x.bfloat16())
         assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.float(), layer(x.bfloat16().float()), rtol=8e-3, atol=8e-3)
+
+
+def test_what_a_layer_has_met_compiles_nothing_anew():
+    layer, x = norm_layer("rms")(8), torch.randn(2, 5, 8)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for call in (compiled, layer, compiled, compiled):
+        call(x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

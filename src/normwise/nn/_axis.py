@@ -41,7 +41,7 @@ class ChannelAxis:
                 f"expected {channels} channels at axis 1 or at the last axis, got an input of shape {tuple(x.shape)}"
             )
         axis = 1 if first else -1
-        if x.ndim > 2 and axis not in self._found and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.ndim > 2 and axis not in self._found:
             self._found = self._found | {axis}
             if self._together is not None and x.ndim >= _MAPS:
                 self._together.add(axis)
