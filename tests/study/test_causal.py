@@ -41,10 +41,16 @@ def make(norm):
 def test_methods_that_see_ahead_are_left_out():
     study = compare(make, tokens(), **QUICK)
     settings = study.record.settings
-    assert settings.methods == ["none", "batch", "weight"]
+    assert settings.methods == ["none", "rms", "dyt", "derf"]
     text = " ".join(settings.notes)
-    for part in ("layer (", "instance (", "group (", "switchable (", "left out", "In training batch also sees"):
+    for part in ("layer (", "left out"):
         assert part in text
+
+
+def test_what_sees_ahead_in_training_alone_is_noted():
+    study = compare(make, tokens(), methods=["none", "batch"], **QUICK)
+    assert study.record.settings.methods == ["none", "batch"]
+    assert "In training batch also sees" in " ".join(study.record.settings.notes)
 
 
 def test_methods_that_see_ahead_are_refused_where_they_were_named():
