@@ -190,6 +190,16 @@ def test_maps_are_read_like_those_of_the_network_before():
         build(8)(torch.randn(2, 8, 8))
 
 
+def test_maps_that_do_not_tell_have_their_channels_at_axis_1_unless_a_later_layer_knows_better():
+    x = torch.randn(2, 8, 8, 8)
+    build = norm_layer("layer")
+    torch.testing.assert_close(build(8)(x), F.group_norm(x, 1))
+    build(4)(torch.randn(2, 4, 8, 8))
+    with pytest.raises(InputError, match=r"channels come last in an input of shape \(2, 8, 8, 4\).*say axis=-1"):
+        build(4)(torch.randn(2, 8, 8, 4))
+    torch.testing.assert_close(norm_layer("layer", axis=-1)(8)(x), F.layer_norm(x, (8,)))
+
+
 def test_layers_over_positions_at_axis_1():
     x = torch.randn(2, 6, 4, 5)
     wanted = F.layer_norm(x.movedim(1, -1), (6,)).movedim(-1, 1)

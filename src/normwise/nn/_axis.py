@@ -12,6 +12,8 @@ from normwise.errors import InputError
 # From this many axes on, an input is a map or a volume, whose layers all see their channels in the same place more
 # often than not; a mistake between channels and tokens would let a model see what comes later.
 _MAPS = 4
+# What the layers of a factory know in common where one of them took axis 1 because no shape told.
+_TAKEN = 0
 
 
 def checked_axis(axis: int | None) -> int | None:
@@ -44,6 +46,12 @@ class ChannelAxis:
         if not torch.compiler.is_compiling() and x.ndim > 2 and axis not in self._found:
             self._found = self._found | {axis}
             if self._together is not None and x.ndim >= _MAPS:
+                if axis == -1 and _TAKEN in self._together:
+                    raise InputError(
+                        f"channels come last in an input of shape {tuple(x.shape)}, and an earlier layer, whose input "
+                        "had as many values at axis 1 as at the last, took them to be at axis 1: say axis=-1, as in "
+                        'norm_layer("layer", axis=-1)'
+                    )
                 self._together.add(axis)
         return axis
 
@@ -53,13 +61,19 @@ class ChannelAxis:
         return self.axis if self.axis is not None or len(self._found) != 1 else next(iter(self._found))
 
     def _known(self, x: Tensor, channels: int) -> int:
-        """Where the channels were before, if in one place only."""
-        for found in (self._found, self._together if x.ndim >= _MAPS else None):
+        """Where the channels were before, if in one place only; those of maps are at axis 1 where nothing tells."""
+        maps = x.ndim >= _MAPS
+        for found in (self._found, (self._together or frozenset()) - {_TAKEN} if maps else None):
             if found:
                 if len(found) == 1:
                     (axis,) = found
                     return axis
                 break
+        else:
+            if maps:
+                if self._together is not None:
+                    self._together.add(_TAKEN)
+                return 1
         raise InputError(
             f"an input of shape {tuple(x.shape)} has {channels} values at axis 1 and at the last axis, and either may "
             "be the channels: say axis=-1 (tokens, channels last) or axis=1 (maps, channels first), as in "

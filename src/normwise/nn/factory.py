@@ -83,10 +83,11 @@ def norm_layer(method: Given, dim: int = 2, **options: Any) -> NormFactory:
     """Give a factory of one method's layers, all with a learned weight and bias per channel.
 
     ``"layer"``, ``"rms"``, ``"l2"``, ``"dyt"`` and ``"derf"`` find their C channels by the input's shape, at axis 1 or
-    at the last axis, so that they go into transformers as into convolutional networks; where both axes have the size
-    C, and neither the layer nor, for maps, others of this factory have met inputs that tell, it is an error that asks
-    for ``axis``. ``"layer"`` is then ``GroupNorm(1, C)`` of maps and ``LayerNorm(C)`` of tokens, the others normalize
-    each position by itself in either case. All other methods expect their channels at axis 1, or at ``axis=-1``.
+    at the last axis, so that they go into transformers as into convolutional networks. Where both axes have the size
+    C, a layer goes by what it, or for maps (N, C, H, W) others of this factory, met before; maps that still do not tell
+    have their channels at axis 1, and for (N, C, L) it is an error that asks for ``axis``. ``"layer"`` is then
+    ``GroupNorm(1, C)`` of maps and ``LayerNorm(C)`` of tokens, the others normalize each position by itself in either
+    case. All other methods expect their channels at axis 1, or at ``axis=-1``.
 
     ``"none"`` and ``"weight"`` give identities: weight norm acts on the weights (:func:`normwise.weight_norm`). A
     method without a class of its own has :class:`normwise.nn.Norm`.
