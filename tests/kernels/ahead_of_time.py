@@ -218,5 +218,7 @@ def narrow_loads(launch: Launch, figures: dict[str, int], target: str) -> str | 
     threads, size = lanes * launch.options["num_warps"], x.element_size()
     if run * size % 16 or run % 16 or R * B * size < 16 * threads:
         return None
-    needed = READS[launch.name] * R * B * size // (16 * threads)
+    # In evaluation without an activation the gradient needs no x.
+    reads = 1 if launch.options.get("STORED") and not launch.options["ACT"] else READS[launch.name]
+    needed = reads * R * B * size // (16 * threads)
     return None if figures["wide loads"] >= needed else f"{figures['wide loads']} wide loads of {needed}"

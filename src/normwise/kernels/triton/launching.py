@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -140,8 +140,6 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int = 4, **options: An
         run(kernel, programs, args, {**options, "num_warps": warps})
 
 
-def _run(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+def run(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """What tests put another function in the place of, to count launches."""
     kernel[(programs,)](*args, **options)
-
-
-run: Callable[[Any, int, tuple[Any, ...], dict[str, Any]], None] = _run
