@@ -20,7 +20,7 @@ from normwise.nn import RMSNorm
 from normwise.nn._checks import callable_given, number_given
 from normwise.results import layers as counted
 from normwise.surgery.absorb import is_conv
-from normwise.surgery.flow import SAME, Reading, record
+from normwise.surgery.flow import SAME, Reading, Step, record
 from normwise.surgery.fold import _change
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, Where, chosen, replace
@@ -190,9 +190,7 @@ class _Surgeon:
                 if step.module in reading.norms and _gives_centred(reading.norms[step.module]):
                     continue
                 writers.append(self._writer(step.module, step.name, layer.channels, reading))
-            elif step.name in _ADDS or step.name in SAME or (step.name in _SCALES and len(step.takes) == 1):
-                waiting += step.takes
-            elif step.name == "cat" and _keeps_channels(step.given, step.more):
+            elif _adds_up(step):
                 waiting += step.takes
             elif step.name == "input":
                 raise Unprovable("what the model is given goes into the stream as it is")
@@ -291,6 +289,13 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 def _gives_centred(found: Found) -> bool:
     layer = found.layer
     return layer.method == "layer" and layer.per_token and layer.weight is None and layer.bias is None
+
+
+def _adds_up(step: Step) -> bool:
+    """Whether a result has no mean over the channels where what it is made from has none."""
+    if step.name in _SCALES:
+        return len(step.takes) == 1
+    return step.name in _ADDS or step.name in SAME or (step.name == "cat" and _keeps_channels(step.given, step.more))
 
 
 def _keeps_channels(given: tuple[Any, ...], more: dict[str, Any]) -> bool:

@@ -256,13 +256,7 @@ class Reading:
             if step.name in _PRODUCTS and len(step.takes) >= 2:
                 operands = [self.steps[self.origin(i)] for i in step.takes[:2]]
                 return index if all(o.name not in ("parameter", "input") for o in operands) else None
-            floats = [
-                i
-                for i in step.takes
-                if self.steps[i].value is not None
-                and self.steps[i].value.is_floating_point()
-                and self.steps[i].name not in ("parameter", "input")
-            ]  # type: ignore[union-attr]
+            floats = [i for i in step.takes if _computed(self.steps[i])]
             if step.module is not None or not floats:
                 return None
             index = floats[0]
@@ -314,6 +308,11 @@ def record(model: nn.Module, run: Callable[[nn.Module], Any], found: Iterable[Fo
     with left_alone(model), evaluating(model), flow:
         run(model)
     return Reading(flow)
+
+
+def _computed(step: Step) -> bool:
+    given = step.name in ("parameter", "input")
+    return not given and step.value is not None and step.value.is_floating_point()
 
 
 def _weighs(module: nn.Module) -> bool:

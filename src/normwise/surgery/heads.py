@@ -25,8 +25,8 @@ _ROUNDING = 1e-3
 class HeadNorm(nn.Module):
     """RMS norm of those heads of a layer's output that are queries or keys; the others pass.
 
-    Formula: q ← weight · q / √(mean(q²) + eps) over the channels of a head (Henry et al. 2020, arXiv 2010.04245; Dehghani
-    et al. 2023, arXiv 2302.05442), with one ``weight`` for all query heads and one for all key heads.
+    Formula: q ← weight · q / √(mean(q²) + eps) over the channels of a head (Henry et al. 2020, arXiv 2010.04245;
+    Dehghani et al. 2023, arXiv 2302.05442), with one ``weight`` for all query heads and one for all key heads.
     """
 
     which: Tensor
@@ -90,10 +90,10 @@ def qk_norm(
     """Put RMS norms of queries and keys into a model's attentions.
 
     Formula: logits = (w_q · q / rms(q)) · (w_k · k / rms(k)) / √d per head, so that they cannot grow beyond what the
-    weights say. These start at the root mean squares that queries and keys have on the data, so that logits keep their
-    size. Where queries and keys come from is read from one pass: the layers that make them, and which of their outputs
-    are which heads, proven by the heads' lengths, which rotary positions keep. The norms stand behind these layers, as a
-    child ``head_norm`` that a forward hook calls; names of other parameters stay.
+    weights say. These start at the root mean squares that queries and keys have on the data, so that logits keep
+    their size. Where queries and keys come from is read from one pass: the layers that make them, and which of their outputs
+    are which heads, proven by their lengths, which rotary positions keep. The norms stand behind these layers, as
+    a child ``head_norm`` that a forward hook calls; names of other parameters stay.
 
     Args:
         model: changed in place.
@@ -188,7 +188,7 @@ def _plan(
 
 
 def _heads(made: Tensor, used: Tensor) -> set[int] | None:
-    """Which groups of a layer's output channels are the heads (N, H, T, D), told by their lengths; ``None`` if not all."""
+    """Which groups of a layer's outputs are the heads (N, H, T, D), told by their lengths; ``None`` unless all are."""
     size = used.shape[-1]
     if used.ndim != 4 or made.ndim != 3 or made.shape[-1] % size or made.shape[:2] != (len(used), used.shape[2]):
         return None
