@@ -20,6 +20,7 @@ PAGES = {
     "racing": ROOT / "docs" / "racing.md",
     "readme": ROOT / "README.md",
     "scaling": ROOT / "docs" / "scaling.md",
+    "transformers": ROOT / "docs" / "transformers.md",
     "which_norm": ROOT / "docs" / "start" / "which-norm.md",
 }
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         freeze,
         harden,
         inspect,
+        layer_to_rms,
+        qk_norm,
         to_torch,
         unfreeze,
     )
@@ -60,7 +62,7 @@ _NAMES = {
     "study": ("Splits", "Task", "advise", "compare"),
     "surgery": (
         *("audit_frozen", "average_states", "calibrate", "convert", "fold", "freeze", "harden", "inspect", "to_torch"),
-        "unfreeze",
+        *("layer_to_rms", "qk_norm", "unfreeze"),
     ),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -94,6 +96,7 @@ __all__ = [
     "inspect",
     "integrations",
     "kernels",
+    "layer_to_rms",
     "load_published",
     "methods",
     "nn",
@@ -103,6 +106,7 @@ __all__ = [
     "param_groups",
     "parametrize",
     "probe",
+    "qk_norm",
     "records",
     "remove_weight_norm",
     "report",

@@ -416,11 +416,12 @@ class TokenNorm:
     """What one pass showed of a layer that normalizes each token.
 
     ``role`` says where it stands (see :class:`TokenTrace`), ``dtype`` in what type its input came. It scales by
-    ``offset`` + weight; ``weight_median``, ``weight_spread`` (the standard deviation) and ``weight_below`` (the
-    share below 0) are of the weight itself, ``scale_size`` is the largest size of the scale. ``input_size`` is the root mean square of its
-    input, ``largest_channel`` the channel with the largest, ``outlier`` how many times the typical channel's that is,
-    ``outlier_share`` its share of the mean square. In 16 bits ``statistics_error`` is how far the scale that a token is
-    multiplied by is off, relative, and ``zero_token`` says that a token of zeros becomes NaN or infinite.
+    ``offset`` + weight; ``weight_median``, ``weight_spread`` (the standard deviation) and ``weight_below`` (the share
+    below 0) are of the weight itself, ``scale_size`` is the largest size of the scale. ``input_size`` is the root mean
+    square of its input, ``largest_channel`` the channel with the largest, ``outlier`` how many times the typical
+    channel's that is, ``outlier_share`` its share of the mean square. In 16 bits ``statistics_error`` is how far the
+    scale that a token is multiplied by is off, relative, and ``zero_token`` says that a token of zeros becomes NaN or
+    infinite.
     """
 
     name: str

@@ -31,7 +31,7 @@ def attention_logits(seen: Diagnosis) -> Iterator[Hit]:
             f"its attention logits reach {attention.largest:.3g} (up to {LOGITS:g} is safe), and "
             f"{attention.saturated:.0%} of the queries have 99 % of their weight on one key"
         )
-        fix = "model = normwise.surgery.qk_norm(model, loader).model  # norms of queries and keys, then train on"
+        fix = "model = normwise.qk_norm(model, loader)  # norms of queries and keys, then train on"
         if attention.norms:
             message += f"; queries and keys are normalized by {', '.join(attention.norms)}, whose weights have grown"
             fix = "\n".join(

@@ -116,7 +116,7 @@ def _attention(attention: Attention) -> AttentionTrace:
     return AttentionTrace(
         makers=[name for name in dict.fromkeys(attention.makers) if name],
         norms=list(attention.norms),
-        head_size=int(attention.q.value.shape[-1]),  # type: ignore[union-attr]
+        head_size=attention.q.shape[-1],
         # Upwards: downwards there may be a mask, of -100 in Swin.
         largest=max(float(logits.max()), 0.0),
         saturated=float((logits.softmax(-1).amax(-1) > 0.99).double()[seen.sum(-1) > 1].mean().nan_to_num(0.0)),
@@ -126,9 +126,8 @@ def _attention(attention: Attention) -> AttentionTrace:
 def _logits(attention: Attention) -> Tensor:
     """The attention logits of a few samples, those that are masked far down."""
     if attention.logits is not None:
-        value: Any = attention.logits.value
-        return value.detach()[:_SAMPLES].double()
-    q, k = (step.value.detach()[:_SAMPLES].double() for step in (attention.q, attention.k))  # type: ignore[union-attr]
+        return attention.logits.detach()[:_SAMPLES].double()
+    q, k = (heads.detach()[:_SAMPLES].double() for heads in (attention.q, attention.k))
     more = attention.step.more
     given = attention.step.given
     mask = more.get("attn_mask", given[3] if len(given) > 3 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -38,8 +39,8 @@ def tried(
     A finding that says that something has no effect is withdrawn where taking it out has one.
     """
     if given:
-        call = "normwise.calibrate(model, loader"
-        findings = [dataclasses.replace(f, fix=f.fix.replace(call, f"{call}, forward=forward")) for f in findings]
+        call = re.compile(r"(normwise\.(?:calibrate|qk_norm)\(model, loader)")
+        findings = [dataclasses.replace(f, fix=call.sub(r"\1, forward=forward", f.fix)) for f in findings]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         # Processes may find different things, and calibrating waits for all of them.
         return list(findings)

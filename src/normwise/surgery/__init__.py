@@ -15,12 +15,14 @@ from normwise._lazy import offer
 if TYPE_CHECKING:
     from normwise.surgery.average import average_states
     from normwise.surgery.calibrate import Calibration, calibrate
+    from normwise.surgery.centre import Centring, layer_to_rms
     from normwise.surgery.conversion import Conversion
     from normwise.surgery.convert import convert
     from normwise.surgery.description import NormLayer
     from normwise.surgery.fold import Folding, fold
     from normwise.surgery.freeze import audit_frozen, freeze, frozen_layers, is_frozen, statistics_paused, unfreeze
     from normwise.surgery.harden import Hardening, harden
+    from normwise.surgery.heads import HeadNorms, qk_norm
     from normwise.surgery.inspect import Inspection, inspect
     from normwise.surgery.layers import describe, find
     from normwise.surgery.to_torch import Returned, to_torch
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Centring",
     "Conversion",
     "Folding",
     "Hardening",
+    "HeadNorms",
     "Inspection",
     "NormLayer",
     "Returned",
@@ -46,6 +50,8 @@ __all__ = [
     "harden",
     "inspect",
     "is_frozen",
+    "layer_to_rms",
+    "qk_norm",
     "statistics_paused",
     "to_torch",
     "unfreeze",
@@ -56,12 +62,14 @@ offer(
     {
         "average": "average_states",
         "calibrate": "Calibration calibrate",
+        "centre": "Centring layer_to_rms",
         "conversion": "Conversion",
         "convert": "convert",
         "description": "NormLayer",
         "fold": "Folding fold",
         "freeze": "audit_frozen freeze frozen_layers is_frozen statistics_paused unfreeze",
         "harden": "Hardening harden",
+        "heads": "HeadNorms qk_norm",
         "inspect": "Inspection inspect",
         "layers": "describe find",
         "to_torch": "Returned to_torch",

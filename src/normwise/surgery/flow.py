@@ -20,17 +20,30 @@ from normwise.surgery.layers import Found, find
 from normwise.surgery.running import evaluating, left_alone, tensors_in
 
 # What hands its input on, whole or in parts, or in another shape or type.
-_SAME = {
+SAME = {
     *("view", "reshape", "flatten", "unflatten", "contiguous", "clone", "detach", "to", "type_as", "float", "half"),
     *("transpose", "permute", "movedim", "squeeze", "unsqueeze", "expand", "dropout", "__getitem__", "bfloat16", "t"),
     *("chunk", "split", "unbind", "swapaxes", "moveaxis", "double", "view_as", "reshape_as", "expand_as", "repeat"),
     *("type", "mT", "T", "narrow", "select", "roll", "pad", "index_select", "repeat_interleave"),
 }
 # What keeps the norm of heads as rotations do, or scales them.
-_ROTATES = {"mul", "__mul__", "__rmul__", "neg", "__neg__", "cat", "stack", "div", "__truediv__", "flip"}
+_ROTATES = {
+    "sub",
+    "__sub__",
+    "__rsub__",
+    "mul",
+    "__mul__",
+    "__rmul__",
+    "neg",
+    "__neg__",
+    "cat",
+    "stack",
+    "div",
+    "__truediv__",
+    "flip",
+}
 _ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
-_SUMS = {*_ADDS, "masked_fill", "where", "clamp", "softcap", "tanh"}
-_PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
+_PRODUCTS = {"matmul", "__matmul__", "bmm"}
 _ATTENTION = "scaled_dot_product_attention"
 
 
@@ -139,7 +152,7 @@ class Reading:
 
     def origin(self, index: int) -> int:
         """The step that really made a value: back through what only hands it on."""
-        while self.steps[index].name in _SAME and self.steps[index].module is None and self.steps[index].takes:
+        while self.steps[index].name in SAME and self.steps[index].module is None and self.steps[index].takes:
             index = self.steps[index].takes[0]
         return index
 
@@ -229,12 +242,11 @@ class Reading:
         found = []
         for step in self.steps:
             if step.name == _ATTENTION and len(step.takes) >= 2:
-                found.append(self._attention(step.takes[0], step.takes[1], None, step))
+                found.append(self._attention(step, None, step))
             elif step.name == "softmax" and step.takes:
                 product = self._product(step.takes[0])
                 if product is not None:
-                    a, b = self.steps[product].takes[:2]
-                    found.append(self._attention(a, b, step.takes[0], step))
+                    found.append(self._attention(self.steps[product], step.takes[0], step))
         return found
 
     def _product(self, index: int) -> int | None:
@@ -244,29 +256,19 @@ class Reading:
             if step.name in _PRODUCTS and len(step.takes) >= 2:
                 operands = [self.steps[self.origin(i)] for i in step.takes[:2]]
                 return index if all(o.name not in ("parameter", "input") for o in operands) else None
-            floats = [
-                i
-                for i in step.takes
-                if self.steps[i].value is not None
-                and self.steps[i].value.is_floating_point()
-                and self.steps[i].name not in ("parameter", "input")
-            ]  # type: ignore[union-attr]
+            floats = [i for i in step.takes if _computed(self.steps[i])]
             if step.module is not None or not floats:
                 return None
             index = floats[0]
         return None
 
-    def _attention(self, q: int, k: int, logits: int | None, step: Step) -> Attention:
-        ways = [self._behind(i) for i in (q, k)]
+    def _attention(self, at: Step, logits: int | None, step: Step) -> Attention:
+        ways = [self._behind(i) for i in at.takes[:2]]
         norms = tuple(dict.fromkeys(name for names, _ in ways for name in names))
-        return Attention(
-            self.steps[q],
-            self.steps[k],
-            None if logits is None else self.steps[logits],
-            step,
-            norms,
-            tuple(maker for _, maker in ways),
-        )
+        given = tensors_in((at.given, tuple(at.more.values())))[:2]
+        keys = given[1] if logits is None else given[1].transpose(-1, -2)
+        weights = None if logits is None else self.steps[logits].value
+        return Attention(given[0], keys, weights, step, norms, tuple(maker for _, maker in ways))
 
     def _behind(self, index: int) -> tuple[list[str], str | None]:
         """The norms between queries or keys and the layer that makes them, and that layer."""
@@ -277,7 +279,7 @@ class Reading:
                 norms.append(step.module)
             elif step.module is not None or not step.takes:
                 return norms, step.module
-            elif step.name not in _SAME | _ROTATES | _ADDS:
+            elif step.name not in SAME | _ROTATES | _ADDS:
                 return norms, None
             # The largest: a cache that is still empty may be joined to it.
             known = [i for i in step.takes if self.steps[i].name not in ("parameter", "input")] or step.takes
@@ -287,11 +289,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Attention:
-    """One product of queries and keys: the steps that gave them, the norms on their way, the layers that made them."""
+    """One product of queries and keys, the norms on their way, and the layers that made them.
 
-    q: Step
-    k: Step
-    logits: Step | None
+    ``logits`` is what softmax is given, where that shows; ``step`` is softmax, or all of attention in one.
+    """
+
+    q: Tensor
+    k: Tensor
+    logits: Tensor | None
     step: Step
     norms: tuple[str, ...]
     makers: tuple[str | None, ...]
@@ -305,8 +310,15 @@ def record(model: nn.Module, run: Callable[[nn.Module], Any], found: Iterable[Fo
     return Reading(flow)
 
 
+def _computed(step: Step) -> bool:
+    given = step.name in ("parameter", "input")
+    return not given and step.value is not None and step.value.is_floating_point()
+
+
 def _weighs(module: nn.Module) -> bool:
     """Whether a module counts as one step: it has weights of its own and no parts, or is one of torch's small ones."""
     if isinstance(module, DROPOUTS):
         return False
+    if isinstance(module, nn.Linear):
+        return True  # also with a norm of its heads inside
     return not module._modules and any(p is not None and p.ndim >= 2 for p in module._parameters.values())

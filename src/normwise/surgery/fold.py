@@ -27,8 +27,10 @@ from normwise.surgery.absorb import (
     why_not,
 )
 from normwise.surgery.description import NormLayer
+from normwise.surgery.flow import record
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.readers import give_to_readers, readers_of
 from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
 
 
@@ -99,6 +101,9 @@ def fold(
     hooks and parametrizations all stand in the way. A model that cannot be traced as a whole is folded inside those
     parts that can be; that needs ``example_inputs``, and the report says so.
 
+    Norms over tokens (layer and RMS norm) give weight and bias to the linear layers that alone read them, and keep the
+    division; who reads them is seen in a run on ``example_inputs``, so that models that cannot be traced fold as well.
+
     The names of the layers stay (an identity stands there), state_dict loses the norms' keys.
 
     Args:
@@ -137,6 +142,9 @@ def fold(
     surgeon = _Surgeon(unwrapped(model), where)
     before = surgeon.observe(example_inputs) if example_inputs is not None else None
     folded, left = surgeon.fold_all()
+    if example_inputs is not None:
+        given, kept = surgeon.fold_tokens(example_inputs)
+        folded, left = folded + given, left + kept
     error = None
     if before:
         with evaluating(surgeon.model):
@@ -198,6 +206,24 @@ class _Surgeon:
                 folded.append(self._fold(found))
             except Unprovable as obstacle:
                 left.append(Left(found.names[0], str(obstacle)))
+        return folded, left
+
+    def fold_tokens(self, example_inputs: Any) -> tuple[list[Folded], list[Left]]:
+        """Give weight and bias of norms over tokens to the linear layers that read them; the division stays."""
+        wanted = [f for f in self.found if f.layer.per_token and f.layer.method in ("layer", "rms")]
+        wanted = [f for f in wanted if f.layer.weight is not None or f.layer.bias is not None or f.layer.problem]
+        if not wanted:
+            return [], []
+        reading = record(self.model, lambda model: run_on(model, example_inputs), wanted)
+        folded, left = [], []
+        for found in wanted:
+            try:
+                readers = readers_of(reading, found)
+            except Unprovable as obstacle:
+                left.append(Left(found.names[0], str(obstacle)))
+                continue
+            self._undo.append(give_to_readers(self.model, found, readers))
+            folded.append(Folded(found.names[0], ", ".join(name for name, _ in readers), "after"))
         return folded, left
 
     def undo(self) -> None:

@@ -269,7 +269,7 @@ def _convention(facts: Iterable[_Facts]) -> Iterator[Finding]:
         names = ", ".join(f.row.names[0] for f in offsets[:3]) + (", …" if len(offsets) > 3 else "")
         message = (
             f"the weights of {layers(len(offsets))} ({names}) are about 0 (medians {min(medians):.2g} to "
-            f"{max(medians):.2g}, {sum(below) / len(below):.0%} below 0): offsets from 1, to be read as 1 + w (Gemma's convention)"
+            f"{max(medians):.2g}, {sum(below) / len(below):.0%} below 0): offsets from 1, to be read as 1 + w"
         )
         yield Finding("", "info", "weight-convention", message)
 
