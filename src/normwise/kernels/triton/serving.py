@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from normwise.kernels.asked import ASKED, refused
+
 # The four kernels are called like those in C++: the dispatcher finds the ones of a tensor's device.
 from normwise.kernels.cpu.native import DTYPES, apply, grad_input, grad_sums, moments  # noqa: F401
 from normwise.kernels.operators import FAKES
