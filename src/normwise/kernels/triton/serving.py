@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from normwise.kernels.asked import ASKED, refused
-from normwise.kernels.cpu.native import DTYPES, apply, grad_input, grad_sums, moments
-from normwise.kernels.operators import FAKES
 
-__all__ = ["apply", "grad_input", "grad_sums", "moments", "serves", "supports", "why_not"]
+# The four kernels are called like those in C++: the dispatcher finds the ones of a tensor's device.
+from normwise.kernels.cpu.native import DTYPES, apply, grad_input, grad_sums, moments  # noqa: F401
+from normwise.kernels.operators import FAKES
 
 OLDEST = (3, 4)
 # The compute capability that Triton asks for.
