@@ -221,4 +221,4 @@ def _put(
 
 
 def _norm_heads(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return module.head_norm(output)  # type: ignore[no-any-return, operator]
+    return module.head_norm(output)  # type: ignore[operator]
