@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import normwise
 from normwise.errors import NormwiseError
 from normwise.files import write_atomic
-from normwise.surgery import convert, find
+from normwise.surgery import Centring, convert, find, layer_to_rms
 from normwise.surgery.layers import not_understood
 
 RESULTS = Path(__file__).parent.parent / "results" / "architectures.json"
@@ -187,6 +187,7 @@ def measured(name: str) -> dict[str, Any]:
         "kinds": sorted({_kind(f.layer) for f in found}),
         "placement": None if tokens is None else tokens.placement,
         "drift": {to: _drift(model, batch, to) for to in ("rms", "dyt")},
+        "exactly": _exactly(model, batch),
         "findings": [f"{f.severity} {f.code}" for f in diagnosis.findings],
         "find_seconds": seconds,
         "diagnose_seconds": to_diagnose,
@@ -210,6 +211,16 @@ def _drift(model: nn.Module, batch: dict[str, Tensor], to: str) -> dict[str, Any
     except NormwiseError as error:
         return {"refused": str(error)}
     return {"layers": len(record.replaced), "raw": record.output_drift, "refitted": record.output_refitted}
+
+
+def _exactly(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
+    """How many layer norms become RMS norms with the same outputs, and how far these move; or why none does."""
+    done: list[Centring] = []
+    try:
+        layer_to_rms(model, batch, copy=True, report=done.append)
+    except NormwiseError as error:
+        return {"refused": str(error)}
+    return {"layers": len(done[0].changed), "error": done[0].error}
 
 
 def main() -> None:

@@ -54,6 +54,16 @@ def test_the_layers_stay_as_they_are(network):
     assert torch.equal(*(out[0] if isinstance(out, tuple) else getattr(out, "logits", out) for out in (first, second)))
 
 
+@pytest.mark.parametrize(("name", "placement"), [("BERT", "post"), ("Llama", "pre"), ("Gemma 3", "sandwich")])
+def test_the_placement_is_read_from_a_run(name, placement):
+    model, batch, norms = architectures.built(name)
+    shown = inspect(model, batch)
+    assert shown.placement == placement
+    assert f"placement of the blocks: {placement}" in str(shown)
+    assert sum(row.role is not None for row in shown.layers) == norms
+    assert inspect(model).placement is None
+
+
 @pytest.mark.parametrize("name", ["Gemma 3", "Qwen3-Next"])
 def test_a_checkpoint_says_that_its_weights_are_offsets_from_1(name):
     model, _, _ = architectures.built(name)

@@ -236,9 +236,10 @@ class _Surgeon:
                 self.untied.append(name)
             tie = getattr(getattr(self.model, "config", None), "tie_word_embeddings", None)
             if tie:
-                self._undo.append(partial(setattr, self.model.config, "tie_word_embeddings", tie))  # type: ignore[arg-type]
+                self._undo.append(partial(setattr, self.model.config, "tie_word_embeddings", tie))
                 self.model.config.tie_word_embeddings = False  # type: ignore[union-attr]  # or it is tied again
-            self._undo.append(partial(module._parameters.__setitem__, leaf, old))  # type: ignore[arg-type]
+            parameter: Any = old
+            self._undo.append(partial(module._parameters.__setitem__, leaf, parameter))
             module._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
             return
         kept = old.detach().clone()
@@ -265,16 +266,17 @@ class _Surgeon:
             )
 
     def _exchange(self, found: Found) -> None:
-        layer, old = found.layer, found.module
+        layer: Any = found.layer
+        old = found.module
         options = {"eps": layer.eps, "elementwise_affine": layer.weight is not None}
-        new: nn.Module = nn.RMSNorm(layer.channels, **options)  # type: ignore[arg-type]
+        new: nn.Module = nn.RMSNorm(layer.channels, **options)
         if layer.bias is not None and bool((layer.bias != 0).any()):
-            new = RMSNorm(layer.channels, bias=True, **options)  # type: ignore[arg-type]
-            new._parameters["bias"] = layer.bias  # type: ignore[assignment]
+            new = RMSNorm(layer.channels, bias=True, **options)
+            new._parameters["bias"] = layer.bias
         if layer.weight is not None:
             scale: Any = layer.scale
-            plain = layer.weight if not layer.offset else nn.Parameter(scale.to(layer.weight.dtype))
-            new._parameters["weight"] = plain  # type: ignore[assignment]
+            plain: Any = layer.weight if not layer.offset else nn.Parameter(scale.to(layer.weight.dtype))
+            new._parameters["weight"] = plain
         new.train(old.training)
         places = [(p, n) for p in self.model.modules() for n, child in p._modules.items() if child is old]
         replace(self.model, old, new)

@@ -67,6 +67,8 @@ class Flow(TorchFunctionMode):
         self.model = model
         self.found = find(model) if found is None else list(found)
         self.steps: list[Step] = []
+        # The steps whose results the model gives.
+        self.results: set[int] = set()
         self._made_by: dict[int, int] = {}
         self._held: list[Tensor] = []
         self._inside = 0
@@ -96,6 +98,10 @@ class Flow(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
             self._note(Step(name, given=args, more=kwargs), (args, tuple(kwargs.values())), result)
         return result
+
+    def gave(self, output: Any) -> None:
+        """Note what left the model."""
+        self.results = {self._made_by[id(t)] for t in tensors_in(output) if id(t) in self._made_by}
 
     def _watch(self, module: nn.Module, name: str) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -306,7 +312,8 @@ def record(model: nn.Module, run: Callable[[nn.Module], Any], found: Iterable[Fo
     """Run a model once in evaluation, quietly, and read what it did."""
     flow = Flow(model, found)
     with left_alone(model), evaluating(model), flow:
-        run(model)
+        output = run(model)
+    flow.gave(output)
     return Reading(flow)
 
 

@@ -91,9 +91,9 @@ def qk_norm(
 
     Formula: logits = (w_q · q / rms(q)) · (w_k · k / rms(k)) / √d per head, so that they cannot grow beyond what the
     weights say. These start at the root mean squares that queries and keys have on the data, so that logits keep
-    their size. Where queries and keys come from is read from one pass: the layers that make them, and which of their outputs
-    are which heads, proven by their lengths, which rotary positions keep. The norms stand behind these layers, as
-    a child ``head_norm`` that a forward hook calls; names of other parameters stay.
+    their size. Where queries and keys come from is read from one pass: the layers that make them, and which of their
+    outputs are which heads, proven by the heads' lengths, which rotary positions keep. The norms stand behind these
+    layers, as a child ``head_norm`` that a forward hook calls; names of other parameters stay.
 
     Args:
         model: changed in place.
@@ -221,4 +221,4 @@ def _put(
 
 
 def _norm_heads(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return module.head_norm(output)  # type: ignore[no-any-return, operator]
+    return module.head_norm(output)  # type: ignore[operator]

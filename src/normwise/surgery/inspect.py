@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as with_changes
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,9 @@ from normwise.kernels.reference import widened
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
 from normwise.results import Result, counted, layers
+from normwise.surgery.flow import record
 from normwise.surgery.layers import Found, find, not_understood
+from normwise.surgery.running import run_on
 
 # Up to this share of the layer's median |weight|, or up to this size, a channel contributes nothing.
 _DEAD, GONE = 1e-3, 1e-5
@@ -35,7 +38,8 @@ class Row:
     """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``.
 
     ``weight`` says how the weight scales: ``"1 + w"`` where it is an offset from 1; of a checkpoint with the evidence.
-    ``gate`` says what a second input does. ``method`` is ``"?"`` where a module is called a norm and not understood.
+    ``gate`` says what a second input does, ``role`` where it stood in a run (pre, post, branch end, final, …).
+    ``method`` is ``"?"`` where a module is called a norm and not understood.
     """
 
     names: list[str]
@@ -52,6 +56,7 @@ class Row:
     frozen: bool = False
     weight: str | None = None
     gate: str | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,6 +71,7 @@ class Inspection(Result):
     layers: list[Row]
     findings: list[Finding] = field(default_factory=list)
     version: int = 1
+    placement: str | None = None
 
     _kind: ClassVar[str] = "inspection"
     _newest: ClassVar[int] = 1
@@ -107,7 +113,7 @@ class Inspection(Result):
 
         Example:
             >>> json.loads(Inspection([]).to_json())
-            {'layers': [], 'findings': [], 'version': 1}
+            {'layers': [], 'findings': [], 'version': 1, 'placement': None}
         """
         return json.dumps(finite(asdict(self)), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -120,21 +126,25 @@ class Inspection(Result):
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         found = gravest_first(self.findings)
+        lines += [] if self.placement is None else ["", f"placement of the blocks: {self.placement}"]
         return "\n".join([*lines, "", *(map(str, found) if found else ["no findings"])])
 
 
-def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
+def inspect(source: torch.nn.Module | Mapping[str, Tensor], example_inputs: Any = None) -> Inspection:
     """Look at every normalization layer of a model, weight norms included, or at what a state_dict tells of them.
 
     Looks for running statistics that are not finite, negative, hardly above eps, never updated or that cannot move;
     for parameters that are not finite; for channels whose weight is dead, which contribute nothing but their bias; and
     for layers that surgery cannot prove to be what their class says, and for modules that are called a norm while what
     they compute is not understood. Whether weights are offsets from 1 (1 + w, as in Gemma) is read from what a module
-    computes, and in a state_dict from the weights' values. The model is not run; copies of its layers are.
+    computes, and in a state_dict from the weights' values. The model is not run, but on ``example_inputs``; copies of
+    its layers are. Such a run tells where each norm stands, and the placement of the blocks: pre (x + f(norm(x))), post
+    (norm(x + f(x))), sandwich (x + norm(f(norm(x)))) or branch end (x + norm(f(x))).
 
     Args:
         source: a model, or a state_dict. In a state_dict layers are told by their tensors; their class and eps are not
             in it, and 1e-5 is taken.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones, to read the placement from.
 
     Returns:
         Rows and findings.
@@ -158,7 +168,12 @@ def inspect(source: torch.nn.Module | Mapping[str, Tensor]) -> Inspection:
         raise InputError("inspect expected a state_dict, whose keys are names")
     facts = list(_of_model(source) if isinstance(source, torch.nn.Module) else _of_state(source))
     findings = [finding for f in facts for finding in _findings(f)]
-    return Inspection([f.row for f in facts], [*findings, *_convention(facts)])
+    rows, placement = [f.row for f in facts], None
+    if example_inputs is not None and isinstance(source, torch.nn.Module):
+        reading = record(source, lambda model: run_on(model, example_inputs))
+        roles, placement = reading.roles(), reading.placement()
+        rows = [with_changes(row, role=roles.get(row.names[0])) for row in rows]
+    return Inspection(rows, [*findings, *_convention(facts)], placement=placement)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,15 @@ def readers_of(reading: Reading, found: Found) -> list[tuple[str, nn.Linear]]:
     calls = reading.calls(name)
     if len(calls) != 1:
         raise Unprovable(f"it ran {len(calls)} times in the pass" if calls else "it did not run in the pass")
+    if calls[0] in reading.flow.results:
+        raise Unprovable("its result leaves the model")
     modules = dict(reading.flow.model.named_modules())
     waiting, readers = list(reading.users[calls[0]]), {}
     while waiting:
         index = waiting.pop()
         step = reading.steps[index]
+        if index in reading.flow.results and step.module is None:
+            raise Unprovable("its result leaves the model")
         module = modules.get(step.module or "")
         if step.module is None and step.name in SAME and reading.users[index]:
             waiting += reading.users[index]
