@@ -37,7 +37,7 @@ def sums_by_group(t, K2: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def group_rows(pid, part, G, K, M, COLUMNS: tl.constexpr, K2: tl.constexpr, R: tl.constexpr):
+def group_rows(pid, part, G, K, M, COLUMNS: tl.constexpr, EXACT: tl.constexpr, K2: tl.constexpr, R: tl.constexpr):
     """Of a program's rows: sample, group, channel, whether there is such a row, where it and its group begin."""
     i = tl.arange(0, R)
     blocks = tl.cdiv(G, R // K2)
@@ -46,6 +46,10 @@ def group_rows(pid, part, G, K, M, COLUMNS: tl.constexpr, K2: tl.constexpr, R: t
     k = part * K2 + i % K2
     c = g * K + k
     live = (g < G) & (k < K)
+    if EXACT:
+        # The same where K is K2, and the compiler sees that channels are neighbours.
+        c = (pid % blocks) * R + i
+        live = c < G * K
     start = n * M * G * K
     if COLUMNS:
         return n, g, c, live, start + c, start + g * K
@@ -67,12 +71,12 @@ def group_tile(m0, first, live, C, M, COLUMNS: tl.constexpr, B: tl.constexpr):
 def sample_forward(
     x_ptr, y_ptr, moments_ptr, w_ptr, b_ptr, N, G, K, M, per_sample,
     eps: tl.constexpr, slope: tl.constexpr, ACT: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
-    HELD: tl.constexpr, K2: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    HELD: tl.constexpr, EXACT: tl.constexpr, K2: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Normalize, and store the moments: (2, N, G) in float64."""
     pid = tl.program_id(0)
     C = G * K
-    n, g, c, live, first, group = group_rows(pid, 0, G, K, M, COLUMNS, K2, R)
+    n, g, c, live, first, group = group_rows(pid, 0, G, K, M, COLUMNS, EXACT, K2, R)
     elements = tl.cast(K, ACC) * tl.cast(M, ACC)
     about = tl.load(x_ptr + group, g < G, 0.0).to(ACC)
     at, real = group_tile(0, first, live, C, M, COLUMNS, B)
@@ -87,7 +91,7 @@ def sample_forward(
     else:
         sums, squares = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
                 x = tl.load(x_ptr + at, real, 0.0, eviction_policy="evict_last").to(ACC)
@@ -110,7 +114,7 @@ def sample_forward(
         tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
     else:
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
             scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
             shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
             for m0 in range(0, M, B):
@@ -137,13 +141,13 @@ def standardized_tile(
 def sample_backward(
     g_ptr, x_ptr, dx_ptr, moments_ptr, w_ptr, b_ptr, sums_ptr, N, G, K, M, per_sample,
     eps: tl.constexpr, slope: tl.constexpr, ACT: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
-    HELD: tl.constexpr, K2: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    HELD: tl.constexpr, EXACT: tl.constexpr, K2: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x, and of each cell's weight and bias: (2, N, C)."""
     pid = tl.program_id(0)
     C = G * K
     cells = tl.cast(N, tl.int64) * C
-    n, g, c, live, first, _ = group_rows(pid, 0, G, K, M, COLUMNS, K2, R)
+    n, g, c, live, first, _ = group_rows(pid, 0, G, K, M, COLUMNS, EXACT, K2, R)
     elements = tl.cast(K, ACC) * tl.cast(M, ACC)
     hi, lo = halves(tl.load(moments_ptr + n * G + g, g < G, 0.0), ACC)
     var = tl.load(moments_ptr + tl.cast(N, tl.int64) * G + n * G + g, g < G, 0.0).to(ACC)
@@ -163,7 +167,7 @@ def sample_backward(
     else:
         of_mean, of_var = tl.zeros((R,), ACC), tl.zeros((R,), ACC)
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
             weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
             bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
             ones, twos = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
@@ -180,7 +184,7 @@ def sample_backward(
         of_mean = sums_by_group(of_mean, K2, R) / elements
         of_var = sums_by_group(of_var, K2, R) / elements
         for part in range(0, tl.cdiv(K, K2)):
-            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, K2, R)
+            n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
             weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
             bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
             for m0 in range(0, M, B):
@@ -211,6 +215,7 @@ class Grouping:
     """How groups are cut into tiles."""
 
     held: bool
+    exact: bool
     K2: int
     R: int
     B: int
@@ -234,12 +239,12 @@ class Grouping:
         programs = view.N * -(-groups // few)
         if programs < FEWEST and few * K * M > 16 * LOOPED:
             return None
-        return cls(fits, K2, K2 * few, B, programs)
+        return cls(fits, K2 == K, K2, K2 * few, B, programs)
 
     @property
     def options(self) -> dict[str, Any]:
         """What kernels are compiled for."""
-        return {"HELD": self.held, "K2": self.K2, "R": self.R, "B": self.B}
+        return {"HELD": self.held, "EXACT": self.exact, "K2": self.K2, "R": self.R, "B": self.B}
 
     @property
     def warps(self) -> int:
