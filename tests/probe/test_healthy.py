@@ -33,11 +33,13 @@ def similarity(output, _):
 
 def test_a_pretrained_sentence_encoder():
     model, batches = minilm.encoder(), minilm.batches()
-    assert well(normwise.diagnose(model, batches)) == {"dead-weight"}
+    # Trained transformers have a channel or two that are far larger than others: told, and no fault.
+    assert well(normwise.diagnose(model, batches)) == {"dead-weight", "outlier-channel"}
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
     assert well(normwise.diagnose(model, batches, similarity, optimizer=optimizer)) <= {
         "dead-weight",
         "covariate-shift",
+        "outlier-channel",
     }
     vectors = model(**batches[0])
     alike = (vectors @ vectors.T).fill_diagonal_(-1).argmax(1)
