@@ -58,7 +58,7 @@ class L2(Pooled):
     Example:
         >>> cells = Moments(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         >>> L2().affine(cells, Context(eps=0.0)).scale
-        tensor([[0.2000, 0.2000]])
+        tensor([[0.2000]])
     """
 
     summary = "each position to a vector of length 1"

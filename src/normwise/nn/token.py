@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.nn import Parameter
+import torch
 
 from normwise import methods
 from normwise.nn._eps import eps_of
@@ -55,7 +55,7 @@ class DyT(TokenNorm):
         tensor([[ 0.4621, -0.7616]], grad_fn=<...>)
     """
 
-    alpha: Parameter
+    alpha: torch.nn.Parameter
 
     def __init__(self, num_features: int, alpha: float = 0.5, **options: Any) -> None:
         super().__init__(methods.DyT(alpha), num_features, **options)
@@ -77,8 +77,8 @@ class Derf(TokenNorm):
         tensor([[ 0.5205, -0.8427]], grad_fn=<...>)
     """
 
-    alpha: Parameter
-    shift: Parameter
+    alpha: torch.nn.Parameter
+    shift: torch.nn.Parameter
 
     def __init__(self, num_features: int, alpha: float = 0.5, shift: float = 0.0, **options: Any) -> None:
         super().__init__(methods.Derf(alpha, shift), num_features, **options)

@@ -182,7 +182,7 @@ def test_the_command_line_reads_a_text(tmp_path):
     done = subprocess.run(
         [
             sys.executable, "-m", "normwise", "compare", "net.py:Net", "--data", "text:text.txt:16", "--methods",
-            "layer,rms,none", "--quick", "--seeds", "2", "--workers", "1",
+            "layer,rms,none", "--epochs", "1", "--seeds", "2", "--lrs", "0.01", "--batch-sizes", "32", "--workers", "1",
         ],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
@@ -194,7 +194,14 @@ def test_the_command_line_reads_a_text(tmp_path):
 def test_five_lines_of_python():
     data = torch.frombuffer(bytearray(TEXT), dtype=torch.uint8)
     study = normwise.compare(
-        Net, language_data(data, window=16), methods=["layer", "none"], epochs=1, seeds=2, lrs=[0.01], progress=False
+        Net,
+        language_data(data, window=16),
+        methods=["layer", "none"],
+        epochs=0.5,
+        batch_sizes=[32],
+        seeds=2,
+        lrs=[0.01],
+        progress=False,
     )
     assert {s.method for s in study.standings} == {"layer", "none"}
     assert study.record.settings.score_name == "−perplexity"
