@@ -117,18 +117,20 @@ def test_other_methods_take_their_channels_from_the_last_axis(method):
 
 @pytest.mark.parametrize("axis", [1, -1])
 def test_an_offset_is_added_in_float32(axis):
-    x = torch.randn(3, 16, 16).bfloat16()
+    x = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     weight = torch.full((16,), 1e-3, dtype=torch.bfloat16)
     assert torch.equal(1 + weight, torch.ones_like(weight))  # what bfloat16 makes of it
     layer = nw.RMSNorm(16, eps=1e-6, offset=1, axis=axis, dtype=torch.bfloat16)
     assert torch.equal(layer.weight, torch.zeros_like(weight))
     layer.weight.data.copy_(weight)
     plain = x.float() * torch.rsqrt(x.float().square().mean(axis, keepdim=True) + 1e-6)
-    wanted = (plain * 1.001).bfloat16()
-    assert not torch.equal(wanted, plain.bfloat16())
-    assert torch.equal(layer(x), wanted)
-    assert torch.equal(normalize(x, RMS(offset=1), axis=axis, weight=weight, eps=1e-6), wanted)
-    assert torch.equal(norm_layer("rms(offset=1)", eps=1e-6)(16, axis=axis, dtype=torch.bfloat16)(x), plain.bfloat16())
+    wanted = (plain * (1 + weight.float())).bfloat16()
+    assert (wanted != plain.bfloat16()).sum() > 50
+    # A value that lies between two of bfloat16's may go either way by its last bit of float32.
+    assert (layer(x) != wanted).sum() <= 2
+    assert (normalize(x, RMS(offset=1), axis=axis, weight=weight, eps=1e-6) != wanted).sum() <= 2
+    started = norm_layer("rms(offset=1)", eps=1e-6)(16, axis=axis, dtype=torch.bfloat16)
+    assert (started(x) != plain.bfloat16()).sum() <= 2
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_timing_keeps_to_its_share(monkeypatch, tick, rounds):
     trials = [fake_trial(Cell("final", m, 8, 0.1, 0), seconds=5.0) for m in ("none", "batch")]
     measured(task, make_settings(batch_sizes=[8]), trials, [])
     methods = 2
-    assert len(steps) // methods - 2 == rounds  # one more to warm up, and one for the memory
+    assert len(steps) // methods - 3 == rounds  # three come before: to warm up, and for the memory
 
 
 def test_costs_of_the_turns_count_and_not_those_of_the_training():
