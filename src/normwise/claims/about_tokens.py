@@ -15,11 +15,10 @@ from torch import nn
 from normwise.claims.claim import TIMES, Claim, Experiment, Part, Runs, Unit
 from normwise.claims.figures import bars
 from normwise.nn import NormFactory, norm_layer
-from normwise.study.data import Part as Samples
-from normwise.study.data import Splits, tensors_of
 from normwise.study.optimize import Steps
 from normwise.study.tasks import Task, load_task
 from normwise.study.tasks.decoder import Decoder
+from normwise.study.tasks.language import shortened
 
 # Characters of a window, and windows to evaluate on: a small decoder's trial takes seconds.
 _WINDOW, _EVALUATED = 32, 256
@@ -40,12 +39,12 @@ def novels(windows: int | None = None, **model: Any) -> Callable[[], Task]:
 
 def _novels(windows: int | None, **model: Any) -> Task:
     task = load_task("austen")
-    parts = [part.load() for part in task.splits]
-    short = [Samples(*(tensors_of(values)[0][:, :_WINDOW] for values in (p.inputs, p.targets))) for p in parts]
-    few = [p.take(torch.arange(_EVALUATED) * p.size // _EVALUATED) for p in short[1:]]
-    tokens = 1 + max(int(tensors_of(values)[0].max()) for p in short for values in (p.inputs, p.targets))
+    splits = shortened(task.splits, _WINDOW, _EVALUATED)
+    tokens = 1 + max(int(t.max()) for part in splits for t in part.sketch())
     make = functools.partial(_decoder, tokens=tokens, **{**_SIZE, **model})
-    return dataclasses.replace(task, splits=Splits(short[0].take(slice(windows)), *few), make_model=make, source=None)
+    return dataclasses.replace(
+        task, splits=splits._replace(train=splits.train.take(slice(windows))), make_model=make, source=None
+    )
 
 
 def _decoder(norm: NormFactory, qk_norm: bool = False, **options: Any) -> nn.Module:

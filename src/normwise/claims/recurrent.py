@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from normwise.nn import NormFactory
-from normwise.study.data import Part, Splits, tensors_of
 from normwise.study.optimize import ADAM, warm_adam
 from normwise.study.tasks import MakeModel, Task, load_task
+from normwise.study.tasks.language import shortened
 
 # Characters of a window: each one is a step of the recurrence, and what a trial takes is proportional to them.
 _WINDOW = 32
@@ -71,10 +71,7 @@ def speakers(masked: bool) -> Callable[[], Task]:
 def writing() -> Task:
     """Give Jane Austen's novels, in windows of 32 characters, with a recurrent network."""
     task = _recurrent("austen", _writer_net)
-    whole = [p.load() for p in task.splits]
-    parts = [Part(tensors_of(p.inputs)[0][:, :_WINDOW], tensors_of(p.targets)[0][:, :_WINDOW]) for p in whole]
-    few = [part.take(torch.arange(_EVALUATED) * part.size // _EVALUATED) for part in parts[1:]]
-    return dataclasses.replace(task, splits=Splits(parts[0], *few))
+    return dataclasses.replace(task, splits=shortened(task.splits, _WINDOW, _EVALUATED))
 
 
 def _recurrent(name: str, make_model: MakeModel) -> Task:

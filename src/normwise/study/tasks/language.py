@@ -80,6 +80,13 @@ def spread(part: Part, count: int) -> Part:
     return part.take(torch.arange(count) * part.size // count)
 
 
+def shortened(splits: Splits, window: int, evaluated: int) -> Splits:
+    """Cut windows to their first tokens, and take so many to evaluate on, evenly spread."""
+    parts = [part.load() for part in splits]
+    train, *others = (Part(*(tensors_of(v)[0][:, :window] for v in (p.inputs, p.targets))) for p in parts)
+    return Splits(train, *(spread(part, evaluated) for part in others))
+
+
 def predicts_next(part: Any) -> bool:
     """Whether a part is language data: whole numbers, and each target is the input that comes next."""
     if not isinstance(part, Part) or not of_tokens(part.inputs) or not of_tokens(part.targets):
