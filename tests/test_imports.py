@@ -18,7 +18,7 @@ CONTRACT = Path(__file__).parents[1] / "CONTRIBUTING.md"
 # The package's root hands out names of all its parts; nothing below may ask it for one.
 ROOT = {"__init__", "__main__"}
 # These need the standard library only, and ``report`` reads nothing but them: it is drawn anew without torch.
-RECORDS = {"_lazy", "_version", "errors", "files", "records", "results", "findings", "outcomes", "advice"}
+RECORDS = {"_lazy", "_version", "errors", "files", "pools", "records", "results", "findings", "outcomes", "advice"}
 # What may hand its records on to be advised upon and drawn.
 CONSUMERS = {"report", "surgery", "probe", "study", "claims", "cli"}
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from normwise.errors import InputError
+from normwise.pools import elements_behind
 from normwise.records import dumps, keys_of, load_record
 from normwise.results import Paged, counted
 
@@ -91,13 +92,8 @@ class NormFacts:
         """
         if self.samples is None:
             return None
-        space = math.prod(self.spatial)
-        counts = {
-            "batch": (self.samples if samples is None else samples) * space,
-            "layer": self.channels * space,
-            "group": self.channels // num_groups * space,
-            "instance": space,
-        }
+        samples = self.samples if samples is None else samples
+        counts = elements_behind(samples, self.channels, math.prod(self.spatial), num_groups)
         if pool not in counts:
             raise InputError(f"unknown pool {pool!r}: expected one of {', '.join(counts)}")
         return counts[pool]

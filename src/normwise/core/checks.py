@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from normwise.core.autograd import elements_per_cell
-from normwise.core.method import Context, Method, elements_behind
+from normwise.core.method import Context, Method
 from normwise.errors import InputError
+from normwise.pools import elements_behind
 
 
 def check_axis(x: Tensor, axis: int) -> None:

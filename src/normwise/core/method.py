@@ -17,6 +17,7 @@ from torch import Tensor
 
 from normwise.core.moments import Affine, Moments, pool, pool_groups, unbiased
 from normwise.errors import InputError
+from normwise.pools import groups_for
 
 
 class Context(NamedTuple):
@@ -89,6 +90,8 @@ class Method:
         learned: its learned tensors beside weight and bias, by name.
         on_weights: it acts on weights and not on activations.
         reads_reference: it reads the running averages in training, too.
+        only_affine: weight and bias are all there is to it.
+        unit_length: vectors come out with length 1, whatever their number of channels.
         per_token: each position is normalized by itself, as if it were a sample; ``None``: where channels come last.
         weight_start: what a layer's weight starts as.
         curve: ``None``, or a function of the elements alone, ``(x, **learned)``: then only weight and bias follow.
@@ -109,6 +112,8 @@ class Method:
     paper: ClassVar[str] = "-"
     on_weights: ClassVar[bool] = False
     reads_reference: ClassVar[bool] = False
+    only_affine: ClassVar[bool] = False
+    unit_length: ClassVar[bool] = False
     per_token: ClassVar[bool | None] = False
     weight_start: ClassVar[float] = 1.0
     curve: ClassVar[Callable[..., Tensor] | None] = None
@@ -154,6 +159,11 @@ class Method:
         return self.over_samples
 
     @property
+    def tracks_samples(self) -> bool:
+        """Whether running averages are those of each sample's own moments."""
+        return self.tracks and not self.over_samples
+
+    @property
     def synced(self) -> bool:
         """Whether processes can share its statistics: it takes the batch's from :func:`batch_moments`."""
         return self.over_samples
@@ -172,6 +182,21 @@ class Method:
     def centres(self) -> bool:
         """Whether a mean is subtracted."""
         return bool(self.pools)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it is a mix of several pools, which may come down to one of them."""
+        return len(self.pools) > 1 and self.mix(stored=True) is not None
+
+    @property
+    def needs_space(self) -> bool:
+        """Whether a channel of a sample has to have several elements: (N, C) leaves nothing to normalize over."""
+        return self.pools == ("instance",) or self.rests_on == "instance"
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the number of groups is an option of it."""
+        return hasattr(self, "num_groups")
 
     @property
     def folds(self) -> bool:
@@ -317,33 +342,6 @@ POOLS: dict[str, Callable[[Moments, Context, int], Moments]] = {
 }
 
 
-def elements_behind(
-    samples: int, channels: int, elements: int, groups: int = 1, batch_elsewhere: bool = False
-) -> dict[str, int]:
-    """How many elements each pool's statistic rests on; 0 where that is not for this input to say.
-
-    Args:
-        samples: N.
-        channels: C.
-        elements: per cell.
-        groups: G.
-        batch_elsewhere: the batch's moments are stored ones, or shared with other processes.
-
-    Returns:
-        Pool → number of elements.
-
-    Example:
-        >>> elements_behind(samples=8, channels=4, elements=9, groups=2)
-        {'instance': 9, 'layer': 36, 'group': 18, 'batch': 72}
-    """
-    return {
-        "instance": elements,
-        "layer": channels * elements,
-        "group": channels // groups * elements,
-        "batch": 0 if batch_elsewhere else samples * elements,
-    }
-
-
 def with_parameters(center: Tensor, scale: Tensor, given: Context) -> Affine:
     """The map ``y = (x − center) · scale · weight + bias``.
 
@@ -454,29 +452,3 @@ def mean_over_samples(m: Moments) -> Moments:
     total = torch.where(some, m.elements, 0).sum(0, keepdim=True)
     # Biased by the total, as moments are: it comes off again where the variance enters the running averages.
     return Moments(mean, var - var / total.clamp_min(1).to(var.dtype), total)
-
-
-def groups_for(num_channels: int, target: int = 32) -> int:
-    """Choose a group count: ``target`` where it divides the channels, else the nearest divisor that does.
-
-    A group of one channel is never chosen (that is instance norm, and erases (N, C) data), unless there is one channel.
-    Of two divisors equally near the larger is taken.
-
-    Args:
-        num_channels: C, at least 1.
-        target: the wanted count; 32 is the paper's choice (arXiv 1803.08494).
-
-    Returns:
-        A divisor of ``num_channels``.
-
-    Raises:
-        InputError: a number below 1.
-
-    Example:
-        >>> [groups_for(c) for c in (64, 48, 16, 7, 1)]
-        [32, 24, 8, 1, 1]
-    """
-    if num_channels < 1 or target < 1:
-        raise InputError(f"channels and target must be at least 1, got {num_channels} and {target}")
-    divisors = [g for g in range(1, max(num_channels // 2, 1) + 1) if num_channels % g == 0]
-    return min(divisors, key=lambda g: (abs(g - target), -g))

@@ -17,8 +17,6 @@ from normwise.core.method import (
     Mix,
     Pooled,
     batch_moments,
-    elements_behind,
-    groups_for,
     standardize,
     with_parameters,
 )
@@ -29,6 +27,7 @@ from normwise.methods.sample import BatchInstance, FilterResponse, Group, Instan
 from normwise.methods.spec import parse_spec
 from normwise.methods.switchable import VARIANCES, Switchable, known_members
 from normwise.methods.token import L2, RMS, Derf, DyT
+from normwise.pools import elements_behind, groups_for
 
 __all__ = [
     "L2",
@@ -87,6 +86,14 @@ METHODS: dict[str, Method] = {
         Derf(),
     )
 }
+
+
+_OTHER = Method()
+
+
+def traits_of(name: str) -> Method:
+    """The method of a name; for what is none of the family, one without traits."""
+    return METHODS.get(name, _OTHER)
 
 
 def method_named(given: str | Method | type[Method]) -> Method:

@@ -22,6 +22,11 @@ class NoNorm(Method):
     name = "none"
     summary = "no normalization"
 
+    @property
+    def only_affine(self) -> bool:  # type: ignore[override]
+        """Where nothing bends it."""
+        return self.curve is None
+
     def affine(self, cells: Moments, given: Context) -> Affine:
         """Scale and shift by what is learned alone."""
         zero = cells.mean.new_zeros(1, 1)

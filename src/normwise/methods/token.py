@@ -65,6 +65,7 @@ class L2(Pooled):
     paper = "Henry et al. 2020, arXiv 2010.04245"
     pools = ("layer",)
     parts = "scale"
+    unit_length = True
     per_token = True
 
     def terms(self, given: Context, pooled: Moments) -> Context:  # noqa: D102

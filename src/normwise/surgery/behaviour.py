@@ -12,12 +12,14 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normwise.methods import L2, METHODS, RMS, Batch, Group, Instance, Layer
 from normwise.parametrize._copies import deep_copy
 from normwise.surgery.description import NormLayer, unhooked
 
@@ -224,17 +226,17 @@ class _Trial:
         """Read it as a squashing function of each element by itself: DyT or Derf."""
         x = self._input(shape, size=1.0)
         y = self._output(x, 1)
-        numbers = {name: getattr(self._twin, name) for name, t in self.own.items() if t.numel() == 1}
-        for a, alpha in numbers.items():
-            for method, inner in [("dyt", torch.tanh(alpha * x))] + [
-                ("derf", torch.erf(alpha * x + shift)) for s, shift in [*numbers.items(), ("", 0.0)] if s != a
-            ]:
-                scale, shift, error = _per_channel(inner.double(), y.double(), Way("token", -1, 1, False))
-                if error < self._tolerance and bool((scale.abs() > 1e-6).any()):
+        numbers = [getattr(self._twin, name) for name, t in self.own.items() if t.numel() == 1]
+        way = Way("token", -1, 1, False)
+        curves = [(method, method.curve) for method in METHODS.values() if method.curve is not None]
+        for method, curve in curves:
+            for given in permutations([*numbers, x.new_zeros(())], len(method.learned)):
+                inner = curve(x, **dict(zip(method.learned, given, strict=True)))
+                fit = _Fit(way, *_per_channel(inner.double(), y.double(), way))
+                if fit.error < self._tolerance and bool((fit.scale.abs() > 1e-6).any()):
                     learned = {n: t for n, t in self.own.items() if t.numel() > 1}
-                    fits = [_Fit(Way("token", -1, 1, False), scale, shift, error)]
-                    names = self._roles(fits, learned)
-                    return self._layer(method, shape, -1, 0.0, names, learned, per_token=True)
+                    names = self._roles([fit], learned)
+                    return self._layer(method.name, shape, -1, 0.0, names, learned, per_token=True)
         return None
 
     def normalizer(self, shape: tuple[int, ...], axes: tuple[int, ...], arity: int) -> NormLayer | None:
@@ -287,7 +289,7 @@ class _Trial:
         return self._layer(
             *(method, shape, way.axis, eps, names, learned),
             per_token=way.pool == "token",
-            groups=None if method not in ("group",) and not (way.pool == "token" and way.groups > 1) else way.groups,
+            groups=None if method != Group.name and not (way.pool == "token" and way.groups > 1) else way.groups,
             gate=gating or None,
             problem=gated or pool_problem or names.problem or how or differs,
         )
@@ -376,7 +378,7 @@ class _Trial:
         if isinstance(self.module, torch.jit.ScriptModule):
             problem = problem or "it is scripted: take the module that it was scripted from"
         return NormLayer(
-            "l2" if names.unit_length and method == "rms" else method,
+            L2.name if names.unit_length and method == RMS.name else method,
             shape[axis] if known else 0,
             eps,
             num_groups=groups,
@@ -508,16 +510,14 @@ def _broadcast(values: Tensor, y: Tensor, way: Way) -> Tensor:
 def _named(way: Way, shape: tuple[int, ...]) -> tuple[str, str | None]:
     """The method's name, and why it is not the plain one."""
     channels = shape[way.axis]
-    if way.pool == "token" and way.groups == 1:
-        return "layer" if way.centred else "rms", None
     if way.pool == "token":
         each = f"it takes a statistic over each {channels // way.groups} of its {channels} channels"
-        return "layer" if way.centred else "rms", each
+        return Layer.name if way.centred else RMS.name, None if way.groups == 1 else each
     if not way.centred:
-        return "rms", "it takes its statistics over several positions"
+        return RMS.name, "it takes its statistics over several positions"
     if way.pool == "batch":
-        return "batch", None
-    return {1: "layer", channels: "instance"}.get(way.groups, "group"), None
+        return Batch.name, None
+    return {1: Layer.name, channels: Instance.name}.get(way.groups, Group.name), None
 
 
 def small_number(module: torch.nn.Module) -> float:

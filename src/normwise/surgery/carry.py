@@ -14,15 +14,15 @@ from torch import Tensor
 from normwise import nn
 from normwise.core.moments import Affine, Moments
 from normwise.kernels.reference import widened
-from normwise.methods import METHODS, Context
+from normwise.methods import METHODS, Context, Method, traits_of
 from normwise.nn import groups_for
 from normwise.nn._eps import stored_eps
-from normwise.nn.factory import _ANY_DIM
+from normwise.nn.factory import classes_of
 from normwise.nn.own import Given, as_method
 from normwise.nn.synced import shares
 from normwise.surgery.description import NormLayer, is_ours, scales_channels
 from normwise.surgery.freeze import _MARK, freeze, is_frozen
-from normwise.surgery.layouts import CLASSES, Adapted, AtAxis, LayerNormNd, OwnNormNd, core
+from normwise.surgery.layouts import CLASSES, Adapted, AtAxis, GroupNormNd, LayerNormNd, OwnNormNd, core
 from normwise.surgery.running import has_hooks
 
 # Modules that our layers compute themselves, fused, instead of calling them.
@@ -58,6 +58,13 @@ class Order:
     share: float | None = None
     own: Given | None = None
 
+    @property
+    def traits(self) -> Method:
+        """The method; where one's own says nothing of itself, one without traits."""
+        if self.own is not None:
+            return as_method(self.own) or traits_of(self.to)
+        return METHODS[self.to].taking(self.options)[0]
+
 
 @dataclass(frozen=True)
 class Built:
@@ -76,18 +83,19 @@ def refusal(layer: NormLayer, order: Order, spatial: set[int]) -> str | None:
         return "without parameters it takes any number of channels: give example_inputs that run it"
     if order.own is not None:
         return None  # what it needs shows when it runs
-    to, options = order.to, order.options
-    rows = spatial == {0}
-    if to == "group" and rows and options.get("num_groups") == layer.channels > 1:
+    if spatial != {0}:
+        return None
+    method = order.traits
+    if method.needs_space:
+        return f"its input is (N, C), which has no space to take {order.to} norm over"
+    if method.rests_on == "group" and method.groups(layer.channels) == layer.channels > 1:
         return f"its input is (N, C), of which {layer.channels} groups of one channel leave nothing"
-    if rows and (METHODS[to].pools == ("instance",) or METHODS[to].rests_on == "instance"):
-        return f"its input is (N, C), which has no space to take {to} norm over"
     return None
 
 
 def unneeded(module: torch.nn.Module, layer: NormLayer, order: Order) -> str | None:
     """Say why a layer may stay as it is."""
-    if layer.method == "l2" and not is_ours(module):
+    if layer.traits.unit_length and not is_ours(module):
         return "it gives vectors of length 1, which is no normalization of activations"
     if layer.method != order.to or order.options or layer.frozen:
         return None
@@ -105,12 +113,12 @@ def build(module: torch.nn.Module, layer: NormLayer, order: Order, spatial: set[
     carried = _carry_affine(layer, core(new), order) if taken else []
     carried_buffers, lost = _carry_statistics(layer, core(new), order.to)
     lost += [] if taken else [f"weight, bias: {order.to} has none that only scale and shift each channel"]
-    pools = METHODS[order.to].pools if order.own is None else ("own",)
-    if pools and layer.eps and stored_eps(getattr(core(new), "eps", None)) == layer.eps:
+    reads_eps = order.own is not None or METHODS[order.to].pools
+    if reads_eps and layer.eps and stored_eps(getattr(core(new), "eps", None)) == layer.eps:
         carried.append(f"eps {layer.eps:g}")
     carried += carried_buffers + _carry_tail(layer) + _carry_hooks(module, new) + _carry_attributes(module, new)
-    if order.to == "switchable" and order.share is not None:
-        _lean(new, layer.method, order.share)  # type: ignore[arg-type]
+    if isinstance(new, nn.SwitchableNorm) and order.share is not None:
+        _lean(new, layer.method, order.share)
     new.training = module.training
     if layer.synced and shares(new):
         nn.sync(new, module.process_group if isinstance(module, torch.nn.SyncBatchNorm) else module.sync.process_group)  # type: ignore[union-attr, arg-type]
@@ -133,21 +141,21 @@ def _new_layer(layer: NormLayer, order: Order, spatial: set[int], like: Tensor |
     affine = layer.weight is not None or layer.bias is not None or order.affine or into_affine
     options: dict[str, Any] = {"affine": affine, "device": device, "dtype": dtype, "activation": activation}
     options["bias"] = layer.bias is not None or order.affine or into_affine
-    if METHODS[order.to].tracks:
+    method = METHODS[order.to]
+    if method.tracks:
         options |= {"momentum": layer.momentum, "track_running_stats": _tracks(layer, order.to)}
-    if order.to in ("none", "weight"):
+    if method.only_affine:
         options["method"] = order.to
     elif layer.eps:
         options["eps"] = layer.eps
+    options |= {k: v for k, v in order.options.items() if k not in ("per_token", "axis")}
     sizes: tuple[int, ...] = (layer.channels,)
     tail = () if activation is not None and layer.activation is None else layer.tail
     cls = _class_for(layer, order, spatial, bool(tail))
     if issubclass(cls, torch.nn.GroupNorm):
-        groups = layer.num_groups if order.to == layer.method == "group" else _groups(layer, spatial)
-        sizes = (1 if order.to == "layer" else order.options.get("num_groups", groups), layer.channels)
-    kept = ("num_groups",) if order.to == "switchable" else ()
-    chosen = {k: v for k, v in order.options.items() if k not in ("num_groups", "per_token", "axis") or k in kept}
-    new = cls(*sizes, **options | chosen)
+        groups = layer.num_groups if order.to == layer.method else _groups(layer, spatial)
+        sizes = (options.pop("num_groups", groups) if method.grouped else 1, layer.channels)
+    new = cls(*sizes, **options)
     if isinstance(new, Adapted):
         new.adapt("last" if layer.channel_axis == -1 else "first", tail)
     return new
@@ -184,40 +192,34 @@ def _groups(layer: NormLayer, spatial: set[int]) -> int:
 
 def by_position(layer: NormLayer, order: Order) -> bool:
     """Whether the new layer treats each position by itself."""
-    if order.own is not None:
-        method = as_method(order.own)
-    else:
-        method, _ = METHODS[order.to].taking(order.options)
-    if method is None or method.per_token is None:
-        return method is not None and (layer.channel_axis == -1 or layer.per_token)
-    return method.per_token
+    if order.traits.per_token is None:
+        return layer.channel_axis == -1 or layer.per_token
+    return order.traits.per_token
 
 
 def _class_for(layer: NormLayer, order: Order, spatial: set[int], tail: bool) -> type[torch.nn.Module]:
     """The plain class where it is sure to fit, else the one that takes anything."""
-    to = order.to
-    if to == "layer" and by_position(layer, order):
+    method, adapted = METHODS[order.to], CLASSES[order.to]
+    if adapted is GroupNormNd and by_position(layer, order):
         return LayerNormNd
-    if to in ("none", "weight") or issubclass(CLASSES[to], AtAxis) or layer.channel_axis == -1 or tail:
-        return CLASSES[to]
-    if to in ("group", "layer"):
-        return nn.GroupNorm
-    if to in _ANY_DIM:
-        return _ANY_DIM[to]
+    if method.only_affine or issubclass(adapted, AtAxis) or layer.channel_axis == -1 or tail:
+        return adapted
+    kinds = classes_of(method)
+    if len(kinds) == 1:
+        return nn.GroupNorm if adapted is GroupNormNd else kinds[0]
     dim = layer.dim if not spatial else next(iter(spatial)) if len(spatial) == 1 else None
-    if dim == 0 and to != "instance":
+    if dim == 0:
         dim = 1
-    if dim == 1 and to == "instance" and layer.method != "instance" and not spatial:
+    if dim == 1 and method.needs_space and layer.method != order.to and not spatial:
         dim = None  # a BatchNorm1d may see (N, C), which an InstanceNorm1d would take for one unbatched (C, L)
-    name = {"batch": "BatchNorm", "instance": "InstanceNorm", "switchable": "SwitchableNorm"}[to]
-    return getattr(nn, f"{name}{dim}d", CLASSES[to])
+    return kinds[dim - 1] if dim in (1, 2, 3) else adapted
 
 
 def _tracks(layer: NormLayer, to: str) -> bool:
     """Whether the new layer keeps running averages: not where the old one of such a method did without."""
-    if to == "instance":
+    if not METHODS[to].running:
         return keeps_statistics(layer, to)
-    return layer.running_mean is not None or layer.method not in METHODS or not METHODS[layer.method].running
+    return layer.running_mean is not None or not layer.traits.running
 
 
 def _fused_activation(layer: NormLayer) -> str | None:
@@ -333,21 +335,21 @@ def _lean(new: nn.SwitchableNorm, method: str, share: float) -> None:
 def _lost_meaning(module: torch.nn.Module, layer: NormLayer, order: Order, new: torch.nn.Module) -> list[str]:
     """What a method did that the other does not."""
     to, lost = order.to, []
-    old, now = METHODS.get(layer.method), METHODS.get(to)
+    old, now = layer.traits, traits_of(to)
     if layer.synced and getattr(new, "sync", None) is None:
         lost.append("statistics are no longer shared between processes")
-    if now is not None and now.pools and layer.per_token and not by_position(layer, order):
+    if now.pools and layer.per_token and not by_position(layer, order):
         lost.append("statistics per position: the new ones are taken over all positions of a sample or batch")
-    if old is not None and now is not None and old.pools and now.pools and old.centres != now.centres:
+    if old.pools and now.pools and old.centres != now.centres:
         lost.append("it subtracted the mean" if old.centres else "it did not subtract the mean")
-    if old is not None and old.pools and now is not None and now.curve is not None:
+    if old.pools and now.curve is not None:
         lost.append("its statistics: a curve of each element stands in their place")
     learned = [name for name, _ in module.named_parameters(recurse=False) if name not in layer.names]
     if learned and layer.problem is None:
         lost.append(f"{', '.join(learned)}: {layer.method} norm's own parameters")
-    if to in ("none", "weight") and not folds(layer, to) and layer.method not in ("none", "weight"):
+    if now.only_affine and not old.only_affine and not folds(layer, to):
         lost.append("the division by the input's own standard deviation: only weight and bias are left")
-    if to == "group" and isinstance(new, torch.nn.GroupNorm) and new.num_groups == 1:
+    if now.grouped and isinstance(new, torch.nn.GroupNorm) and new.num_groups == 1:
         lost.append(f"{layer.channels} channel(s) have no divisor to group by: one group, which is layer norm")
     if any(getattr(module, name, None) for name in _STATE_HOOKS):
         lost.append("hooks on its state_dict")
@@ -364,7 +366,7 @@ def translated(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset:
     affine = {name: _plain(layer, name, tensors[key], offset) for name, key in held if key in tensors}
     if folds(layer, to) and {"running_mean", "running_var"} <= set(tensors):
         like = next(iter(affine.values()), tensors["running_mean"])
-        center, scale, shift = _evaluated(tensors, layer, affine)
+        center, scale, shift = evaluated(tensors, layer, affine)
         return {"weight": scale.to(like), "bias": (shift - center * scale).to(like)}
     kept = {name: tensors[name] for name in STATISTICS if name in tensors} if keeps_statistics(layer, to) else {}
     return affine | kept
@@ -379,7 +381,7 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: f
     own = {name: getattr(layer, name).detach() for name in names if getattr(layer, name) is not None}
     given = {name: _as_held(layer, name, tensors[name], offset) for name in own if name in tensors}
     if folds(layer, to) and "weight" in tensors:
-        center, scale, _ = _evaluated(own, layer, {})
+        center, scale, _ = evaluated(own, layer, {})
         weight = widened(tensors["weight"])
         whole = {"weight": weight / scale, "bias": widened(tensors["bias"]) + center * weight}
         given |= {name: value.to(own[name]) for name, value in whole.items() if name in own}
@@ -389,16 +391,15 @@ def restored(tensors: Mapping[str, Tensor], layer: NormLayer, to: str, offset: f
 
 def folds(layer: NormLayer, to: str) -> bool:
     """Whether taking the normalization out puts stored statistics into weight and bias."""
-    if to not in ("none", "weight") or layer.running_mean is None or layer.method not in METHODS:
-        return False
-    return METHODS[layer.method].folds
+    stored = layer.running_mean is not None and layer.method in METHODS
+    return stored and traits_of(to).only_affine and layer.traits.folds
 
 
-def _evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
+def evaluated(tensors: Mapping[str, Tensor], layer: NormLayer, affine: Mapping[str, Tensor]) -> Affine:
     """The layer's map in evaluation, (C,) each, in float64: what its method makes of stored statistics alone."""
     stored = Moments(widened(tensors["running_mean"])[None], widened(tensors["running_var"])[None])
     weight, bias = (widened(affine[name]) if name in affine else None for name in AFFINE)
-    parts = METHODS[layer.method].affine(stored, Context(weight, bias, layer.eps, population=stored))
+    parts = layer.traits.affine(stored, Context(weight, bias, layer.eps, population=stored))
     return Affine(*(part.expand_as(stored.mean)[0] for part in parts))
 
 
@@ -408,7 +409,5 @@ def keeps_statistics(layer: NormLayer, to: str) -> bool:
         return False
     if to == layer.method:
         return True
-    if not {to, layer.method} <= METHODS.keys():
-        return False
     # A tracked instance norm is a batch norm in evaluation.
-    return METHODS[to].running and (layer.method == "instance" or METHODS[layer.method].running)
+    return traits_of(to).running and layer.traits.tracks

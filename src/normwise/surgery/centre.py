@@ -130,7 +130,7 @@ class _Surgeon:
 
     def turn(self, found: list[Found], tolerance: float | None) -> Centring:
         reading = record(self.model, self.run, found=None)
-        wanted = [f for f in found if f.layer.method == "layer" and f.layer.per_token]
+        wanted = [f for f in found if f.layer.per_token and f.layer.traits.centred]
         writers: dict[str, None] = {}
         ready, left = [], []
         for f in wanted:
@@ -290,7 +290,7 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 
 def _gives_centred(found: Found) -> bool:
     layer = found.layer
-    return layer.method == "layer" and layer.per_token and layer.weight is None and layer.bias is None
+    return layer.per_token and bool(layer.traits.centred) and layer.weight is None and layer.bias is None
 
 
 def _adds_up(step: Step) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from dataclasses import replace as with_changes
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, fx, nn
 from normwise import kernels
 from normwise.errors import NormwiseError, NormwiseWarning
 from normwise.kernels.reference import widened
-from normwise.methods import METHODS, Method
 from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
 from normwise.surgery.absorb import (
@@ -26,6 +26,7 @@ from normwise.surgery.absorb import (
     out_features,
     why_not,
 )
+from normwise.surgery.carry import evaluated
 from normwise.surgery.description import NormLayer
 from normwise.surgery.flow import record
 from normwise.surgery.graph import Unprovable
@@ -197,10 +198,10 @@ class _Surgeon:
         """Fold whatever can be proven."""
         folded, left = [], []
         for found in self.found:
-            method = METHODS.get(found.layer.method)
-            if method is None or not (method.folds or _mixes(method)):
+            method = found.layer.traits
+            if not (method.folds or method.mixes):
                 continue
-            if found.layer.running_mean is None and (_mixes(method) or not method.running) and method.pools:
+            if found.layer.running_mean is None and (method.mixes or not method.running) and method.pools:
                 continue  # never a fixed map
             try:
                 folded.append(self._fold(found))
@@ -210,7 +211,7 @@ class _Surgeon:
 
     def fold_tokens(self, example_inputs: Any) -> tuple[list[Folded], list[Left]]:
         """Give weight and bias of norms over tokens to the linear layers that read them; the division stays."""
-        wanted = [f for f in self.found if f.layer.per_token and f.layer.method in ("layer", "rms")]
+        wanted = [f for f in self.found if f.layer.over_tokens]
         wanted = [f for f in wanted if f.layer.weight is not None or f.layer.bias is not None or f.layer.problem]
         if not wanted:
             return [], []
@@ -353,31 +354,24 @@ class _Surgeon:
         self._undo.append(back)
 
 
-def _mixes(method: Method) -> bool:
-    """Whether it is a mix of several pools, which may come down to the one over samples."""
-    return method.mix(stored=True) is not None and len(method.pools) > 1
-
-
 def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel of a layer that is an affine map in evaluation, in float64."""
     if layer.problem is not None:
         raise Unprovable(layer.problem)
     if has_hooks(module):
         raise Unprovable("has hooks, which would be lost")
-    if layer.method == "switchable" and tuple(module.over) != ("batch",):
-        raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
-    one = torch.ones(layer.channels, dtype=torch.float64)
-    weight, bias = (None if t is None else t.detach().cpu().double() for t in (layer.weight, layer.bias))
-    shift = torch.zeros_like(one) if bias is None else bias
-    scale = one if weight is None else weight
-    if layer.method not in {"none", "weight"}:
+    if layer.traits.mixes:
+        if len(module.over) > 1:
+            raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
+        layer = with_changes(layer, method=module.over[0])
+    if not layer.traits.only_affine:
         if module.training and not layer.frozen:
             raise Unprovable("is in training mode: call .eval() first")
         if layer.running_mean is None or layer.running_var is None:
             raise Unprovable("keeps no running statistics: in evaluation it normalizes by the batch")
-        mean, var = (t.detach().cpu().double() for t in (layer.running_mean, layer.running_var))
-        scale = scale if layer.method == "mean_only_batch" else scale * torch.rsqrt(var + layer.eps)
-        shift = shift - mean * scale
+    tensors = {name: t.detach().cpu() for name, t in layer.tensors.items()}
+    center, scale, shift = evaluated(tensors, layer, tensors)
+    shift = shift - center * scale
     if not bool(scale.isfinite().all() and shift.isfinite().all()):
         raise Unprovable("its statistics or parameters are not finite")
     return scale, shift

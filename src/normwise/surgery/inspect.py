@@ -18,6 +18,7 @@ from normwise.errors import InputError
 from normwise.files import finite
 from normwise.findings import Finding, gravest_first
 from normwise.kernels.reference import widened
+from normwise.methods import Batch, Switchable, WeightNorm, traits_of
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
 from normwise.results import Result, counted, layers
@@ -211,7 +212,7 @@ def _held(found: Found) -> tuple[dict[str, Tensor], Tensor | None]:
 
 def _of_weight_norm(name: str, kind: str | None, g: Tensor, v: Tensor) -> _Facts:
     readable = {n: t for n, t in (("g", g), ("v", v)) if not _unreadable(t)}
-    return _Facts(Row([name], kind, "weight", g.numel(), dead=_dead(g) if "g" in readable else 0), readable)
+    return _Facts(Row([name], kind, WeightNorm.name, g.numel(), dead=_dead(g) if "g" in readable else 0), readable)
 
 
 def _unreadable(tensor: Tensor) -> bool:
@@ -292,9 +293,9 @@ def _convention(facts: Iterable[_Facts]) -> Iterator[Finding]:
 def _method_of(tensors: Mapping[str, Tensor]) -> str | None:
     """What the names and shapes of a module's tensors say that it is."""
     if "mean_weight" in tensors and "var_weight" in tensors:
-        return "switchable"
+        return Switchable.name
     if "running_mean" in tensors and "running_var" in tensors:
-        return "batch"
+        return Batch.name
     vectors = all(t.ndim == 1 and t.numel() > 1 for t in tensors.values())
     if vectors and set(tensors) in ({"weight"}, {"weight", "bias"}):
         return "layer, group or rms"
@@ -340,14 +341,15 @@ def _problems(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
             yield "error", "non-finite", f"{_of(broken, tensor)} of {leaf} are not finite: {result}"
     yield from _statistics_problems(facts.tensors, row)
     yield from _dead_weights(facts, row)
-    if row.method == "instance" and row.num_groups is not None:
+    if row.num_groups is not None and traits_of(row.method).needs_space:
         yield "info", "group-of-one", f"{row.num_groups} groups of one channel: instance norm, which erases (N, C) data"
     if facts.problem is not None:
         yield "info", "unproven", f"convert and fold leave it alone: {facts.problem}"
 
 
 def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
-    weight = facts.tensors.get("g") if row.method == "weight" else facts.scale
+    of_weights = traits_of(row.method).on_weights
+    weight = facts.tensors.get("g") if of_weights else facts.scale
     if weight is None or not row.dead:
         return
     size = widened(weight.abs()).flatten()
@@ -357,7 +359,7 @@ def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
         yield "warning", "dead-weight", f"the largest of its {row.channels} |weight|s is {largest:.2g}: {rest}"
         return
     # A norm's weights of exactly 0 beside others were put there: channels that somebody pruned.
-    near = size[(size <= dead_below(size)) & ((size > 0) | (row.method == "weight"))]
+    near = size[(size <= dead_below(size)) & ((size > 0) | of_weights)]
     if near.numel():
         yield (
             "info",
@@ -404,7 +406,7 @@ def _of(count: int, tensor: Tensor) -> str:
 
 def _cells(row: Row) -> list[str]:
     spread = "" if row.variance_min is None else f"{row.variance_min:.3g} .. {row.variance_max:.3g}"
-    groups = f" ({row.num_groups} groups)" if row.num_groups is not None and row.method == "group" else ""
+    groups = f" ({row.num_groups} groups)" if row.num_groups is not None and traits_of(row.method).grouped else ""
     return [
         ", ".join(row.names) or "(the model)",
         (row.type or "?") + (" frozen" if row.frozen else ""),

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import normwise.nn as ours
 from normwise.errors import InputError, NormwiseWarning
+from normwise.methods import METHODS
 from normwise.nn._axis import ChannelAxis
 from normwise.nn.factory import Identity
 from normwise.parametrize._copies import inject
@@ -235,7 +236,7 @@ class _Plan:
         member, share = module.over[best], min(means[best].item(), variances[best].item())
         if share < 0.75:
             _warn_unclear(name, member, share)
-        options = {"num_groups": module.num_groups} if member == "group" else {}
+        options = {"num_groups": module.num_groups} if METHODS[member].grouped else {}
         return build(module, layer, Order(member, options), self._spatial(module), None).module
 
 
