@@ -60,8 +60,8 @@ def finals(study: Study) -> dict[str, list[Any]]:
     """Method → its trials of full length."""
     found: dict[str, list[Any]] = {}
     for trial in study.trials:
-        if trial.cell.stage == "final":
-            found.setdefault(trial.cell.method, []).append(trial)
+        if trial.setup.stage == "final":
+            found.setdefault(trial.setup.method, []).append(trial)
     return found
 
 

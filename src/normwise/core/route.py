@@ -20,7 +20,8 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
-from normwise.core.method import Context, Method
+from normwise.core.formula import Context
+from normwise.core.method import Method
 from normwise.core.mixture import Mixture
 from normwise.core.moments import Moments
 from normwise.kernels import backend, of_torch, reference

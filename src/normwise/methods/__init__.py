@@ -8,18 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from normwise.core.method import (
-    PARTS,
-    POOLS,
-    Context,
-    Learned,
-    Method,
-    Mix,
-    Pooled,
-    batch_moments,
-    standardize,
-    with_parameters,
-)
+from normwise.core.formula import PARTS, POOLS, Context, batch_moments, standardize, with_parameters
+from normwise.core.method import Learned, Method, Mix, Pooled
 from normwise.errors import InputError
 from normwise.methods.batch import Batch, BatchRenorm, GhostBatch, MeanOnlyBatch
 from normwise.methods.plain import NoNorm, WeightNorm

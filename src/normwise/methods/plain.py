@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from normwise.core.method import Context, Method, with_parameters
+from normwise.core.formula import Context, with_parameters
+from normwise.core.method import Method
 from normwise.core.moments import Affine, Moments
 
 

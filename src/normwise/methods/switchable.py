@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normwise.core.method import POOLS, Context, Learned, Method, Mix, standardize
+from normwise.core.formula import POOLS, Context, standardize
+from normwise.core.method import Learned, Method, Mix
 from normwise.core.moments import Affine, Moments, mix, unbiased
 from normwise.errors import InputError
 from normwise.pools import elements_behind

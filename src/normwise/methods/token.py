@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normwise.core.method import Context, Learned, Pooled
+from normwise.core.formula import Context
+from normwise.core.method import Learned, Pooled
 from normwise.core.moments import Moments
 from normwise.methods.plain import NoNorm
 

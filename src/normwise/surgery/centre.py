@@ -21,7 +21,7 @@ from normwise.nn._checks import callable_given, number_given
 from normwise.results import layers as counted
 from normwise.surgery.absorb import is_conv
 from normwise.surgery.flow import SAME, Reading, Step, record
-from normwise.surgery.fold import _change
+from normwise.surgery.folding import change
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, Where, chosen, replace
 from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
@@ -149,7 +149,7 @@ class _Surgeon:
             self._require_centred(ready)
             for f in ready:
                 self._exchange(f)
-            error, limit = _change(before, self._outputs(), tolerance)
+            error, limit = change(before, self._outputs(), tolerance)
             if not error <= limit:
                 raise NormwiseError(
                     f"RMS norms changed the output by {error:.3g} of its largest value, more than tolerance={limit:g}: "

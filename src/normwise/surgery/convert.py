@@ -17,13 +17,15 @@ from normwise.nn._checks import batches_given, callable_given, came, model_given
 from normwise.nn.own import Given, named
 from normwise.parametrize._splits import splits
 from normwise.surgery import weights
-from normwise.surgery.carry import Built, Order, build, by_position, folds, refusal, unneeded
+from normwise.surgery.build import Built, build, refusal, unneeded
+from normwise.surgery.carry import folds
 from normwise.surgery.causality import guessed, leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes, with_channels
 from normwise.surgery.layers import Found, Where, chosen, find, matches, not_understood
 from normwise.surgery.layouts import ChannelAffine, core
 from normwise.surgery.optimizer import Arrival, remap
+from normwise.surgery.order import Order, by_position
 from normwise.surgery.refit import refit
 from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped, working_copy
 from normwise.surgery.sources import method_from

@@ -14,8 +14,9 @@ from normwise.errors import InputError
 from normwise.methods import METHODS, Switchable
 from normwise.nn import SwitchableNorm
 from normwise.nn._checks import callable_given, number_given
-from normwise.surgery.carry import Order, build
+from normwise.surgery.build import build
 from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.order import Order
 from normwise.surgery.running import Left, drift, evaluating, hooked, run_on, tensors_in, unwrapped, working_copy
 
 

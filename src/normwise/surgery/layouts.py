@@ -210,8 +210,9 @@ def _adapted(method: Method) -> type[Adapted]:
         return known
     name = f"{plain.__name__}Nd"
     base = Adapted if method.per_token is False else AtAxis
+    doc = f"{plain.__name__} where channels may come last, and with what the old layer did afterwards."
     # A name in the module, so that layers pickle.
-    made = globals()[name] = type(name, (base, plain), {"__module__": __name__, "__doc__": plain.__doc__})
+    made = globals()[name] = type(name, (base, plain), {"__module__": __name__, "__doc__": doc})
     return made
 
 
