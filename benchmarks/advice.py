@@ -115,13 +115,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further task after so many")
     parser.add_argument("--work", type=Path, default=Path("normwise-advice"), help="folder for the studies themselves")
     parser.add_argument("--out", type=Path, default=OUTCOMES)
+    parser.add_argument("--only", default="", help="those tasks whose name has this in it")
     parser.add_argument("--situations", action="store_true", help="only look at the models of stored outcomes again")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
     known = {row["task"]: row for row in rows}
     end = time.monotonic() + 60 * given.minutes
     for name, setting in SETTINGS.items():
-        if given.situations != (name in known) or time.monotonic() > end:
+        if given.only not in name or given.situations != (name in known) or time.monotonic() > end:
             continue
         task = setting.make()
         task = Task(**{**vars(task), "methods": setting.methods, "quick_steps": 1})
