@@ -24,7 +24,7 @@ from normwise import advise, compare
 from normwise.files import write_atomic
 from normwise.records import Study, to_dict
 from normwise.study import Task
-from normwise.study.plan import chosen_lrs, ladder, searched
+from normwise.study.tuning import chosen_lrs, ladder, tuning
 
 OUTCOMES = Path(__file__).parents[1] / "results" / "advice-outcomes.json"
 SEEDS = 2
@@ -74,7 +74,7 @@ def scores(study: Study) -> dict[str, list[float]]:
 def rates(study: Study) -> Row:
     """Each method's learning rate, and those methods whose best one lies at an end of all that were tried."""
     (b,) = study.settings.batch_sizes
-    tried, _ = searched(study.settings, study.trials, b)
+    tried = tuning(study.settings, study.trials, b).rates
     chosen = {m: lr for (m, _), lr in chosen_lrs(study.settings, study.trials).items()}
     ends = {min(tried), max(tried)}
     return {
