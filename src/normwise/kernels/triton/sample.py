@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normwise.kernels.reference import accumulation_dtype
 from normwise.kernels.triton.launching import CHANNELS, View, launch, power
-from normwise.kernels.triton.tiles import activated, halves, parameter, standardized, through, two_sum
+from normwise.kernels.triton.tiles import activated, halves, parameters, standardized, through, two_sum
 
 # The most elements that a program of 8 warps holds without spilling: 32 a thread forward, 16 each of two backward.
 HELD, HELD_BACKWARD = 8192, 4096
@@ -108,19 +108,17 @@ def sample_forward(
     tl.store(to + tl.cast(N, tl.int64) * G, var.to(tl.float64), leads)
     hi, lo, rstd = standardized(hi, lo, var, eps)
     if HELD:
-        scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
-        z = (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None]
+        weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
+        z = (x - hi[:, None] - lo[:, None]) * (rstd * weight)[:, None] + bias[:, None]
         tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
     else:
         for part in range(0, tl.cdiv(K, K2)):
             n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
-            scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-            shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+            weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
                 x = tl.load(x_ptr + at, real, 0.0, eviction_policy="evict_first").to(ACC)
-                z = (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None]
+                z = (x - hi[:, None] - lo[:, None]) * (rstd * weight)[:, None] + bias[:, None]
                 tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
 
 
@@ -153,8 +151,7 @@ def sample_backward(
     var = tl.load(moments_ptr + tl.cast(N, tl.int64) * G + n * G + g, g < G, 0.0).to(ACC)
     hi, lo, rstd = standardized(hi, lo, var, eps)
     if HELD:
-        weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+        weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
         at, real = group_tile(0, first, live, C, M, COLUMNS, B)
         normal, of_z = standardized_tile(g_ptr, x_ptr, at, real, hi, lo, rstd, weight, bias, slope, ACT, ACC)
         one, two = tl.sum(of_z, 1), tl.sum(of_z * normal, 1)
@@ -168,8 +165,7 @@ def sample_backward(
         of_mean, of_var = tl.zeros((R,), ACC), tl.zeros((R,), ACC)
         for part in range(0, tl.cdiv(K, K2)):
             n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
-            weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-            bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+            weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
             ones, twos = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
@@ -185,8 +181,7 @@ def sample_backward(
         of_var = sums_by_group(of_var, K2, R) / elements
         for part in range(0, tl.cdiv(K, K2)):
             n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
-            weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-            bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+            weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
                 normal, of_z = standardized_tile(g_ptr, x_ptr, at, real, hi, lo, rstd, weight, bias, slope, ACT, ACC)
