@@ -20,9 +20,9 @@ from normwise.kernels.triton.tiles import activated, halves, parameters, standar
 
 # The most elements that a program of 8 warps holds without spilling: 32 a thread forward, 16 each of two backward.
 HELD, HELD_BACKWARD = 8192, 4096
-# Elements of a tile of what is read again, and the largest group for which that is worth it: half a megabyte of
-# float32, of which a second-level cache of 50 MB holds a hundred.
-LOOPED, LARGEST = 4096, 131072
+# Elements of a tile of what is read again, 8 a thread: their sums are held beside them. And the largest group for which
+# that is worth it: half a megabyte of float32, of which a second-level cache of 50 MB holds a hundred.
+LOOPED, LARGEST = 2048, 131072
 # Channels next to each other that are read without waste: 32 bytes or more.
 LINE = 16
 # With fewer programs most of a large device would be idle, unless there is little to do.
@@ -232,7 +232,7 @@ class Grouping:
             K2 = min(K2, CHANNELS if view.columns else max(1, LOOPED // B))
             B = min(B, LOOPED // (K2 * few))
         programs = view.N * -(-groups // few)
-        if programs < FEWEST and few * K * M > 16 * LOOPED:
+        if programs < FEWEST and few * K * M > 32 * LOOPED:
             return None
         return cls(fits, K2 == K, K2, K2 * few, B, programs)
 
@@ -243,8 +243,8 @@ class Grouping:
 
     @property
     def warps(self) -> int:
-        """Groups of threads, of 16 elements each backward."""
-        return min(8, max(1, self.R * self.B // 512))
+        """Groups of threads, of 8 elements each where 8 of them suffice."""
+        return min(8, max(1, self.R * self.B // 256))
 
 
 def per_sample(view: View, *parameters: Tensor | None) -> int:
