@@ -19,7 +19,7 @@ from normwise.nn import Norm
 from normwise.nn.own import name_of, named
 from normwise.study import Task, make_task
 from normwise.study.own import fingerprints, with_methods
-from normwise.surgery.sources import method_from
+from normwise.arguments.methods import method_from
 
 METHOD = '''\
 """Layer norm by a power of the deviation: y = weight · (x − μ) / (σ² + eps)^(power / 2) + bias."""

@@ -26,7 +26,7 @@ from normwise.surgery.layouts import CLASSES, ChannelAffine, core
 from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.refit import refit
 from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped, working_copy
-from normwise.surgery.sources import method_from
+from normwise.arguments.methods import method_from
 
 
 def convert(
