@@ -56,9 +56,9 @@ def diagnose(
         SystemExit: with 1, as asked for by --fail-on.
     """
     from normwise import report
+    from normwise.arguments.loss import loss_of
     from normwise.files import check_target, write_own
     from normwise.probe.diagnosing import diagnose as examine
-    from normwise.probe.losses import loss_of
 
     fails([], fail_on or "error")
     page = out is not None and out.suffix in (".html", ".htm")

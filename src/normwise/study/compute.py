@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

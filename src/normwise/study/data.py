@@ -293,7 +293,15 @@ def run(model: nn.Module, inputs: Values) -> Any:
 
 def given_to(model: nn.Module, inputs: Values) -> Any:
     """The inputs as a model takes them: of those with names, what its ``forward`` knows."""
-    return inputs_of(model, inputs) if isinstance(inputs, Mapping) else inputs
+    if not isinstance(inputs, Mapping):
+        return inputs
+    given = inputs_of(model, inputs)
+    if isinstance(given, Mapping):
+        return given
+    raise InputError(
+        f"{type(model).__name__}.forward knows none of the inputs {', '.join(inputs)}: call its parameters so, or "
+        "give a loss(model, batch) of your own"
+    )
 
 
 def of_tokens(inputs: Any) -> bool:

@@ -19,7 +19,7 @@ from normwise.arguments.metric import Metric, metric_of
 from normwise.arguments.optimizer import maker_of
 from normwise.errors import InputError, MissingDependencyError, NormwiseError, blaming, described
 from normwise.files import parse_json
-from normwise.study.data import Part, Samples, Splits, of_tokens, run, tensors_of
+from normwise.study.data import Part, Samples, Splits, given_to, of_tokens, run, tensors_of
 from normwise.study.evaluate import EVALUATION_BATCH, evaluate
 from normwise.study.optimize import ADAMW, SCHEDULE, warm_adamw
 from normwise.study.tasks import modules
@@ -197,8 +197,9 @@ def _basic(name: str, raw: Splits, make: Callable, loss: Loss | None, metric: Me
             f"a training batch is {_kind(batch)}, expected a pair of inputs and targets, or a dict with a label: for "
             "others give a loss(model, batch) of your own"
         )
-    if loss is None and task.batch_loss is None:
-        _refuse_copies(batch)
+    if task.batch_loss is None:
+        given_to(model, batch.inputs)  # refuses names that the model does not know
+        _refuse_copies(batch) if loss is None else None
     return _with_methods(task, model)
 
 
