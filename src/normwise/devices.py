@@ -64,6 +64,14 @@ def resolve(wanted: str | torch.device | None = AUTO, own: torch.device | None =
     return device if device.index is not None else torch.device(device.type, torch.accelerator.current_device_index())
 
 
+def of_kind(wanted: str | torch.device | None, kind: str, what: str) -> torch.device:
+    """Give the device that a user means, for something that keeps to one kind of device."""
+    device = resolve(kind if wanted is None or wanted == AUTO else wanted)
+    if device.type != kind:
+        raise InputError(f"{what} was begun on {kind} and keeps to it, got the device {wanted}")
+    return device
+
+
 def _exists(device: torch.device) -> bool:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return (

@@ -15,8 +15,8 @@ from normwise.advice import load_advice
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError
 from normwise.study.consult import measured_costs
-from normwise.study.verifying import check_by_training
 from normwise.study.measure import peak_bytes
+from normwise.study.verifying import check_by_training
 
 
 def image_net(norm=nn.BatchNorm2d):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from models import ConvNet, trained
 
+from normwise.cli import app
 from normwise.errors import NormwiseError
 from normwise.surgery import checkpoint, convert
-from normwise.surgery.commands import app
 
 HERE = Path(__file__).parent
 
@@ -193,7 +193,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(place):
 def test_help_needs_no_torch():
     program = (
         "import sys\n"
-        "from normwise.surgery.commands import app\n"
+        "from normwise.cli import app\n"
         "try: app(['convert', '--help'])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"

@@ -101,6 +101,4 @@ def _check_class(kind: type) -> None:
         raise InputError(f"optimizer must be {FORMS}, got the class {kind.__name__}")
     step = inspect.signature(inspect.unwrap(kind.step)).parameters.get("closure")
     if step is not None and step.default is step.empty:
-        raise InputError(
-            f"{kind.__name__} runs the model several times a step, which is not supported: give another"
-        )
+        raise InputError(f"{kind.__name__} runs the model several times a step, which is not supported: give another")
