@@ -159,7 +159,7 @@ def test_fail_on(place, severity, code, capsys):
         (["convert", "mynets.py:net", "--to", "group", "--input-shape", "1,5,8,8"], "failed on --input-shape 1,5,8,8"),
         (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:wrong"], "failed on the first batch"),
         (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:number"], "is a int"),
-        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:net"], "gave ConvNet, expected batches"),
+        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:net"], "cannot use a ConvNet as data"),
         (["convert", "mynets.py:net", "--to", "layer", "--data", "mynets.py:ends"], "failed after 1 batches: OSError"),
         (["convert", "mynets.py:net", "--to", "group", "--out", "no/a.pt"], "there is no folder no"),
         (["convert", "mynets.py:net", "--to", "group", "--out", "a.txt"], "expected a name ending in"),

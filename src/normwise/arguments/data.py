@@ -28,8 +28,6 @@ FORMS = (
     "test as a dict or tuple of these"
 )
 WHOLE = "the data"
-# What one sample holds one of, and a batch a list of.
-_PLAIN = (str, int, float, np.generic)
 _PARTS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 # The hooks of a Lightning data module, and the stage that each needs.
 _HOOKS = {"train": ("fit", "train_dataloader"), "valid": ("fit", "val_dataloader"), "test": ("test", "test_dataloader")}
@@ -232,7 +230,7 @@ def _of_sequence(data: tuple | list, name: str, collate: Callable | None) -> For
 def _of_items(data: Any, name: str, collate: Callable | None) -> Form:
     """What can be read by number: batches, or samples, as its first item tells."""
     with blaming(f"{name} failed"):
-        return Ready(data) if not len(data) or _rows(data[0]) is not None else Records(data, collate)
+        return Records(data, collate) if len(data) and _is_sample(data[0]) else Ready(data)
 
 
 def _of_hugging_face(data: Any, collate: Callable | None) -> Form:
@@ -341,17 +339,14 @@ def _is_sized(value: Any) -> bool:
     return sized and not isinstance(value, type | str | bytes | torch.nn.Module)
 
 
-def _rows(value: Any) -> int | None:
-    """How many samples a batch holds; ``None`` for a single sample."""
-    if _is_array(value):
-        return len(value)
+def _is_sample(value: Any) -> bool:
+    """Whether something is a single sample and no batch: it holds a number where a batch has an axis."""
     if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, tuple | list) and not all(isinstance(item, _PLAIN) for item in value):
-        lengths = {_rows(item) for item in value if item is not None}
-        return lengths.pop() if len(lengths) == 1 else None
-    single = isinstance(value, _PLAIN) or getattr(value, "ndim", None) == 0
-    return None if single else len(value) if hasattr(value, "__len__") else 0
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        is_column = isinstance(value, list) and all(isinstance(item, int | float | str) for item in value)
+        return not is_column and any(map(_is_sample, value))
+    return isinstance(value, int | float | np.generic) or getattr(value, "ndim", None) == 0
 
 
 def _tensor(value: Any, name: str) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def renamed(old: str, new: str, until: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def renamed(old: str, new: str, until: str) -> Callable[[F], F]:
     """Let a function take an argument by its old name, until a version."""
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: F) -> F:
         @functools.wraps(function)
         def call(*args: Any, **given: Any) -> Any:
             if old in given:
@@ -20,6 +22,6 @@ def renamed(old: str, new: str, until: str) -> Callable[[Callable[..., Any]], Ca
                 given[new] = given.pop(old)
             return function(*args, **given)
 
-        return call
+        return cast(F, call)
 
     return decorate
