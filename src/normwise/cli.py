@@ -387,8 +387,9 @@ def _live(where: str | Path, study: str | None, port: int | None) -> Iterator[No
         yield
         return
     from normwise.report import live
+    from normwise.study.progress import ahead
 
-    with live.serving(lambda: read(str(where), study), port) as address:
+    with live.serving(lambda: read(str(where), study), port, ahead=ahead) as address:
         print(f"live report at {address}", file=sys.stderr, flush=True)
         yield
 

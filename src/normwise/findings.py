@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from normwise.errors import InputError
 from normwise.records import dumps, keys_of, load_record
-from normwise.results import Paged, counted
+from normwise.results import Result, counted
 
 SEVERITIES = ("info", "warning", "error")
 DIAGNOSIS_VERSION = 1
@@ -472,7 +472,7 @@ class TokenTrace:
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis(Paged):
+class Diagnosis(Result):
     """What is wrong with a model's normalization, and all that was measured to say so; ``print`` it for a table.
 
     Example:
