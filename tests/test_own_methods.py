@@ -12,6 +12,7 @@ from torch import nn
 import normwise
 from normwise import report
 from normwise.advice import Advice, load_advice
+from normwise.arguments.methods import method_from
 from normwise.cli import main
 from normwise.errors import InputError, StoreError
 from normwise.methods import METHODS
@@ -19,7 +20,6 @@ from normwise.nn import Norm
 from normwise.nn.own import name_of, named
 from normwise.study import Task, make_task
 from normwise.study.own import fingerprints, with_methods
-from normwise.surgery.sources import method_from
 
 METHOD = '''\
 """Layer norm by a power of the deviation: y = weight · (x − μ) / (σ² + eps)^(power / 2) + bias."""

@@ -12,8 +12,24 @@ import statistics
 import sys
 from pathlib import Path
 
+from normwise.advice import Advice, Check, Cost, Place, Situation, rank
+from normwise.advice.rules import METHODS as ADVISED
+from normwise.findings import (
+    Diagnosis,
+    Finding,
+    Gap,
+    ModelFacts,
+    NormFacts,
+    NormTrace,
+    RunTrace,
+    WeightFacts,
+    WeightTrace,
+)
 from normwise.records import Interval, Mixture, Point, Settings, Setup, Standing, Study, Trial, Verdict
+from normwise.surgery.conversion import Drift, Record, Replacement
+from normwise.surgery.running import Left
 
+EVIL = "</script><img src=//evil.example/x onerror=alert(1)><b>&amp;%{x}"
 METHODS = ["none", "batch", "layer", "weight", "instance", "group", "switchable"]
 SCORES = {
     2: {
@@ -130,6 +146,50 @@ def hostile(text: str) -> Study:
     result = swap(study(methods=("batch", "group", "switchable"), seeds=2))
     assert isinstance(result, Study)
     return result
+
+
+def diagnosis(name: str = "bn1", findings: list[Finding] | None = None, layers: int = 3) -> Diagnosis:
+    """Make a diagnosis of so many weighted layers."""
+    norm = NormFacts([name], "BatchNorm2d", "batch", 1, 1, 8, elements=512)
+    weights = [WeightFacts([f"{name}.conv{i}"], "Conv2d", 2 * i, 1) for i in range(layers)]
+    found = [Finding(name, "error", "near-eps", f"{name} is off", {"eps": 1e-5}, "It harms.", f"fix({name!r})")]
+    found += [
+        Finding(f"{name}{i}", "info", "cancelled-bias", f"message {i}", {}, "It is idle.", "mend()") for i in range(5)
+    ]
+    return Diagnosis(
+        created="2026-01-01",
+        facts=ModelFacts(name, "conv", ["conv"], 8, 8),
+        run=RunTrace(passes=20, sampled=6, optimizer="SGD", lr=0.1),
+        norms=[NormTrace(norm, samples=6, elements=512, mean_gap=0.75, var_factor=1.5, gain=0.12, scatter=0.02)],
+        weights=[
+            WeightTrace(w, gradient=10.0 ** -(i % 8), cosine=0.5, moved_mean=0.1 * i) for i, w in enumerate(weights)
+        ],
+        gap=Gap("accuracy", 0.5, 0.75, 0.1, 128),
+        findings=found if findings is None else findings,
+    )
+
+
+def advice(name: str = "bn1", **changes: object) -> Advice:
+    """Make advice with costs and a check."""
+    places = [Place(name, 16, [8, 8], 2), Place(f"{name}.one", 16, [], 2)]
+    situation = Situation("conv", ["conv"], 2, devices=2, depth=5, places=places, current=["batch"])
+    costs = {method: Cost(0.001 * (i + 1), 1000 * i) for i, method in enumerate(ADVISED)}
+    check = Check(61.0, ["group", "batch"], f"use {name}", False, 0.01)
+    return dataclasses.replace(rank(name, situation, costs), check=check, **changes)  # type: ignore[arg-type]
+
+
+def conversion(name: str, layers: int = 30) -> Record:
+    """Make a conversion whose layers drift more the deeper they are."""
+    drifts = [(Drift(None, 0.3 * i), Drift(None, 0.02 * i)) for i in range(layers)]
+    replaced = [
+        Replacement(
+            [f"{name}{i}"], "BatchNorm2d", "GroupNorm", ["weight", "bias"], ["running_mean: of each input"], *both
+        )
+        for i, both in enumerate(drifts)
+    ]
+    return Record(
+        "group", replaced, [Left(name, f"{name} is no norm")], output_drift=1.5, output_refitted=0.1, notes=[name]
+    )
 
 
 def _trial(rng: random.Random, setup: Setup) -> Trial:

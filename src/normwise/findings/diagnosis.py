@@ -10,13 +10,13 @@ from normwise.findings.facts import ModelFacts
 from normwise.findings.finding import Finding, fails, gravest_first, worst
 from normwise.findings.traces import Gap, NormTrace, RunTrace, TokenTrace, WeightTrace
 from normwise.records import dumps, keys_of, load_record
-from normwise.results import Paged, counted
+from normwise.results import Result, counted
 
 DIAGNOSIS_VERSION = 1
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis(Paged):
+class Diagnosis(Result):
     """What is wrong with a model's normalization, and all that was measured to say so; ``print`` it for a table.
 
     Example:

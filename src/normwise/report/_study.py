@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -118,8 +120,8 @@ def _legend(study: Study) -> Text:
     )
 
 
-def html(study: Study) -> str:
-    """Draw the page; see :func:`normwise.report.html`."""
+def html(study: Study, live: Mapping[str, Any] | None = None) -> str:
+    """Draw the page; see :func:`normwise.report.html`. ``live`` is what the banner of a live page says."""
     from normwise.report import _frame as frame
 
     methods = view.methods_of(study)
@@ -140,6 +142,7 @@ def html(study: Study) -> str:
         methods,
         drawn=members,
         study=study,
+        live=live,
         settings=study.settings,
         scale=scale,
         level=formats.interval_level(study),

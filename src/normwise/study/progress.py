@@ -12,7 +12,8 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from normwise.records import Settings, Trial
+from normwise.records import Settings, Study, Trial
+from normwise.report.live import Ahead
 from normwise.study.plan import total_setups
 from normwise.study.racing import race
 from normwise.study.tuning import tuning
@@ -77,9 +78,17 @@ class Display(Live):
 
 
 def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> str:
-    """Estimate the time left: each open trial takes as long as its like have taken."""
-    if not trials or len(trials) >= total_setups(settings, trials):
+    """Say how long a study goes on, as far as can be told."""
+    left = seconds_left(settings, trials) / workers
+    if not left:
         return ""
+    return f"about {left / 60:.0f} min left" if left > 90 else f"about {max(left, 1):.0f} s left"
+
+
+def seconds_left(settings: Settings, trials: Sequence[Trial]) -> float:
+    """Estimate the training left: each open trial takes as long as its like have taken; 0 where that is not known."""
+    if not trials or len(trials) >= total_setups(settings, trials):
+        return 0.0
     length = {"tune": settings.tune_share, "final": 1.0}
     full = [(t.setup.method, t.setup.batch_size, t.seconds / length[t.setup.stage]) for t in trials]
     overall = statistics.fmean(seconds for _, _, seconds in full)
@@ -94,8 +103,12 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
             open_tunes = tunes[method] - done["tune", method, batch_size]
             open_finals = state.most(method) - done["final", method, batch_size]
             left += (open_tunes * length["tune"] + open_finals) * statistics.fmean(like)
-    left /= workers
-    return f"about {left / 60:.0f} min left" if left > 90 else f"about {max(left, 1):.0f} s left"
+    return left
+
+
+def ahead(study: Study) -> Ahead:
+    """Tell a live page what is still to be done."""
+    return Ahead(total_setups(study.settings, study.trials), seconds_left(study.settings, study.trials))
 
 
 def best_so_far(settings: Settings, trials: Sequence[Trial]) -> str:

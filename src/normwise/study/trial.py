@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Mixture, Point, Setup, Trial
 from normwise.study.compute import Stepper
-from normwise.study.data import Part, Samples, Sent, Wanted, read, tensors_of
+from normwise.study.data import Part, Samples, Sent, Wanted, given_to, read, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
@@ -261,7 +261,8 @@ def build_model(task: Task, setup: Setup) -> nn.Module:
         batch = train.take(first).load(setup.seed)
         if not isinstance(batch, Part):
             raise InputError("weight(init=data) needs batches of (inputs, targets): use weight")
-        weight_norm_init(model, *tensors_of(batch.inputs))
+        given = given_to(model, batch.inputs)
+        weight_norm_init(model, **given) if isinstance(given, Mapping) else weight_norm_init(model, *tensors_of(given))
     model = task.compute.settle(model.train())
     # Again, so that dropout draws the same numbers even where a model drew more of them for one method.
     torch.manual_seed(setup.seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from normwise.arguments.methods import method_from
 from normwise.errors import InputError, blaming
 from normwise.methods import METHODS, Method
 from normwise.nn import parse_spec
@@ -28,7 +29,6 @@ from normwise.surgery.optimizer import Arrival, remap
 from normwise.surgery.order import Order, by_position
 from normwise.surgery.refit import refit
 from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped, working_copy
-from normwise.surgery.sources import method_from
 
 
 def convert(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from normwise import devices
+from normwise.arguments.methods import method_from
 from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import NormFactory, norm_layer, parse_spec
@@ -20,13 +21,12 @@ from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
 from normwise.records import Setup
 from normwise.study.compute import PLAIN, Compute
-from normwise.study.data import Part, Samples, Splits, Values, on_device, run, tensors_of
+from normwise.study.data import Part, Samples, Splits, given_to, on_device, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
 from normwise.surgery.running import settle
-from normwise.surgery.sources import method_from
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 # At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
@@ -224,7 +224,7 @@ class Task:
             return self.home.build(method).to(self.compute.device)
         model, given = self._made(method), self.given(method)
         if self.converts:
-            model = converted(model, given, self._examples(), self.elsewhere.get(method))
+            model = converted(model, given, self._examples(model), self.elsewhere.get(method))
         elif isinstance(given, str) and METHODS[parse_spec(given)[0]].on_weights:
             weight_normalize(model, **{key: value for key, value in self.options(method).items() if key != "init"})
         return model.train()
@@ -256,17 +256,18 @@ class Task:
         if self.home is not None:
             return self.home.conversions(methods)
         with torch.random.fork_rng(devices=[]):
+            made = [(m, self._made(m)) for m in methods]
             return [
-                f"{m}: " + conversion_note(self._made(m), self.given(m), self._examples(), self.elsewhere.get(m))
-                for m in methods
+                f"{m}: " + conversion_note(model, self.given(m), self._examples(model), self.elsewhere.get(m))
+                for m, model in made
             ]
 
-    def _examples(self) -> Values | None:
+    def _examples(self, model: nn.Module) -> Any:
         """Two samples to tell a layer's axes by, where the model is known to run on them."""
         if self.batch_loss is not None:
             return None
         batch = self.splits.train.take(slice(2)).load()
-        return batch.inputs if isinstance(batch, Part) else None
+        return given_to(model, batch.inputs) if isinstance(batch, Part) else None
 
     def loss_of(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Give the loss of a batch.

@@ -134,7 +134,7 @@ def merge(
 
 
 @app.command
-def work(*, storage: Storage, study: str | None = None) -> None:
+def work(*, storage: Storage, study: str | None = None, device: str = "auto") -> None:
     """Take part in a study until it is finished; any number of these may run, on any machine that reaches the database.
 
     The study must have been begun by normwise compare --storage. Interrupted, a worker gives its trial back.
@@ -144,16 +144,19 @@ def work(*, storage: Storage, study: str | None = None) -> None:
     Args:
         storage: The database, postgresql://USER@HOST/DATABASE. Its password is better left to ~/.pgpass or PGPASSWORD.
         study: The study's name, where the database holds several.
+        device: Where to train, of the study's kind: cuda:1, say. Default: the device of that kind that torch takes.
     """
     with _extras():
+        from normwise import devices
         from normwise.study.progress import Display
         from normwise.study.store import Store
         from normwise.study.worker import Job
     # What batch systems send before they kill.
     signal.signal(signal.SIGTERM, _interrupt)
     store = Store(storage, name=study)
+    place = devices.of_kind(device, store.settings.device, "the study")
     with Display(store.settings) as display:
-        Job(storage, store.name)(display.update)
+        Job(storage, store.name, device=str(place))(display.update)
 
 
 def read(where: str, study: str | None = None) -> Study:
