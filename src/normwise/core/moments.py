@@ -216,8 +216,8 @@ def update_running(
     """Move the running averages towards a batch: ``running ← (1 − momentum) · running + momentum · batch``.
 
     As in torch, ``momentum`` is the weight of the *new* batch and the variance enters unbiased. Where the elements are
-    counted by a tensor (padding, several processes), a statistic of fewer than two leaves the averages as they are. With
-    ``skipped`` a batch whose moments are not all finite, or that would take an average beyond what its type holds,
+    counted by a tensor (padding, several processes), a statistic of fewer than two leaves the averages as they are.
+    With ``skipped`` a batch whose moments are not all finite, or that would take an average beyond what its type holds,
     leaves them as they are and is counted there, without the host waiting for a device; ``tracked`` counts the others.
     """
     # In float32 at least, whatever the buffers' type: of float16 the largest number is 65504.
