@@ -374,20 +374,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def told(rule: Rule, situation: Situation) -> str:
-    """A rule's text with the numbers of a situation.
-
-    Args:
-        rule: one of ``RULES``.
-        situation: in which it applies.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> small = next(rule for rule in RULES if rule.name == "small-batch")
-        >>> told(small, Situation("conv", ["conv"], batch_size=2))
-        'Each batch statistic is of 2 samples, and evaluation uses averages over all of them.'
-    """
+    """A rule's text with the numbers of a situation."""
     s = situation
     text = rule.text.format(
         few=s.few, values=_values(s), depth=s.depth, drift=s.drift, saturating=s.saturating, features=s.features
