@@ -20,11 +20,13 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
-from normwise.core.method import Context, Method
+from normwise.core.formula import Context
+from normwise.core.method import Method
 from normwise.core.mixture import Mixture
 from normwise.core.moments import Moments
 from normwise.kernels import backend, of_torch, reference
 from normwise.kernels.cpu import fused, native
+from normwise.pools import numbers_of_groups
 
 
 class Running(NamedTuple):
@@ -148,7 +150,7 @@ def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | N
 
 @functools.lru_cache
 def _numbers(pools: tuple[str, ...], groups: int, channels: int) -> tuple[int, ...] | None:
-    numbers = {"instance": channels, "layer": 1, "group": groups, "batch": 0}
+    numbers = numbers_of_groups(channels, groups)
     return tuple([numbers[name] for name in pools]) if groups > 0 and channels % groups == 0 else None
 
 
