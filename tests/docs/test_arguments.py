@@ -28,9 +28,7 @@ images = torch.randn(64, 1, 4, 4, generator=generator) + labels.reshape(-1, 1, 1
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
-        )
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
 
     def forward(self, image):
         return self.body(image)

@@ -79,7 +79,8 @@ class Records:
 
     def take(self, index: Tensor) -> Any:
         """A batch of these samples."""
-        return (self.collate or default_collate)([self.dataset[i] for i in index.tolist()])
+        with blaming("reading a batch failed"):
+            return (self.collate or default_collate)([self.dataset[i] for i in index.tolist()])
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _of_sequence(data: tuple | list, name: str, collate: Callable | None) -> For
     if data and all(map(_is_array, data)):
         return _of_arrays(data, name)
     if isinstance(data, tuple) and len(data) == 2 and not any(map(_is_dataset, data)):
-        return _of_pair(data, name)
+        return as_table(*data, name)
     if isinstance(data, tuple) and len(data) in (2, 3):
         return Parts(dict(zip(_HOOKS, data, strict=False)))
     return _of_items(data, name, collate)
@@ -253,9 +254,8 @@ def _of_arrays(data: tuple | list, name: str) -> Form:
     return _table(columns, name, max(len(columns) - 1, 1))
 
 
-def _of_pair(data: tuple, name: str) -> Table:
+def as_table(inputs: Any, targets: Any, name: str) -> Table:
     """Inputs and targets, either of which may be several."""
-    inputs, targets = data
     if isinstance(inputs, Mapping):
         named = {str(key): _tensor(value, name) for key, value in inputs.items()}
         return _table(named | {TARGETS[0]: _tensor(targets, name)}, name)

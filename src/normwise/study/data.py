@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices
-from normwise.arguments.data import named_pair
+from normwise.arguments.data import as_table, named_pair
 from normwise.errors import InputError
 from normwise.surgery.running import inputs_of, run_on
 
@@ -367,8 +367,14 @@ class Splits(NamedTuple):
         return digest.hexdigest()[:8]
 
 
-def split(whole: Part | Samples) -> Splits:
-    """Split data 60/20/20 into training, validation and test.
+def split(inputs: Any, targets: Any) -> Splits:
+    """Split tensors or arrays 60/20/20, see :func:`dealt`."""
+    table = as_table(inputs, targets, "the data")
+    return dealt(as_part(*table.pair(), "the data"))
+
+
+def dealt(whole: Part | Samples) -> Splits:
+    """Deal data out 60/20/20 to training, validation and test.
 
     Classes stay in proportion where they are known before the samples are read. The split depends on the targets only,
     never on the machine or on torch's global seed.
@@ -376,26 +382,26 @@ def split(whole: Part | Samples) -> Splits:
     if whole.size < 10:
         raise InputError(f"{whole.size} samples are too few to split into training, validation and test")
     turn = torch.arange(whole.size) % 5
-    return Splits(*(_dealt(whole, mask) for mask in (turn > 1, turn == 0, turn == 1)))
+    return Splits(*(_chosen(whole, mask) for mask in (turn > 1, turn == 0, turn == 1)))
 
 
 def completed(train: Part | Samples, valid: Part | Samples | None, test: Part | Samples | None) -> Splits:
     """Make the parts that are missing: validation of a fifth of the training part, test of half of the validation."""
     if valid is None and test is None:
-        return split(train)
+        return dealt(train)
     if valid is None:
         if train.size < 5:
             raise InputError(f"{train.size} training samples are too few to keep some of them for validation")
         turn = torch.arange(train.size) % 5
-        train, valid = (_dealt(train, mask) for mask in (turn > 0, turn == 0))
+        train, valid = (_chosen(train, mask) for mask in (turn > 0, turn == 0))
     elif test is None:
         if valid.size < 2:
             raise InputError(f"{valid.size} samples are too few to validate and to test on")
-        valid, test = (_dealt(valid, torch.arange(valid.size) % 2 == k) for k in (0, 1))
+        valid, test = (_chosen(valid, torch.arange(valid.size) % 2 == k) for k in (0, 1))
     return Splits(train, valid, test)  # type: ignore[arg-type]
 
 
-def _dealt(part: Part | Samples, mask: Tensor) -> Any:
+def _chosen(part: Part | Samples, mask: Tensor) -> Any:
     """The samples of a fixed shuffle at these places; class by class, so that the classes stay in proportion."""
     order = torch.randperm(part.size, generator=torch.Generator().manual_seed(0))
     targets = part.targets if isinstance(part, Part) else None
