@@ -50,11 +50,9 @@ class Pictures(Dataset):
 class Faces:
     """What the datasets package gives: rows by name, in Python's types unless tensors are asked for."""
 
-    column_names, features = ["image", "label"], {"image": None, "label": None}
-    format = {"type": None}
-
     def __init__(self, kind=None):
-        self.kind = kind
+        self.kind, self.format = kind, {"type": kind}
+        self.column_names, self.features = ["image", "label"], {"image": None, "label": None}
 
     def __len__(self):
         return 64

@@ -369,8 +369,7 @@ class Splits(NamedTuple):
 
 def split(inputs: Any, targets: Any) -> Splits:
     """Split tensors or arrays 60/20/20, see :func:`dealt`."""
-    table = as_table(inputs, targets, "the data")
-    return dealt(as_part(*table.pair(), "the data"))
+    return dealt(as_part(inputs, targets, "the data"))
 
 
 def dealt(whole: Part | Samples) -> Splits:
@@ -410,9 +409,9 @@ def _chosen(part: Part | Samples, mask: Tensor) -> Any:
     return part.take(order[mask])
 
 
-def as_part(inputs: Values, targets: Values, name: str) -> Part:
-    """Check one part's inputs and targets, and give them the types that training wants."""
-    x, y = (_each(values, _trainable) for values in (inputs, targets))
+def as_part(inputs: Any, targets: Any, name: str) -> Part:
+    """Check one part's inputs and targets, tensors or arrays, and give them the types that training wants."""
+    x, y = (_each(values, _trainable) for values in as_table(inputs, targets, name).pair())
     if not all(bool(torch.isfinite(t).all()) for t in tensors_of(x) if t.is_floating_point()):
         raise InputError(f"{name}: the inputs contain NaN or infinite values; clean them first")
     # Class numbers as torch's losses want them.
