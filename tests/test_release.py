@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -84,7 +85,7 @@ def study(model: nn.Module, x: torch.Tensor) -> str:
     except InputError as error:
         return str(error)
     record: Study = load_study("out/study.json")
-    print([(trial.cell.method, trial.test_score) for trial in record.trials], done.record == record)
+    print([(trial.setup.method, trial.test_score) for trial in record.trials], done.record == record)
     return report.html(record)
 '''
 
@@ -93,6 +94,9 @@ def test_versions_are_one() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert normwise.__version__ == PROJECT["version"] == citation["version"]
     assert citation["license"] == PROJECT["license"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert newest is not None
+    assert newest[1] in {normwise.__version__, "Unreleased"}
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -17,6 +17,8 @@ from normwise.records import load_record
 class Tabular:
     """Rows under a headline; a class says which."""
 
+    _kind: ClassVar[str]
+
     def _headline(self) -> str:
         """What came out, in one line."""
         raise NotImplementedError
@@ -26,7 +28,7 @@ class Tabular:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self._headline()}"
+        return f"{self._kind.capitalize()} {self._headline()}"
 
     def to_frame(self) -> Any:
         """Give the rows as a pandas ``DataFrame``.
@@ -43,6 +45,47 @@ class Tabular:
             raise MissingDependencyError("to_frame needs pandas: pip install pandas") from error
         return pandas.DataFrame([{key: _plain(value) for key, value in row.items()} for row in self._rows()])
 
+    def plot(self, chart: str | None = None) -> Any:
+        """Draw a chart of the result's page as a plotly figure.
+
+        Args:
+            chart: which one; by default the first that the result holds. A study has ``score``, ``behind``, ``time``
+                and ``memory``; a diagnosis ``gradients``, ``gaps`` and ``shifts``; advice ``points``, ``time`` and
+                ``memory``; a conversion ``refitted`` and ``drift``; an inspection ``channels``, ``variance``, ``dead``.
+
+        Returns:
+            A ``plotly.graph_objects.Figure``, which a notebook shows.
+
+        Raises:
+            InputError: the result has no such chart, or nothing to draw.
+            MissingDependencyError: plotly is not installed.
+        """
+        return self._report().figure(self, chart)
+
+    def to_html(self) -> str:
+        """Draw the result as one self-contained page.
+
+        Returns:
+            The page's text.
+
+        Raises:
+            MissingDependencyError: the packages of ``normwise[compare]`` are not installed.
+        """
+        return self._report().page(self)
+
+    @staticmethod
+    def _report() -> Any:
+        # By name: records are read by the report, and know it only when they are to be drawn.
+        return importlib.import_module("normwise.report")
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What its page says in short, as pairs of title and value."""
+        return []
+
+    def _notes(self) -> list[str]:
+        """What its page says besides."""
+        return []
+
     def _repr_html_(self) -> str:
         """Show the headline and the rows in a notebook."""
         rows = self._rows()
@@ -54,7 +97,6 @@ class Tabular:
 class Result(Tabular):
     """A record that is kept in a file."""
 
-    _kind: ClassVar[str]
     _newest: ClassVar[int]
 
     def to_json(self) -> str:
@@ -89,22 +131,6 @@ class Result(Tabular):
         return load_record(path, cls, cls._kind, cls._newest)
 
 
-class Paged(Result):
-    """A record that :mod:`normwise.report` can draw as a page."""
-
-    def to_html(self) -> str:
-        """Draw the record as one self-contained page.
-
-        Returns:
-            The page's text.
-
-        Raises:
-            MissingDependencyError: the packages of ``normwise[compare]`` are not installed.
-        """
-        # By name: records are read by the report, and know it only when they are to be drawn.
-        return getattr(importlib.import_module("normwise.report"), f"{self._kind}_html")(self)
-
-
 def counted(severities: Iterable[str]) -> str:
     """Say how many findings there are of each severity, the gravest first."""
     found = Counter(severities)
@@ -121,6 +147,10 @@ def _plain(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _line(cell: str, values: Iterable[Any]) -> str:
-    shown = ("" if value is None else f"{value:.4g}" if isinstance(value, float) else _plain(value) for value in values)
-    return f"<tr>{''.join(f'<{cell}>{html.escape(str(text))}</{cell}>' for text in shown)}</tr>"
+def written(value: Any) -> str:
+    """A value as tables show it."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
+
+
+def _line(tag: str, values: Iterable[Any]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(written(value))}</{tag}>' for value in values)}</tr>"

@@ -3,6 +3,7 @@
 import pytest
 from claims_samples import record
 
+import geometry
 from normwise import outcomes, report
 from normwise.records import Interval
 
@@ -20,12 +21,12 @@ def sample():
     return stored
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
-def test_figures_are_drawn_and_nothing_leaves_the_page(browser, tmp_path, width, scheme):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_are_drawn_and_nothing_leaves_the_page(browser, tmp_path, scheme):
     troubles, requests = [], []
     path = tmp_path / "claims.html"
     path.write_text(report.claims_html(sample()), encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(300_000)
     page.on("request", lambda r: requests.append(r.url) if r.url.partition("#")[0] != path.as_uri() else None)
@@ -36,7 +37,7 @@ def test_figures_are_drawn_and_nothing_leaves_the_page(browser, tmp_path, width,
     page.wait_for_selector("html[data-ready]", state="attached", timeout=300_000)
     drawn = page.eval_on_selector_all(".chart", "all => all.map(c => !!c.querySelector('.cartesianlayer .trace'))")
     assert drawn == [True] * 3
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert [found for width in (1280, 390) for found in geometry.troubles(page, width)] == []
     assert page.locator(".chip.holds").count() >= 2
     assert page.locator(".chart image, .chart a").count() == 0
     context.close()

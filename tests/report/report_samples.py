@@ -12,8 +12,24 @@ import statistics
 import sys
 from pathlib import Path
 
-from normwise.records import Cell, Interval, Mixture, Point, Settings, Standing, Study, Trial, Verdict
+from normwise.advice import Advice, Check, Cost, Place, Situation, rank
+from normwise.advice.rules import METHODS as ADVISED
+from normwise.findings import (
+    Diagnosis,
+    Finding,
+    Gap,
+    ModelFacts,
+    NormFacts,
+    NormTrace,
+    RunTrace,
+    WeightFacts,
+    WeightTrace,
+)
+from normwise.records import Interval, Mixture, Point, Settings, Setup, Standing, Study, Trial, Verdict
+from normwise.surgery.conversion import Drift, Record, Replacement
+from normwise.surgery.running import Left
 
+EVIL = "</script><img src=//evil.example/x onerror=alert(1)><b>&amp;%{x}"
 METHODS = ["none", "batch", "layer", "weight", "instance", "group", "switchable"]
 SCORES = {
     2: {
@@ -48,8 +64,8 @@ def study(batch_sizes: tuple[int, ...] = (2, 32), methods: tuple[str, ...] = tup
     trials = []
     for size in batch_sizes:
         for method in methods:
-            trials += [_trial(rng, Cell("tune", method, size, lr, 100)) for lr in lrs]
-            trials += [_trial(rng, Cell("final", method, size, 0.03, seed)) for seed in range(seeds)]
+            trials += [_trial(rng, Setup("tune", method, size, lr, 100)) for lr in lrs]
+            trials += [_trial(rng, Setup("final", method, size, 0.03, seed)) for seed in range(seeds)]
     standings = [s for size in batch_sizes for s in _standings(trials, size, methods)]
     settings = Settings(
         task="digits",
@@ -83,7 +99,7 @@ def study(batch_sizes: tuple[int, ...] = (2, 32), methods: tuple[str, ...] = tup
 def all_diverged() -> Study:
     """Make a study in which nothing trained."""
     whole = study(batch_sizes=(2,))
-    trials = [_diverged(t.cell) for t in whole.trials]
+    trials = [_diverged(t.setup) for t in whole.trials]
     floor = Interval(FLOOR, FLOOR, FLOOR)
     standings = [
         dataclasses.replace(
@@ -105,7 +121,7 @@ def all_diverged() -> Study:
 def unfinished() -> Study:
     """Make a study that was stopped while tuning: trials, but nothing compared."""
     whole = study()
-    tuned = [t for t in whole.trials if t.cell.stage == "tune"][:5]
+    tuned = [t for t in whole.trials if t.setup.stage == "tune"][:5]
     return dataclasses.replace(whole, trials=tuned, standings=[], verdicts=[], finished=False)
 
 
@@ -132,12 +148,58 @@ def hostile(text: str) -> Study:
     return result
 
 
-def _trial(rng: random.Random, cell: Cell) -> Trial:
-    bad = cell.lr == 0.1 and cell.method in {"batch", "weight"}
-    if cell.batch_size == 2 and (cell.method == "none" or bad or (cell.method == "batch" and cell.seed == 2)):
-        return _diverged(cell)
+def diagnosis(name: str = "bn1", findings: list[Finding] | None = None, layers: int = 3) -> Diagnosis:
+    """Make a diagnosis of so many weighted layers."""
+    norm = NormFacts([name], "BatchNorm2d", "batch", 1, 1, 8, elements=512)
+    weights = [WeightFacts([f"{name}.conv{i}"], "Conv2d", 2 * i, 1) for i in range(layers)]
+    found = [Finding(name, "error", "near-eps", f"{name} is off", {"eps": 1e-5}, "It harms.", f"fix({name!r})")]
+    found += [
+        Finding(f"{name}{i}", "info", "cancelled-bias", f"message {i}", {}, "It is idle.", "mend()") for i in range(5)
+    ]
+    return Diagnosis(
+        created="2026-01-01",
+        facts=ModelFacts(name, "conv", ["conv"], 8, 8),
+        run=RunTrace(passes=20, sampled=6, optimizer="SGD", lr=0.1),
+        norms=[NormTrace(norm, samples=6, elements=512, mean_gap=0.75, var_factor=1.5, gain=0.12, scatter=0.02)],
+        weights=[
+            WeightTrace(w, gradient=10.0 ** -(i % 8), cosine=0.5, moved_mean=0.1 * i) for i, w in enumerate(weights)
+        ],
+        gap=Gap("accuracy", 0.5, 0.75, 0.1, 128),
+        findings=found if findings is None else findings,
+    )
+
+
+def advice(name: str = "bn1", **changes: object) -> Advice:
+    """Make advice with costs and a check."""
+    places = [Place(name, 16, [8, 8], 2), Place(f"{name}.one", 16, [], 2)]
+    situation = Situation("conv", ["conv"], 2, devices=2, depth=5, places=places, current=["batch"])
+    costs = {method: Cost(0.001 * (i + 1), 1000 * i) for i, method in enumerate(ADVISED)}
+    check = Check(61.0, ["group", "batch"], f"use {name}", False, 0.01)
+    return dataclasses.replace(rank(name, situation, costs), check=check, **changes)  # type: ignore[arg-type]
+
+
+def conversion(name: str, layers: int = 30) -> Record:
+    """Make a conversion whose layers drift more the deeper they are."""
+    drifts = [(Drift(None, 0.3 * i), Drift(None, 0.02 * i)) for i in range(layers)]
+    replaced = [
+        Replacement(
+            [f"{name}{i}"], "BatchNorm2d", "GroupNorm", ["weight", "bias"], ["running_mean: of each input"], *both
+        )
+        for i, both in enumerate(drifts)
+    ]
+    return Record(
+        "group", replaced, [Left(name, f"{name} is no norm")], output_drift=1.5, output_refitted=0.1, notes=[name]
+    )
+
+
+def _trial(rng: random.Random, setup: Setup) -> Trial:
+    bad = setup.lr == 0.1 and setup.method in {"batch", "weight"}
+    if setup.batch_size == 2 and (setup.method == "none" or bad or (setup.method == "batch" and setup.seed == 2)):
+        return _diverged(setup)
     top = (
-        SCORES.get(cell.batch_size, SCORES[32]).get(cell.method, 0.95) + rng.gauss(0, 0.004) - 0.02 * (cell.lr != 0.03)
+        SCORES.get(setup.batch_size, SCORES[32]).get(setup.method, 0.95)
+        + rng.gauss(0, 0.004)
+        - 0.02 * (setup.lr != 0.03)
     )
     pace = rng.uniform(2.5, 4.0)
     curve = [
@@ -149,14 +211,14 @@ def _trial(rng: random.Random, cell: Cell) -> Trial:
         )
         for i in range(1, 13)
     ]
-    step = SPEED.get(cell.method, 1) * (1.1e-3 if cell.batch_size < 8 else 4.6e-3) * rng.uniform(0.97, 1.03)
+    step = SPEED.get(setup.method, 1) * (1.1e-3 if setup.batch_size < 8 else 4.6e-3) * rng.uniform(0.97, 1.03)
     mixtures = (
-        [_mixture(rng, name, i, cell.batch_size) for i, name in enumerate(LAYERS)]
-        if cell.method == "switchable"
+        [_mixture(rng, name, i, setup.batch_size) for i, name in enumerate(LAYERS)]
+        if setup.method == "switchable"
         else []
     )
     return Trial(
-        cell,
+        setup,
         "complete",
         top,
         top - 0.006 + rng.gauss(0, 0.003),
@@ -165,17 +227,17 @@ def _trial(rng: random.Random, cell: Cell) -> Trial:
         480,
         step,
         step * 520,
-        int(MEMORY.get(cell.method, 1) * cell.batch_size * 90_000),
+        int(MEMORY.get(setup.method, 1) * setup.batch_size * 90_000),
         28_106,
         curve,
         mixtures,
     )
 
 
-def _diverged(cell: Cell) -> Trial:
+def _diverged(setup: Setup) -> Trial:
     curve = [Point(20, 0.25, 2.4, 0.12), Point(40, 0.5, 9.8, 0.1)]
     return Trial(
-        cell, "diverged", FLOOR, FLOOR, None, None, 61, None, 0.4, None, 28_106, curve, reason="loss is inf at step 61"
+        setup, "diverged", FLOOR, FLOOR, None, None, 61, None, 0.4, None, 28_106, curve, reason="loss is inf at step 61"
     )
 
 
@@ -200,7 +262,7 @@ def _interval(values: list[float]) -> Interval:
 
 def _standings(trials: list[Trial], size: int, methods: tuple[str, ...]) -> list[Standing]:
     finals = {
-        m: [t for t in trials if t.cell.stage == "final" and t.cell.method == m and t.cell.batch_size == size]
+        m: [t for t in trials if t.setup.stage == "final" and t.setup.method == m and t.setup.batch_size == size]
         for m in methods
     }
     order = sorted(methods, key=lambda m: -statistics.fmean(t.valid_score for t in finals[m]))
@@ -221,7 +283,7 @@ def _standings(trials: list[Trial], size: int, methods: tuple[str, ...]) -> list
                 sum(
                     t.state == "diverged"
                     for t in trials
-                    if t.cell.stage == "tune" and t.cell.method == method and t.cell.batch_size == size
+                    if t.setup.stage == "tune" and t.setup.method == method and t.setup.batch_size == size
                 ),
                 _interval([t.valid_score for t in own]),
                 _interval([t.test_score for t in own]),

@@ -5,7 +5,9 @@ import json
 import pytest
 import report_samples as samples
 
+import geometry
 from normwise import report
+from normwise.report import live
 
 EVIL = "</script><img src=//evil.example/x onerror=alert(1)><a href='//evil.example'><b>&amp;%{x}\u2028"
 
@@ -35,19 +37,24 @@ def test_all_charts_are_drawn_with_their_marks(visit):
     assert "group" in page.locator('[data-chart="score"][data-size="2"]').text_content()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_labels_stay_inside_their_chart(visit, scheme):
-    page = visit(samples.hostile("a.rather.long.name.of.a.layer "), 390, scheme)
-    outside = page.evaluate(
-        """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
-          const box = chart.getBoundingClientRect();
-          return [...chart.querySelectorAll('svg text')].filter(text => {
-            const own = text.getBoundingClientRect();
-            return own.width && (own.left < box.left - 2 || own.right > box.right + 2);
-          }).map(text => text.textContent);
-        })"""
-    )
-    assert outside == []
+LONG = "a.rather.long.name.of.a.layer.without.any.space.in.it."
+PAGES = {
+    "study": lambda: report.html(samples.study()),
+    "study with long names": lambda: report.html(samples.hostile(LONG)),
+    "live": lambda: live.page(samples.unfinished(), live.Ahead(42, 300.0)),
+    "diagnosis": lambda: report.diagnosis_html(samples.diagnosis(EVIL, layers=40)),
+    "deep diagnosis": lambda: report.diagnosis_html(samples.diagnosis(LONG, layers=200)),
+    "advice": lambda: report.advice_html(samples.advice(EVIL)),
+    "conversion": lambda: report.page(samples.conversion(LONG)),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_lies_well_on_every_screen(open_page, page):
+    """Nothing runs over the edge, labels are there and do not overlap, tables that scroll say so."""
+    opened = open_page(PAGES[page]())
+    assert _undrawn(opened) == []
+    assert [found for width in (1280, 390) for found in geometry.troubles(opened, width)] == []
 
 
 def test_dark_and_light_differ_and_follow_the_system(visit):
@@ -77,16 +84,6 @@ def test_paper_is_light_even_from_a_dark_screen(visit):
     assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--card')") == "#ffffff"
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     page.wait_for_function(f"before => {tick} === before", arg=before)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "averyveryverylongnamewithoutanyspaceatallinit" * 3], ids=["sample", "long names"]
-)
-def test_no_sideways_scrolling_on_a_phone(visit, text):
-    page = visit(samples.hostile(text) if text else samples.study(), width=390)
-    page.locator("details summary").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert _undrawn(page) == []
 
 
 def test_a_finger_on_a_chart_scrolls_the_page(visit):
@@ -191,7 +188,6 @@ def test_best_tradeoffs_are_joined_and_answer_to_the_cost(visit):
     )
 
 
-@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize(
     "study",
     [
@@ -202,9 +198,10 @@ def test_best_tradeoffs_are_joined_and_answer_to_the_cost(visit):
     ],
     ids=["all diverged", "unfinished", "one of everything", "six batch sizes"],
 )
-def test_unusual_studies_are_drawn(visit, study, width):
-    page = visit(study, width)
+def test_unusual_studies_are_drawn(visit, study):
+    page = visit(study)
     assert _undrawn(page) == []
+    assert [found for width in (1280, 390) for found in geometry.troubles(page, width)] == []
     assert page.locator("#chart-trouble").is_hidden()
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from normwise.advice.situation import Situation
 from normwise.records import dumps, keys_of, load_record
-from normwise.results import Paged
+from normwise.results import Result
 
 ADVICE_VERSION = 1
 
@@ -109,7 +109,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class Advice(Paged):
+class Advice(Result):
     """The advised method, then the others, best first, with reasons; refused ones last.
 
     ``probability`` is how likely the advised method is within a point of the best, as far as that is known.

@@ -199,16 +199,16 @@ def _csv(record: Study) -> str:
     """One line per trial; what is a list (curves, mixtures) is left to the JSON."""
     import dataclasses
 
-    from normwise.records import Cell, Trial
+    from normwise.records import Setup, Trial
 
     stream = io.StringIO()
-    skipped = {"cell", "curve", "mixtures", "observed", "notes"}
+    skipped = {"setup", "curve", "mixtures", "observed", "notes"}
     of_trial = [f.name for f in dataclasses.fields(Trial) if f.name not in skipped]
-    of_cell = [f.name for f in dataclasses.fields(Cell)]
+    of_setup = [f.name for f in dataclasses.fields(Setup)]
     writer = csv.writer(stream)
-    writer.writerow([*of_cell, *of_trial])
+    writer.writerow([*of_setup, *of_trial])
     for trial in record.trials:
-        writer.writerow([getattr(trial.cell, n) for n in of_cell] + [getattr(trial, n) for n in of_trial])
+        writer.writerow([getattr(trial.setup, n) for n in of_setup] + [getattr(trial, n) for n in of_trial])
     return stream.getvalue()
 
 

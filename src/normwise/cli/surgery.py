@@ -203,8 +203,8 @@ def inspect(
         InputError: two checkpoints, or an unknown severity.
         SystemExit: with 1, as asked for by --fail-on.
     """
-    from normwise.surgery.inspect import Inspection
     from normwise.surgery.inspect import inspect as look
+    from normwise.surgery.inspection import Inspection
 
     Inspection([]).fails(fail_on or "error")
     if is_checkpoint(model):

@@ -42,8 +42,9 @@ def live(where: str | Path, study: str | None, port: int | None) -> Iterator[Non
         yield
         return
     from normwise.report import live as pages
+    from normwise.study.progress import ahead
 
-    with pages.serving(lambda: read(str(where), study), port) as address:
+    with pages.serving(lambda: read(str(where), study), port, ahead=ahead) as address:
         print(f"live report at {address}", file=sys.stderr, flush=True)
         yield
 

@@ -5,6 +5,7 @@ stored years ago can be drawn again on a machine without it. Calls: :func:`html`
 the terminal, :func:`plain` for text files; the same of a diagnosis are :func:`diagnosis_html`, :func:`diagnosis_table`
 and :func:`diagnosis_plain`; of advice :func:`advice_html`, :func:`advice_table` and
 :func:`advice_plain`; of claims :func:`claims_html`, :func:`claims_table` and, for the docs, :func:`claims_markdown`.
+Of any result :func:`page` draws the page and :func:`figure` a chart of it for plotly.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from contextlib import contextmanager
 from normwise.errors import MissingDependencyError
 
 if typing.TYPE_CHECKING:
+    from plotly.graph_objects import Figure
     from rich.console import RenderableType
 
     from normwise.advice import Advice
     from normwise.findings import Diagnosis
     from normwise.outcomes import Claims
     from normwise.records import Study
+    from normwise.results import Tabular
 
 __all__ = [
     "advice_html",
@@ -33,7 +36,9 @@ __all__ = [
     "diagnosis_html",
     "diagnosis_plain",
     "diagnosis_table",
+    "figure",
     "html",
+    "page",
     "plain",
     "table",
 ]
@@ -114,6 +119,56 @@ def plain(study: Study, width: int = 120) -> str:
     with _needs("rich"):
         from normwise.report._terminal import plain as as_text
     return as_text(table(study), width)
+
+
+def page(result: Tabular) -> str:
+    """Draw any result as one HTML document that works offline.
+
+    Args:
+        result: what :func:`normwise.compare`, ``diagnose``, ``advise``, ``convert`` or ``inspect`` gave.
+
+    Returns:
+        The document's text.
+
+    Raises:
+        MissingDependencyError: rich, jinja2 or plotly is not installed.
+
+    Example:
+        >>> from normwise.advice import Situation, rank
+        >>> page(rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5))).startswith("<!doctype html>")
+        True
+    """
+    with _needs("rich, jinja2 and plotly"):
+        from normwise.report import _advice, _diagnosis, _result, _study
+
+        of = {"study": _study.html, "diagnosis": _diagnosis.html, "advice": _advice.html}
+        return of.get(result._kind, _result.html)(getattr(result, "record", result))  # type: ignore[operator]
+
+
+def figure(result: Tabular, chart: str | None = None) -> Figure:
+    """Draw a chart of a result as a plotly figure.
+
+    Args:
+        result: what :func:`normwise.compare`, ``diagnose``, ``advise``, ``convert`` or ``inspect`` gave.
+        chart: which one; by default the first that the result holds.
+
+    Returns:
+        The figure; of a study with one part for each batch size.
+
+    Raises:
+        InputError: the result has no such chart, or nothing to draw.
+        MissingDependencyError: plotly is not installed.
+
+    Example:
+        >>> from normwise.advice import Situation, rank
+        >>> advice = rank("Net", Situation("conv", ["conv"], batch_size=64, depth=5))
+        >>> [annotation.text for annotation in figure(advice).layout.annotations]
+        ['Expected behind the best method']
+    """
+    with _needs("plotly"):
+        from normwise.report import _charts, _figures
+
+        return _figures.figure(_charts.chosen(result, chart))
 
 
 def diagnosis_html(seen: Diagnosis) -> str:
@@ -329,4 +384,4 @@ def _needs(packages: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("normwise"):
             raise
-        raise MissingDependencyError(f"the report needs {packages}: pip install 'normwise[compare]'") from error
+        raise MissingDependencyError(f"drawing needs {packages}: pip install 'normwise[compare]'") from error

@@ -45,9 +45,9 @@ def render(advice: Advice) -> RenderableType:
 
 def html(advice: Advice) -> str:
     """Draw the page; see :func:`normwise.report.advice_html`."""
+    from normwise.report import _charts
     from normwise.report import _frame as frame
 
-    costly = [r for r in advice.ranking if r.cost is not None and r.cost.step_seconds is not None and not r.refused]
     return frame.render(
         "advice",
         {"advice": to_dict(advice)},
@@ -60,7 +60,7 @@ def html(advice: Advice) -> str:
         chance=_chance(advice),
         facts=_facts(advice),
         timed=any(r.cost is not None for r in advice.ranking),
-        has_costs=len(costly) > 1,
+        charts=_charts.charts_of(advice),
     )
 
 

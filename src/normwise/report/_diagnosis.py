@@ -64,10 +64,10 @@ def circumstances(seen: Diagnosis) -> list[tuple[str, str]]:
     return facts
 
 
-def kinds(seen: Diagnosis) -> list[list[Finding]]:
-    """The findings, those of one code and severity together."""
+def kinds(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings, the gravest first, those of one code and severity together."""
     alike: dict[tuple[str, str], list[Finding]] = {}
-    for finding in gravest_first(seen.findings):
+    for finding in gravest_first(findings):
         alike.setdefault((finding.severity, finding.code), []).append(finding)
     return list(alike.values())
 
@@ -109,6 +109,7 @@ def _number(value: float | None) -> str:
 
 def html(seen: Diagnosis) -> str:
     """Draw the page; see :func:`normwise.report.diagnosis_html`."""
+    from normwise.report import _charts
     from normwise.report import _frame as frame
 
     return frame.render(
@@ -118,16 +119,14 @@ def html(seen: Diagnosis) -> str:
         [],
         seen=seen,
         headline=headline(seen),
-        kinds=kinds(seen),
+        kinds=kinds(seen.findings),
         shown=SHOWN,
         circumstances=circumstances(seen),
         norm_columns=NORM_COLUMNS,
         norm_rows=[norm_row(norm, seen) for norm in seen.norms],
         weight_columns=WEIGHT_COLUMNS,
         weight_rows=[weight_row(weight) for weight in seen.weights],
-        has_gradients=sum(w.gradient is not None and w.gradient > 0 for w in seen.weights) > 1,
-        has_gaps=any(norm.mean_gap is not None for norm in seen.norms),
-        has_shifts=any(w.moved_mean is not None for w in seen.weights),
+        charts=_charts.charts_of(seen),
     )
 
 
@@ -137,7 +136,7 @@ def render(seen: Diagnosis) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble((formats.printable(seen.facts.model), "bold"), f": {headline(seen)}"),
         said(circumstance, "dim"),
-        *(_kind(alike) for alike in kinds(seen)),
+        *(_kind(alike) for alike in kinds(seen.findings)),
     ]
     if seen.norms:
         parts += [_table(NORM_COLUMNS, [norm_row(norm, seen) for norm in seen.norms]), _legend(NORM_COLUMNS)]

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from normwise.records import Interval, Standing, Study, Verdict
 
@@ -86,6 +87,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(created: str) -> str:
+    """Write a stored moment to the minute; what is none stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(created):%Y-%m-%d %H:%M %Z}".rstrip()
+    except ValueError:
+        return created
 
 
 def share(probability: float) -> str:

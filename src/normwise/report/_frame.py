@@ -13,7 +13,9 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
+import types
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -24,13 +26,16 @@ from plotly.offline import get_plotlyjs
 from normwise.records import to_dict
 from normwise.report import _formats as formats
 from normwise.report import _palette as palette
+from normwise.report._charts import Chart
+from normwise.results import written
 
 # What draws each kind of page's charts and moves its tables, after page.js.
 _SCRIPTS = {
-    "advice": ["advice.js"],
-    "claims": ["claims.js"],
-    "diagnosis": ["diagnosis.js"],
-    "study": ["filter.js", "trials.js", "study.js"],
+    "advice": ["rows.js", "charts.js"],
+    "claims": ["rows.js", "claims.js"],
+    "diagnosis": ["rows.js", "charts.js"],
+    "result": ["rows.js", "charts.js"],
+    "study": ["rows.js", "filter.js", "trials.js", "study.js"],
 }
 
 
@@ -40,6 +45,7 @@ def render(
     versions: Mapping[str, str],
     methods: Sequence[str],
     drawn: Sequence[str] = (),
+    charts: Mapping[str, Sequence[Chart]] = types.MappingProxyType({}),
     **context: Any,
 ) -> str:
     """Draw a page of one kind of record: its template, which extends ``page.html``, with the one style sheet."""
@@ -53,7 +59,12 @@ def render(
             looks=palette.looks(list(methods)),
             card=palette.CARD,
             versions=versions,
-            data={**data, "looks": {name: to_dict(look) for name, look in palette.looks(shown).items()}},
+            charts=charts,
+            data={
+                **data,
+                "charts": {name: [asdict(chart) for chart in parts] for name, parts in charts.items()},
+                "looks": {name: to_dict(look) for name, look in palette.looks(shown).items()},
+            },
             style=_asset("report.css"),
             script=Markup("\n").join(_asset(name) for name in ("page.js", *_SCRIPTS[kind])),
             plotly=_packed_plotly(),
@@ -77,9 +88,17 @@ def _environment() -> jinja2.Environment:
         mib=formats.mebibytes,
         duration=formats.duration,
         share=formats.share,
+        moment=formats.moment,
+        written=written,
+        upper_first=_upper_first,
+        sentence=lambda text: f"{_upper_first(text).removesuffix('.')}.",
         norm=lambda name: palette.NAMES.get(name, name),
     )
     return environment
+
+
+def _upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _asset(name: str) -> Markup:

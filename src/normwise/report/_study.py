@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -118,8 +120,8 @@ def _legend(study: Study) -> Text:
     )
 
 
-def html(study: Study) -> str:
-    """Draw the page; see :func:`normwise.report.html`."""
+def html(study: Study, live: Mapping[str, Any] | None = None) -> str:
+    """Draw the page; see :func:`normwise.report.html`. ``live`` is what the banner of a live page says."""
     from normwise.report import _frame as frame
 
     methods = view.methods_of(study)
@@ -140,6 +142,7 @@ def html(study: Study) -> str:
         methods,
         drawn=members,
         study=study,
+        live=live,
         settings=study.settings,
         scale=scale,
         level=formats.interval_level(study),
@@ -147,7 +150,7 @@ def html(study: Study) -> str:
         blends=blends,
         finals=finals,
         regrets=view.regrets_of(study),
-        curve_sizes=[(size, f"Batch size {size}") for size in dict.fromkeys(t.cell.batch_size for t in finals)],
+        curve_sizes=[(size, f"Batch size {size}") for size in dict.fromkeys(t.setup.batch_size for t in finals)],
         lost=[t for t in study.trials if t.state != "complete"],
         shared_cautions=view.shared_cautions(study),
         members=members,

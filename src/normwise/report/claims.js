@@ -1,12 +1,12 @@
 "use strict";
 // The figures of claims: lines over numbers or names, and single numbers side by side; each point with its interval.
 (() => {
-  const { data, looks, css, color, safe, short, wide, fitted, minus, titled, layout } = page;
+  const { data, looks, css, color, safe, short, wide, minus, titled, layout, logMarks } = page;
   const number = (value) => minus(Number(value.toPrecision(3)).toString());
 
   function figure(element) {
     const found = data.figures[element.dataset.claim][Number(element.dataset.index)];
-    return isBars(found) ? rows(element, found) : lines(element, found);
+    return isBars(found) ? bars(element, found) : lines(element, found);
   }
 
   /** One number per name: no line to draw. */
@@ -15,11 +15,8 @@
   const scaled = (f, i) => ({ value: i.value * f.factor, low: i.low * f.factor, high: i.high * f.factor });
   const told = (i) => `${number(i.value)} [${number(i.low)}, ${number(i.high)}]`;
 
-  function rows(element, f) {
+  function bars(element, f) {
     const points = f.series.map((s) => scaled(f, s.y[0]));
-    const room = Math.min(0.45 * element.clientWidth, 240);
-    const names = f.ticks.map((name) => fitted(name, room, (text) => wide(text)));
-    const texts = points.map((p) => number(p.value));
     const top = Math.max(...points.map((p) => p.high), 0), bottom = Math.min(...points.map((p) => p.value), 0);
     const traces = [{
       type: "bar", orientation: "h", x: points.map((p) => p.value), y: points.map((_, k) => k), width: 0.56,
@@ -27,15 +24,8 @@
       hovertext: points.map((p, k) => `<b>${safe(f.ticks[k])}</b><br>${told(p)}`),
       error_x: { type: "data", symmetric: false, array: points.map((p) => p.high - p.value), arrayminus: points.map((p) => p.value - p.low), color: css("--ink"), thickness: 1.5, width: 3 },
     }];
-    return {
-      traces,
-      layout: layout({
-        height: names.length * 32 + 44, margin: { l: 12 + Math.max(...names.map((n) => wide(n))), r: 14 + Math.max(...texts.map((t) => wide(t))), t: 8, b: 32 },
-        xaxis: { range: [bottom * 1.05, (top || 1) * 1.03], nticks: Math.max(3, Math.floor(element.clientWidth / 90)) },
-        yaxis: { range: [names.length - 0.5, -0.5], tickvals: names.map((_, k) => k), ticktext: names.map(safe), showgrid: false, color: css("--ink"), ticklabelstandoff: 6 },
-        annotations: texts.map((text, k) => ({ xref: "paper", x: 1, xanchor: "left", xshift: 8, y: k, text, showarrow: false, font: { size: 13, color: css("--ink") } })),
-      }),
-    };
+    const xaxis = { range: [bottom * 1.05, (top || 1) * 1.03] };
+    return { traces, layout: rows.layout(element, f.ticks, points.map((p) => number(p.value)), xaxis, { row: 32, lines: false }) };
   }
 
   function lines(element, f) {
@@ -65,18 +55,10 @@
           ...(f.ticks.length ? { range: [-0.4, f.ticks.length - 0.6], tickvals: f.ticks.map((_, k) => k), ticktext: f.ticks.map(safe) }
             : f.log_x ? { type: "log", tickvals: [...new Set(xs)], ticktext: [...new Set(xs)].map(number) } : { nticks: 8 }),
         },
-        yaxis: f.log_y ? { type: "log", range: y.map(Math.log10), exponentformat: "power", nticks: 7, ...steps(y) } : { range: y, nticks: 6 },
+        yaxis: f.log_y ? { type: "log", range: y.map(Math.log10), ...logMarks(y, 7) } : { range: y, nticks: 6 },
         shapes: f.guides.map((g) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: g * f.factor, y1: g * f.factor, layer: "below", line: { color: css("--muted"), width: 1.5, dash: "dot" } })),
       }),
     };
-  }
-
-  /** Marks at 1, 2 and 5 where a logarithmic axis spans little; else plotly's own at powers of ten. */
-  function steps([low, high]) {
-    if (high / low > 200) return {};
-    const decades = [...Array(5).keys()].map((k) => Math.floor(Math.log10(low)) + k);
-    const marks = decades.flatMap((d) => [1, 2, 5].map((m) => m * 10 ** d)).filter((v) => v >= low && v <= high);
-    return { tickvals: marks, ticktext: marks.map(number) };
   }
 
   /** What to show: every value, and of intervals at most as much again as the values span. */

@@ -1,7 +1,7 @@
 """A page that shows a study while it runs: read-only, and reachable from this machine only.
 
-The page is the same file as the stored report, drawn anew for every request; until the study is finished the browser
-is told to ask again. What the reader filtered stays in the page's address, so it survives.
+The page is the stored report, drawn anew for every request, with a banner that says how far the study is; until it is
+finished the browser is told to ask again. What the reader filtered stays in the page's address, so it survives.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from normwise.errors import InputError, NormwiseError
 from normwise.records import Study
-from normwise.report import html
 
 LOOPBACK = "127.0.0.1"
 REFRESH_SECONDS = 10
@@ -22,11 +23,33 @@ REFRESH_SECONDS = 10
 _OWN_NAMES = {LOOPBACK, "localhost"}
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What a study still has to do: how many trials it will have, and the seconds of training left (0: not known)."""
+
+    total: int
+    seconds: float
+
+
+def page(study: Study, ahead: Ahead) -> str:
+    """Draw a study as its live page: it says that it is one, how much is done and how much is left."""
+    from normwise.report import _study
+
+    as_of = datetime.now().astimezone().strftime("%H:%M:%S")
+    live = {
+        "total": max(ahead.total, len(study.trials)),
+        "seconds": ahead.seconds,
+        "every": REFRESH_SECONDS,
+        "as_of": as_of,
+    }
+    return _study.html(study, live=live)
+
+
 @contextmanager
-def serving(read: Callable[[], Study], port: int = 0) -> Iterator[str]:
-    """Serve a study's page while the body runs."""
+def serving(read: Callable[[], Study], port: int = 0, *, ahead: Callable[[Study], Ahead]) -> Iterator[str]:
+    """Serve a study's page while the body runs; ``ahead`` tells what is left of a study."""
     try:
-        server = _Server((LOOPBACK, port), _handler(read))
+        server = _Server((LOOPBACK, port), _handler(lambda: (study := read(), ahead(study))))
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot serve on port {port}: {error}; name another one, or 0 for any free one") from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
@@ -52,7 +75,7 @@ def _asked_for(host: str, path: str) -> tuple[str | None, str | None]:
         return None, None
 
 
-def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
+def _handler(read: Callable[[], tuple[Study, Ahead]]) -> type[BaseHTTPRequestHandler]:
     one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -75,8 +98,8 @@ def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
         def _page(self) -> None:
             try:
                 with one_at_a_time:
-                    study = read()
-                    page = html(study).encode(errors="backslashreplace")
+                    study, ahead = read()
+                    text = page(study, ahead).encode(errors="backslashreplace")
             except NormwiseError as error:
                 # Nothing to see yet, say; the browser asks again.
                 self._answer(503, f"{error}\n".encode(errors="backslashreplace"), "text/plain", again=True)
@@ -85,7 +108,7 @@ def _handler(read: Callable[[], Study]) -> type[BaseHTTPRequestHandler]:
                 said = f"cannot draw the study: {type(error).__name__}: {error}\n"
                 self._answer(500, said.encode(errors="backslashreplace"), "text/plain", again=True)
                 return
-            self._answer(200, page, "text/html", again=not study.finished)
+            self._answer(200, text, "text/html", again=not study.finished)
 
         def _answer(self, status: int, body: bytes, kind: str, again: bool = False) -> None:
             self.send_response(status)

@@ -29,6 +29,34 @@ const page = (() => {
   const mean = (values) => sum(values) / values.length;
   const minus = (text) => text.replace("-", "−");
   const significant = (value) => (value === 0 ? "0" : value.toFixed(Math.min(Math.max(2 - Math.floor(Math.log10(Math.abs(value))), 0), 6)));
+  /** Of lists of marks, the densest first, the one that there is room for; else the ends of the sparsest. */
+  function roomy(choices, most, ends) {
+    const enough = choices.filter((marks) => marks.length >= 2), last = enough[enough.length - 1] || ends;
+    return enough.find((marks) => marks.length <= most) || [last[0], last[last.length - 1]];
+  }
+
+  /** Even marks of an axis. */
+  function evenMarks([low, high], most) {
+    const span = Math.floor(Math.log10(high - low));
+    const every = (step) => [...Array(Math.max(Math.floor(high / step) - Math.ceil(low / step) + 1, 0)).keys()]
+      .map((k) => Number(((Math.ceil(low / step) + k) * step).toPrecision(12)));
+    return roomy([-1, 0].flatMap((e) => [1, 2, 5].map((m) => every(m * 10 ** (span + e)))), most, [low, high]);
+  }
+
+  /** Marks of a logarithmic axis, as powers where they are far from 1. */
+  function logMarks([low, high], most) {
+    const first = Math.floor(Math.log10(low)), decades = [...Array(Math.ceil(Math.log10(high)) - first + 1).keys()].map((k) => first + k);
+    const at = (digits, every = 1) => decades.filter((d) => d % every === 0).flatMap((d) => digits.map((m) => m * 10 ** d)).filter((v) => v >= low && v <= high);
+    const tickvals = high / low < 8 ? evenMarks([low, high], most) : roomy([at([1, 2, 5]), at([1, 3]), at([1]), at([1], 2), at([1], 4)], most, [low, high]);
+    return { tickvals, ticktext: tickvals.map(asPower) };
+  }
+
+  function asPower(value) {
+    const [digits, power] = value.toExponential(2).split("e").map(Number);
+    if (power >= -3 && power < 5) return String(Number(value.toPrecision(3)));
+    return `${digits === 1 ? "" : `${digits}·`}10<sup>${minus(String(power))}</sup>`;
+  }
+
   const titled = (text) => ({ text, standoff: 8, font: { size: 13 } });
 
   function layout(extra) {
@@ -100,14 +128,23 @@ const page = (() => {
     addEventListener("afterprint", () => printing(false));
   }
 
+  /** Mark what is wider than its place, now and whenever that changes. */
+  function markWide() {
+    const look = new ResizeObserver((seen) => {
+      for (const { target } of seen) target.classList.toggle("wide", target.scrollWidth > target.clientWidth + 1);
+    });
+    for (const box of document.querySelectorAll(".scroll")) look.observe(box);
+  }
+
   /** Draw the page's charts and keep them in step with theme, width and paper; `own` adds the page's controls. */
   function start(chartKinds, own = () => {}) {
     kinds = chartKinds;
+    markWide();
     loadPlotly().then(drawAll).then(listen).then(own).then(() => { document.documentElement.dataset.ready = ""; }).catch((error) => {
       document.getElementById("chart-trouble").hidden = false;
       console.error(error);
     });
   }
 
-  return { data, looks, css, color, safe, short, wide, fitted, sum, mean, minus, significant, titled, layout, readable, draw, drawAll, start };
+  return { data, looks, css, color, safe, short, wide, fitted, sum, mean, minus, significant, evenMarks, logMarks, titled, layout, readable, draw, drawAll, start };
 })();

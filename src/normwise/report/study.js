@@ -4,6 +4,7 @@
 (() => {
   const { css, color, safe, short, wide, fitted, mean, minus, significant, titled, layout, readable, looks, draw } = page;
   const { study, scale, methods, blends } = page.data;
+  const { layout: rowsLayout, focus, beyond } = rows;
 
   const score = (value) => value * scale.factor;
   const fixed = (value) => minus(value.toFixed(scale.decimals)).replace(/^−(0\.?0*)$/, "$1");
@@ -15,61 +16,18 @@
 
   // ---- one row per method ------------------------------------------------------------------------------------------
 
-  const ROW = 34;
-
-  /** Rows from top to bottom with their names at the left; a column of numbers at the right. */
-  function rowsLayout(element, names, numbers, xaxis, { row = ROW, bold = -1, lines = true } = {}) {
-    const room = Math.min(0.4 * element.clientWidth, 220);
-    const star = (text, i) => (i === bold ? `★ ${text}` : text);
-    const labels = names.map((name, i) => fitted(name, room, (text) => wide(star(text, i), i === bold ? "700" : "400")));
-    const left = 10 + Math.max(...labels.map((text, i) => wide(star(text, i), i === bold ? "700" : "400")));
-    const right = numbers ? 14 + Math.max(...numbers.map((n) => wide(n))) : 10;
-    return layout({
-      height: names.length * row + 40,
-      margin: { l: left, r: right, t: 8, b: 32 },
-      xaxis: { nticks: Math.max(3, Math.floor(element.clientWidth / 60)), ...xaxis },
-      yaxis: {
-        range: [names.length - 0.5, -0.5], tickvals: names.map((_, i) => i), showgrid: lines, color: css("--ink"), ticklabelstandoff: 6,
-        ticktext: labels.map((text, i) => (i === bold ? `<b>${star(safe(text), i)}</b>` : safe(text))),
-      },
-      annotations: (numbers || []).map((number, i) => ({
-        xref: "paper", x: 1, xanchor: "left", xshift: 10, y: i, text: number, showarrow: false, font: { size: 13, color: css("--ink") },
-      })),
-    });
-  }
-
   const advisedRow = (rows) => {
     const found = rows.length ? verdict(rows[0].batch_size) : undefined;
     return !found || rows.every(isLost) ? -1 : rows.findIndex((s) => s.method === found.use);
   };
 
-  /**
-   * The range that shows the contenders: a method that fell far behind would squeeze the rest into one point, so it is
-   * drawn as an arrow at the edge, its number beside it.
-   */
-  function focus(estimates, worst, floor) {
-    const best = worst < 0 ? Math.max(...estimates.map((e) => e.value)) : Math.min(...estimates.map((e) => e.value));
-    const gaps = estimates.map((e) => Math.abs(e.value - best)).sort((a, b) => a - b);
-    const reach = Math.max(4 * gaps[Math.floor((gaps.length - 1) / 2)], floor);
-    const near = estimates.filter((e) => Math.abs(e.value - best) <= reach);
-    // An interval may be far wider than the contenders' spread: let it run out of the picture.
-    const inside = (v) => (Math.abs(v - best) <= 1.5 * reach ? v : best + Math.sign(v - best) * 1.5 * reach);
-    const ends = near.flatMap((e) => [inside(e.low), inside(e.high)]);
-    const low = Math.min(...ends), high = Math.max(...ends), pad = Math.max(0.06 * (high - low), 0.2 * floor);
-    return [low - pad, high + pad];
-  }
-
   /** Dots with intervals; `worst` is the side (−1 left, 1 right) on which the bad ones lie. */
   function dots(element, rows, estimates, range, worst, zero) {
     const shown = rows.map((s, i) => ({ s, i, e: estimates[i] })).filter((r) => r.e);
-    const off = (r) => (worst < 0 ? r.e.value < range[0] : r.e.value > range[1]);
     const traces = shown.map((r) => {
       const tone = color(r.s.method), text = hover(r.s), y = r.i;
-      if (off(r)) {
-        const edge = worst < 0 ? range[0] + 0.02 * (range[1] - range[0]) : range[1] - 0.02 * (range[1] - range[0]);
-        return { x: [edge], y: [y], mode: "markers", cliponaxis: false, hoverinfo: "text", hovertext: text,
-          marker: { symbol: worst < 0 ? "triangle-left" : "triangle-right", size: 12, color: tone } };
-      }
+      const out = beyond(r.e.value, range, worst, tone);
+      if (out) return { x: [out.x], y: [y], mode: "markers", cliponaxis: false, hoverinfo: "text", hovertext: text, marker: out.marker };
       return {
         x: [r.e.value], y: [y], mode: "markers", hoverinfo: "text", hovertext: text, cliponaxis: true,
         marker: { symbol: looks[r.s.method].symbol, size: 11, color: r.s.tied ? tone : css("--card"), line: { width: 2, color: tone } },
@@ -152,7 +110,7 @@
     }));
     const use = (verdict(Number(element.dataset.size)) || {}).use;
     const annotations = apart(points, x, y, element.clientWidth - margin.l - margin.r, height - margin.t - margin.b).map(({ p, dx, dy }) => ({
-      x: p.x, y: p.y, text: p.s.method === use ? `<b>${safe(p.name)}</b>` : safe(p.name), showarrow: false, font: { size: 12, color: css("--ink") },
+      x: p.x, y: p.y, text: p.s.method === use ? `<b>${safe(p.name)}</b>` : safe(p.name), showarrow: false, font: { size: 12, color: css("--ink") }, bgcolor: css("--card"), borderpad: 0,
       xanchor: ["right", "center", "left"][dx + 1], xshift: dx * 9, yshift: dy * -15,
     }));
     return { traces: [front, ...marks], layout: layout({ height, margin, annotations, xaxis: { title: titled(title), range: x, nticks: 5 }, yaxis: { range: y, nticks: 5 } }) };
@@ -175,7 +133,7 @@
     const placed = [];
     for (const { p, px, py } of at) {
       const long = wide(p.name, "700");
-      for (const [dx, dy] of [[1, 0], [-1, 0], [0, -1], [0, 1]]) {
+      for (const [dx, dy] of [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [-1, -1], [1, 1], [-1, 1]]) {
         const left = dx > 0 ? px + 8 : dx < 0 ? px - 8 - long : px - long / 2, top = py - 8 + dy * 15;
         const box = [left, left + long, top, top + 16];
         if (box[0] < 0 || box[1] > width + 8 || box[3] > height) continue;
@@ -193,9 +151,9 @@
   function curvesChart(element) {
     const size = Number(chosen("curve-size")), measure = chosen("curve-measure"), loss = measure === "train_loss";
     const value = (p) => (p[measure] === null || (loss && p[measure] <= 0) ? null : loss ? p[measure] : score(p[measure]));
-    const trials = study.trials.filter((t) => t.cell.stage === "final" && t.cell.batch_size === size && filter.shows(t.cell));
+    const trials = study.trials.filter((t) => t.setup.stage === "final" && t.setup.batch_size === size && filter.shows(t.setup));
     const whole = trials.filter((t) => t.state === "complete");
-    const means = methods.map((method) => ({ method, points: averaged(whole.filter((t) => t.cell.method === method), value) }));
+    const means = methods.map((method) => ({ method, points: averaged(whole.filter((t) => t.setup.method === method), value) }));
     const bold = means.filter((m) => m.points.length).map(({ method, points }) => ({
       x: points.map((p) => p.epoch), y: points.map((p) => p.y), mode: "lines+markers", line: { color: color(method), width: 2.4 },
       marker: { symbol: looks[method].symbol, color: color(method), opacity: 1, size: onlyLast(points, 11) }, cliponaxis: false, hoverinfo: "text",
@@ -217,7 +175,7 @@
 
   /** One run, faint; a diverged one ends in a cross, which stays in the picture however far the run went astray. */
   function seedCurve(trial, value, [low, high]) {
-    const { method, seed } = trial.cell, lost = trial.state !== "complete";
+    const { method, seed } = trial.setup, lost = trial.state !== "complete";
     const points = trial.curve.map((p) => ({ x: p.epoch, y: value(p) })).filter((p) => p.y !== null);
     if (!points.length) return null;
     if (lost) points[points.length - 1].y = Math.min(Math.max(points[points.length - 1].y, low), high);
@@ -231,19 +189,19 @@
 
   /** One trial's score and loss over its steps. */
   function trialChart(element) {
-    const { curve, cell } = study.trials[Number(element.dataset.trial)];
+    const { curve, setup } = study.trials[Number(element.dataset.trial)];
     const drawn = [["valid_score", score, "y", `validation ${scale.name}`, "solid"], ["train_loss", (v) => v, "y2", "training loss", "dot"]];
     const traces = drawn.map(([what, value, yaxis, name, dash]) => {
       const points = curve.filter((p) => p[what] !== null);
       return {
-        x: points.map((p) => p.step), y: points.map((p) => value(p[what])), yaxis, mode: "lines+markers", name, line: { color: color(cell.method), width: 2, dash },
-        marker: { size: 6, color: color(cell.method) }, hoverinfo: "text", hovertext: points.map((p) => `step ${p.step}: ${name} ${significant(value(p[what]))}`),
+        x: points.map((p) => p.step), y: points.map((p) => value(p[what])), yaxis, mode: "lines+markers", name, line: { color: color(setup.method), width: 2, dash },
+        marker: { size: 6, color: color(setup.method) }, hoverinfo: "text", hovertext: points.map((p) => `step ${p.step}: ${name} ${significant(value(p[what]))}`),
       };
     });
     const right = { overlaying: "y", side: "right", title: titled("training loss, dotted"), showgrid: false, zeroline: false, fixedrange: true, color: css("--muted"), tickfont: { size: 13 } };
     return {
       traces,
-      layout: layout({ height: 240, margin: { l: 52, r: 60, t: 10, b: 46 }, xaxis: { title: titled("step"), showgrid: false, showline: true }, yaxis: { title: titled(`validation ${scale.name}`), nticks: 5 }, yaxis2: right }),
+      layout: layout({ height: 240, margin: { l: 66, r: 66, t: 10, b: 46 }, xaxis: { title: titled("step"), showgrid: false, showline: true }, yaxis: { title: titled(`validation ${scale.name}`), nticks: 5 }, yaxis2: right }),
     };
   }
 

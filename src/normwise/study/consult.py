@@ -206,7 +206,7 @@ def _leaking_bare(model: nn.Module, run: Forward, inputs: Any, situation: Situat
         "the model is causal, and statistics over positions would show it what it is to predict: normalize each token "
         "by itself"
     )
-    return {method: why for method in METHODS if method not in {"none", "weight"}}
+    return {method: why for method in METHODS if not FAMILY[method].only_affine}
 
 
 def _settling(advice: Advice, inputs: Tensor) -> Advice:

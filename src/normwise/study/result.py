@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from normwise import files, records, report
 from normwise.results import Tabular
@@ -30,6 +30,8 @@ class Study(Tabular):
         >>> Study(records.Study("T", "2026-01-01", "", settings, {}, {}, [], [], [], 0.0))
         Study 'T': No method is finished yet.
     """
+
+    _kind: ClassVar[str] = "study"
 
     def __init__(self, record: records.Study) -> None:
         self.record = record
@@ -61,19 +63,7 @@ class Study(Tabular):
         """
         return report.table(self.record)
 
-    def html(self) -> str:
-        """Draw the study as one self-contained page.
-
-        Returns:
-            The page's text.
-
-        Example:
-            >>> callable(Study.html)
-            True
-        """
-        return report.html(self.record)
-
-    to_html = html
+    html = Tabular.to_html
 
     @classmethod
     def load(cls, where: str | os.PathLike[str]) -> Study:
@@ -101,8 +91,8 @@ class Study(Tabular):
 
     def _rows(self) -> list[dict[str, Any]]:
         """Every training run, without its curve."""
-        nested = ("cell", "curve", "mixtures", "observed")
-        return [asdict(t.cell) | {k: v for k, v in asdict(t).items() if k not in nested} for t in self.trials]
+        nested = ("setup", "curve", "mixtures", "observed")
+        return [asdict(t.setup) | {k: v for k, v in asdict(t).items() if k not in nested} for t in self.trials]
 
     def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write ``study.json`` and ``report.html``; each is replaced whole or not at all.

@@ -14,7 +14,7 @@ from normwise import records
 from normwise.advice import Advice, Check, Ranked
 from normwise.errors import InputError
 from normwise.nn.own import Given
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study.comparison import make_settings
 from normwise.study.compute import PLAIN, Compute
 from normwise.study.plan import due
@@ -66,10 +66,10 @@ def check_by_training(
     epochs = steps * b / task.splits.train.size
     settings = make_settings(task, methods, [b], _SEEDS, rates, epochs)
     trials = _trained_until(end, Trainer(task, {b: steps}, measure_memory=False), settings)
-    done = [seed for seed in settings.seeds if sum(t.cell.seed == seed for t in trials) == len(methods)]
+    done = [seed for seed in settings.seeds if sum(t.setup.seed == seed for t in trials) == len(methods)]
     if len(done) < 2:
         return Check(time.perf_counter() - began, methods, "the time ran out, too early to say anything", None, None)
-    kept = [t for t in trials if t.cell.stage == "tune" or t.cell.seed in done]
+    kept = [t for t in trials if t.setup.stage == "tune" or t.setup.seed in done]
     study = draw_up(dataclasses.replace(settings, seeds=done), {}, kept)
     verdict, best = study.verdicts[0], advice.best.spec
     standing = next(s for s in study.standings if s.method == best)
@@ -82,7 +82,7 @@ def _steps_until(end: float, task: Task, methods: Sequence[str], batch_size: int
     """How long each trial may be, so that all of them fit in."""
 
     def taste(method: str, steps: int) -> records.Trial:
-        return Trainer(task, {batch_size: steps}, measure_memory=False)(Cell("tune", method, batch_size, rates[0], 0))
+        return Trainer(task, {batch_size: steps}, measure_memory=False)(Setup("tune", method, batch_size, rates[0], 0))
 
     # A single step says how many the others can be given to try.
     once = taste(methods[0], 1).seconds
@@ -102,7 +102,7 @@ def _steps_until(end: float, task: Task, methods: Sequence[str], batch_size: int
 def _trained_until(end: float, trainer: Trainer, settings: records.Settings) -> list[records.Trial]:
     """The trials that were trained in time: first those that choose learning rates, then seed by seed."""
     trials: list[records.Trial] = []
-    while waiting := [c for c in due(settings, trials) if c.key not in {t.cell.key for t in trials}]:
+    while waiting := [c for c in due(settings, trials) if c.key not in {t.setup.key for t in trials}]:
         if time.perf_counter() > end:
             break
         trials.append(trainer(waiting[0]))

@@ -179,11 +179,11 @@ class _Target:
         self.old_mean, self.old_var = (buffer.detach().clone() for buffer in buffers)
         # Our conditional layers say themselves what they normalize by.
         own = getattr(found.module, "method", None)  # a conditional layer's says more than its description
-        method = own.name if isinstance(own, Method) else found.layer.method
-        self.population = Population(len(self.old_mean), per_sample=method == "instance")
+        method = own if isinstance(own, Method) else found.layer.traits
+        self.population = Population(len(self.old_mean), per_sample=method.tracks_samples)
         counter = getattr(found.module, "num_batches_tracked", None)
         # An instance norm never counts, as in torch.
-        self.counter = counter if isinstance(counter, Tensor) and method != "instance" else None
+        self.counter = counter if isinstance(counter, Tensor) and not method.tracks_samples else None
         self._old_count = None if self.counter is None else self.counter.clone()
 
     def normalize_by(self, cells: Moments) -> None:
@@ -218,7 +218,7 @@ def _targets(model: nn.Module, where: Where) -> tuple[list[_Target], list[Left]]
         buffers = tuple(getattr(module, name, None) for name in ("running_mean", "running_var"))
         reason = None
         if not all(isinstance(buffer, Tensor) for buffer in buffers):
-            reason = "keeps no running statistics" if layer.method == "batch" else ""
+            reason = "keeps no running statistics" if layer.traits.folds and layer.traits.running else ""
         elif is_frozen(module) or layer.frozen:
             reason = "is frozen"
         elif layer.problem is not None and not is_ours(module):

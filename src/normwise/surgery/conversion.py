@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from normwise.methods import METHODS
+from normwise.methods import METHODS, traits_of
 from normwise.parametrize._splits import Split
 from normwise.results import Result, Tabular, layers
 from normwise.surgery.carry import AFFINE, restored, translated
@@ -74,6 +74,14 @@ class Record(Result):
     def _headline(self) -> str:
         return f"to {self.to}: {layers(len(self.replaced))} replaced, {len(self.left)} left"
 
+    def _facts(self) -> list[tuple[str, str]]:
+        told = {"Output drift": self.output_drift, "Output drift, re-fitted": self.output_refitted}
+        return [(title, f"{value:.3g}") for title, value in told.items() if value is not None]
+
+    def _notes(self) -> list[str]:
+        lost, left = ([f"{title}: {line}" for line in lines] for title, lines in _told(self).items())
+        return [*self.notes, *lost, *left]
+
     def _rows(self) -> list[dict[str, Any]]:
         return [
             {
@@ -106,6 +114,8 @@ class Conversion(Tabular):
         >>> conversion.record.replaced[0].carried
         ['weight', 'bias', 'eps 1e-05']
     """
+
+    _kind: ClassVar[str] = "conversion"
 
     def __init__(self, exchange: Exchange, model: torch.nn.Module, record: Record) -> None:
         self._exchange = exchange
@@ -192,7 +202,7 @@ class Conversion(Tabular):
                     changed = _own_mapped(own, pair, account, side)
                 for key, value in getattr(pair, side).state_dict().items():
                     result[prefix + key] = changed.get(key, value).detach().clone()
-        return self._weights_mapped(result, joined=(side == "new") != (self.record.to == "weight"))
+        return self._weights_mapped(result, joined=(side == "new") != traits_of(self.record.to).on_weights)
 
     def _weights_mapped(self, state: dict[str, Tensor], joined: bool) -> dict[str, Tensor]:
         """Split or join the weights that weight norm was put on or taken off."""
@@ -248,6 +258,12 @@ class Conversion(Tabular):
     def _headline(self) -> str:
         return self.record._headline()
 
+    def _facts(self) -> list[tuple[str, str]]:
+        return self.record._facts()
+
+    def _notes(self) -> list[str]:
+        return self.record._notes()
+
     def _rows(self) -> list[dict[str, Any]]:
         return self.record._rows()
 
@@ -282,9 +298,11 @@ def table(record: Record) -> str:
         after = "" if record.output_refitted is None else f", {record.output_refitted:.3g} after the re-fit"
         lines.append(f"output drift {record.output_drift:.3g}{after}")
     if record.weights:
-        lines.append(f"weight norm {'put on' if record.to == 'weight' else 'taken off'}: {', '.join(record.weights)}")
-    lines += _grouped("lost", [(text, r.names[0]) for r in record.replaced for text in r.lost])
-    lines += _grouped("left as they were", [(x.reason, x.layer) for x in record.left])
+        done = "put on" if traits_of(record.to).on_weights else "taken off"
+        lines.append(f"weight norm {done}: {', '.join(record.weights)}")
+    lines += [
+        line for title, said in _told(record).items() if said for line in (f"{title}:", *(f"  {s}" for s in said))
+    ]
     return "\n".join(lines + [f"note: {note}" for note in record.notes])
 
 
@@ -293,13 +311,20 @@ def _drift_text(r: Replacement) -> str:
     return "drift " + " → ".join(f"{d.here:.3g}" for d in parts) if parts else ""
 
 
-def _grouped(title: str, items: list[tuple[str, str]]) -> list[str]:
+def _told(record: Record) -> dict[str, list[str]]:
+    """What was lost and what was left, each text once."""
+    return {
+        "lost": _grouped([(text, r.names[0]) for r in record.replaced for text in r.lost]),
+        "left as they were": _grouped([(x.reason, x.layer) for x in record.left]),
+    }
+
+
+def _grouped(items: list[tuple[str, str]]) -> list[str]:
     """Say each text once, with the layers it holds for."""
     layers: dict[str, list[str]] = {}
     for text, name in items:
         layers.setdefault(text, []).append(name)
-    lines = [
-        f"  {text} ({len(names)} layer{'s' * (len(names) != 1)}: {', '.join(names[:4])}{', …' * (len(names) > 4)})"
+    return [
+        f"{text} ({len(names)} layer{'s' * (len(names) != 1)}: {', '.join(names[:4])}{', …' * (len(names) > 4)})"
         for text, names in layers.items()
     ]
-    return [f"{title}:", *lines] if lines else []

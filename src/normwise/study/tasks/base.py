@@ -19,7 +19,7 @@ from normwise.methods import METHODS
 from normwise.nn import NormFactory, norm_layer, parse_spec
 from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study.compute import PLAIN, Compute
 from normwise.study.data import Part, Samples, Splits, given_to, on_device, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
@@ -70,7 +70,7 @@ class Task:
       ``optimizer_name`` and ``schedule_name`` describe them;
     - ``augment(batch, generator)`` changes training batches; its generator draws the same for every method;
     - ``accumulate`` batches make one optimizer step;
-    - ``observe(model, task, cell)`` makes the observer of a trial;
+    - ``observe(model, task, setup)`` makes the observer of a trial;
     - ``methods`` and ``lrs`` are what is compared and tried by default; the rates hold at ``lrs_at`` samples a step,
       ``None`` being the largest batch size compared, and are scaled for others; without ``lrs`` they must be given;
     - ``converts`` says that ``make_model`` takes no ``norm``: the layers of what it builds are converted to each method
@@ -105,7 +105,7 @@ class Task:
     optimizer: Callable[[nn.Module, float, int], tuple[Steps, Steps | None]] | None = None
     augment: Callable[[Any, torch.Generator], Any] | None = None
     accumulate: int = 1
-    observe: Callable[[nn.Module, Task, Cell], Observer] | None = None
+    observe: Callable[[nn.Module, Task, Setup], Observer] | None = None
     optimizer_name: str = OPTIMIZER
     schedule_name: str = SCHEDULE
     methods: tuple[str, ...] = DEFAULT_METHODS

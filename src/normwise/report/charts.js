@@ -1,0 +1,2 @@
+// A page whose charts are all rows.
+page.start({ rows: rows.drawn });
