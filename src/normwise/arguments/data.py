@@ -205,15 +205,16 @@ def joined(batches: Iterable[Any], name: str) -> Table | Records:
 
 def _of_mapping(data: Mapping[Any, Any], name: str) -> Form:
     """Parts, or columns by name."""
-    if not any(str(key) in _PARTS for key in data):
+    data = {str(key): value for key, value in data.items() if value is not None}
+    if not any(key in _PARTS for key in data):
         if data and all(_is_array(value) for value in data.values()):
-            return _table({str(key): _tensor(value, name) for key, value in data.items()}, name)
-        told = ", ".join(map(str, data)) or "nothing"
+            return _table({key: _tensor(value, name) for key, value in data.items()}, name)
+        told = ", ".join(data) or "nothing"
         raise InputError(f"the data lack train: they have {told}; expected {FORMS}")
-    parts = {_PARTS[str(key)]: value for key, value in data.items() if str(key) in _PARTS and value is not None}
+    parts = {_PARTS[key]: value for key, value in data.items() if key in _PARTS}
     missing = [part for part in _HOOKS if part not in parts]
     if "train" in missing or (missing and len(parts) < len(data) and not _is_hugging_face(parts["train"])):
-        raise InputError(f"the data lack {', '.join(missing)}: they have {', '.join(map(str, data))}")
+        raise InputError(f"the data lack {', '.join(missing)}: they have {', '.join(data)}")
     return Parts(parts)
 
 
