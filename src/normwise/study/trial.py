@@ -25,10 +25,11 @@ from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Mixture, Point, Setup, Trial
 from normwise.study.compute import Stepper
-from normwise.study.data import Part, Samples, Sent, Wanted, given_to, read, tensors_of
+from normwise.study.data import Part, Samples, Wanted, given_to, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
+from normwise.study.reading import Sent, read
 from normwise.study.tasks.base import Observer, Task
 
 Step = Callable[[Sequence[Part]], Tensor]
