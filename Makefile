@@ -4,8 +4,9 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 # Passed on to `normwise compare`, e.g. make compare ARGS="--quick --out /tmp/study"
 ARGS ?=
-# Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x"
-TESTS ?= -n 2 --dist loadfile
+# Passed on to pytest, e.g. make test TESTS="tests/test_family.py -x". Files stay in order: sorted by the number of their tests, those
+# with few and long tests would run last, on one process alone.
+TESTS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `make wheel` tries its wheel and its sources with.
 TRY ?= $(PYTHON)

@@ -24,7 +24,7 @@ from normwise import advise, compare
 from normwise.files import write_atomic
 from normwise.records import Study, to_dict
 from normwise.study import Task
-from normwise.study.plan import chosen_lrs, ladder, searched
+from normwise.study.tuning import chosen_lrs, ladder, tuning
 
 OUTCOMES = Path(__file__).parents[1] / "results" / "advice-outcomes.json"
 SEEDS = 2
@@ -60,8 +60,8 @@ def finals(study: Study) -> dict[str, list[Any]]:
     """Method → its trials of full length."""
     found: dict[str, list[Any]] = {}
     for trial in study.trials:
-        if trial.cell.stage == "final":
-            found.setdefault(trial.cell.method, []).append(trial)
+        if trial.setup.stage == "final":
+            found.setdefault(trial.setup.method, []).append(trial)
     return found
 
 
@@ -74,7 +74,7 @@ def scores(study: Study) -> dict[str, list[float]]:
 def rates(study: Study) -> Row:
     """Each method's learning rate, and those methods whose best one lies at an end of all that were tried."""
     (b,) = study.settings.batch_sizes
-    tried, _ = searched(study.settings, study.trials, b)
+    tried = tuning(study.settings, study.trials, b).rates
     chosen = {m: lr for (m, _), lr in chosen_lrs(study.settings, study.trials).items()}
     ends = {min(tried), max(tried)}
     return {
@@ -115,13 +115,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further task after so many")
     parser.add_argument("--work", type=Path, default=Path("normwise-advice"), help="folder for the studies themselves")
     parser.add_argument("--out", type=Path, default=OUTCOMES)
+    parser.add_argument("--only", default="", help="those tasks whose name has this in it")
     parser.add_argument("--situations", action="store_true", help="only look at the models of stored outcomes again")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
     known = {row["task"]: row for row in rows}
     end = time.monotonic() + 60 * given.minutes
     for name, setting in SETTINGS.items():
-        if given.situations != (name in known) or time.monotonic() > end:
+        if given.only not in name or given.situations != (name in known) or time.monotonic() > end:
             continue
         task = setting.make()
         task = Task(**{**vars(task), "methods": setting.methods, "quick_steps": 1})

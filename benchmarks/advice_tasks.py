@@ -16,6 +16,8 @@ from torch import nn
 from normwise.study import Splits, Task, load_task
 from normwise.study.optimize import ADAM, warm_adam
 from normwise.study.tasks.base import classification
+from normwise.study.tasks.decoder import Decoder
+from normwise.study.tasks.language import METHODS_OF_TOKENS
 from normwise.study.tasks.scores import mean_iou, r_squared, squared_error
 
 SEVEN = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
@@ -26,8 +28,9 @@ WARM = {"optimizer": warm_adam, "optimizer_name": ADAM, "lrs": (0.001, 0.004, 0.
 class Setting:
     """A task: what ``data`` and which kind of ``net`` it has, and what the net is usually ``written`` with.
 
-    ``width`` is that of the narrowest norm over vectors, ``None`` where norms have space to look at; ``about`` is what
-    the advice is told of the task, ``steps`` those at 16 samples a step, and ∛(16 / b) times as many at b.
+    ``width`` is that of the narrowest norm over vectors, ``None`` where norms have space to look at; ``of_tokens``
+    whether methods of tokens are what is compared; ``about`` is what the advice is told of the task, ``steps`` those at
+    16 samples a step, and ∛(16 / b) times as many at b.
     """
 
     family: str
@@ -39,6 +42,7 @@ class Setting:
     written: str = "batch"
     width: int | None = None
     about: str = "classification"
+    of_tokens: bool = False
 
     @property
     def name(self) -> str:
@@ -48,6 +52,8 @@ class Setting:
     @property
     def methods(self) -> tuple[str, ...]:
         """Those with a meaning here, with the options that the advice would give: an instance is no single value."""
+        if self.of_tokens:
+            return METHODS_OF_TOKENS
         if self.width is None:
             return SEVEN
         return (
@@ -182,6 +188,17 @@ def text_attention(name: str, batch_size: int) -> Setting:
     return Setting("text, attention", name, "attention", batch_size, 150, make, "layer", 48)
 
 
+def encoder(name: str, batch_size: int) -> Setting:
+    """The transformer over time again, to compare methods of tokens in."""
+    make = partial(attention_task, name)
+    return Setting("series, encoder", name, "attention", batch_size, 150, make, "layer", 48, of_tokens=True)
+
+
+def decoder(name: str, batch_size: int) -> Setting:
+    make = partial(text_task, name, lambda norm, k: Decoder(norm, k, 48), **WARM)
+    return Setting("text, decoder", name, "decoder", batch_size, 250, make, "rms", 48, of_tokens=True)
+
+
 def text_recurrent(name: str, batch_size: int) -> Setting:
     make = partial(text_task, name, lambda norm, k: nets.GatedNet(norm, k, k, 64, tokens=True))
     return Setting("text, recurrent", name, "recurrent", batch_size, 90, make, "layer", 192)
@@ -241,6 +258,8 @@ FAMILIES: list[list[Setting]] = [
         series_attention("BasicMotions", 4), series_attention("vowels", 16), series_attention("rows", 64),
         series_attention("ItalyPowerDemand", 16),
     ],
+    [encoder("vowels", 16), encoder("BasicMotions", 4), encoder("rows", 64), encoder("ItalyPowerDemand", 16)],
+    [decoder("topics", 4), decoder("novels", 16), decoder("topics", 64)],
 ]  # fmt: skip
 # One of each family, then the next of each: wherever the collection stops, the families are balanced.
 SETTINGS = {s.name: s for turn in zip_longest(*FAMILIES) for s in turn if s is not None}

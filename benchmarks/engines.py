@@ -27,10 +27,10 @@ from postgres import Postgres, find_tools
 from tiny_study import fake_trial, make_settings
 
 from normwise.files import write_atomic
-from normwise.records import Cell, Point, Settings, Trial, dumps
+from normwise.records import Point, Settings, Setup, Trial, dumps
 from normwise.study.compute import PLAIN
 from normwise.study.machine import machine, versions
-from normwise.study.plan import due, tune_cells
+from normwise.study.plan import due, tune_setups
 from normwise.study.store import Store
 
 RESULTS = Path(__file__).parent.parent / "results" / "engines.json"
@@ -43,9 +43,9 @@ def settings_of(trials: int) -> Settings:
     return make_settings(["none", "batch"], seeds=range(trials // 2), lrs={"2": [0.1]})
 
 
-def realistic(cell: Cell) -> Trial:
+def realistic(setup: Setup) -> Trial:
     """A result as large as a real one."""
-    return fake_trial(cell, curve=[Point(k, k / 3, 0.123456789, 0.987654321) for k in range(6)], reason="?" * 500)
+    return fake_trial(setup, curve=[Point(k, k / 3, 0.123456789, 0.987654321) for k in range(6)], reason="?" * 500)
 
 
 def timed(store: Store, settings: Settings, count: int) -> dict[str, float]:
@@ -63,11 +63,11 @@ def timed(store: Store, settings: Settings, count: int) -> dict[str, float]:
             held[-1] += time.perf_counter()
         release(force=force)
 
-    def train(cell: Cell) -> Trial:
+    def train(setup: Setup) -> Trial:
         starts.append(time.perf_counter())
         if len(starts) > count:
             raise KeyboardInterrupt
-        return realistic(cell)
+        return realistic(setup)
 
     store._lock.acquire, store._lock.release = taken, given
     with contextlib.suppress(KeyboardInterrupt):
@@ -90,9 +90,9 @@ def overhead(places: dict[str, Any], count: int) -> list[dict[str, Any]]:
 def fill(url: str, settings: Settings, count: int, server: Postgres) -> None:
     """Put so many finished trials of the comparison into a database, by SQL: Optuna would take minutes."""
     store = Store(url, settings)
-    store.add([realistic(cell) for cell in tune_cells(settings)])
-    example = json.loads(dumps(realistic(Cell("final", "none", 2, 0.1, 123456789))))
-    cell, result = (json.dumps(value) for value in (example["cell"], example))
+    store.add([realistic(setup) for setup in tune_setups(settings)])
+    example = json.loads(dumps(realistic(Setup("final", "none", 2, 0.1, 123456789))))
+    setup, result = (json.dumps(value) for value in (example["setup"], example))
     trials = len(store.trials())
     rename = (
         "replace(replace(%s, '123456789', (n / 2)::text), '\"none\"', (array['\"none\"', '\"batch\"'])[n %% 2 + 1])"
@@ -103,7 +103,7 @@ def fill(url: str, settings: Settings, count: int, server: Postgres) -> None:
             "SELECT n + %s, 1, 'COMPLETE', now(), now() FROM generate_series(0, %s) AS n",
             (trials, count - 1),
         )
-        for key, text in (("cell", cell), ("result", result)):
+        for key, text in (("setup", setup), ("result", result)):
             connection.execute(
                 "INSERT INTO trial_user_attributes (trial_id, key, value_json) "
                 f"SELECT trial_id, %s, {rename} "
@@ -168,9 +168,9 @@ def wait_in(where: str) -> None:
     """What a worker of :func:`throughput` does."""
     store = Store(where)
 
-    def train(cell: Cell) -> Trial:
+    def train(setup: Setup) -> Trial:
         time.sleep(PAUSE)
-        return realistic(cell)
+        return realistic(setup)
 
     store.work(train, partial(due, store.settings))
 

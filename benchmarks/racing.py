@@ -116,7 +116,7 @@ SEEDS = 10
 
 
 def summary(study: Study, verdict: Verdict) -> dict[str, Any]:
-    final = [t for t in study.trials if t.cell.stage == "final"]
+    final = [t for t in study.trials if t.setup.stage == "final"]
     return {
         "use": verdict.use,
         "tied": verdict.tied,

@@ -1,6 +1,6 @@
 """Compile the kernels in Triton for devices that need not be there, and read what came out: ``make triton-all``.
 
-Goes on where it stopped, and writes results/triton-aot.json after each kernel. Takes some hours on one core.
+Goes on where it stopped, and writes results/triton-aot.json after each kernel. Takes an hour on one core.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from typing import Any
 import torch
 import triton
 from ahead_of_time import LAYERS, TARGETS, Launch, faults, launches
+from problems import pairwise
 
 from normwise.files import write_atomic
 
 STORED = Path(__file__).parents[1] / "results/triton-aot.json"
 SHAPES = [(32, 64, 56, 56), (64, 512, 7, 7), (8, 32, 16, 28, 28), (32, 24, 31, 31)]
-DTYPES = [torch.float32, torch.bfloat16]
+TENSORS = [*product((torch.float32, torch.bfloat16, torch.float16), (False, True))]
+CODES = [0, 3]  # of no activation, and of silu, which takes the most registers
 
 
 def jobs() -> dict[str, tuple[Launch, str, dict[str, Any]]]:
-    """What is to be compiled for which device, once each: of every problem for all devices before the next."""
+    """What is to be compiled for which device, once each: of every problem for all devices before the next.
+
+    Problems are any two values together: every layer in every type and layout, every layer at every shape, and so on.
+    """
     found = {}
-    for code, shape, dtype, columns in product((0, 3), SHAPES, DTYPES, (False, True)):
-        for layer in LAYERS:
-            forward, backward = launches(layer, shape, dtype, columns, code)
-            told = {"layer": layer, "shape": [*shape], "channels last": columns, "activation": code}
-            told["dtype"] = str(dtype).removeprefix("torch.")
-            for launch, target in product(forward + backward, TARGETS):
-                found.setdefault(f"{target} {launch.key}", (launch, target, told))
+    for layer, (dtype, columns), shape, code in pairwise(LAYERS, TENSORS, SHAPES, CODES):
+        forward, backward = launches(layer, shape, dtype, columns, code)
+        told = {"layer": layer, "shape": [*shape], "channels last": columns, "activation": code}
+        told["dtype"] = str(dtype).removeprefix("torch.")
+        for launch, target in product(forward + backward, TARGETS):
+            found.setdefault(f"{target} {launch.key}", (launch, target, told))
     return found
 
 

@@ -175,7 +175,7 @@ def finished(folder):
 
 def scores(folder):
     study = records.load_study(folder / "study.json")
-    return {t.cell.key: (t.valid_score, t.test_score, t.valid_loss, t.test_loss) for t in study.trials}
+    return {t.setup.key: (t.valid_score, t.test_score, t.valid_loss, t.test_loss) for t in study.trials}
 
 
 def test_killed_and_resumed_gives_the_same_numbers(tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 import normwise
 from normwise import report
 from normwise.advice import Advice, load_advice
+from normwise.arguments.methods import method_from
 from normwise.cli import main
 from normwise.errors import InputError, StoreError
 from normwise.methods import METHODS
@@ -19,7 +20,6 @@ from normwise.nn import Norm
 from normwise.nn.own import name_of, named
 from normwise.study import Task, make_task
 from normwise.study.own import fingerprints, with_methods
-from normwise.surgery.sources import method_from
 
 METHOD = '''\
 """Layer norm by a power of the deviation: y = weight · (x − μ) / (σ² + eps)^(power / 2) + bias."""
@@ -219,8 +219,8 @@ def test_compare_takes_objects_classes_and_functions(powers, project, place):
     names = ["batch()", "MyMethod(0.3)", "Soft", "Soft #2", "Later", "<b>bold"]
     study = normwise.compare(project.with_norm, project.make_data(), methods=[*given, odd], out=place / "out", **SHORT)
     assert study.record.settings.methods == names
-    assert {t.cell.method for t in study.trials if t.state == "complete"} == {*names} - {"Later"}
-    lost = [t.reason for t in study.trials if t.cell.method == "Later"]
+    assert {t.setup.method for t in study.trials if t.state == "complete"} == {*names} - {"Later"}
+    lost = [t.reason for t in study.trials if t.setup.method == "Later"]
     assert all(reason.startswith("RuntimeError: gone (at powers.py:") for reason in lost)
     assert any("MyMethod(0.3) is a method of your own, from powers.py:" in n for n in study.record.settings.notes)
     page = (place / "out" / "report.html").read_text(encoding="utf-8")
@@ -239,7 +239,7 @@ def test_other_processes_get_what_they_can_import(powers, project, place):
     given = [powers.MyMethod(0.3), powers.my_layer, "powers.py:Soft"]
     ways = [{}, {"workers": 2}]
     alone, two = (normwise.compare(project.with_norm, project.make_data(), methods=given, **SHORT, **w) for w in ways)
-    scores = [{t.cell.key: t.valid_score for t in study.trials} for study in (alone, two)]
+    scores = [{t.setup.key: t.valid_score for t in study.trials} for study in (alone, two)]
     assert scores[0] == scores[1]
     hidden = lambda channels: powers.Soft(channels)  # noqa: E731
     for way in ({"workers": 2}, {"devices": 2}):

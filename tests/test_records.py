@@ -11,10 +11,10 @@ import pytest
 from normwise.errors import StoreError
 from normwise.files import write_atomic
 from normwise.records import (
-    Cell,
     Interval,
     Mixture,
     Point,
+    Setup,
     Trial,
     dumps,
     from_dict,
@@ -25,7 +25,7 @@ from normwise.records import (
 
 def trial() -> Trial:
     return Trial(
-        cell=Cell("final", "batch", 32, 0.1, 3),
+        setup=Setup("final", "batch", 32, 0.1, 3),
         state="complete",
         valid_score=0.5,
         test_score=1,  # an int is a number too
@@ -45,6 +45,12 @@ def test_a_record_survives_json() -> None:
     assert from_dict(Trial, json.loads(dumps(trial()))) == trial()
 
 
+def test_what_older_files_call_otherwise_is_found() -> None:
+    data = to_dict(trial())
+    data["cell"] = data.pop("setup")
+    assert from_dict(Trial, data) == trial()
+
+
 def test_unknown_fields_are_ignored_and_missing_ones_take_their_default() -> None:
     data = to_dict(trial()) | {"from_the_future": 1}
     del data["curve"], data["reason"]
@@ -57,7 +63,7 @@ def test_unknown_fields_are_ignored_and_missing_ones_take_their_default() -> Non
         ({"steps": "ten"}, r"Trial.steps should be int, got str"),
         ({"steps": True}, r"Trial.steps should be int, got bool"),
         ({"curve": [{"step": 1}]}, r"Trial.curve\[0\] has no field 'epoch'"),
-        ({"cell": None}, r"Trial.cell should be dict, got NoneType"),
+        ({"setup": None}, r"Trial.setup should be dict, got NoneType"),
         ({"valid_score": float("nan")}, r"Trial.valid_score is nan"),
     ],
 )

@@ -85,7 +85,7 @@ def study(model: nn.Module, x: torch.Tensor) -> str:
     except InputError as error:
         return str(error)
     record: Study = load_study("out/study.json")
-    print([(trial.cell.method, trial.test_score) for trial in record.trials], done.record == record)
+    print([(trial.setup.method, trial.test_score) for trial in record.trials], done.record == record)
     return report.html(record)
 '''
 

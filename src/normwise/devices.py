@@ -25,6 +25,8 @@ from normwise.errors import InputError
 
 CPU = torch.device("cpu")
 AUTO = "auto"
+# What ``precision`` may be, and the type that autocast computes in.
+PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 # What says which devices a process may see, by their kind: their numbers, separated by commas.
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 _UNDETERMINED = " does not have a deterministic implementation"
@@ -60,6 +62,14 @@ def resolve(wanted: str | torch.device | None = AUTO, own: torch.device | None =
     if not _exists(device):
         raise InputError(f"there is no device {wanted} here: expected auto or one of {', '.join(available())}")
     return device if device.index is not None else torch.device(device.type, torch.accelerator.current_device_index())
+
+
+def of_kind(wanted: str | torch.device | None, kind: str, what: str) -> torch.device:
+    """Give the device that a user means, for something that keeps to one kind of device."""
+    device = resolve(kind if wanted is None or wanted == AUTO else wanted)
+    if device.type != kind:
+        raise InputError(f"{what} was begun on {kind} and keeps to it, got the device {wanted}")
+    return device
 
 
 def _exists(device: torch.device) -> bool:
@@ -109,6 +119,14 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has done all that it was told."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def autocast(device: torch.device | None, precision: str | int) -> contextlib.AbstractContextManager[Any]:
+    """Compute in a precision: the forward pass and the loss."""
+    if str(precision) not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    dtype = PRECISIONS[str(precision)]
+    return contextlib.nullcontext() if dtype is None else torch.autocast((device or CPU).type, dtype)
 
 
 # Memory.

@@ -11,8 +11,9 @@ from torch import Tensor
 from normwise import kernels
 from normwise.core.checks import check_axis, check_defined, check_fits, check_learned, check_running, refuse_nested
 from normwise.core.distributed import Sync
+from normwise.core.formula import Context
 from normwise.core.last_axes import layer_norm, rms_norm
-from normwise.core.method import Context, Method
+from normwise.core.method import Method
 from normwise.core.moments import Moments, may_move, transforming, update_running
 from normwise.core.route import Running, all_learned, at_once, needs_plain_graph, normalized, numbered
 from normwise.errors import InputError

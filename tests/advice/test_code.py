@@ -3,7 +3,6 @@
 import pytest
 
 from normwise.advice import Exemption, Place, Situation, code_for, options_for, rank
-from normwise.advice.code import usual_groups
 
 
 def vectors(batch_size, *channels):
@@ -25,12 +24,6 @@ def vectors(batch_size, *channels):
 )
 def test_groups_hold_at_least_eight_values(places, options):
     assert options_for("group", Situation("conv", ["conv"], 4, places=places)) == options
-
-
-def test_usual_groups_are_those_of_the_layers():
-    from normwise.nn import groups_for
-
-    assert [usual_groups(c) for c in range(1, 300)] == [groups_for(c) for c in range(1, 300)]
 
 
 def test_a_mix_leaves_out_what_is_a_single_value():

@@ -41,7 +41,7 @@ def tiny_claims(small_data, monkeypatch):
 def test_every_claim_is_measured_and_drawn(tiny_claims, tmp_path):
     runs = ran([tiny(e) for e in experiments_of(tiny_claims)], seeds=2)
     trials = [t for found in runs.trials_of.values() for t in found]
-    assert [(t.cell.key, t.reason) for t in trials if t.state == "failed"] == []
+    assert [(t.setup.key, t.reason) for t in trials if t.state == "failed"] == []
     assert len(trials) == sum(2 * len(e.arms) for e in experiments_of(tiny_claims))
     found = [outcome_of(claim, runs, quick=True) for claim in tiny_claims]
     for outcome in found:

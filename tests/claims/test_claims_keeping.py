@@ -8,7 +8,7 @@ from normwise.claims import CLAIMS, Runs
 from normwise.claims.engine import run
 from normwise.claims.keeping import TRIALS, read_trials, write_trials
 from normwise.errors import StoreError
-from normwise.records import Cell, Trial
+from normwise.records import Setup, Trial
 
 
 def test_trials_serve_in_another_folder(small_data, tmp_path, monkeypatch):
@@ -24,12 +24,12 @@ def test_trials_serve_in_another_folder(small_data, tmp_path, monkeypatch):
 def test_trials_of_other_settings_do_not_count(small_data, tmp_path):
     experiment = CLAIMS["initial-scale"].experiments[0]
     settings = experiment.settings(experiment.task(), quick=True)
-    cell = Cell("final", "batch", 32, 0.08, 0)
+    setup = Setup("final", "batch", 32, 0.08, 0)
     write_trials(
-        Runs({experiment.name: [Trial.lost(cell, 0.1, "made up")]}, {experiment.name: settings}), tmp_path / "t"
+        Runs({experiment.name: [Trial.lost(setup, 0.1, "made up")]}, {experiment.name: settings}), tmp_path / "t"
     )
     (found,) = read_trials(tmp_path / "t", {experiment.name: settings})[experiment.name]
-    assert found.cell == cell
+    assert found.setup == setup
     longer = dataclasses.replace(settings, epochs={"32": 99.0})
     assert read_trials(tmp_path / "t", {experiment.name: longer}) == {}
 

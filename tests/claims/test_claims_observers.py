@@ -13,12 +13,12 @@ from normwise.claims import observers
 from normwise.claims.tasks import Jitter, jittered, scaled, sharpening_sgd
 from normwise.nn import norm_layer
 from normwise.parametrize import weight_norm
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import Splits, make_task
 from normwise.study.data import Part
 from normwise.study.tasks.images import small_convnet
 
-FINAL = Cell("final", "none", 32, 0.1, 0)
+FINAL = Setup("final", "none", 32, 0.1, 0)
 
 
 def task_of(inputs, targets=None, model=small_convnet):
@@ -135,7 +135,7 @@ def test_only_final_trials_are_watched_and_a_broken_model_gives_no_numbers(image
     task = task_of(images)
     model = task.build("none")
     watch = observers.watching(observers.LossCurve, observers.Modes)
-    tuning = watch(model, task, Cell("tune", "none", 32, 0.1, 0))
+    tuning = watch(model, task, Setup("tune", "none", 32, 0.1, 0))
     tuning.step(1, 2.0)
     assert tuning.result() == {}
     final = watch(model, task, FINAL)

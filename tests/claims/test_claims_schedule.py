@@ -10,7 +10,7 @@ from normwise.claims.judging import answer_of, limits_of
 from normwise.claims.schedule import due, stages, time_left
 from normwise.claims.tasks import digits
 from normwise.outcomes import HOLDS, UNDECIDED
-from normwise.records import Cell, Point, Trial
+from normwise.records import Point, Setup, Trial
 from normwise.study.tuning import ladder
 
 METHODS = ("none", "batch", "layer")
@@ -24,8 +24,8 @@ def settings(small_data):
 
 def trial(method, size, seed, score, seconds=1.0, rise=0.0, lr=None, stage="final"):
     curve = [Point(5, 1.0, 0.1, score - rise), Point(10, 2.0, 0.1, score)]
-    cell = Cell(stage, method, size, lr or {32: 0.1, 2: 0.025}[size], seed)
-    return Trial(cell, "complete", score, score, 0.1, 0.1, 10, 0.1, seconds, None, 10, curve=curve)
+    setup = Setup(stage, method, size, lr or {32: 0.1, 2: 0.025}[size], seed)
+    return Trial(setup, "complete", score, score, 0.1, 0.1, 10, 0.1, seconds, None, 10, curve=curve)
 
 
 def runs_of(settings, scores):
@@ -55,9 +55,9 @@ def test_the_first_look_is_taken_a_batch_size_at_a_time(settings):
     empty = Runs({"mine": []}, {"mine": settings})
     (stage,) = stages([claim(ahead("batch", "none"))], empty, quick=False)
     assert stage.seeds == {Arm("mine", m, 32): 4 for m in METHODS}
-    cells = due(settings, stage.seeds, [])
-    assert len(cells) == 3 * 4
-    assert {(c.stage, c.batch_size, c.lr) for c in cells} == {("final", 32, 0.1)}
+    setups = due(settings, stage.seeds, [])
+    assert len(setups) == 3 * 4
+    assert {(c.stage, c.batch_size, c.lr) for c in setups} == {("final", 32, 0.1)}
     assert time_left([stage], empty, quick=False) > stage.seconds > 0
 
 

@@ -33,6 +33,8 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
 }
+# A float64 mean is put together from two numbers by an addition a row, and cut into them by a subtraction: no more.
+_IN_FLOAT64 = re.compile(r"(?:arith\.(?:mulf|divf)|math\.\w+).*f64|arith\.addf.*(?:x\d+xf64|: f64)")
 LAYERS = ("instance", "group", "layer", "batch", "evaluation", "switchable", "cells")
 
 
@@ -81,7 +83,8 @@ class Launch:
         options = {"num_warps": self.options["num_warps"]}
         compiled = triton.compile(self.source(), target=TARGETS[target], options=options)
         read = _of_nvidia if target.startswith("sm_") else _of_amd
-        return {"warps": self.options["num_warps"], "shared": compiled.metadata.shared, **read(compiled.asm)}
+        told = {"warps": self.options["num_warps"], "shared": compiled.metadata.shared}
+        return {**told, "float64": len(_IN_FLOAT64.findall(compiled.asm["ttir"])), **read(compiled.asm)}
 
 
 def _of_nvidia(asm: dict[str, Any]) -> dict[str, int]:
@@ -100,7 +103,6 @@ def _of_nvidia(asm: dict[str, Any]) -> dict[str, int]:
         "spills": local + len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "wide loads": len(re.findall(r"\bLDG\.(?:\w+\.)*128", code)),
         "loads": len(re.findall(r"\bLDG\.", code)),
-        "float64": len(re.findall(r"\bD(?:ADD|FMA|MUL)\b", code)),
         "atomics": len(re.findall(r"\b(?:ATOMG?|RED)\b", code)),
     }
 
@@ -116,7 +118,6 @@ def _of_amd(asm: dict[str, Any]) -> dict[str, int]:
         "spills": number("vgpr_spill_count") + number("private_segment_fixed_size"),
         "wide loads": len(re.findall(r"(?:global|buffer)_load_(?:dwordx4|b128)", code)),
         "loads": len(re.findall(r"(?:global|buffer)_load_", code)),
-        "float64": len(re.findall(r"v_(?:add|fma|mul|fmac)_f64", code)),
         "atomics": len(re.findall(r"(?:global|buffer|flat)_atomic", code)),
     }
 
@@ -201,9 +202,8 @@ def faults(launch: Launch, figures: dict[str, int], target: str) -> list[str]:
         wrong.append(f"takes {figures['registers']} registers")
     if figures["atomics"]:
         wrong.append("adds in no fixed order")
-    # A float64 mean is cut into two numbers by one subtraction for each value that a thread holds.
-    if figures["float64"] > 8 and launch.options["ACC"] != triton.language.float64:
-        wrong.append(f"calculates in float64: {figures['float64']} instructions")
+    if figures["float64"] and launch.options["ACC"] != triton.language.float64:
+        wrong.append(f"calculates in float64: {figures['float64']} times")
     narrow = narrow_loads(launch, figures, target)
     return [*wrong, narrow] if narrow else wrong
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normwise.kernels import serving
+
 # By kind, since a layout means nothing to what has no spatial axes, and no value to what has no elements.
 SHAPES = {
     "spatial": [
@@ -27,6 +29,10 @@ SHAPES = {
     "flat": [(4, 6), (7, 36), (150, 48), (3, 2500)],
     "hardly any": [(1, 1, 1, 1), (0, 3, 4, 4), (3, 2, 0)],
 }
+if serving.INTERPRETED:
+    # Of the kernels in Triton: one tile and several, of channels and of elements. Programs take milliseconds each.
+    SHAPES["spatial"] = [(2, 3, 5, 7), (2, 4, 9), (2, 3, 4, 5, 6), (2, 66, 3), (2, 3, 47, 47), (2, 8, 3, 7)]
+    SHAPES["flat"] = [(4, 6), (7, 36), (3, 70)]
 TOLERANCE = {
     torch.float32: 3e-6,
     torch.float64: 1e-13,
@@ -116,6 +122,13 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, slack: float = 1
         assert (actual.double() - expected).abs().max().item() <= TOLERANCE[dtype] * size * slack
 
 
+def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A result in a type, as the kernels round: Triton's interpreter cuts float32 off where devices round to bfloat16."""
+    if serving.INTERPRETED and dtype == torch.bfloat16:
+        t = (t.float().view(torch.int32) & -(2**16)).view(torch.float32)
+    return t.to(dtype)
+
+
 def same_format(y: Tensor, x: Tensor, layout: str) -> None:
     assert y.dtype == x.dtype
     if layout == "strided":
@@ -165,9 +178,10 @@ def problems(whole: bool, **more: Sequence[Any]) -> list[tuple[Any, ...]]:
 def on_every_problem(test: Callable[..., None] | None = None, **more: Sequence[Any]) -> Any:
     """Run a test on the problem set, crossed with factors of its own: ``@on_every_problem(activation=ACTIVATIONS)``.
 
-    Any two values meet; with ``EVERY_PROBLEM=1`` in the environment (``make grid``) all of them do.
+    Any two values meet; with ``EVERY_PROBLEM=1`` in the environment (``make grid``) all of them do. With
+    ``ONE_PROBLEM_IN=8`` it is one row in eight of these.
     """
-    rows = problems(bool(os.environ.get("EVERY_PROBLEM")), **more)
+    rows = problems(bool(os.environ.get("EVERY_PROBLEM")), **more)[:: int(os.environ.get("ONE_PROBLEM_IN", "1"))]
     names = ["-".join(str(value).removeprefix("torch.") for value in row) for row in rows]
     mark = pytest.mark.parametrize(("shape", "dtype", "layout", *more), rows, ids=names)
     return mark(test) if test else mark

@@ -25,7 +25,7 @@ from normwise.findings import (
     WeightFacts,
     WeightTrace,
 )
-from normwise.records import Cell, Interval, Mixture, Point, Settings, Standing, Study, Trial, Verdict
+from normwise.records import Interval, Mixture, Point, Settings, Setup, Standing, Study, Trial, Verdict
 from normwise.surgery.conversion import Drift, Record, Replacement
 from normwise.surgery.running import Left
 
@@ -64,8 +64,8 @@ def study(batch_sizes: tuple[int, ...] = (2, 32), methods: tuple[str, ...] = tup
     trials = []
     for size in batch_sizes:
         for method in methods:
-            trials += [_trial(rng, Cell("tune", method, size, lr, 100)) for lr in lrs]
-            trials += [_trial(rng, Cell("final", method, size, 0.03, seed)) for seed in range(seeds)]
+            trials += [_trial(rng, Setup("tune", method, size, lr, 100)) for lr in lrs]
+            trials += [_trial(rng, Setup("final", method, size, 0.03, seed)) for seed in range(seeds)]
     standings = [s for size in batch_sizes for s in _standings(trials, size, methods)]
     settings = Settings(
         task="digits",
@@ -99,7 +99,7 @@ def study(batch_sizes: tuple[int, ...] = (2, 32), methods: tuple[str, ...] = tup
 def all_diverged() -> Study:
     """Make a study in which nothing trained."""
     whole = study(batch_sizes=(2,))
-    trials = [_diverged(t.cell) for t in whole.trials]
+    trials = [_diverged(t.setup) for t in whole.trials]
     floor = Interval(FLOOR, FLOOR, FLOOR)
     standings = [
         dataclasses.replace(
@@ -121,7 +121,7 @@ def all_diverged() -> Study:
 def unfinished() -> Study:
     """Make a study that was stopped while tuning: trials, but nothing compared."""
     whole = study()
-    tuned = [t for t in whole.trials if t.cell.stage == "tune"][:5]
+    tuned = [t for t in whole.trials if t.setup.stage == "tune"][:5]
     return dataclasses.replace(whole, trials=tuned, standings=[], verdicts=[], finished=False)
 
 
@@ -192,12 +192,14 @@ def conversion(name: str, layers: int = 30) -> Record:
     )
 
 
-def _trial(rng: random.Random, cell: Cell) -> Trial:
-    bad = cell.lr == 0.1 and cell.method in {"batch", "weight"}
-    if cell.batch_size == 2 and (cell.method == "none" or bad or (cell.method == "batch" and cell.seed == 2)):
-        return _diverged(cell)
+def _trial(rng: random.Random, setup: Setup) -> Trial:
+    bad = setup.lr == 0.1 and setup.method in {"batch", "weight"}
+    if setup.batch_size == 2 and (setup.method == "none" or bad or (setup.method == "batch" and setup.seed == 2)):
+        return _diverged(setup)
     top = (
-        SCORES.get(cell.batch_size, SCORES[32]).get(cell.method, 0.95) + rng.gauss(0, 0.004) - 0.02 * (cell.lr != 0.03)
+        SCORES.get(setup.batch_size, SCORES[32]).get(setup.method, 0.95)
+        + rng.gauss(0, 0.004)
+        - 0.02 * (setup.lr != 0.03)
     )
     pace = rng.uniform(2.5, 4.0)
     curve = [
@@ -209,14 +211,14 @@ def _trial(rng: random.Random, cell: Cell) -> Trial:
         )
         for i in range(1, 13)
     ]
-    step = SPEED.get(cell.method, 1) * (1.1e-3 if cell.batch_size < 8 else 4.6e-3) * rng.uniform(0.97, 1.03)
+    step = SPEED.get(setup.method, 1) * (1.1e-3 if setup.batch_size < 8 else 4.6e-3) * rng.uniform(0.97, 1.03)
     mixtures = (
-        [_mixture(rng, name, i, cell.batch_size) for i, name in enumerate(LAYERS)]
-        if cell.method == "switchable"
+        [_mixture(rng, name, i, setup.batch_size) for i, name in enumerate(LAYERS)]
+        if setup.method == "switchable"
         else []
     )
     return Trial(
-        cell,
+        setup,
         "complete",
         top,
         top - 0.006 + rng.gauss(0, 0.003),
@@ -225,17 +227,17 @@ def _trial(rng: random.Random, cell: Cell) -> Trial:
         480,
         step,
         step * 520,
-        int(MEMORY.get(cell.method, 1) * cell.batch_size * 90_000),
+        int(MEMORY.get(setup.method, 1) * setup.batch_size * 90_000),
         28_106,
         curve,
         mixtures,
     )
 
 
-def _diverged(cell: Cell) -> Trial:
+def _diverged(setup: Setup) -> Trial:
     curve = [Point(20, 0.25, 2.4, 0.12), Point(40, 0.5, 9.8, 0.1)]
     return Trial(
-        cell, "diverged", FLOOR, FLOOR, None, None, 61, None, 0.4, None, 28_106, curve, reason="loss is inf at step 61"
+        setup, "diverged", FLOOR, FLOOR, None, None, 61, None, 0.4, None, 28_106, curve, reason="loss is inf at step 61"
     )
 
 
@@ -260,7 +262,7 @@ def _interval(values: list[float]) -> Interval:
 
 def _standings(trials: list[Trial], size: int, methods: tuple[str, ...]) -> list[Standing]:
     finals = {
-        m: [t for t in trials if t.cell.stage == "final" and t.cell.method == m and t.cell.batch_size == size]
+        m: [t for t in trials if t.setup.stage == "final" and t.setup.method == m and t.setup.batch_size == size]
         for m in methods
     }
     order = sorted(methods, key=lambda m: -statistics.fmean(t.valid_score for t in finals[m]))
@@ -281,7 +283,7 @@ def _standings(trials: list[Trial], size: int, methods: tuple[str, ...]) -> list
                 sum(
                     t.state == "diverged"
                     for t in trials
-                    if t.cell.stage == "tune" and t.cell.method == method and t.cell.batch_size == size
+                    if t.setup.stage == "tune" and t.setup.method == method and t.setup.batch_size == size
                 ),
                 _interval([t.valid_score for t in own]),
                 _interval([t.test_score for t in own]),

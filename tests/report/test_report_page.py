@@ -116,7 +116,7 @@ def test_hostile_text_stays_text(evil):
 def test_mixtures_are_averaged_over_complete_final_runs():
     study = samples.study()
     (blend,) = [b for b in view.blends_of(study) if b.batch_size == 32]
-    runs = [t for t in view.finals_of(study) if t.cell.method == "switchable" and t.cell.batch_size == 32]
+    runs = [t for t in view.finals_of(study) if t.setup.method == "switchable" and t.setup.batch_size == 32]
     assert blend.runs == 3
     assert [layer.layer for layer in blend.layers] == samples.LAYERS
     for depth, layer in enumerate(blend.layers):

@@ -25,7 +25,8 @@ def numbers(study: records.Study) -> dict[str, Any]:
     """All that must not depend on who trained what: times and memory are left out."""
     return {
         "trials": {
-            t.cell.key: (t.state, t.valid_score, t.test_score, t.valid_loss, t.test_loss, t.steps) for t in study.trials
+            t.setup.key: (t.state, t.valid_score, t.test_score, t.valid_loss, t.test_loss, t.steps)
+            for t in study.trials
         },
         "count": len(study.trials),
         "standings": [(s.method, s.lr, s.valid.value, s.valid.low, s.test.high, s.tied) for s in study.standings],

@@ -27,14 +27,14 @@ from normwise.claims.observers import (
 )
 from normwise.claims.tasks import digits
 from normwise.errors import InputError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import compare, make_task
 from normwise.study.compute import Compute
 from normwise.study.data import Part, Sent
 from normwise.study.trial import Trainer, build_model, training_batches
 
 SHORT = {"batch_sizes": [32], "seeds": 2, "epochs": 0.1, "lrs": [0.08], "progress": False}
-CELL = Cell("final", "batch", 8, 0.05, 3)
+SETUP = Setup("final", "batch", 8, 0.05, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_auto_is_what_torch_reports(device: torch.device) -> None:
 def test_the_quick_main_job_gives_the_cpus_scores() -> None:
     methods = ["none", "batch", "weight(init=data)", "switchable"]
     cpu, other = (compare(methods=methods, device=where, quick=True, **SHORT).record for where in ("cpu", "auto"))
-    assert [t.cell for t in other.trials] == [t.cell for t in cpu.trials]
+    assert [t.setup for t in other.trials] == [t.setup for t in cpu.trials]
     for ours, theirs in zip(other.trials, cpu.trials, strict=True):
         assert (ours.state, ours.steps) == ("complete", theirs.steps)
         assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-4)
@@ -76,7 +76,7 @@ def reads(task, steps: int, *, method: str = "none", **how) -> Counter[str]:
     compute = Compute(devices.resolve(), **how)
     trainer = Trainer(task.on(compute), {8: steps}, measure_memory=False)
     with pretend.counting() as counts:
-        trial = trainer(dataclasses.replace(CELL, method=method))
+        trial = trainer(dataclasses.replace(SETUP, method=method))
     assert trial.state == "complete", trial.reason
     return counts.reads
 
@@ -105,7 +105,7 @@ def test_an_optimizer_of_torchs_with_float16_reads_once_a_step() -> None:
 def test_steps_are_timed_by_waiting_for_some(device: torch.device) -> None:
     task = make_task(tiny_model, tiny_data()).on(Compute(device))
     with pretend.counting() as counts:
-        trial = Trainer(task, {8: 60}, measure_memory=False)(CELL)
+        trial = Trainer(task, {8: 60}, measure_memory=False)(SETUP)
     assert trial.step_seconds is not None
     assert counts.waits == 2 * 60 // 12  # before and after
 
@@ -114,12 +114,12 @@ def test_weights_and_data_are_those_of_the_cpu(device: torch.device) -> None:
     task = make_task(tiny_model, tiny_data())
     there = task.on(Compute(device))
     for method in ("none", "batch", "weight(init=data)"):
-        cell = dataclasses.replace(CELL, method=method)
-        ours, theirs = build_model(there, cell), build_model(task, cell)
+        setup = dataclasses.replace(SETUP, method=method)
+        ours, theirs = build_model(there, setup), build_model(task, setup)
         assert devices.of(ours) == device
         for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
             assert torch.equal(a.cpu(), b)
-    for _, a, b in zip(range(20), training_batches(there, CELL), training_batches(task, CELL), strict=False):
+    for _, a, b in zip(range(20), training_batches(there, SETUP), training_batches(task, SETUP), strict=False):
         assert a.inputs.device == device
         assert torch.equal(a.inputs.cpu(), b.inputs)
 
@@ -130,12 +130,12 @@ def test_small_data_stay_on_the_device(device: torch.device, monkeypatch: pytest
     assert isinstance(kept.splits.train, Part)
     # One copy a pass: the order of its samples.
     with pretend.counting() as counts:
-        for _ in zip(range(9), training_batches(kept, CELL), strict=False):
+        for _ in zip(range(9), training_batches(kept, SETUP), strict=False):
             pass
     assert counts.copies == 1
     monkeypatch.setattr("normwise.study.data._KEPT", 1000)
     assert all(isinstance(part, Sent) for part in task.on(Compute(device)).splits)
-    trials = [Trainer(t, {8: 12}, measure_memory=False)(CELL) for t in (kept, task.on(Compute(device)))]
+    trials = [Trainer(t, {8: 12}, measure_memory=False)(SETUP) for t in (kept, task.on(Compute(device)))]
     assert trials[0].valid_loss == trials[1].valid_loss
 
 
@@ -184,7 +184,7 @@ def test_everything_that_is_the_users_is_where_it_belongs(device: torch.device, 
     parts = {"train": Records(0, 72), "valid": Records(72, 96), "test": Records(96, 120)}
     criterion, metric = Weighted(), Right()
     task = make_task(tiny_model, parts, loss=criterion.of_batch, metric=metric, augment=augment, accumulate=2)
-    cpu, other = (Trainer(task.on(Compute(d, **how)), {8: 8})(CELL) for d in (devices.CPU, device))
+    cpu, other = (Trainer(task.on(Compute(d, **how)), {8: 8})(SETUP) for d in (devices.CPU, device))
     assert other.state == "complete", other.reason
     assert other.valid_loss == pytest.approx(cpu.valid_loss, rel=1e-3 if how else 1e-4)
     assert other.valid_score == pytest.approx(cpu.valid_score, abs=0.05)
@@ -195,7 +195,7 @@ def test_everything_that_is_the_users_is_where_it_belongs(device: torch.device, 
 
 def test_a_criterion_of_torchs_with_weights(device: torch.device) -> None:
     task = make_task(tiny_model, tiny_data(), loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])))
-    cpu, other = (Trainer(t, {8: 8}, measure_memory=False)(CELL) for t in (task, task.on(Compute(device))))
+    cpu, other = (Trainer(t, {8: 8}, measure_memory=False)(SETUP) for t in (task, task.on(Compute(device))))
     assert other.valid_loss == pytest.approx(cpu.valid_loss, rel=1e-4)
 
 
@@ -207,15 +207,15 @@ def test_tasks_that_come_along(name: str, device: torch.device) -> None:
         pytest.skip(f"no {name}: {error}")
     few = task.splits._replace(**{part: getattr(task.splits, part).take(slice(16)) for part in task.splits._fields})
     task = dataclasses.replace(task, splits=few)
-    cell = Cell("final", "layer", 4, task.lrs[0], 0)
-    cpu, other = (Trainer(t, {4: 2}, measure_memory=False)(cell) for t in (task, task.on(Compute(device))))
+    setup = Setup("final", "layer", 4, task.lrs[0], 0)
+    cpu, other = (Trainer(t, {4: 2}, measure_memory=False)(setup) for t in (task, task.on(Compute(device))))
     assert other.state == "complete", other.reason
     assert other.valid_loss == pytest.approx(cpu.valid_loss, rel=1e-3)
 
 
 def test_divergence_is_told_with_its_step(device: torch.device) -> None:
-    task, cell = make_task(tiny_model, tiny_data()), dataclasses.replace(CELL, method="none", lr=1e30)
-    cpu, other = (Trainer(t, {8: 40}, measure_memory=False)(cell) for t in (task, task.on(Compute(device))))
+    task, setup = make_task(tiny_model, tiny_data()), dataclasses.replace(SETUP, method="none", lr=1e30)
+    cpu, other = (Trainer(t, {8: 40}, measure_memory=False)(setup) for t in (task, task.on(Compute(device))))
     assert (other.state, other.reason, other.steps) == (cpu.state, cpu.reason, cpu.steps)
     assert other.state == "diverged"
 
@@ -226,11 +226,11 @@ def test_no_memory_is_a_result_and_the_next_trial_has_it_back(
     task = make_task(tiny_model, tiny_data()).on(Compute(device))
     gc.collect()
     monkeypatch.setattr(pretend.Memory, "limit", pretend.Memory.allocated + 40_000)
-    trial = Trainer(task, {64: 2}, measure_memory=False)(dataclasses.replace(CELL, batch_size=64))
+    trial = Trainer(task, {64: 2}, measure_memory=False)(dataclasses.replace(SETUP, batch_size=64))
     assert trial.state == "failed"
     assert trial.reason.startswith("out of memory on pretend: Pretend accelerator: OutOfMemoryError")
     monkeypatch.setattr(pretend.Memory, "limit", None)
-    assert Trainer(task, {64: 2}, measure_memory=False)(dataclasses.replace(CELL, batch_size=64)).state == "complete"
+    assert Trainer(task, {64: 2}, measure_memory=False)(dataclasses.replace(SETUP, batch_size=64)).state == "complete"
 
 
 def test_studies_of_two_devices_do_not_mix(tmp_path, device: torch.device) -> None:
@@ -250,8 +250,8 @@ def test_claims_watch_on_the_device(device: torch.device, monkeypatch: pytest.Mo
     task = dataclasses.replace(digits(), observe=watching(*watched))
     few = {part: getattr(task.splits, part).take(slice(64)) for part in task.splits._fields}
     task = dataclasses.replace(task, splits=task.splits._replace(**few))
-    cell = Cell("final", "switchable", 8, 0.05, 0)
-    cpu, other = (Trainer(t, {8: 6}, measure_memory=False)(cell).observed for t in (task, task.on(Compute(device))))
+    setup = Setup("final", "switchable", 8, 0.05, 0)
+    cpu, other = (Trainer(t, {8: 6}, measure_memory=False)(setup).observed for t in (task, task.on(Compute(device))))
     assert other.keys() == cpu.keys()
     for name in ("losses", "drift", "gradients", "mode_gap", "cosine", "soft"):
         assert other[name] == pytest.approx(cpu[name], rel=0.02, abs=1e-3), name
@@ -290,7 +290,7 @@ def test_what_torch_has_no_deterministic_kernel_for_is_told(device: torch.device
         return nn.functional.cross_entropy(model(batch.inputs), batch.targets)
 
     task = dataclasses.replace(make_task(tiny_model, tiny_data()), batch_loss=loss).on(Compute(device))
-    trial = Trainer(task, {8: 2}, measure_memory=False)(CELL)
+    trial = Trainer(task, {8: 2}, measure_memory=False)(SETUP)
     assert trial.state == "complete", trial.reason
     assert trial.notes == ["not deterministic on pretend: Pretend accelerator: nll_loss2d_forward"]
     with pytest.raises(UserWarning, match="something else"), devices.deterministic(device):
@@ -306,7 +306,7 @@ def test_a_seed_draws_the_same_again(device: torch.device) -> None:
 
     task = make_task(dropping, tiny_data()).on(Compute(device))
     before = torch.get_rng_state()
-    first, second = (Trainer(task, {8: 6}, measure_memory=False)(CELL) for _ in range(2))
+    first, second = (Trainer(task, {8: 6}, measure_memory=False)(SETUP) for _ in range(2))
     assert first.valid_loss == second.valid_loss
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.are_deterministic_algorithms_enabled()

@@ -6,34 +6,34 @@ from dataclasses import dataclass
 import numpy as np
 from tiny_study import fake_trial, make_settings
 
-from normwise.records import Cell, Settings, Trial
-from normwise.study.plan import due, tune_cells
+from normwise.records import Settings, Setup, Trial
+from normwise.study.plan import due, tune_setups
 from normwise.study.racing import TUNE_SHARE, race
 from normwise.study.verdict import judge
 
 NAMES = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 
 
-def run_to_the_end(settings: Settings, trial: Callable[[Cell], Trial], in_turn=None) -> list[Trial]:
-    """Train whatever is due, one cell or all at a time, until nothing is left."""
-    trials = [trial(cell) for cell in tune_cells(settings)]
+def run_to_the_end(settings: Settings, trial: Callable[[Setup], Trial], in_turn=None) -> list[Trial]:
+    """Train whatever is due, one setup or all at a time, until nothing is left."""
+    trials = [trial(setup) for setup in tune_setups(settings)]
     while True:
-        done = {t.cell.key for t in trials}
-        open_cells = [cell for cell in due(settings, trials) if cell.key not in done]
-        if not open_cells:
+        done = {t.setup.key for t in trials}
+        open_setups = [setup for setup in due(settings, trials) if setup.key not in done]
+        if not open_setups:
             return trials
-        chosen = open_cells if in_turn is None else [open_cells[in_turn.integers(len(open_cells))]]
-        trials += [trial(cell) for cell in chosen]
+        chosen = open_setups if in_turn is None else [open_setups[in_turn.integers(len(open_setups))]]
+        trials += [trial(setup) for setup in chosen]
 
 
 def noisy(levels, scatter, seed=0, costs=None):
-    """A trial per cell: a level, a shift that the seed gives to every method, and a scatter of its own."""
+    """A trial per setup: a level, a shift that the seed gives to every method, and a scatter of its own."""
 
-    def trial(cell):
-        shift = np.random.default_rng([seed, cell.seed]).normal(0, 0.02)
-        own = np.random.default_rng([seed, cell.seed, sorted(levels).index(cell.method)]).normal(0, scatter)
-        cost = {} if costs is None else {"step_seconds": costs[cell.method]}
-        return fake_trial(cell, levels[cell.method] + shift + own, **cost)
+    def trial(setup):
+        shift = np.random.default_rng([seed, setup.seed]).normal(0, 0.02)
+        own = np.random.default_rng([seed, setup.seed, sorted(levels).index(setup.method)]).normal(0, scatter)
+        cost = {} if costs is None else {"step_seconds": costs[setup.method]}
+        return fake_trial(setup, levels[setup.method] + shift + own, **cost)
 
     return trial
 
@@ -81,4 +81,4 @@ def compete(spread: float, scatter: float, seed: int, seeds: int = 10) -> Outcom
 
 def _cost(settings: Settings, trials: list[Trial]) -> float:
     """In lengths of a final trial."""
-    return sum(1.0 if t.cell.stage == "final" else settings.tune_share for t in trials)
+    return sum(1.0 if t.setup.stage == "final" else settings.tune_share for t in trials)

@@ -6,7 +6,7 @@ import numpy as np
 from races import run_to_the_end
 from tiny_study import fake_trial, make_settings
 
-from normwise.records import Cell, Settings, StepCost, Trial
+from normwise.records import Settings, Setup, StepCost, Trial
 from normwise.study.choice import same_cost, turn_times, with_costs
 from normwise.study.standings import standings_at
 from normwise.study.tuning import tuning
@@ -30,7 +30,7 @@ def cover(seeds: int, spread: float, scatter: float, seed: int) -> Coverage:
     levels = dict(zip(NAMES, 0.8 + rng.normal(0, spread, len(NAMES)), strict=True))
     shifts = rng.normal(0, 0.01, seeds)
     trials = [
-        fake_trial(Cell("final", m, 2, 0.1, s), levels[m] + shifts[s] + rng.normal(0, scatter))
+        fake_trial(Setup("final", m, 2, 0.1, s), levels[m] + shifts[s] + rng.normal(0, scatter))
         for m in NAMES
         for s in range(seeds)
     ]
@@ -67,10 +67,10 @@ def tune(settings: Settings, scatter: float, seed: int) -> Chosen:
     rng = np.random.default_rng(seed)
     levels = dict(zip(settings.lrs["2"], 0.9 - np.abs(rng.normal(0, 0.03, len(settings.lrs["2"]))), strict=True))
 
-    def trial(cell: Cell) -> Trial:
-        own = np.random.default_rng([seed, cell.seed, settings.methods.index(cell.method), round(cell.lr * 1000)])
-        return fake_trial(cell, levels[cell.lr] + own.normal(0, scatter))
+    def trial(setup: Setup) -> Trial:
+        own = np.random.default_rng([seed, setup.seed, settings.methods.index(setup.method), round(setup.lr * 1000)])
+        return fake_trial(setup, levels[setup.lr] + own.normal(0, scatter))
 
-    trials = [t for t in run_to_the_end(settings, trial) if t.cell.stage == "tune"]
+    trials = [t for t in run_to_the_end(settings, trial) if t.setup.stage == "tune"]
     got = [levels[lr] for lr in tuning(settings, trials, 2).chosen.values()]
     return Chosen(float(max(got) - min(got)), float(max(levels.values()) - np.mean(got)), len(trials))

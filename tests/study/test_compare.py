@@ -26,8 +26,8 @@ def test_own_model_and_data(tmp_path):
 
 def test_same_study_same_scores():
     first, second = (compare(tiny_model, tiny_data(), batch_sizes=[4], **QUICK) for _ in range(2))
-    assert [(t.cell, t.valid_score, t.test_loss) for t in first.trials] == [
-        (t.cell, t.valid_score, t.test_loss) for t in second.trials
+    assert [(t.setup, t.valid_score, t.test_loss) for t in first.trials] == [
+        (t.setup, t.valid_score, t.test_loss) for t in second.trials
     ]
 
 

@@ -45,7 +45,7 @@ def data():
 )
 def test_methods_for_tokens_are_compared(make, methods):
     study = compare(make, data(), methods=methods, **QUICK)
-    assert {t.cell.method for t in study.trials if t.state == "complete"} == {*methods}
+    assert {t.setup.method for t in study.trials if t.state == "complete"} == {*methods}
     assert not any("causal" in note for note in study.record.settings.notes)
 
 

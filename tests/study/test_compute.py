@@ -12,7 +12,7 @@ from torch import nn
 
 from normwise import devices
 from normwise.errors import InputError
-from normwise.records import Cell, Settings
+from normwise.records import Settings, Setup
 from normwise.study import compare, make_task
 from normwise.study.compute import Compute, Stepper
 from normwise.study.data import Samples
@@ -23,7 +23,7 @@ from normwise.study.stored import draw_up
 from normwise.study.trial import Trainer, training_batches
 from normwise.study.worker import Job
 
-CELL = Cell("final", "batch", 8, 0.05, 3)
+SETUP = Setup("final", "batch", 8, 0.05, 3)
 GIVEN = {"methods": ["none", "batch"], "batch_sizes": [8], "seeds": 2, "epochs": 1, "lrs": [0.1], "progress": False}
 
 
@@ -51,7 +51,7 @@ def loss(model, batch):
 
 
 def trained(task, **how):
-    return Trainer(task.on(Compute(**how)), {8: 12}, measure_memory=False)(CELL)
+    return Trainer(task.on(Compute(**how)), {8: 12}, measure_memory=False)(SETUP)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "16"])
@@ -161,7 +161,7 @@ def test_processes_that_read_ahead_change_no_number():
 def test_reading_ahead_draws_from_no_generator_of_the_program():
     task = make_task(tiny_model, PARTS, loss=loss).on(Compute(num_workers=1))
     before = torch.get_rng_state()
-    batches = training_batches(task, CELL)
+    batches = training_batches(task, SETUP)
     next(batches)
     batches.close()
     assert torch.equal(torch.get_rng_state(), before)

@@ -14,8 +14,9 @@ from normwise import advise, report
 from normwise.advice import load_advice
 from normwise.advice.rules import METHODS
 from normwise.errors import InputError
-from normwise.study.consult import check_by_training, measured_costs
+from normwise.study.consult import measured_costs
 from normwise.study.measure import peak_bytes
+from normwise.study.verifying import check_by_training
 
 
 def image_net(norm=nn.BatchNorm2d):
@@ -249,7 +250,7 @@ def test_a_check_exempts_the_places_that_the_code_exempts(monkeypatch):
         tasks.append(task)
         raise InterruptedError
 
-    monkeypatch.setattr("normwise.study.consult._steps_until", stopped)
+    monkeypatch.setattr("normwise.study.verifying._steps_until", stopped)
     told = advise(model, digits().train.inputs[:32], measure=False)
     instance = next(r for r in told.ranking if r.method == "instance")
     assert [(e.place, e.use) for e in instance.exemptions] == [("4", "layer")]

@@ -10,7 +10,7 @@ from simulated import cover
 from tiny_study import fake_trial, make_settings, tiny_data, tiny_model
 
 from normwise import report
-from normwise.records import Cell, StepCost, Study, dumps, from_dict, load_study, to_dict
+from normwise.records import Setup, StepCost, Study, dumps, from_dict, load_study, to_dict
 from normwise.study import compare, make_task
 from normwise.study.choice import with_costs
 from normwise.study.costs import measured
@@ -20,7 +20,9 @@ GIVEN = {"batch_sizes": [8], "seeds": 2, "epochs": 1, "lrs": [0.1], "progress": 
 
 
 def finals(scores, **changes):
-    return [fake_trial(Cell("final", m, 2, 0.1, s), v, **changes) for m, of in scores.items() for s, v in enumerate(of)]
+    return [
+        fake_trial(Setup("final", m, 2, 0.1, s), v, **changes) for m, of in scores.items() for s, v in enumerate(of)
+    ]
 
 
 def test_steps_take_turns(monkeypatch):
@@ -34,7 +36,7 @@ def test_steps_take_turns(monkeypatch):
 
     monkeypatch.setattr(type(task), "loss_of", loss_of)
     settings = make_settings(["none", "batch", "layer"], [8])
-    trials = [fake_trial(Cell("final", m, 8, 0.1, 0), seconds=0.1) for m in settings.methods]
+    trials = [fake_trial(Setup("final", m, 8, 0.1, 0), seconds=0.1) for m in settings.methods]
     costs = measured(task, settings, trials, [])
     assert [(c.method, c.batch_size) for c in costs] == [("none", 8), ("batch", 8), ("layer", 8)]
     assert all(len(c.seconds) >= 4 and min(c.seconds) > 0 and c.peak_bytes > 0 for c in costs)
@@ -69,7 +71,7 @@ def test_where_a_step_cannot_be_had_the_training_counts(monkeypatch):
 
 
 def test_models_too_large_to_stand_beside_each_other_are_not_timed():
-    trials = [fake_trial(Cell("final", m, 8, 0.1, 0), parameters=10**14) for m in ("none", "batch")]
+    trials = [fake_trial(Setup("final", m, 8, 0.1, 0), parameters=10**14) for m in ("none", "batch")]
     assert measured(make_task(tiny_model, tiny_data()), make_settings(batch_sizes=[8]), trials, []) == []
 
 
@@ -85,7 +87,7 @@ def test_timing_keeps_to_its_share(monkeypatch, tick, rounds):
     own = task.loss_of
     monkeypatch.setattr(type(task), "loss_of", lambda self, model, batch: steps.append(1) or own(model, batch))
     monkeypatch.setattr("normwise.study.costs.time", SimpleNamespace(perf_counter=lambda: next(clock) * tick))
-    trials = [fake_trial(Cell("final", m, 8, 0.1, 0), seconds=5.0) for m in ("none", "batch")]
+    trials = [fake_trial(Setup("final", m, 8, 0.1, 0), seconds=5.0) for m in ("none", "batch")]
     measured(task, make_settings(batch_sizes=[8]), trials, [])
     methods = 2
     assert len(steps) // methods - 3 == rounds  # three come before: to warm up, and for the memory
@@ -94,7 +96,7 @@ def test_timing_keeps_to_its_share(monkeypatch, tick, rounds):
 def test_costs_of_the_turns_count_and_not_those_of_the_training():
     """In training none seemed cheap; in turn batch is, and the tie goes to it."""
     trials = finals({"none": [0.80, 0.90, 0.85], "batch": [0.89, 0.81, 0.855]})
-    trials = [dataclasses.replace(t, step_seconds=0.001 if t.cell.method == "none" else 0.01) for t in trials]
+    trials = [dataclasses.replace(t, step_seconds=0.001 if t.setup.method == "none" else 0.01) for t in trials]
     settings = make_settings()
     costs = [StepCost("none", 2, [0.02, 0.03, 0.021, 0.02], 2000), StepCost("batch", 2, [0.01, 0.015, 0.011, 0.01], 9)]
     assert judge(settings, trials)[1][0].use == "none"

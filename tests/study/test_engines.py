@@ -39,10 +39,10 @@ Server.heartbeat, Server.grace, Server.poll_at_most = 1, 4, 1.0
 work = Store.work
 
 def hold(store, train, *rest, **more):
-    def held(cell):
+    def held(setup):
         while os.path.exists(os.environ["GATE"]):
             time.sleep(0.05)
-        return train(cell)
+        return train(setup)
 
     return work(store, train and held, *rest, **more)
 
@@ -254,7 +254,7 @@ def test_a_trial_that_kills_its_workers_is_given_up_and_the_verdict_says_so(tmp_
     record = records.load_study(out / "study.json")
     assert record.finished
     (lost,) = (t for t in record.trials if t.state != "complete")
-    assert (lost.cell.method, lost.cell.stage, lost.cell.seed) == ("group", "final", 1)
+    assert (lost.setup.method, lost.setup.stage, lost.setup.seed) == ("group", "final", 1)
     why = " ".join(record.verdicts[0].why)
     assert "Group failed in 1 of 3 runs: 3 processes died of it: out of memory, or a crash." in why
     assert "Group failed in 1 of 3 runs" in (out / "report.html").read_text()

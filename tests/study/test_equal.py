@@ -62,7 +62,7 @@ def test_random_state_is_left_alone():
 def test_a_study_trains_equals_once_and_says_so(tmp_path):
     given = {"batch_sizes": [8], "seeds": 2, "epochs": 1, "lrs": [0.1, 0.2], "progress": False, "out": tmp_path}
     study = compare(written, tiny_data(), methods=["as_is", "batch", "none"], **given)
-    assert {t.cell.method for t in study.trials} == {"batch", "none"}
+    assert {t.setup.method for t in study.trials} == {"batch", "none"}
     assert {s.method for s in study.standings} == {"batch", "none"}
     (verdict,) = study.verdicts
     assert "The model as it is written is the same as with batch, so it was trained once, as batch." in verdict.why

@@ -28,7 +28,7 @@ def test_advice_is_that_of_the_verdict():
         costs = dict(zip(NAMES, rng.choice([1.0, 1.2, 1.5], len(NAMES)), strict=True))
         settings = make_settings(NAMES, seeds=range(6))
         trials = run_to_the_end(settings, noisy(levels, 0.01, seed, costs))
-        score = {(t.cell.method, t.cell.seed): t.valid_score for t in trials if t.cell.stage == "final"}
+        score = {(t.setup.method, t.setup.seed): t.valid_score for t in trials if t.setup.stage == "final"}
         scores = np.array([[[score[m, s] for s in settings.seeds] for m in NAMES]])
         given = (False,) * len(NAMES), tuple((costs[m], 1000.0) for m in NAMES)
         same.append(NAMES[advice(scores, *given, settings.tolerance)[0]] == judge(settings, trials)[1][0].use)
@@ -96,11 +96,11 @@ def test_what_counts_as_equal_cost_is_the_verdicts_rule(monkeypatch):
     monkeypatch.setattr(racing, "forecast", decided)
     score = noisy(levels, 0.01)
 
-    def trial(cell):
-        swing = 1.5 if (cell.seed + len(cell.method)) % 2 else 1.0
-        return dataclasses.replace(score(cell), step_seconds=0.01 * swing)
+    def trial(setup):
+        swing = 1.5 if (setup.seed + len(setup.method)) % 2 else 1.0
+        return dataclasses.replace(score(setup), step_seconds=0.01 * swing)
 
     settings = make_settings(list(levels), seeds=range(6), race=True)
     trials = run_to_the_end(settings, trial)
-    finals = [t for t in trials if t.cell.stage == "final" and t.cell.seed < racing.ENOUGH]
+    finals = [t for t in trials if t.setup.stage == "final" and t.setup.seed < racing.ENOUGH]
     assert asked[0] == same_cost(trained_times(finals, settings.methods)) > 0.3

@@ -71,7 +71,7 @@ def test_a_damaged_study_file_is_salvaged_or_named(whole, tmp_path, capsys, capl
     except StoreError:
         return
     trials = store.work(fake_trial, lambda trials: due(SETTINGS, trials))
-    assert {cell.key for cell in due(SETTINGS, trials)} <= {trial.cell.key for trial in trials}
+    assert {setup.key for setup in due(SETTINGS, trials)} <= {trial.setup.key for trial in trials}
     if "was damaged" in caplog.text:
         assert (tmp_path / "study.db.damaged-1").read_bytes() == content
         assert "finished trial(s) were read from it" in caplog.text

@@ -5,16 +5,16 @@ import pytest
 from tiny_study import fake_trial, make_settings, tiny_data, tiny_model
 
 from normwise.errors import InputError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import compare, make_task
 from normwise.study.comparison import make_settings as checked_settings
 from normwise.study.plan import (
     default_epochs,
     due,
     scaled_lrs,
-    total_cells,
+    total_setups,
     training_steps,
-    tune_cells,
+    tune_setups,
 )
 from normwise.study.standings import standings_at
 from normwise.study.tuning import chosen_lr, tuning
@@ -23,26 +23,26 @@ from normwise.study.tuning import chosen_lr, tuning
 def test_every_method_gets_the_same_search():
     settings = make_settings(["none", "batch", "group"], [2, 32])
     budgets = {}
-    for cell in tune_cells(settings):
-        budgets.setdefault((cell.method, cell.batch_size), []).append((cell.lr, cell.seed))
+    for setup in tune_setups(settings):
+        budgets.setdefault((setup.method, setup.batch_size), []).append((setup.lr, setup.seed))
     assert len(budgets) == 6
     assert len({tuple(budget) for budget in budgets.values()}) == 1
 
 
 def test_finals_follow_their_own_tuning_only():
     settings = make_settings(["none", "batch"])
-    tuned = [fake_trial(c) for c in tune_cells(settings) if c.method == "batch"]
+    tuned = [fake_trial(c) for c in tune_setups(settings) if c.method == "batch"]
     finals = [c for c in due(settings, tuned) if c.stage == "final"]
     assert {c.method for c in finals} == {"batch"}
     assert [c.seed for c in finals] == settings.seeds
-    everything = [fake_trial(c) for c in tune_cells(settings)]
-    assert len(due(settings, everything)) == total_cells(settings)
-    assert len({c.key for c in due(settings, everything)}) == total_cells(settings)
+    everything = [fake_trial(c) for c in tune_setups(settings)]
+    assert len(due(settings, everything)) == total_setups(settings)
+    assert len({c.key for c in due(settings, everything)}) == total_setups(settings)
 
 
 def test_plan_does_not_depend_on_the_order_of_results():
     settings = make_settings()
-    trials = [fake_trial(c) for c in tune_cells(settings)]
+    trials = [fake_trial(c) for c in tune_setups(settings)]
     assert due(settings, trials) == due(settings, trials[::-1])
 
 
@@ -53,7 +53,7 @@ def test_tuning_seed_is_not_compared():
 
 def test_choice_prefers_score_then_loss_then_small_rate():
     def trial(lr, score, loss):
-        return fake_trial(Cell("tune", "none", 2, lr, 9), score, valid_loss=loss)
+        return fake_trial(Setup("tune", "none", 2, lr, 9), score, valid_loss=loss)
 
     assert chosen_lr([trial(0.1, 0.8, 0.1), trial(0.2, 0.9, 0.9)]) == 0.2
     assert chosen_lr([trial(0.1, 0.9, 0.2), trial(0.2, 0.9, 0.1)]) == 0.2
@@ -93,8 +93,8 @@ def test_bad_settings_are_refused(task, arguments, message):
 def best_at(rates):
     """Tuning trials whose score falls with the distance, in steps, to each method's own best rate."""
 
-    def trial(cell):
-        return fake_trial(cell, 0.9 - 0.1 * abs(math.log(cell.lr / rates[cell.method], 2)))
+    def trial(setup):
+        return fake_trial(setup, 0.9 - 0.1 * abs(math.log(setup.lr / rates[setup.method], 2)))
 
     return trial
 
@@ -102,12 +102,12 @@ def best_at(rates):
 def search(settings, trial):
     """Run what is due in the search until it is over; every rate that was tried, method by method."""
     trials = []
-    while cells := [c for c in tune_cells(settings, trials) if c.key not in {t.cell.key for t in trials}]:
+    while setups := [c for c in tune_setups(settings, trials) if c.key not in {t.setup.key for t in trials}]:
         assert not any(c.stage == "final" for c in due(settings, trials))
-        trials += map(trial, cells)
+        trials += map(trial, setups)
     tried = {}
     for t in trials:
-        tried.setdefault(t.cell.method, set()).add(t.cell.lr)
+        tried.setdefault(t.setup.method, set()).add(t.setup.lr)
     return tried, tuning(settings, trials, 2).chosen, trials
 
 
@@ -125,7 +125,7 @@ def test_the_search_goes_on_until_the_best_rate_is_inside(none, batch, expected)
     tried, chosen, trials = search(settings, best_at({"none": none, "batch": batch}))
     assert tried["none"] == tried["batch"] == set(expected)  # the same budget for both
     assert chosen == {"none": none, "batch": min(batch, max(expected))}
-    assert len(due(settings, trials)) == total_cells(settings, trials) == 2 * len(expected) + 2 * 3
+    assert len(due(settings, trials)) == total_setups(settings, trials) == 2 * len(expected) + 2 * 3
     assert due(settings, trials) == due(settings, trials[::-1])
 
 
@@ -149,6 +149,6 @@ def test_a_study_searches_beyond_its_grid(tmp_path):
     given = {"methods": ["none", "batch"], "batch_sizes": [8], "seeds": 2, "epochs": 1, "progress": False}
     task = dataclasses.replace(make_task(tiny_model, tiny_data()), lrs=(1e-5, 2e-5), lrs_at=8)
     study = compare(data=task, out=tmp_path, **given)
-    tried = {t.cell.lr for t in study.trials if t.cell.stage == "tune"}
+    tried = {t.setup.lr for t in study.trials if t.setup.stage == "tune"}
     assert {1e-5, 2e-5, 4e-5} <= tried
     assert compare(data=task, out=tmp_path, **given).record.trials == study.record.trials

@@ -3,14 +3,14 @@ import pytest
 from races import compete, noisy, run_to_the_end
 from tiny_study import fake_trial, make_settings
 
-from normwise.records import Cell
-from normwise.study.plan import total_cells, tune_cells
+from normwise.records import Setup
+from normwise.study.plan import total_setups, tune_setups
 from normwise.study.racing import ENOUGH, race
 from normwise.study.verdict import judge
 
 
 def final(method, seed, score):
-    return fake_trial(Cell("final", method, 2, 0.1, seed), score)
+    return fake_trial(Setup("final", method, 2, 0.1, seed), score)
 
 
 LEVELS = {"none": 0.80, "batch": 0.90, "layer": 0.895, "group": 0.86, "instance": 0.70}
@@ -27,7 +27,7 @@ def test_clearly_worse_methods_stop_and_close_ones_run_on():
     assert set(state.stopped) == {"none", "group", "instance"}
     assert all(1 <= stop.runs <= 4 for stop in state.stopped.values())
     assert state.running == ["batch", "layer"]
-    assert len(trials) == total_cells(settings, trials) < total_cells(settings)
+    assert len(trials) == total_setups(settings, trials) < total_setups(settings)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_outcome_does_not_depend_on_who_finishes_first():
     whole = run_to_the_end(settings, score)
     for seed in range(3):
         other = run_to_the_end(settings, score, in_turn=np.random.default_rng(seed))
-        assert {t.cell.key for t in other} == {t.cell.key for t in whole}
+        assert {t.setup.key for t in other} == {t.setup.key for t in whole}
         assert judge(settings, other) == judge(settings, whole)
 
 
@@ -108,6 +108,6 @@ def test_without_race_every_method_runs_every_seed():
 
 def test_a_race_waits_for_its_round():
     settings = settings_of({"none": 0.5, "batch": 0.9}, seeds=5)
-    tuned = [fake_trial(cell) for cell in tune_cells(settings)]
+    tuned = [fake_trial(setup) for setup in tune_setups(settings)]
     assert race(settings, [*tuned, final("batch", 0, 0.9)], 2).rounds == 1
     assert race(settings, [*tuned, final("batch", 0, 0.9), final("none", 0, 0.89)], 2).rounds == 2

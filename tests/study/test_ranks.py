@@ -8,7 +8,7 @@ from tiny_study import make_settings, tiny_model
 from torch import nn
 
 from normwise.errors import InputError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study.comparison import make_settings as checked_settings
 from normwise.study.ranks import Distributed, Ranks
 from normwise.study.tasks import load_task
@@ -23,8 +23,8 @@ def dies(norm):
 @pytest.mark.parametrize("method", ["batch", "switchable"])
 def test_two_ranks_give_the_numbers_of_one(method):
     # 7: the ranks' shares differ. Real data, and long enough for running averages to matter.
-    trainer, cell = Trainer(load_task("digits"), {7: 40}), Cell("final", method, 7, 0.05, 0)
-    one, two = trainer(cell), Distributed(trainer, 2)(cell)
+    trainer, setup = Trainer(load_task("digits"), {7: 40}), Setup("final", method, 7, 0.05, 0)
+    one, two = trainer(setup), Distributed(trainer, 2)(setup)
     assert two.state == one.state == "complete", two.reason
     assert two.steps == one.steps
     for name in ("valid_loss", "test_loss"):
@@ -42,7 +42,7 @@ def test_unsynced_statistics_would_show(task):
 
 def test_a_rank_that_dies_is_a_failed_trial(task):
     trainer = Trainer(dataclasses.replace(task, make_model=dies), {4: 2})
-    trial = Distributed(trainer, 2)(Cell("final", "batch", 4, 0.1, 0))
+    trial = Distributed(trainer, 2)(Setup("final", "batch", 4, 0.1, 0))
     assert trial.state == "failed"
     assert "of 2 died" in trial.reason
     assert trial.valid_score == task.floor

@@ -11,7 +11,7 @@ import torch
 from tiny_study import tiny_data, tiny_model
 from torch import nn
 
-from normwise.records import Cell, Trial, dumps, from_dict
+from normwise.records import Setup, Trial, dumps, from_dict
 from normwise.study import Part, Splits, compare
 from normwise.study.data import as_part, split
 from normwise.study.evaluate import evaluate
@@ -19,8 +19,8 @@ from normwise.study.tasks import Task
 from normwise.study.trial import Trainer, build_model, training_batches
 
 
-def cell(method="batch", seed=3):
-    return Cell("final", method, 8, 0.05, seed)
+def setup(method="batch", seed=3):
+    return Setup("final", method, 8, 0.05, seed)
 
 
 class Padded(nn.Module):
@@ -86,7 +86,7 @@ def test_loss_of_batches_and_metric(task):
         batch_loss=lambda model, batch: nn.functional.cross_entropy(model(batch.inputs), batch.targets),
         metric=lambda model, part: (model(part.inputs).argmax(1) == part.targets).double().mean(),
     )
-    ours, theirs = (Trainer(t, {8: 12}, measure_memory=False)(cell()) for t in (task, own))
+    ours, theirs = (Trainer(t, {8: 12}, measure_memory=False)(setup()) for t in (task, own))
     assert ours.valid_score == theirs.valid_score
     assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-5)
     assert [p.train_loss for p in ours.curve] == [p.train_loss for p in theirs.curve]
@@ -94,7 +94,7 @@ def test_loss_of_batches_and_metric(task):
 
 def test_a_metric_must_give_a_number(task):
     for value, said in ((torch.zeros(3), "expected one number"), (float("nan"), "the score is nan")):
-        trial = Trainer(dataclasses.replace(task, metric=lambda model, part, v=value: v), {8: 6})(cell())
+        trial = Trainer(dataclasses.replace(task, metric=lambda model, part, v=value: v), {8: 6})(setup())
         assert said in trial.reason
 
 
@@ -106,7 +106,7 @@ def test_optimizer_and_schedule_of_the_task(task):
         made.append((optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)))
         return made[-1]
 
-    trial = Trainer(dataclasses.replace(task, optimizer=adam), {8: 12})(cell())
+    trial = Trainer(dataclasses.replace(task, optimizer=adam), {8: 12})(setup())
     assert trial.state == "complete", trial.reason
     ((_, scheduler),) = made
     assert scheduler.last_epoch == 12
@@ -115,8 +115,8 @@ def test_optimizer_and_schedule_of_the_task(task):
 def test_accumulated_batches_make_one_step(task):
     """Without normalization two batches of 8 are one of 16, in the loss and so in everything."""
     one = dataclasses.replace(task, accumulate=2)
-    joined = Trainer(task, {16: 4})(Cell("final", "none", 16, 0.05, 3))
-    halves = Trainer(one, {8: 4})(Cell("final", "none", 8, 0.05, 3))
+    joined = Trainer(task, {16: 4})(Setup("final", "none", 16, 0.05, 3))
+    halves = Trainer(one, {8: 4})(Setup("final", "none", 8, 0.05, 3))
     assert joined.steps == halves.steps == 4
     assert halves.valid_loss == pytest.approx(joined.valid_loss, rel=1e-5)
     assert [p.epoch for p in halves.curve] == [p.epoch for p in joined.curve]
@@ -129,17 +129,17 @@ def test_augmentation_is_paired(task):
     )
 
     def batches(method, seed=3):
-        found = training_batches(noisy, cell(method, seed))
+        found = training_batches(noisy, setup(method, seed))
         return torch.stack([next(found).inputs for _ in range(20)])
 
     assert batches("none").equal(batches("batch"))
     assert not batches("none").equal(batches("none", seed=4))
-    plain = training_batches(task, cell())
+    plain = training_batches(task, setup())
     assert not batches("none")[0].equal(next(plain).inputs)
 
 
 class Watch:
-    def __init__(self, model, task, cell):
+    def __init__(self, model, task, setup):
         self.parameters, self.losses = sum(p.numel() for p in model.parameters()), []
 
     def step(self, step, loss):
@@ -152,15 +152,15 @@ class Watch:
 
 def test_an_observer_sees_every_step_and_is_stored(task):
     watched = dataclasses.replace(task, observe=Watch)
-    trial = Trainer(watched, {8: 12})(cell())
+    trial = Trainer(watched, {8: 12})(setup())
     assert trial.observed["parameters"] == trial.parameters
     assert len(trial.observed["losses"]) == 12
     assert sum(trial.observed["losses"][:2]) / 2 == trial.curve[0].train_loss
     assert from_dict(Trial, json.loads(dumps(trial))) == trial
-    unwatched = Trainer(task, {8: 12})(cell())
+    unwatched = Trainer(task, {8: 12})(setup())
     assert unwatched.observed == {}
     assert unwatched.valid_loss == trial.valid_loss
-    diverged = Trainer(watched, {8: 40})(Cell("final", "none", 8, 1e30, 3))
+    diverged = Trainer(watched, {8: 40})(Setup("final", "none", 8, 1e30, 3))
     assert diverged.state == "diverged"
     assert diverged.observed["losses"]
 
@@ -170,14 +170,14 @@ def test_an_observer_that_gives_no_json_loses_its_trial_only(task):
         def result(self):
             return {"x": float("nan")}
 
-    trial = Trainer(dataclasses.replace(task, observe=Bad), {8: 3})(cell())
+    trial = Trainer(dataclasses.replace(task, observe=Bad), {8: 3})(setup())
     assert (trial.state, trial.observed) == ("failed", {})
     assert "JSON" in trial.reason
 
 
 def test_methods_with_options(task):
-    assert build_model(task, cell("group(num_groups=2)"))[1].num_groups == 2
-    plain, first = (build_model(task, cell(method)) for method in ("weight", "weight(init=data)"))
+    assert build_model(task, setup("group(num_groups=2)"))[1].num_groups == 2
+    plain, first = (build_model(task, setup(method)) for method in ("weight", "weight(init=data)"))
     directions = [m[0].parametrizations.weight.original1 for m in (plain, first)]
     assert directions[0].equal(directions[1]), "the initial directions are the same"
     outputs = first[0](task.splits.train.inputs)

@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 from tiny_study import fake_trial, make_settings
 
-from normwise.records import Cell, Interval
+from normwise.records import Interval, Setup
 from normwise.study.choice import choose
 from normwise.study.pairs import stretch
 from normwise.study.standings import interval_of, resampled_means, share_near_best, standings_at
@@ -16,7 +16,7 @@ def final_trials(scores, batch_size=2, **changes):
     for method, values in scores.items():
         for seed, value in enumerate(values):
             extra = {k: v[method] for k, v in changes.items() if method in v}
-            trials.append(fake_trial(Cell("final", method, batch_size, 0.1, seed), value, **extra))
+            trials.append(fake_trial(Setup("final", method, batch_size, 0.1, seed), value, **extra))
     return trials
 
 
@@ -79,7 +79,7 @@ def test_equal_scores_are_a_tie():
 def test_advice_avoids_methods_that_lost_runs():
     scores = {"none": [0.1, 0.9, 0.9], "batch": [0.9, 0.6, 0.9]}
     trials = final_trials(scores, step_seconds={"none": 0.001, "batch": 0.01})
-    trials[0] = fake_trial(trials[0].cell, 0.1, state="diverged", reason="the loss became nan", step_seconds=0.001)
+    trials[0] = fake_trial(trials[0].setup, 0.1, state="diverged", reason="the loss became nan", step_seconds=0.001)
     _, (verdict,) = judge(make_settings(), trials)
     assert "none" in verdict.tied
     assert verdict.use == "batch"
@@ -88,7 +88,7 @@ def test_advice_avoids_methods_that_lost_runs():
 
 def test_every_run_lost_is_said():
     trials = [
-        fake_trial(t.cell, 0.1, state="failed", reason="ValueError: no") for t in final_trials({"none": [0.1] * 3})
+        fake_trial(t.setup, 0.1, state="failed", reason="ValueError: no") for t in final_trials({"none": [0.1] * 3})
     ]
     _, (verdict,) = judge(make_settings(["none"]), trials)
     assert "no method trained" in verdict.headline
@@ -153,8 +153,8 @@ def test_verdicts_are_the_same_every_time():
 def test_cautions_name_what_limits_the_verdict():
     scores = {"none": [0.90, 0.91, 0.92], "batch": [0.996, 0.997, 0.998]}
     trials = final_trials(scores, test_score={"none": 0.99, "batch": 0.9})
-    edge = [fake_trial(Cell(t.cell.stage, t.cell.method, 2, 0.2, t.cell.seed), t.valid_score) for t in trials[3:]]
-    edge = [fake_trial(t.cell, t.valid_score, test_score=0.9) for t in edge]
+    edge = [fake_trial(Setup(t.setup.stage, t.setup.method, 2, 0.2, t.setup.seed), t.valid_score) for t in trials[3:]]
+    edge = [fake_trial(t.setup, t.valid_score, test_score=0.9) for t in edge]
     _, (verdict,) = judge(make_settings(quick=True), trials[:3] + edge)
     text = " ".join(verdict.cautions)
     for part in ("quick run", "edge of what was tried for batch (0.2)", "disagree", "close to 100 %"):

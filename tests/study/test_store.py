@@ -16,7 +16,7 @@ from normwise.records import STUDY_VERSION
 from normwise.study import database
 from normwise.study import store as module
 from normwise.study.database import File
-from normwise.study.plan import due, total_cells, tune_cells
+from normwise.study.plan import due, total_setups, tune_setups
 from normwise.study.server import Server
 from normwise.study.store import Store
 
@@ -44,14 +44,14 @@ def plan(trials):
 
 
 def work(where, seconds=0.0, log=None):
-    """Run what is open; ``log`` gets a line for each cell that was trained to its end."""
+    """Run what is open; ``log`` gets a line for each setup that was trained to its end."""
 
-    def train(cell):
+    def train(setup):
         time.sleep(seconds)
         if log is not None:
             with open(log, "a") as file:
-                file.write(f"{cell.key}\n")
-        return fake_trial(cell)
+                file.write(f"{setup.key}\n")
+        return fake_trial(setup)
 
     return Store(where, SETTINGS).work(train, plan)
 
@@ -73,10 +73,10 @@ def kill_self(*args, **kwargs):
 
 
 def scores(trials):
-    return {t.cell.key: (t.valid_score, t.test_score) for t in trials}
+    return {t.setup.key: (t.valid_score, t.test_score) for t in trials}
 
 
-EXPECTED_COUNT = total_cells(SETTINGS)
+EXPECTED_COUNT = total_setups(SETTINGS)
 
 
 def states(where):
@@ -175,7 +175,7 @@ def test_reconciling_is_idempotent(place):
     for _ in range(3):
         with module.quiet(), store._locked():
             waiting, running_now, finished = store._reconcile(plan)
-        assert (waiting, running_now, finished) == (len(tune_cells(SETTINGS)), 0, [])
+        assert (waiting, running_now, finished) == (len(tune_setups(SETTINGS)), 0, [])
 
 
 def test_the_queue_is_kept_short(place, monkeypatch):
@@ -191,13 +191,13 @@ def test_what_is_not_due_any_more_is_withdrawn(place):
     store = Store(place, SETTINGS)
     with module.quiet(), store._locked():
         assert store._reconcile(plan)[0] == 4
-        store._study.add_trial(module.as_frozen(SETTINGS, tune_cells(SETTINGS)[0]))  # twice
+        store._study.add_trial(module.as_frozen(SETTINGS, tune_setups(SETTINGS)[0]))  # twice
         assert store._reconcile(lambda trials: plan(trials)[:1])[0] == 1
     assert states(place) == {"WAITING": 1, "FAIL": 4}
 
 
 def test_interrupted_trial_is_run_again(place):
-    def interrupted(cell):
+    def interrupted(setup):
         raise KeyboardInterrupt
 
     for _ in range(module.DEATHS + 1):  # Given back each time, which is nobody's death.
@@ -210,21 +210,21 @@ def test_interrupted_trial_is_run_again(place):
 
 def test_a_trial_that_kills_its_workers_fails_in_the_end_and_the_rest_goes_on(place, tmp_path):
     """As a crash in native code does, or the system when a trial takes all memory: no exception, no clean-up."""
-    deadly, log = tune_cells(SETTINGS)[1].key, tmp_path / "log"
+    deadly, log = tune_setups(SETTINGS)[1].key, tmp_path / "log"
 
-    def train(cell):
-        if cell.key == deadly:
+    def train(setup):
+        if setup.key == deadly:
             kill_self()
         with log.open("a") as file:
-            file.write(f"{cell.key}\n")
-        return fake_trial(cell)
+            file.write(f"{setup.key}\n")
+        return fake_trial(setup)
 
     deaths = 0
     while os.WIFSIGNALED(os.waitpid(in_child(lambda: Store(place, SETTINGS).work(train, plan, floor=-7.0)), 0)[1]):
         deaths += 1
         assert deaths <= module.DEATHS
     assert deaths == module.DEATHS
-    trials = {t.cell.key: t for t in Store(place, SETTINGS).trials()}
+    trials = {t.setup.key: t for t in Store(place, SETTINGS).trials()}
     assert len(trials) == EXPECTED_COUNT
     lost = trials.pop(deadly)
     assert (lost.state, lost.valid_score, lost.test_score) == ("failed", -7.0, -7.0)
@@ -257,12 +257,12 @@ def test_a_worker_that_slept_lets_its_trial_go(place):
     """Its trial was given to another one meanwhile; it must neither crash nor overwrite."""
     store, slept = Store(place, SETTINGS), []
 
-    def train(cell):
+    def train(setup):
         if not slept:
-            slept.append(cell.key)
+            slept.append(setup.key)
             frozen = next(t for t in store._study.get_trials() if t.state == optuna.trial.TrialState.RUNNING)
             store._storage.set_trial_state_values(frozen._trial_id, state=optuna.trial.TrialState.FAIL)
-        return fake_trial(cell)
+        return fake_trial(setup)
 
     assert len(store.work(train, plan)) == EXPECTED_COUNT
 
@@ -277,7 +277,7 @@ def test_studies_of_one_database_do_not_mix(place):
     other = make_settings(["none"], seeds=[0, 1])
     Store(place, other, name="other").work(fake_trial, lambda trials: due(other, trials))
     assert len(work(place)) == EXPECTED_COUNT
-    assert len(Store(place, name="other").trials()) == total_cells(other)
+    assert len(Store(place, name="other").trials()) == total_setups(other)
     assert Store(place, name="other").settings == other
     with pytest.raises(StoreError, match=r"several studies \(other, normwise\): name one with --study"):
         Store(place, name=None)
@@ -333,7 +333,7 @@ def test_what_is_not_a_study_is_named_and_left_alone(tmp_path, damage):
 def add_all(where, settings):
     store = Store(where, settings)
     for _ in ("tuning", "comparison"):
-        store.add([fake_trial(cell, reason="?" * 2000) for cell in due(settings, store.trials())])
+        store.add([fake_trial(setup, reason="?" * 2000) for setup in due(settings, store.trials())])
     return store.trials()
 
 
@@ -350,9 +350,9 @@ def test_a_damaged_file_is_put_aside_and_what_can_be_read_of_it_goes_on(tmp_path
     }[damage]
     path.write_bytes(harmed)
 
-    def train(cell):
-        again.append(cell.key)
-        return fake_trial(cell)
+    def train(setup):
+        again.append(setup.key)
+        return fake_trial(setup)
 
     assert scores(Store(tmp_path, settings).work(train, lambda trials: due(settings, trials))) == scores(trials)
     assert (tmp_path / "study.db.damaged-1").read_bytes() == harmed

@@ -20,7 +20,7 @@ SETTINGS = make_settings(seeds=[0, 1], lrs={"2": [0.1]})
 def fill(where, settings=SETTINGS, name="normwise", trial=fake_trial):
     store = Store(where, settings, name=name)
     for _ in ("tuning", "comparison"):
-        store.add([trial(cell) for cell in due(settings, store.trials())])
+        store.add([trial(setup) for setup in due(settings, store.trials())])
     return store
 
 
@@ -66,7 +66,7 @@ def test_export(place, tmp_path, capsys):
     with open(tmp_path / "trials.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], float(row["valid_score"])) for row in rows] == [
-        (t.cell.method, t.valid_score) for t in record.trials
+        (t.setup.method, t.valid_score) for t in record.trials
     ]
     assert ".json or .csv" in said(capsys, "study", "export", place, "--out", str(tmp_path / "a.xlsx"), code=2)
 
@@ -112,8 +112,8 @@ def test_merge(place, tmp_path, capsys):
     assert merged.settings.methods == ["none", "batch", "layer"]
     assert merged.settings.seeds == [0, 1, 2]
     assert merged.settings.same_as == {"as_is": "layer"}
-    assert {t.cell.key for t in merged.trials} == {
-        t.cell.key for store in (Store(mine), Store(theirs)) for t in store.trials()
+    assert {t.setup.key for t in merged.trials} == {
+        t.setup.key for store in (Store(mine), Store(theirs)) for t in store.trials()
     }
     assert merged.command == "normwise study merge " + " ".join(sources)
     said(capsys, "study", "merge", *sources, *to)
@@ -135,7 +135,7 @@ def test_merge_refuses_what_does_not_belong_together(tmp_path, capsys):
 
 def test_merge_names_trials_that_differ(tmp_path):
     first = read_study(fill(tmp_path / "a").database.name)
-    second = read_study(fill(tmp_path / "b", trial=lambda cell: fake_trial(cell, score=0.5)).database.name)
+    second = read_study(fill(tmp_path / "b", trial=lambda setup: fake_trial(setup, score=0.5)).database.name)
     both = union([first, second])
     assert both.trials == first.trials
     assert len(both.differing) == len(first.trials)

@@ -7,7 +7,7 @@ from tiny_study import tiny_data, tiny_model
 from torch import nn
 
 from normwise.methods import METHODS
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import SGD
 from normwise.study.tasks.base import DEFAULT_METHODS
@@ -16,8 +16,8 @@ from normwise.study.trial import Trainer, build_model, data_order
 ALL = tuple(METHODS)
 
 
-def cell(method="batch", batch_size=8, lr=0.05, seed=3):
-    return Cell("final", method, batch_size, lr, seed)
+def setup(method="batch", batch_size=8, lr=0.05, seed=3):
+    return Setup("final", method, batch_size, lr, seed)
 
 
 def test_default_methods_exist():
@@ -26,7 +26,7 @@ def test_default_methods_exist():
 
 def test_every_method_starts_from_the_same_weights(task):
     def initial(method):
-        model = build_model(task, cell(method))
+        model = build_model(task, setup(method))
         return [m.weight.detach() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
     reference = initial("none")
@@ -34,12 +34,12 @@ def test_every_method_starts_from_the_same_weights(task):
     for method in DEFAULT_METHODS:
         for ours, theirs in zip(initial(method), reference, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
-    assert not initial("batch")[0].equal(build_model(task, cell(seed=4))[0].weight)
+    assert not initial("batch")[0].equal(build_model(task, setup(seed=4))[0].weight)
 
 
 def test_every_method_sees_the_same_samples_in_the_same_order(task):
     def samples(method, seed=3):
-        order = data_order(task.splits.train, cell(method, seed=seed))
+        order = data_order(task.splits.train, setup(method, seed=seed))
         return torch.cat([next(order).inputs for _ in range(20)])
 
     reference = samples("none")
@@ -48,14 +48,14 @@ def test_every_method_sees_the_same_samples_in_the_same_order(task):
 
 
 def test_an_epoch_shows_each_sample_at_most_once(task):
-    order = data_order(task.splits.train, cell(batch_size=10))
+    order = data_order(task.splits.train, setup(batch_size=10))
     epoch = torch.cat([next(order).inputs for _ in range(7)]).flatten(1)
     assert len(epoch.unique(dim=0)) == 70
 
 
 @pytest.mark.parametrize("method", DEFAULT_METHODS)
-def test_same_cell_same_numbers(task, method):
-    first, second = (Trainer(task, {8: 12})(cell(method)) for _ in range(2))
+def test_same_setup_same_numbers(task, method):
+    first, second = (Trainer(task, {8: 12})(setup(method)) for _ in range(2))
     for name in ("state", "valid_score", "test_score", "valid_loss", "test_loss", "mixtures"):
         assert getattr(first, name) == getattr(second, name)
     assert [p.train_loss for p in first.curve] == [p.train_loss for p in second.curve]
@@ -71,13 +71,13 @@ def test_random_state_and_threads_are_left_alone(task):
     torch.manual_seed(5)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(5)
-    Trainer(task, {8: 2}, measure_memory=False)(cell())
+    Trainer(task, {8: 2}, measure_memory=False)(setup())
     assert torch.rand(3).equal(expected)
     assert torch.get_num_threads() == threads
 
 
 def test_divergence_is_a_result(task):
-    trial = Trainer(task, {8: 40})(cell("none", lr=1e30))
+    trial = Trainer(task, {8: 40})(setup("none", lr=1e30))
     assert trial.state == "diverged"
     assert trial.valid_score == trial.test_score == task.floor == pytest.approx(1 / 3, abs=0.1)
     assert "step" in trial.reason
@@ -92,8 +92,8 @@ def test_an_error_of_the_model_is_a_result(task):
         return model
 
     trainer = Trainer(dataclasses.replace(task, make_model=fussy), {8: 2})
-    assert trainer(cell("none")).state == "complete"
-    trial = trainer(cell("batch"))
+    assert trainer(setup("none")).state == "complete"
+    trial = trainer(setup("batch"))
     assert trial.state == "failed"
     assert re.fullmatch(r"ValueError: Expected more than 1 value per channel \(at .*test_trial\.py:\d+\)", trial.reason)
     assert trial.valid_score == task.floor
@@ -123,7 +123,7 @@ def test_peak_is_the_most_held_at_once():
 
 
 def test_measuring_memory_changes_no_number(task):
-    with_memory, without = (Trainer(task, {8: 5}, measure_memory=m)(cell("switchable")) for m in (True, False))
+    with_memory, without = (Trainer(task, {8: 5}, measure_memory=m)(setup("switchable")) for m in (True, False))
     assert with_memory.valid_loss == without.valid_loss
     assert without.peak_bytes is None
 

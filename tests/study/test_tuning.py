@@ -7,7 +7,7 @@ import pytest
 from simulated import tune
 from tiny_study import fake_trial, make_settings
 
-from normwise.study.plan import due, total_cells
+from normwise.study.plan import due, total_setups
 from normwise.study.tuning import by_merit, tuning
 
 SEEDS = [1000, 1001, 1002]
@@ -20,11 +20,11 @@ def settings_of(methods=("none", "batch"), **changes):
 def finish(settings, score, backwards=False):
     """Run what is due until the search is over; give its trials."""
     trials = []
-    while cells := [
-        c for c in due(settings, trials) if c.stage == "tune" and c.key not in {t.cell.key for t in trials}
+    while setups := [
+        c for c in due(settings, trials) if c.stage == "tune" and c.key not in {t.setup.key for t in trials}
     ]:
         assert not any(c.stage == "final" for c in due(settings, trials))
-        trials += [fake_trial(c, score(c)) for c in (cells[::-1] if backwards else cells)]
+        trials += [fake_trial(c, score(c)) for c in (setups[::-1] if backwards else setups)]
     return trials
 
 
@@ -32,7 +32,7 @@ def seeds_of(trials):
     """Method → rate → seeds that it was run on."""
     found = {}
     for t in trials:
-        found.setdefault(t.cell.method, {}).setdefault(t.cell.lr, []).append(t.cell.seed)
+        found.setdefault(t.setup.method, {}).setdefault(t.setup.lr, []).append(t.setup.seed)
     return found
 
 
@@ -56,9 +56,9 @@ def test_a_close_call_takes_more_seeds_of_the_two_best_rates_of_every_method():
 def test_more_seeds_change_the_choice():
     """On the first seed chance prefers the higher rate."""
 
-    def score(cell):
-        luck = 0.02 if (cell.lr, cell.seed) == (0.2, SEEDS[0]) else 0.0
-        return CLOSE[cell.lr] + luck + 0.004 * ((cell.seed * 7 + round(cell.lr * 100)) % 3 - 1)
+    def score(setup):
+        luck = 0.02 if (setup.lr, setup.seed) == (0.2, SEEDS[0]) else 0.0
+        return CLOSE[setup.lr] + luck + 0.004 * ((setup.seed * 7 + round(setup.lr * 100)) % 3 - 1)
 
     one = settings_of(tune_seeds=SEEDS[:1], tune_ties=0)
     assert tuning(one, finish(one, score), 2).chosen == {"none": 0.2, "batch": 0.2}
@@ -85,17 +85,17 @@ def test_any_order_of_any_results_gives_one_plan(seed):
     settings = settings_of(("none", "batch", "layer"), search=int(rng.integers(3)), tune_ties=int(rng.integers(3)))
     levels = {m: 0.8 + rng.normal(0, 0.03) for m in settings.methods}
 
-    def score(cell):
-        own = np.random.default_rng([seed, cell.seed, round(cell.lr * 10_000), settings.methods.index(cell.method)])
-        return levels[cell.method] + own.normal(0, 0.02)
+    def score(setup):
+        own = np.random.default_rng([seed, setup.seed, round(setup.lr * 10_000), settings.methods.index(setup.method)])
+        return levels[setup.method] + own.normal(0, 0.02)
 
     one, other = finish(settings, score), finish(settings, score, backwards=True)
-    assert {t.cell.key for t in one} == {t.cell.key for t in other}
+    assert {t.setup.key for t in one} == {t.setup.key for t in other}
     found = tuning(settings, one, 2)
     assert found == tuning(settings, other[::-1], 2)
     assert len({sum(map(len, rates.values())) for rates in seeds_of(one).values()}) == 1
     assert due(settings, one) == due(settings, other)
-    assert total_cells(settings, one) == len(one) + 3 * 3
+    assert total_setups(settings, one) == len(one) + 3 * 3
     for method, rates in seeds_of(one).items():
         assert len(rates[found.chosen[method]]) == max(map(len, rates.values())) <= len(SEEDS)
 
@@ -106,7 +106,7 @@ def test_one_rate_needs_no_search():
 
 
 def test_merit_is_score_then_loss_then_small_rate():
-    trials = [fake_trial(c, 0.9) for c in tuning(settings_of(("none",)), [], 2).cells]
+    trials = [fake_trial(c, 0.9) for c in tuning(settings_of(("none",)), [], 2).setups]
     assert by_merit(trials) == [0.05, 0.1, 0.2]
     for order in itertools.permutations(trials):
         assert by_merit(order) == [0.05, 0.1, 0.2]

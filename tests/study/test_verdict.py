@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_study import fake_trial, make_settings
 
 from normwise import report
-from normwise.records import DECIDED, UNDECIDED, Cell, Point, StepCost, dumps
+from normwise.records import DECIDED, UNDECIDED, Point, Setup, StepCost, dumps
 from normwise.study.choice import PLAUSIBLE, SAME_COST, choose, same_cost
 from normwise.study.pairs import above
 from normwise.study.stored import draw_up
@@ -30,7 +30,7 @@ def trials_of(scores, seconds=None, lost=(), sizes=None):
             if (method, seed) in lost:
                 given |= {"state": "diverged", "reason": "the loss became nan"}
                 value = FLOOR
-            found.append(fake_trial(Cell("final", method, 2, 0.1, seed), value, **given))
+            found.append(fake_trial(Setup("final", method, 2, 0.1, seed), value, **given))
     return found
 
 
@@ -54,7 +54,7 @@ def studies(draw):
     same_as = {"as_is": methods[-1]} if draw(st.booleans()) else {}
     made = make_settings(methods, seeds=range(seeds), floor=floor, same_as=same_as)
     tuning = [
-        fake_trial(Cell("tune", m, 2, lr, seed), scores[m][0] + draw(jitter))
+        fake_trial(Setup("tune", m, 2, lr, seed), scores[m][0] + draw(jitter))
         for seed in range(1000, 1000 + draw(st.integers(1, 2)))
         for m in methods
         for lr in (0.1, 0.2)
@@ -146,8 +146,8 @@ def check_rates(made, trials, standings, verdict):
     assert float(gap) == pytest.approx(abs(by_name[use].valid.value - by_name[rival].valid.value) * 100, abs=0.06)
     means = {}
     for t in trials:
-        if t.cell.stage == "tune" and t.cell.method == by_name[method].method:
-            means.setdefault(t.cell.lr, []).append(t.valid_score)
+        if t.setup.stage == "tune" and t.setup.method == by_name[method].method:
+            means.setdefault(t.setup.lr, []).append(t.valid_score)
     apart_there = abs(np.mean(means[float(lr)]) - np.mean(means[float(other)]))
     assert float(lr) == by_name[method].lr
     assert float(apart) == pytest.approx(apart_there * 100, abs=0.06)
@@ -254,7 +254,7 @@ def test_confidence_in_cost_covers_the_true_difference():
 def tuned(scores, seeds=(1000,)):
     """``scores``: method → rate → the score of the search, with a scatter that the final runs have, too."""
     return [
-        fake_trial(Cell("tune", m, 2, lr, seed), score)
+        fake_trial(Setup("tune", m, 2, lr, seed), score)
         for m, rates in scores.items()
         for lr, score in rates.items()
         for seed in seeds

@@ -5,7 +5,7 @@ import zlib
 import torch
 from torch import nn
 
-from normwise.records import Cell, Settings, Trial
+from normwise.records import Settings, Setup, Trial
 
 
 def tiny_model(norm):
@@ -20,15 +20,15 @@ def tiny_data(samples=120):
     return torch.randn(samples, 1, 6, 6, generator=generator) + targets.reshape(-1, 1, 1, 1), targets
 
 
-def score_of(cell: Cell) -> float:
-    """Some number that depends on the cell only."""
-    return (zlib.crc32(cell.key.encode()) % 1000) / 1000
+def score_of(setup: Setup) -> float:
+    """Some number that depends on the setup only."""
+    return (zlib.crc32(setup.key.encode()) % 1000) / 1000
 
 
-def fake_trial(cell: Cell, score: float | None = None, **changes) -> Trial:
-    value = score_of(cell) if score is None else score
+def fake_trial(setup: Setup, score: float | None = None, **changes) -> Trial:
+    value = score_of(setup) if score is None else score
     given = {
-        "cell": cell,
+        "setup": setup,
         "state": "complete",
         "valid_score": value,
         "test_score": value,

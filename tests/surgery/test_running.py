@@ -145,7 +145,7 @@ def test_lazy_models_are_compared():
         study = normwise.compare(
             make, (X, Y), methods=["batch", "group", "weight"], batch_sizes=[8], seeds=2, epochs=1, progress=False
         )
-        states = {trial.cell.method: trial.state for trial in study.record.trials}
+        states = {trial.setup.method: trial.state for trial in study.record.trials}
         assert set(states.values()) == {"complete"}, [t.reason for t in study.record.trials]
 
 

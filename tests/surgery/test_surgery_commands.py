@@ -9,9 +9,9 @@ import pytest
 import torch
 from models import ConvNet, trained
 
+from normwise.cli import app
 from normwise.errors import NormwiseError
 from normwise.surgery import checkpoint, convert
-from normwise.surgery.commands import app
 
 HERE = Path(__file__).parent
 
@@ -159,7 +159,7 @@ def test_fail_on(place, severity, code, capsys):
         (["convert", "mynets.py:net", "--to", "group", "--input-shape", "1,5,8,8"], "failed on --input-shape 1,5,8,8"),
         (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:wrong"], "failed on the first batch"),
         (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:number"], "is a int"),
-        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:net"], "gave ConvNet, expected batches"),
+        (["convert", "mynets.py:net", "--to", "group", "--data", "mynets.py:net"], "cannot use a ConvNet as data"),
         (["convert", "mynets.py:net", "--to", "layer", "--data", "mynets.py:ends"], "failed after 1 batches: OSError"),
         (["convert", "mynets.py:net", "--to", "group", "--out", "no/a.pt"], "there is no folder no"),
         (["convert", "mynets.py:net", "--to", "group", "--out", "a.txt"], "expected a name ending in"),
@@ -193,7 +193,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(place):
 def test_help_needs_no_torch():
     program = (
         "import sys\n"
-        "from normwise.surgery.commands import app\n"
+        "from normwise.cli import app\n"
         "try: app(['convert', '--help'])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"

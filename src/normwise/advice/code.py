@@ -8,11 +8,13 @@ from typing import Any
 
 from normwise.advice.records import Exemption
 from normwise.advice.situation import Place, Situation
+from normwise.pools import groups_for
 
 # A group of fewer values than this says little but the signs of what is in it.
 GROUP_VALUES = 8
-# The usual number of groups (Wu & He 2018, arXiv 1803.08494).
-GROUPS = 32
+
+# The methods whose statistics processes can share.
+OVER_SAMPLES = {"batch", "switchable"}
 
 # What an LSTM or GRU of torch is made with.
 _RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
@@ -40,7 +42,7 @@ def options_for(method: str, situation: Situation) -> dict[str, Any]:
     places = [p for p in situation.places if not p.per_token]
     if not places:
         return {}
-    if method == "group" and any(p.values("group", usual_groups(p.channels)) < GROUP_VALUES for p in places):
+    if method == "group" and any(p.values("group", groups_for(p.channels)) < GROUP_VALUES for p in places):
         return {"num_groups": _groups([p.channels for p in places], min(p.values("layer") for p in places))}
     if method == "switchable":
         over = ["instance", "layer", "batch"]
@@ -50,12 +52,6 @@ def options_for(method: str, situation: Situation) -> dict[str, Any]:
             over.remove("instance")
         return {"over": over} if len(over) < 3 else {}
     return {}
-
-
-def usual_groups(channels: int) -> int:
-    """The groups that a layer takes by itself: 32, or the divisor next to it that leaves two channels to a group."""
-    divisors = [g for g in range(1, max(channels // 2, 1) + 1) if channels % g == 0]
-    return min(divisors, key=lambda g: (abs(g - GROUPS), -g))
 
 
 def _groups(channels: Sequence[int], values: int) -> int:
@@ -97,9 +93,12 @@ def code_for(method: str, options: dict[str, Any], exemptions: Sequence[Exemptio
         for use in dict.fromkeys(e.use for e in exemptions):
             places = _names([e for e in exemptions if e.use == use])
             lines.append(f'normwise.convert(model, "{use}", where=lambda name, layer: name in {places})')
-    if situation.devices > 1 and method in {"batch", "switchable"}:
-        lines.append("normwise.sync(model)")
-    return "\n".join(lines)
+    return "\n".join(lines + _shared(method, situation))
+
+
+def _shared(method: str, situation: Situation) -> list[str]:
+    """What processes need that train together with a method over samples."""
+    return ["normwise.sync(model)"] if situation.devices > 1 and method in OVER_SAMPLES else []
 
 
 def _names(exemptions: Sequence[Exemption]) -> str:
@@ -121,9 +120,7 @@ def _into_bare(method: str, told: str, exemptions: Sequence[Exemption], situatio
         for name, kind in situation.closed.items():
             told = ", ".join(f"{of}=old.{of}" for of in _RECURRENT)
             lines += [f"old = model.get_submodule({name!r})", _instead(name, f"normwise.nn.LayerNorm{kind}({told})")]
-    if situation.devices > 1 and method in {"batch", "switchable"}:
-        lines.append("normwise.sync(model)")
-    return "\n".join(lines)
+    return "\n".join(lines + _shared(method, situation))
 
 
 def _norm(method: str, told: str, place: Place) -> str:

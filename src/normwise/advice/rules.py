@@ -16,7 +16,6 @@ from typing import Any
 
 from normwise.advice.situation import FEW_FEATURES, Place, Situation
 
-METHODS = ("batch", "layer", "group", "instance", "switchable", "weight", "none")
 # Fewer values than this behind a statistic make it a poor estimate: its relative error is √(2 / (m − 1)), here 37 %.
 ENOUGH_VALUES = 16
 # From this share of variance between the steps of a sequence on, one average for all steps is off for most of them.
@@ -387,3 +386,7 @@ def told(rule: Rule, situation: Situation) -> str:
         .replace(" 1 values stand", " 1 value stands")
         .replace(" 1 numbers", " 1 number")
     )
+
+
+# The methods that there is evidence on.
+METHODS = tuple(dict.fromkeys(method for rule in RULES for method in rule.sides))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from normwise.errors import InputError
 from normwise.findings import ModelFacts, WeightFacts
+from normwise.pools import elements_behind
 
 # What a model is for, where its structure does not tell.
 TASKS = (
@@ -62,13 +63,7 @@ class Place:
             >>> Place("0", 8, [4, 4], 2).values("group", num_groups=2)
             64
         """
-        space = math.prod(self.spatial)
-        return {
-            "batch": self.samples * space,
-            "layer": self.channels * space,
-            "group": self.channels // num_groups * space,
-            "instance": space,
-        }[pool]
+        return elements_behind(self.samples, self.channels, math.prod(self.spatial), num_groups)[pool]
 
 
 @dataclass(frozen=True)

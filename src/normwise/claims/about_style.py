@@ -39,7 +39,7 @@ class Stylized(Watch):
             "content": self._part(drawn, photographs, 0.0),
             "contrast": ((pale - drawn).square().mean().sqrt() / drawn.std()).item(),
         }
-        if self.cell.seed == 0:
+        if self.setup.seed == 0:
             photograph = whole(photographs)
             pictures = (photograph, half_contrast(photograph))
             found["pictures"] = {
@@ -116,7 +116,7 @@ STYLE = Experiment("style", _stylization, _METHODS, batch_sizes=(4,), lrs=(0.002
 def _first_pictures(runs: Runs, method: str) -> dict[str, list[str]]:
     trial = runs.trials(STYLE, method)[0]
     if "pictures" not in trial.observed:
-        raise UnmeasuredError(f"{trial.cell.key} kept no pictures ({trial.reason or trial.state})")
+        raise UnmeasuredError(f"{trial.setup.key} kept no pictures ({trial.reason or trial.state})")
     return trial.observed["pictures"]
 
 

@@ -135,10 +135,10 @@ class Runs:
         self._arms: dict[Arm, dict[int, Trial]] = {}
         for name, found in self.trials_of.items():
             chosen = chosen_lrs(self.settings_of[name], found)
-            for cell, trial in ((t.cell, t) for t in found if t.cell.stage == "final"):
+            for setup, trial in ((t.setup, t) for t in found if t.setup.stage == "final"):
                 # Those at another rate are of before the search went on.
-                if cell.lr == chosen.get((cell.method, cell.batch_size)):
-                    self._arms.setdefault(Arm(name, cell.method, cell.batch_size), {})[cell.seed] = trial
+                if setup.lr == chosen.get((setup.method, setup.batch_size)):
+                    self._arms.setdefault(Arm(name, setup.method, setup.batch_size), {})[setup.seed] = trial
 
     def finished(self, arm: Arm) -> list[Trial]:
         """Give an arm's trials up to the first seed that is missing.
@@ -309,7 +309,7 @@ class Runs:
             for key in path:
                 found = found.get(key) if isinstance(found, dict) else None
             if found is None or found == []:
-                raise UnmeasuredError(f"{trial.cell.key} has no {'.'.join(path)} ({trial.reason or trial.state})")
+                raise UnmeasuredError(f"{trial.setup.key} has no {'.'.join(path)} ({trial.reason or trial.state})")
             rows.append(found)
         return rows
 

@@ -28,7 +28,7 @@ from normwise.claims.schedule import Stage, due, stages, time_left
 from normwise.errors import InputError
 from normwise.files import check_folder, make_folder, write_own
 from normwise.outcomes import Outcome, load_claims
-from normwise.records import Cell, Trial, dumps
+from normwise.records import Setup, Trial, dumps
 from normwise.study.children import helpers
 from normwise.study.compute import PLAIN, Compute
 from normwise.study.machine import machine, versions
@@ -172,7 +172,7 @@ class Bench:
             if on_change:
                 on_change(self._trials, f"{name} {doing or ''}")
 
-        def wanted(trials: list[Trial]) -> list[Cell]:
+        def wanted(trials: list[Trial]) -> list[Setup]:
             return [] if self.over() else due(settings, seeds, trials)
 
         train = trainer_of(task, settings, experiment.memory)

@@ -123,7 +123,7 @@ def _at_end(runs: Runs, arm: Arm) -> bool:
     """Whether the search for a learning rate ended at the last rate that it may come to."""
     settings, trials = runs.settings_of[arm.experiment], runs.finished(arm)
     rates = ladder(settings, arm.batch_size)
-    return bool(trials and settings.tune_seeds) and trials[0].cell.lr in (rates[0], rates[-1])
+    return bool(trials and settings.tune_seeds) and trials[0].setup.lr in (rates[0], rates[-1])
 
 
 def _listed(arms: Collection[Arm], runs: Runs) -> str:

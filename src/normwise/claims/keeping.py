@@ -23,7 +23,7 @@ def write_trials(runs: Runs, path: Path) -> None:
     kept = _read(path)
     for name, trials in runs.trials_of.items():
         if trials:
-            rows = [_short(to_dict(trial)) for trial in sorted(trials, key=lambda t: t.cell.key)]
+            rows = [_short(to_dict(trial)) for trial in sorted(trials, key=lambda t: t.setup.key)]
             kept[name] = {"settings": to_dict(runs.settings_of[name]), "trials": rows}
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(kept, separators=(",", ":")).encode(), mtime=0))

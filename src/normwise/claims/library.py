@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normwise.claims import about_batch, about_others, about_sequences, about_style, about_switchable, about_tokens
+from normwise.claims import (
+    about_batch,
+    about_batch_needs,
+    about_others,
+    about_sequences,
+    about_style,
+    about_switchable,
+    about_tokens,
+)
 from normwise.claims.claim import Claim
 from normwise.errors import InputError
 from normwise.study.tasks import nearest
 
-_MODULES = (about_batch, about_others, about_sequences, about_style, about_switchable, about_tokens)
+_MODULES = (about_batch, about_batch_needs, about_others, about_sequences, about_style, about_switchable, about_tokens)
 
 CLAIMS: dict[str, Claim] = {
     claim.name: claim

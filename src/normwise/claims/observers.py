@@ -1,6 +1,6 @@
 """What claims watch in a trial: one small class each, for :attr:`normwise.study.Task.observe`.
 
-Each is called with the model, its task and the cell when the model is new, and gives plain numbers at the end. None
+Each is called with the model, its task and the setup when the model is new, and gives plain numbers at the end. None
 changes the model: what must run it in training mode or change its weights works on a copy.
 """
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from normwise import devices
 from normwise.parametrize import weight_norms
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study.data import Part, run
 from normwise.study.evaluate import evaluate
 from normwise.study.tasks import Observer, Task
 from normwise.surgery import calibrate, harden
 
-Observe = Callable[[nn.Module, Task, Cell], Observer]
-Kind = Callable[[nn.Module, Task, Cell], "Watch"]
+Observe = Callable[[nn.Module, Task, Setup], Observer]
+Kind = Callable[[nn.Module, Task, Setup], "Watch"]
 
 PROBE = 128
 _TINY = 1e-30
@@ -38,8 +38,8 @@ class Watch:
     #: Whether the result is of the trained model; where the model broke down there is none.
     of_model = True
 
-    def __init__(self, model: nn.Module, task: Task, cell: Cell) -> None:
-        self.model, self.task, self.cell = model, task, cell
+    def __init__(self, model: nn.Module, task: Task, setup: Setup) -> None:
+        self.model, self.task, self.setup = model, task, setup
 
     def step(self, step: int, loss: float) -> None:
         """Learn of a step."""
@@ -62,9 +62,9 @@ class Watch:
 def watching(*kinds: Kind, final_only: bool = True) -> Observe:
     """Let several observers watch the same trials."""
 
-    def observe(model: nn.Module, task: Task, cell: Cell) -> Observer:
-        watched = not final_only or cell.stage == "final"
-        return _Several(model, [kind(model, task, cell) for kind in kinds] if watched else [])
+    def observe(model: nn.Module, task: Task, setup: Setup) -> Observer:
+        watched = not final_only or setup.stage == "final"
+        return _Several(model, [kind(model, task, setup) for kind in kinds] if watched else [])
 
     return observe
 
@@ -89,8 +89,8 @@ class LossCurve(Watch):
     of_model = False
     WINDOW = 20
 
-    def __init__(self, model: nn.Module, task: Task, cell: Cell) -> None:
-        super().__init__(model, task, cell)
+    def __init__(self, model: nn.Module, task: Task, setup: Setup) -> None:
+        super().__init__(model, task, setup)
         self.losses: list[float] = []
 
     def step(self, step: int, loss: float) -> None:
@@ -115,8 +115,8 @@ class InputDrift(Watch):
     of_model = False
     EVERY = 20
 
-    def __init__(self, model: nn.Module, task: Task, cell: Cell) -> None:
-        super().__init__(model, task, cell)
+    def __init__(self, model: nn.Module, task: Task, setup: Setup) -> None:
+        super().__init__(model, task, setup)
         self.before: list[tuple[Tensor, Tensor]] = []
         self.moves: list[float] = []
 
@@ -162,8 +162,8 @@ class Gradients(Watch):
 
     of_model = False
 
-    def __init__(self, model: nn.Module, task: Task, cell: Cell) -> None:
-        super().__init__(model, task, cell)
+    def __init__(self, model: nn.Module, task: Task, setup: Setup) -> None:
+        super().__init__(model, task, setup)
         spare, batch = self.spare(), self.probe()
         task.loss_of(spare, batch).backward()
         sizes = [layer.weight.grad.square().mean().sqrt().item() for layer in weighted(spare)[:-1]]  # type: ignore[union-attr, operator]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from normwise.claims.claim import Arm, Claim, Runs, looks_of
 from normwise.claims.judging import outcome_of
 from normwise.outcomes import UNDECIDED, Answer
-from normwise.records import Cell, Settings, Trial
-from normwise.study.plan import training_steps, tune_cells
+from normwise.records import Settings, Setup, Trial
+from normwise.study.plan import training_steps, tune_setups
 from normwise.study.tuning import chosen_lrs
 
 # What a step takes before anything is known of it, in seconds.
@@ -84,7 +84,7 @@ def _seconds(runs: Runs, arm: Arm, seeds: int) -> float:
     """The same for one, the search for its learning rate included."""
     settings, trials = runs.settings_of[arm.experiment], runs.trials_of[arm.experiment]
     tuned = [
-        t for t in trials if t.cell.stage == "tune" and Arm(arm.experiment, t.cell.method, t.cell.batch_size) == arm
+        t for t in trials if t.setup.stage == "tune" and Arm(arm.experiment, t.setup.method, t.setup.batch_size) == arm
     ]
     searching = 0 if runs.finished(arm) else len(settings.tune_seeds) * len(settings.lrs[str(arm.batch_size)])
     left = max(seeds - len(runs.finished(arm)), 0) + max(searching - len(tuned), 0)
@@ -96,17 +96,17 @@ def _guess(settings: Settings, arm: Arm) -> float:
     return _STEP * training_steps(settings.epochs[str(arm.batch_size)], arm.batch_size, settings.splits["train"])
 
 
-def due(settings: Settings, seeds: Mapping[Arm, int], trials: Sequence[Trial]) -> list[Cell]:
-    """The cells of an experiment that bring these arms to so many seeds, with the search for their learning rates."""
-    chosen, tuning = chosen_lrs(settings, trials), tune_cells(settings, trials)
-    cells: list[Cell] = []
+def due(settings: Settings, seeds: Mapping[Arm, int], trials: Sequence[Trial]) -> list[Setup]:
+    """The setups of an experiment that bring these arms to so many seeds, with the search for their learning rates."""
+    chosen, tuning = chosen_lrs(settings, trials), tune_setups(settings, trials)
+    setups: list[Setup] = []
     for size in settings.batch_sizes:
         arms = [arm for arm in seeds if arm.batch_size == size]
-        cells += [cell for cell in tuning if arms and cell.batch_size == size]
-        cells += [
-            Cell("final", arm.method, size, chosen[arm.method, size], seed)
+        setups += [setup for setup in tuning if arms and setup.batch_size == size]
+        setups += [
+            Setup("final", arm.method, size, chosen[arm.method, size], seed)
             for seed in settings.seeds
             for arm in arms
             if (arm.method, size) in chosen and seed < seeds[arm]
         ]
-    return cells
+    return setups

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from normwise.core.method import Context, Method, standardize
+from normwise.core.formula import Context, standardize
+from normwise.core.method import Method
 from normwise.core.moments import Affine, Moments, mix, pool, pool_groups
 from normwise.kernels import reference
 from normwise.kernels.cpu import native

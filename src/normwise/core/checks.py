@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from normwise.core.autograd import elements_per_cell
-from normwise.core.method import Context, Method, elements_behind
+from normwise.core.formula import Context
+from normwise.core.method import Method
 from normwise.errors import InputError
+from normwise.pools import elements_behind
 
 
 def check_axis(x: Tensor, axis: int) -> None:

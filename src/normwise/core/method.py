@@ -12,31 +12,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
-from normwise.core.moments import Affine, Moments, pool, pool_groups, unbiased
+from normwise.core.formula import PARTS, POOLS, Context, batch_moments, standardize
+from normwise.core.moments import Affine, Moments
 from normwise.errors import InputError
-
-
-class Context(NamedTuple):
-    """What a method may draw on besides the moments and its learned tensors.
-
-    ``weight`` and ``bias`` are (C,), or (N, C) to differ between samples. ``population`` stands in for the batch's own
-    moments (the running averages in evaluation); ``reference`` are the running averages as they stand in training, for
-    methods that read them. ``exchange`` takes moments pooled over this process's samples to those of all processes.
-
-    Example:
-        >>> Context().eps
-        1e-05
-    """
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    eps: float = 1e-5
-    population: Moments | None = None
-    reference: Moments | None = None
-    exchange: Callable[[Moments], Moments] | None = None
+from normwise.pools import groups_for
 
 
 class Learned(NamedTuple):
@@ -89,6 +70,8 @@ class Method:
         learned: its learned tensors beside weight and bias, by name.
         on_weights: it acts on weights and not on activations.
         reads_reference: it reads the running averages in training, too.
+        only_affine: weight and bias are all there is to it.
+        unit_length: vectors come out with length 1, whatever their number of channels.
         per_token: each position is normalized by itself, as if it were a sample; ``None``: where channels come last.
         weight_start: what a layer's weight starts as.
         curve: ``None``, or a function of the elements alone, ``(x, **learned)``: then only weight and bias follow.
@@ -109,6 +92,8 @@ class Method:
     paper: ClassVar[str] = "-"
     on_weights: ClassVar[bool] = False
     reads_reference: ClassVar[bool] = False
+    only_affine: ClassVar[bool] = False
+    unit_length: ClassVar[bool] = False
     per_token: ClassVar[bool | None] = False
     weight_start: ClassVar[float] = 1.0
     curve: ClassVar[Callable[..., Tensor] | None] = None
@@ -154,6 +139,11 @@ class Method:
         return self.over_samples
 
     @property
+    def tracks_samples(self) -> bool:
+        """Whether running averages are those of each sample's own moments."""
+        return self.tracks and not self.over_samples
+
+    @property
     def synced(self) -> bool:
         """Whether processes can share its statistics: it takes the batch's from :func:`batch_moments`."""
         return self.over_samples
@@ -172,6 +162,21 @@ class Method:
     def centres(self) -> bool:
         """Whether a mean is subtracted."""
         return bool(self.pools)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it is a mix of several pools, which may come down to one of them."""
+        return len(self.pools) > 1 and self.mix(stored=True) is not None
+
+    @property
+    def needs_space(self) -> bool:
+        """Whether a channel of a sample has to have several elements: (N, C) leaves nothing to normalize over."""
+        return self.pools == ("instance",) or self.rests_on == "instance"
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the number of groups is an option of it."""
+        return hasattr(self, "num_groups")
 
     @property
     def folds(self) -> bool:
@@ -289,114 +294,6 @@ def _written(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def batch_moments(cells: Moments, given: Context) -> Moments:
-    """The moments of the batch, per channel: of all processes that share it, or the population in its place.
-
-    Args:
-        cells: moments per cell, (N, C).
-        given: ``population`` and ``exchange`` are read.
-
-    Returns:
-        Moments (1, C).
-
-    Example:
-        >>> batch_moments(Moments(torch.tensor([[0.0], [2.0]]), torch.zeros(2, 1)), Context()).mean
-        tensor([[1.]])
-    """
-    if given.population is not None:
-        return given.population
-    own = pool(cells, 0)
-    return own if given.exchange is None else given.exchange(own)
-
-
-POOLS: dict[str, Callable[[Moments, Context, int], Moments]] = {
-    "instance": lambda cells, given, groups: cells,
-    "layer": lambda cells, given, groups: pool(cells, 1),
-    "group": lambda cells, given, groups: pool_groups(cells, groups),
-    "batch": lambda cells, given, groups: batch_moments(cells, given),
-}
-
-
-def elements_behind(
-    samples: int, channels: int, elements: int, groups: int = 1, batch_elsewhere: bool = False
-) -> dict[str, int]:
-    """How many elements each pool's statistic rests on; 0 where that is not for this input to say.
-
-    Args:
-        samples: N.
-        channels: C.
-        elements: per cell.
-        groups: G.
-        batch_elsewhere: the batch's moments are stored ones, or shared with other processes.
-
-    Returns:
-        Pool → number of elements.
-
-    Example:
-        >>> elements_behind(samples=8, channels=4, elements=9, groups=2)
-        {'instance': 9, 'layer': 36, 'group': 18, 'batch': 72}
-    """
-    return {
-        "instance": elements,
-        "layer": channels * elements,
-        "group": channels // groups * elements,
-        "batch": 0 if batch_elsewhere else samples * elements,
-    }
-
-
-def with_parameters(center: Tensor, scale: Tensor, given: Context) -> Affine:
-    """The map ``y = (x − center) · scale · weight + bias``.
-
-    Args:
-        center: broadcastable to (N, C).
-        scale: broadcastable to (N, C).
-        given: ``weight`` and ``bias`` are read.
-
-    Returns:
-        The map.
-
-    Example:
-        >>> with_parameters(torch.zeros(1, 2), torch.ones(1, 2), Context(weight=torch.tensor([2.0, 3.0]))).scale
-        tensor([[2., 3.]])
-    """
-    if given.weight is not None:
-        scale = scale * given.weight.to(scale.dtype)
-    shift = torch.zeros_like(scale) if given.bias is None else torch.atleast_2d(given.bias.to(scale.dtype))
-    return Affine(center, scale, shift)
-
-
-# What of the moments is used: both, only the mean (subtracted), or only the scale (divided by, about 0).
-PARTS = ("both", "mean", "scale")
-
-
-def standardize(m: Moments, given: Context, parts: str = "both") -> Affine:
-    """The affine map to mean ``bias`` and standard deviation ``weight``: scale = weight / √(σ² + eps).
-
-    With ``parts="mean"`` only the mean moves, y = weight · (x − μ) + bias; with ``parts="scale"`` only the scale,
-    y = weight · x / √(σ² + μ² + eps) + bias. Where the variance is beyond what its type holds the scale is 0.
-
-    Args:
-        m: the moments to normalize by.
-        given: ``weight``, ``bias`` and ``eps`` are read.
-        parts: ``"both"``, ``"mean"`` or ``"scale"``.
-
-    Returns:
-        The map.
-
-    Example:
-        >>> standardize(Moments(torch.ones(1, 1), torch.full((1, 1), 4.0)), Context(eps=0.0)).scale
-        tensor([[0.5000]])
-    """
-    if parts == "mean":
-        return with_parameters(m.mean, torch.ones_like(m.var), given)
-    center = torch.zeros_like(m.mean) if parts == "scale" else m.mean
-    square = m.var + m.mean.square() if parts == "scale" else m.var
-    center, scale, shift = with_parameters(center, torch.rsqrt(square + given.eps), given)
-    # Where the variance overflowed all values come out as the bias, as in torch, with no inf · 0 on the way.
-    overflowed = torch.isinf(square)
-    return Affine(torch.where(overflowed, 0, center), torch.where(overflowed, 0, scale), shift)
-
-
 @dataclass(frozen=True)
 class Pooled(Method):
     """One pool's mean and deviation, y = weight · (x − μ) / √(σ² + eps) + bias.
@@ -442,41 +339,3 @@ class Pooled(Method):
         (pool,) = self.pools
         m = self.pooled(pool, cells, given)
         return standardize(m, self.terms(given, m), self.parts)
-
-
-def mean_over_samples(m: Moments) -> Moments:
-    """The mean over rows of each one's own moments, unbiased by its own count; rows of one element have no variance."""
-    if not isinstance(m.elements, Tensor):
-        return Moments(m.mean.mean(0, keepdim=True), m.var.mean(0, keepdim=True), m.elements)
-    some = m.elements > 1
-    share = some.to(m.mean.dtype) / some.sum(0, keepdim=True).clamp_min(1).to(m.mean.dtype)
-    mean, var = ((share * t).sum(0, keepdim=True) for t in (m.mean, unbiased(m)))
-    total = torch.where(some, m.elements, 0).sum(0, keepdim=True)
-    # Biased by the total, as moments are: it comes off again where the variance enters the running averages.
-    return Moments(mean, var - var / total.clamp_min(1).to(var.dtype), total)
-
-
-def groups_for(num_channels: int, target: int = 32) -> int:
-    """Choose a group count: ``target`` where it divides the channels, else the nearest divisor that does.
-
-    A group of one channel is never chosen (that is instance norm, and erases (N, C) data), unless there is one channel.
-    Of two divisors equally near the larger is taken.
-
-    Args:
-        num_channels: C, at least 1.
-        target: the wanted count; 32 is the paper's choice (arXiv 1803.08494).
-
-    Returns:
-        A divisor of ``num_channels``.
-
-    Raises:
-        InputError: a number below 1.
-
-    Example:
-        >>> [groups_for(c) for c in (64, 48, 16, 7, 1)]
-        [32, 24, 8, 1, 1]
-    """
-    if num_channels < 1 or target < 1:
-        raise InputError(f"channels and target must be at least 1, got {num_channels} and {target}")
-    divisors = [g for g in range(1, max(num_channels // 2, 1) + 1) if num_channels % g == 0]
-    return min(divisors, key=lambda g: (abs(g - target), -g))

@@ -20,11 +20,13 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normwise.core.autograd import Cells, Fused, Whole, any_requires_grad, elements_per_cell
-from normwise.core.method import Context, Method
+from normwise.core.formula import Context
+from normwise.core.method import Method
 from normwise.core.mixture import Mixture
 from normwise.core.moments import Moments
 from normwise.kernels import backend, of_torch, reference
 from normwise.kernels.cpu import fused, native
+from normwise.pools import numbers_of_groups
 
 
 class Running(NamedTuple):
@@ -35,6 +37,20 @@ class Running(NamedTuple):
     momentum: float | Tensor
     skipped: Tensor | None = None
     tracked: Tensor | None = None
+
+
+class Mix(NamedTuple):
+    """A mix of pools: numbers of groups within a sample, or 0 for the pool over samples. What one call of it takes."""
+
+    pools: tuple[int, ...]
+    weight: Tensor | None
+    bias: Tensor | None
+    mean_weight: Tensor | None
+    var_weight: Tensor | None
+    logits: bool
+    eps: float
+    population: Sequence[Any] | None
+    running: Sequence[Any] | None
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,8 @@ def at_once(
         return y
     if not _for_torch(x, pools, weight, bias, population, running):
         return None
-    parameters = (weight, bias, mean_weight, var_weight, logits, eps)
-    return by_torch(x, pools, *parameters, population, running, activation, slope)
+    mix = Mix(pools, weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    return by_torch(x, mix, activation, slope)
 
 
 def _has_variance(x: Tensor, pools: tuple[int, ...], population: Sequence[Any] | None) -> bool:
@@ -108,26 +124,15 @@ def _for_torch(
     return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
 
 
-def by_torch(
-    x: Tensor,
-    pools: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_weight: Tensor | None,
-    var_weight: Tensor | None,
-    logits: bool,
-    eps: float,
-    population: Sequence[Any] | None,
-    running: Sequence[Any] | None,
-    activation: str | None,
-    slope: float,
-) -> Tensor:
+def by_torch(x: Tensor, mix: Mix, activation: str | None, slope: float) -> Tensor:
     """Normalize by torch's own kernels."""
+    pools, weight, bias, mean_weight, var_weight, logits, eps, population, running = mix
+    learned = (weight, bias, mean_weight, var_weight)
+    if population is not None and torch.is_grad_enabled() and any_requires_grad(x, *learned):
+        # They may change before the backward pass.
+        population = torch.stack([t.reshape(-1) for t in population[:2]])
     if len(pools) > 1 or mean_weight is not None or var_weight is not None:
-        if population is not None and torch.is_grad_enabled():
-            population = [t.reshape(-1).clone() for t in population[:2]]  # they may change before the backward pass
-        call = Mixture(pools, logits, eps, population, running)
-        y = Fused.apply(call, x, weight, bias, mean_weight, var_weight)
+        y = Fused.apply(Mixture(pools, logits, eps, population, running), x, *learned)
     elif pools[0]:
         y = of_torch.sample_norm(x, pools[0], weight, bias, eps)
     elif running is None:
@@ -145,7 +150,7 @@ def numbered(method: Method, channels: int, stored: bool) -> tuple[int, ...] | N
 
 @functools.lru_cache
 def _numbers(pools: tuple[str, ...], groups: int, channels: int) -> tuple[int, ...] | None:
-    numbers = {"instance": channels, "layer": 1, "group": groups, "batch": 0}
+    numbers = numbers_of_groups(channels, groups)
     return tuple([numbers[name] for name in pools]) if groups > 0 and channels % groups == 0 else None
 
 
@@ -190,15 +195,14 @@ def normalized(
     """Normalize; the moments that it was computed from, unless a kernel has moved the running averages already."""
     way = route(x, method, given, mask, running)
     if way.whole is not None:
-        mix = method.mix(given.population is not None)
-        assert mix is not None
-        shares = (learned.get("mean_weight"), learned.get("var_weight"), mix.logits)
-        parameters = (given.weight, given.bias, *shares, given.eps)
+        pooled = method.mix(given.population is not None)
+        assert pooled is not None
+        shares = (learned.get("mean_weight"), learned.get("var_weight"), pooled.logits)
+        mix = Mix(way.whole, given.weight, given.bias, *shares, given.eps, given.population, running)
         if way.kernels is not of_torch:
-            return whole(x, way.whole, *parameters, given.population, running, activation, slope), None
+            return whole(x, mix, activation, slope), None
         tracks = running is not None and 0 not in way.whole  # by the cells' own moments: each sample's
-        averages = None if tracks else running
-        y = by_torch(x, way.whole, *parameters, given.population, averages, activation, slope)
+        y = by_torch(x, mix._replace(running=None) if tracks else mix, activation, slope)
         return y, Moments(*reference.moments(x.detach()), elements_per_cell(x)) if tracks else None
     tensors: list[Tensor | None] = [given.weight, given.bias]
     tensors += [t for _, t in all_learned(x, method, learned)]
@@ -226,24 +230,11 @@ def all_learned(x: Tensor, method: Method, given: Mapping[str, Tensor]) -> Itera
             yield name, x.new_full(one.shape(x.shape[1]), one.start, dtype=dtype)
 
 
-def whole(
-    x: Tensor,
-    pools: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_weight: Tensor | None,
-    var_weight: Tensor | None,
-    logits: bool,
-    eps: float,
-    population: Sequence[Any] | None,
-    running: Sequence[Any] | None,
-    activation: str | None,
-    slope: float,
-) -> Tensor:
+def whole(x: Tensor, mix: Mix, activation: str | None, slope: float) -> Tensor:
     """Normalize by a mix of pools in one native call."""
-    parameters = (weight, bias, mean_weight, var_weight)
-    name, args = fused.operator_for_mix(x, pools, *parameters, logits, eps, population, running)
-    return one_call(name, (*args, native.CODES[activation], slope), x, *parameters)
+    name, args = fused.operator_for_mix(x, *mix)
+    learned = (mix.weight, mix.bias, mix.mean_weight, mix.var_weight)
+    return one_call(name, (*args, native.CODES[activation], slope), x, *learned)
 
 
 def one_call(name: str, args: Sequence[Any], *tensors: Tensor | None) -> Tensor:

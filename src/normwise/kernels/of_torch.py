@@ -59,8 +59,6 @@ def batch_norm_and_track(
 ) -> Tensor:
     """Normalize by the moments of the batch, and move running averages towards them."""
     if skipped is None and not isinstance(momentum, Tensor):
-        # Torch's kernel changes them without a trace, on which a backward pass of the evaluation before may count.
-        torch.autograd.graph.increment_version([t for t in (mean, var) if not t.is_inference()])
         y = F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
         if tracked is not None:
             tracked.add_(1)

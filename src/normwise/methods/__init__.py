@@ -8,20 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from normwise.core.method import (
-    PARTS,
-    POOLS,
-    Context,
-    Learned,
-    Method,
-    Mix,
-    Pooled,
-    batch_moments,
-    elements_behind,
-    groups_for,
-    standardize,
-    with_parameters,
-)
+from normwise.core.formula import PARTS, POOLS, Context, batch_moments, standardize, with_parameters
+from normwise.core.method import Learned, Method, Mix, Pooled
 from normwise.errors import InputError
 from normwise.methods.batch import Batch, BatchRenorm, GhostBatch, MeanOnlyBatch
 from normwise.methods.plain import NoNorm, WeightNorm
@@ -29,6 +17,7 @@ from normwise.methods.sample import BatchInstance, FilterResponse, Group, Instan
 from normwise.methods.spec import parse_spec
 from normwise.methods.switchable import VARIANCES, Switchable, known_members
 from normwise.methods.token import L2, RMS, Derf, DyT
+from normwise.pools import elements_behind, groups_for
 
 __all__ = [
     "L2",
@@ -87,6 +76,14 @@ METHODS: dict[str, Method] = {
         Derf(),
     )
 }
+
+
+_OTHER = Method()
+
+
+def traits_of(name: str) -> Method:
+    """The method of a name; for what is none of the family, one without traits."""
+    return METHODS.get(name, _OTHER)
 
 
 def method_named(given: str | Method | type[Method]) -> Method:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.core.method import Context, Method, Pooled, batch_moments, mean_over_samples, standardize
+from normwise.core.formula import Context, batch_moments, mean_over_samples, standardize
+from normwise.core.method import Method, Pooled
 from normwise.core.moments import Affine, Moments, pool
 from normwise.errors import InputError
 

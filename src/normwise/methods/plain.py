@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from normwise.core.method import Context, Method, with_parameters
+from normwise.core.formula import Context, with_parameters
+from normwise.core.method import Method
 from normwise.core.moments import Affine, Moments
 
 
@@ -21,6 +22,11 @@ class NoNorm(Method):
 
     name = "none"
     summary = "no normalization"
+
+    @property
+    def only_affine(self) -> bool:  # type: ignore[override]
+        """Where nothing bends it."""
+        return self.curve is None
 
     def affine(self, cells: Moments, given: Context) -> Affine:
         """Scale and shift by what is learned alone."""

@@ -7,16 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normwise.core.method import (
-    Context,
-    Learned,
-    Method,
-    Mix,
-    Pooled,
-    batch_moments,
-    mean_over_samples,
-    with_parameters,
-)
+from normwise.core.formula import Context, batch_moments, mean_over_samples, with_parameters
+from normwise.core.method import Learned, Method, Mix, Pooled
 from normwise.core.moments import Affine, Moments
 
 

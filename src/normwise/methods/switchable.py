@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normwise.core.method import POOLS, Context, Learned, Method, Mix, elements_behind, standardize
+from normwise.core.formula import POOLS, Context, standardize
+from normwise.core.method import Learned, Method, Mix
 from normwise.core.moments import Affine, Moments, mix, unbiased
 from normwise.errors import InputError
+from normwise.pools import elements_behind
 
 # The two ways to take variances.
 VARIANCES = ("paper", "official")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normwise.core.method import Context, Learned, Pooled
+from normwise.core.formula import Context
+from normwise.core.method import Learned, Pooled
 from normwise.core.moments import Moments
 from normwise.methods.plain import NoNorm
 
@@ -65,6 +66,7 @@ class L2(Pooled):
     paper = "Henry et al. 2020, arXiv 2010.04245"
     pools = ("layer",)
     parts = "scale"
+    unit_length = True
     per_token = True
 
     def terms(self, given: Context, pooled: Moments) -> Context:  # noqa: D102

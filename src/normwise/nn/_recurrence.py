@@ -27,7 +27,7 @@ Norm = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Recurrence:
     """One kind of recurrence.
 
     ``step(x, state, parameters, norm)`` gives the next state, the output first, and what its gradient needs.
@@ -147,44 +147,50 @@ def _gru_reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[T
     return [grad_raw.mT @ hidden, torch.cat([gain_rz, gain_n], -1), grad_m.sum_to_size(bias_n.shape)]
 
 
-LSTM = Cell(_lstm_step, _lstm_step_backward, _lstm_reduce)
-GRU = Cell(_gru_step, _gru_step_backward, _gru_reduce)
+LSTM = Recurrence(_lstm_step, _lstm_step_backward, _lstm_reduce)
+GRU = Recurrence(_gru_step, _gru_step_backward, _gru_reduce)
 
 
 @functools.cache
-def projected(cell: Cell) -> Cell:
+def projected(recurrence: Recurrence) -> Recurrence:
     """The same recurrence, whose output is taken through a matrix (P, H), the last of its parameters, at each step."""
 
     def step(x: Tensor, state: State, parameters: State, norm: Norm) -> tuple[State, State]:
-        (output, *others), kept = cell.step(x, state, parameters[:-1], norm)
+        (output, *others), kept = recurrence.step(x, state, parameters[:-1], norm)
         return (output @ parameters[-1].transpose(-1, -2), *others), (*kept, output)
 
     def step_backward(grads: State, state: State, parameters: State, kept: State) -> tuple[State, Tensor, State]:
         grad, *others = grads
         inner = (grad @ parameters[-1], *others)
-        before, grad_x, row = cell.step_backward(inner, state, parameters[:-1], kept[:-1])
+        before, grad_x, row = recurrence.step_backward(inner, state, parameters[:-1], kept[:-1])
         return before, grad_x, (*row, grad, kept[-1])
 
     def reduce(rows: list[Tensor], hidden: Tensor, parameters: State) -> list[Tensor]:
         *inner, grad, output = rows
-        return [*cell.reduce(inner, hidden, parameters[:-1]), grad.mT @ output]
+        return [*recurrence.reduce(inner, hidden, parameters[:-1]), grad.mT @ output]
 
-    return Cell(step, step_backward, reduce)
+    return Recurrence(step, step_backward, reduce)
 
 
 def walk(
-    cell: Cell, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float
+    recurrence: Recurrence, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float
 ) -> tuple[Tensor, State]:
     """Run the recurrence over all steps."""
     if needs_plain_graph() or not torch.is_grad_enabled():
-        output, last, _ = _plain_walk(cell, x, state, parameters, batch_sizes, eps, keep=False)
+        output, last, _ = _plain_walk(recurrence, x, state, parameters, batch_sizes, eps, keep=False)
         return output, last
-    output, *ends = Fused.apply(_Walk(cell, batch_sizes, eps, len(state)), x, *state, *parameters)
+    output, *ends = Fused.apply(_Walk(recurrence, batch_sizes, eps, len(state)), x, *state, *parameters)
     return output, tuple(ends)
 
 
 def _plain_walk(
-    cell: Cell, x: Tensor, state: State, parameters: State, batch_sizes: Sequence[int], eps: float, keep: bool
+    recurrence: Recurrence,
+    x: Tensor,
+    state: State,
+    parameters: State,
+    batch_sizes: Sequence[int],
+    eps: float,
+    keep: bool,
 ) -> tuple[Tensor, State, list[tuple[State, State]]]:
     """The walk in differentiable operators; with ``keep`` also each step's state before it and what it kept."""
     outputs, ended, record = [], [], []
@@ -194,7 +200,7 @@ def _plain_walk(
             ended.append(tuple(s[..., size:, :] for s in state))
             state = tuple(s[..., :size, :] for s in state)
         before = state
-        state, kept = cell.step(rows, before, parameters, norm)
+        state, kept = recurrence.step(rows, before, parameters, norm)
         outputs.append(state[0])
         if keep:
             record.append((before, kept))
@@ -206,19 +212,21 @@ def _plain_walk(
 class _Walk:
     """The walk as one node: of the input's part, the initial state and the parameters."""
 
-    def __init__(self, cell: Cell, batch_sizes: Sequence[int], eps: float, states: int) -> None:
-        self.cell, self.batch_sizes, self.eps, self.states = cell, batch_sizes, eps, states
+    def __init__(self, recurrence: Recurrence, batch_sizes: Sequence[int], eps: float, states: int) -> None:
+        self.recurrence, self.batch_sizes, self.eps, self.states = recurrence, batch_sizes, eps, states
         self.kept_per_step = 0
 
     def forward(self, *tensors: Any) -> tuple[State, Tensors]:
-        output, last, record = _plain_walk(self.cell, *self._parts(tensors), self.batch_sizes, self.eps, keep=True)
+        output, last, record = _plain_walk(
+            self.recurrence, *self._parts(tensors), self.batch_sizes, self.eps, keep=True
+        )
         self.kept_per_step = len(record[0][1])
         # A single step's output is its state: an autograd function must not return one tensor twice.
         results = (output, *(s.clone() if s is output else s for s in last))
         return results, [t for before, kept in record for t in (*before, *kept)]
 
     def formula(self, tensors: Any, kept: Any) -> State:
-        output, last, _ = _plain_walk(self.cell, *self._parts(tensors), self.batch_sizes, self.eps, keep=False)
+        output, last, _ = _plain_walk(self.recurrence, *self._parts(tensors), self.batch_sizes, self.eps, keep=False)
         return output, *last
 
     def backward(self, grads: Any, tensors: Any, flat: Any, wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -239,13 +247,13 @@ class _Walk:
             before = flat[t * stride : t * stride + states]
             kept = flat[t * stride + states : (t + 1) * stride]
             incoming = (grad_state[0] + by_step[t], *grad_state[1:])
-            grad_state, grad_x, row = self.cell.step_backward(incoming, before, parameters, kept)
+            grad_state, grad_x, row = self.recurrence.step_backward(incoming, before, parameters, kept)
             rows.append((grad_x, *row))
             hidden.append(before[0])
         joined = [torch.cat(column[::-1], -2) for column in zip(*rows, strict=True)]
         grad_parameters: list[Tensor] = [None] * len(parameters)  # type: ignore[list-item]
         if any(wanted[1 + states :]):
-            grad_parameters = self.cell.reduce(joined, torch.cat(hidden[::-1], -2), parameters)
+            grad_parameters = self.recurrence.reduce(joined, torch.cat(hidden[::-1], -2), parameters)
         return [joined[0], *grad_state, *grad_parameters]
 
     def _parts(self, tensors: State) -> tuple[Tensor, State, State]:

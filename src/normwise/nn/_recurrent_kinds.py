@@ -12,8 +12,7 @@ from torch import Tensor
 from normwise.core.last_axes import layer_norm
 from normwise.core.route import without_autocast
 from normwise.errors import InputError
-from normwise.nn import _recurrence
-from normwise.nn._recurrence import State, walk
+from normwise.nn._recurrence import GRU, LSTM, Recurrence, State, projected, walk
 
 
 class Weights(NamedTuple):
@@ -34,7 +33,7 @@ class Kind:
     """What tells an LSTM from a GRU, for the layers and the cells alike."""
 
     _kind: str
-    _cell: _recurrence.Cell
+    _recurrence: Recurrence
     _chunks: int
     _states: int
     _norms: tuple[str, ...] = ()
@@ -65,18 +64,18 @@ class Kind:
 
     def _steps(self, x: Tensor, state: State, directions: Sequence[Weights], sizes: list[int]) -> tuple[Tensor, State]:
         """The recurrence in the parameters' precision: roundings in it would add up over the steps."""
-        parameters, cell = self._step_parameters(directions), self._cell
+        parameters, recurrence = self._step_parameters(directions), self._recurrence
         projections = [w.weight_hr for w in directions if w.weight_hr is not None]
         if projections:
-            parameters, cell = (*parameters, stack(projections)), _recurrence.projected(cell)
+            parameters, recurrence = (*parameters, stack(projections)), projected(recurrence)
         dtype = parameters[0].dtype
         with without_autocast(x):
-            return walk(cell, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
+            return walk(recurrence, x.to(dtype), tuple(s.to(dtype) for s in state), parameters, sizes, self.eps)
 
 
 class LstmKind(Kind):
     _kind = "LSTM"
-    _cell = _recurrence.LSTM
+    _recurrence = LSTM
     _chunks = 4
     _states = 2
     _norms = ("gain_c", "bias_c")
@@ -104,7 +103,7 @@ def _twice_g(gates: Tensor) -> Tensor:
 
 class GruKind(Kind):
     _kind = "GRU"
-    _cell = _recurrence.GRU
+    _recurrence = GRU
     _chunks = 3
     _states = 1
 

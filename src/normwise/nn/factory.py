@@ -37,7 +37,7 @@ class Identity(torch.nn.Identity):
         """Give the input."""
         if mask is None and lengths is None:
             return input
-        return normalize(input, "none", mask=mask, lengths=lengths)
+        return normalize(input, methods.NoNorm(), mask=mask, lengths=lengths)
 
 
 class NormFactory(Protocol):
@@ -73,10 +73,13 @@ _CLASSES: dict[type[Method], tuple[type[torch.nn.Module], ...]] = {
     methods.NoNorm: (Identity,),
     methods.WeightNorm: (Identity,),
 }
-# The classes for any number of spatial axes, by the names of their methods.
-_ANY_DIM = {m().name: kinds[0] for m, kinds in _CLASSES.items() if issubclass(kinds[0], Norm)}
-# What normwise.parametrize takes for "weight", which has no layer class.
+# What normwise.parametrize takes for weight norm, which has no layer class.
 _WEIGHT_OPTIONS = {"eps": None, "init": ("data",)}
+
+
+def classes_of(method: Method) -> tuple[type[torch.nn.Module], ...]:
+    """The classes of a method's layers: one for each number of spatial axes, or one for all."""
+    return _CLASSES.get(type(method), (Norm,))
 
 
 def norm_layer(method: Given, dim: int = 2, **options: Any) -> NormFactory:
@@ -148,7 +151,7 @@ def _builder(method: Any, options: dict[str, Any]) -> Build:
 def _layer(method: Method, num_features: int, dim: int, options: dict[str, Any]) -> torch.nn.Module:
     """The method's own class where that takes the method's options, or the one for any method."""
     axis = checked_axis(options.pop("axis", None))
-    kinds = _CLASSES.get(type(method), (Norm,))
+    kinds = classes_of(method)
     kind = kinds[dim - 1] if len(kinds) > 1 else kinds[0]
     if kind is AnyLayerNorm and (axis is not None or method.per_token is not None):
         kind = LayerNorm if method.by_position(axis or 1) else GroupNorm if axis != -1 else Norm
@@ -218,7 +221,7 @@ def _options_of(method: Method) -> list[str]:
     """What a method's layers can be told beside their width, place and type."""
     if method.on_weights:
         return list(_WEIGHT_OPTIONS)
-    kind = _CLASSES.get(type(method), (Norm,))[-1]
+    kind = classes_of(method)[-1]
     fields = [f.name for f in dataclasses.fields(method) if f.init]
     fixed = {"method", "num_features", "num_channels", "device", "dtype", "input", "mask", "lengths"}
     fixed |= {"num_groups"} - {*fields} | {"normalized_shape"}

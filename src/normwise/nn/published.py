@@ -16,19 +16,15 @@ import torch
 from torch import Tensor
 
 from normwise.errors import DataError, InputError, NormwiseWarning
+from normwise.methods import Switchable
 from normwise.nn._checks import model_given
 from normwise.nn._loading import load_tensors
 from normwise.nn.switchable import SwitchableNorm, switchable_layers
 
 _KEYS = {"weight", "bias", "mean_weight", "var_weight", "running_mean", "running_var"}
 # Spatial axes and number of mixing weights → the members, in the published order.
-_MEMBERS = {
-    (0, 2): ("layer", "batch"),
-    (2, 2): ("instance", "layer"),
-    (2, 3): ("instance", "layer", "batch"),
-    (3, 2): ("instance", "layer"),
-    (3, 3): ("instance", "layer", "batch"),
-}
+_ALL = Switchable.over
+_MEMBERS = {(0, 2): _ALL[1:], (2, 2): _ALL[:2], (2, 3): _ALL, (3, 2): _ALL[:2], (3, 3): _ALL}
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 

@@ -55,7 +55,7 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        over: Sequence[str] = ("instance", "layer", "batch"),
+        over: Sequence[str] = Switchable.over,
         variance: str = "paper",
         num_groups: int | None = None,
         sparse: bool = False,
@@ -64,7 +64,7 @@ class SwitchableNorm(TrackingNorm, _BatchNorm):
     ) -> None:
         method = Switchable(over, variance)  # type: ignore[arg-type]
         self.over, self.variance = method.over, method.variance
-        tracks = track_running_stats and "batch" in self.over
+        tracks = track_running_stats and method.over_samples
         super().__init__(checked_size(num_features), eps, momentum, affine, tracks, device, dtype, bias=bias)
         self._guard(skip_nonfinite)
         self.num_groups = groups_for(num_features) if num_groups is None else num_groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices
+from normwise.arguments.data import batches_of
+from normwise.arguments.loss import Loss, loss_of
+from normwise.arguments.optimizer import optimizer_for
+from normwise.arguments.renamed import renamed
 from normwise.errors import InputError, blaming
 from normwise.findings import Diagnosis, ModelFacts, TokenTrace
-from normwise.nn._checks import batches_given, callable_given, model_given, number_given, optimizer_given
+from normwise.nn._checks import callable_given, model_given, number_given
 from normwise.probe.facts import keeping_random_state, survey_batch
-from normwise.probe.gaps import Loss, dropout_factors, gains, keeping_buffers, measure_gap
-from normwise.probe.losses import loss_of
+from normwise.probe.gaps import Loss as Criterion
+from normwise.probe.gaps import dropout_factors, gains, keeping_buffers, measure_gap
 from normwise.probe.shifts import measure_shifts
 from normwise.probe.tokens import trace_tokens
 from normwise.probe.trying import tried
@@ -27,15 +31,18 @@ from normwise.surgery.layers import find
 from normwise.surgery.running import Forward, feed, left_alone, placed, refuse_lazy, settled, targets_of, unwrapped
 
 
+@renamed("loader", "data", until="0.3")
 def diagnose(
     model: nn.Module,
-    loader: Iterable[Any],
-    loss: Loss | str | None = None,
+    data: Any,
+    loss: Any = None,
     *,
     steps: int = 16,
-    optimizer: torch.optim.Optimizer | None = None,
+    batch_size: int | None = None,
+    optimizer: Any = None,
     forward: Forward | None = None,
     device: str | torch.device | None = devices.AUTO,
+    precision: str | int = "32",
     progress: Callable[[int, int], object] | None = None,
 ) -> Diagnosis:
     """Say what is wrong with a model's normalization, from some batches; the model stays as it is.
@@ -47,24 +54,27 @@ def diagnose(
 
     Args:
         model: to diagnose; may be wrapped for data-parallel training.
-        loader: gives batches as for training.
-        loss: ``(output, target) -> scalar``, or the name of such a function of ``torch.nn.functional``; gradients and
-            covariate shift are measured with it. ``target`` is what of a batch the model does not take, see
-            :func:`normwise.surgery.running.targets_of`.
+        data: to train on, any of the :ref:`forms of data <arguments>`; of a loader or a list the batches as they are.
+        loss: any of the :ref:`forms of a loss <arguments>`; gradients and covariate shift are measured with it. The
+            target is what of a batch the model does not take, see :func:`normwise.surgery.running.targets_of`.
         steps: how many batches to look at, at most.
-        optimizer: the one that trains the model: its weight decay is checked, its learning rate used for the shift.
+        batch_size: samples of a batch, where the data are samples; default 32.
+        optimizer: the one that trains the model, or any of the :ref:`forms of an optimizer <arguments>`: its weight
+            decay is checked, its learning rate used for the shift.
         forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
         device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays
             on the accelerator that the model lies on; of a model on the CPU a copy goes to the one that torch reports.
-            With an ``optimizer``, whose state is where the model is, it stays there.
+            With an optimizer that trains the model already it stays there.
+        precision: ``"32"`` as the model is written; ``"bf16"`` or ``"16"`` by torch's autocast, without a scaler of
+            gradients.
         progress: called with (batches done, batches in all) after each.
 
     Returns:
         The diagnosis: ``print`` it, ask ``fails("warning")``, store ``to_json()``.
 
     Raises:
-        InputError: the loader fails or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
+        InputError: the data fail or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
             is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no
             data and an optimizer is given (without one they are settled on the first batch, in a copy).
 
@@ -75,28 +85,60 @@ def diagnose(
         ['few-elements']
     """
     model_given(model, "diagnose")
-    batches_given(loader, "diagnose", "loader")
     number_given(steps, "steps", least=1, whole=True)
-    optimizer_given(optimizer, "diagnose")
+    if batch_size is not None:
+        number_given(batch_size, "batch_size", least=1, whole=True)
     for name, function in {"forward": forward, "progress": progress}.items():
         callable_given(function, "diagnose", name)
+    devices.autocast(None, precision)  # refuses one that there is not
     criterion = loss_of(loss)
+    loader = batches_of(data, batch_size)
     with blaming("the loader failed"):
         batches = list(itertools.islice(loader, steps))
     if not batches:
         raise InputError("nothing to diagnose with: the loader gave no batch")
-    if optimizer is not None:
+    its_own = isinstance(getattr(optimizer, "param_groups", None), list)
+    if its_own:
         refuse_lazy(model, "diagnose")  # a copy's parameters would not be the optimizer's
         _refuse_elsewhere(model, device)
     body = settled(unwrapped(model), lambda m: (forward or feed)(m, batches[0]))
-    body = placed(body, device) if optimizer is None else body
+    body = body if its_own else placed(body, device)
+    if optimizer is not None and not its_own:
+        optimizer = optimizer_for(body, optimizer)
     place = devices.of(body)
-    run = feed if forward is None else lambda m, batch: forward(m, devices.move(batch, place))
-    examination = _Examination(body, batches, devices.held_by(criterion, place), run, optimizer)
+    criterion, forward = _decided(body, batches[0], devices.held_by(criterion, place), forward)
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        with devices.autocast(place, precision):
+            return feed(model, batch) if forward is None else forward(model, devices.move(batch, place))
+
+    def graded(output: Any, target: Any) -> Tensor:
+        assert criterion is not None
+        with devices.autocast(place, precision):
+            return criterion(output, target)
+
+    examination = _Examination(body, batches, None if criterion is None else graded, run, optimizer)
     found = examination.run(progress or (lambda *_: None))
     with keeping_random_state(), left_alone(examination.model):
         findings = tried(examination.model, found.findings, batches, examination.forward, forward is not None)
     return dataclasses.replace(found, findings=findings)
+
+
+def _decided(
+    model: nn.Module, batch: Any, loss: Loss | None, forward: Forward | None
+) -> tuple[Criterion | None, Forward | None]:
+    """The loss as a function of what ``forward`` gives; one of (model, batch) is run itself, and gives the loss."""
+    if loss is None:
+        return None, forward
+
+    def pair() -> tuple[Any, Any]:
+        return (forward or feed)(model, devices.move(batch, devices.of(model))), targets_of(model, batch)
+
+    with keeping_random_state(), left_alone(model):
+        loss = loss.decided(model, devices.move(batch, devices.of(model)), pair)
+    if loss.takes == "outputs":
+        return loss, forward
+    return (lambda output, target: output), loss.of_batch
 
 
 def _refuse_elsewhere(model: nn.Module, device: str | torch.device | None) -> None:
@@ -117,7 +159,7 @@ class _Examination:
         self,
         model: nn.Module,
         batches: Sequence[Any],
-        loss: Loss | None,
+        loss: Criterion | None,
         forward: Forward,
         optimizer: torch.optim.Optimizer | None,
     ) -> None:

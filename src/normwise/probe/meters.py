@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from normwise import kernels
-from normwise.core.moments import Moments, pool, pool_groups
+from normwise.core.moments import Moments, pool
 from normwise.core.reading import on_host
 from normwise.core.route import without_autocast
 from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
 from normwise.functional import real_elements
-from normwise.methods import METHODS
+from normwise.methods import POOLS, Context
 from normwise.probe.places import elements_of_layer, sizes_of
 from normwise.probe.reads import Reads
 from normwise.probe.spread import Calls, drowned, initial
@@ -59,8 +59,7 @@ class NormMeter:
     @property
     def pools_batch(self) -> bool:
         """Whether its statistics are over the batch."""
-        row = METHODS.get(self.found.layer.method)
-        return row is not None and row.running
+        return self.found.layer.traits.running
 
     def _take_start(self, scale: Tensor | None, *tensors: Tensor | None) -> None:
         *frozen, batches = tensors
@@ -147,9 +146,8 @@ class NormMeter:
             return pool(cells, 0)
         if layer.per_token:
             return cells
-        if layer.method == "layer":
-            return pool(cells, 1)
-        return pool_groups(cells, layer.num_groups or 1) if layer.method == "group" else cells
+        rests_on = layer.traits.rests_on or "instance"
+        return POOLS[rests_on](cells, Context(), layer.num_groups or 1)
 
     def _note_spread(self, mean: Tensor, var: Tensor, weight: Tensor | None) -> None:
         # A variance of rounding errors alone is that of a constant.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normwise.methods import METHODS, Method, elements_behind
+from normwise.methods import Method, elements_behind
 from normwise.surgery.description import NormLayer
 
 
@@ -21,7 +21,7 @@ def sizes_of(layer: NormLayer, shape: list[int]) -> tuple[int, int, list[int]]:
     """Samples, channels and spatial sizes of a layer's input."""
     if layer.channel_axis == -1:
         return (shape[0] if len(shape) > 1 else 1), shape[-1], shape[1:-1]
-    if layer.method == "instance" and layer.dim is not None and len(shape) == layer.dim + 1:
+    if layer.takes_single(len(shape)):
         return 1, shape[0], shape[1:]
     return shape[0], (shape[1] if len(shape) > 1 else 1), shape[2:]
 
@@ -30,8 +30,8 @@ def elements_of_layer(layer: NormLayer, module: nn.Module, samples: int, spatial
     """How many values stand behind the statistic that a layer divides by, in training, on one device."""
     channels = layer.channels
     own = getattr(module, "method", None)
-    method = own if isinstance(own, Method) else METHODS.get(layer.method)
-    if method is None or not method.pools:
+    method = own if isinstance(own, Method) else layer.traits
+    if not method.pools:
         return None
     if layer.per_token:
         # Layers over several trailing axes count all of them; one without parameters may not know its channels.

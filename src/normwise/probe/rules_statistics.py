@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from normwise.findings import Diagnosis, Gap, NormTrace
-from normwise.methods import METHODS
+from normwise.methods import Group, Layer, traits_of
+from normwise.nn.factory import classes_of
 from normwise.probe.rules import (
     Hit,
     Rule,
@@ -39,8 +40,7 @@ NOISE = 0.25
 
 
 def _over_batch(norm: NormTrace) -> bool:
-    row = METHODS.get(norm.layer.method)
-    return row is not None and row.rests_on == "batch"
+    return traits_of(norm.layer.method).rests_on == "batch"
 
 
 def _uses_batch(norm: NormTrace) -> bool:
@@ -68,7 +68,7 @@ def few_elements(seen: Diagnosis) -> Iterator[Hit]:
         if seen.run.ranks > 1 and not norm.layer.synced:
             evidence["ranks"] = seen.run.ranks
             parts += f"; each of {seen.run.ranks} processes has its own"
-        method = "group" if norm.layer.channels > 1 else "layer"
+        method = Group.name if norm.layer.channels > 1 else Layer.name
         fix, command = convert_to(method, norm.layer.name), convert_command(method, norm.layer.name)
         if seen.run.ranks > 1 and not norm.layer.synced:
             fix, command = "model = normwise.sync(model)", ""
@@ -80,13 +80,13 @@ def erased_data(seen: Diagnosis) -> Iterator[Hit]:
     """Pools within a sample so small that normalizing leaves nothing of them."""
     for norm in seen.norms:
         n, layer = norm.elements, norm.layer
-        if n is None or n > 2 or _over_batch(norm) or layer.method == "switchable" or not norm.samples:
+        if n is None or n > 2 or _over_batch(norm) or traits_of(layer.method).mixes or not norm.samples:
             continue
         left = "nothing: the output is the bias, whatever comes in" if n < 2 else "the sign of a difference"
         groups = f", {layer.num_groups} groups of {layer.channels} channels" if layer.num_groups else ""
         message = f"{count(n, 'value')} in each pool ({layer.method} norm{groups}): what is left of the data is {left}"
-        fix = convert_to("layer", layer.name)
-        if layer.method == "group" or layer.num_groups:
+        fix = convert_to(Layer.name, layer.name)
+        if traits_of(layer.method).grouped or layer.num_groups:
             fix = put(layer.name, f"torch.nn.GroupNorm(1, {layer.channels})")
         yield Hit(layer.name, message, {"elements": n}, fix, "error" if n < 2 else "warning")
 
@@ -101,10 +101,10 @@ def padded_statistics(seen: Diagnosis) -> Iterator[Hit]:
         pools_time = not layer.per_token and len(layer.spatial) == 1 and layer.spatial[0] > 1
         if not pools_time or layer.masked or not norm.samples:
             continue
-        ours = {"batch": "BatchNorm1d", "instance": "InstanceNorm1d", "switchable": "SwitchableNorm1d"}
-        sizes = f"{layer.num_groups or 1}, {layer.channels}" if layer.method in ("group", "layer") else layer.channels
-        name = ours.get(layer.method, "GroupNorm")
-        fix = put(layer.name, f"normwise.nn.{name}({sizes})") + "  # then call it with lengths=lengths"
+        kinds = classes_of(traits_of(layer.method))
+        new = f"GroupNorm({layer.num_groups or 1}, {layer.channels})"
+        new = f"{kinds[0].__name__}({layer.channels})" if len(kinds) > 1 else new
+        fix = put(layer.name, f"normwise.nn.{new}") + "  # then call it with lengths=lengths"
         message = f"{share:.0%} of the positions are padding, and its statistics count them"
         yield Hit(layer.name, message, {"padded": share}, fix)
 

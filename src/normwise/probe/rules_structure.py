@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normwise.findings import Diagnosis, NormTrace
-from normwise.methods import METHODS
+from normwise.methods import Group, traits_of
 from normwise.probe.rules import Hit, Rule, at, calibrate_at, convert_command, convert_to, count, put
 
 # Statistics of two runs in one pass that far apart are of different data.
@@ -51,21 +51,21 @@ def _takes_off(first: NormTrace, second: NormTrace) -> bool:
     a, b = first.layer, second.layer
     if _per_channel(first) and _per_channel(second):
         # Scales and shifts of the first are per channel; an instance norm's are per sample as well.
-        return a.method == "batch" or (a.method == b.method == "instance")
+        first_of_batch = traits_of(a.method).pools == ("batch",) and traits_of(a.method).synced
+        return first_of_batch or (a.method == b.method and traits_of(a.method).tracks_samples)
     same_pools = a.method == b.method and (a.num_groups, a.elements) == (b.num_groups, b.elements)
     return same_pools and _spans_channels(first) and not a.affine
 
 
 def _per_channel(norm: NormTrace) -> bool:
     """Whether its mean is each channel's own, so that what is added to a channel before it is taken off again."""
-    method = METHODS.get(norm.layer.method)
-    return method is not None and method.per_channel
+    return traits_of(norm.layer.method).per_channel
 
 
 def _spans_channels(norm: NormTrace) -> bool:
     """Whether its statistics are of one sample, and several channels share them."""
-    method = METHODS.get(norm.layer.method)
-    return norm.layer.per_token or (method is not None and method.pools in (("layer",), ("group",)))
+    method = traits_of(norm.layer.method)
+    return norm.layer.per_token or (len(method.pools) == 1 and not method.over_samples and not method.needs_space)
 
 
 def _without(first: NormTrace, second: NormTrace) -> str:
@@ -92,8 +92,8 @@ def run_twice(seen: Diagnosis) -> Iterator[Hit]:
         )
         evidence: dict[str, float | None] = {"calls": norm.calls, "apart_mean": mean, "apart_var": var}
         name = norm.layer.name
-        fix = f"# or give each of its places a norm of its own:\n{convert_to('group', name)}"
-        yield Hit(name, message, evidence, fix, command=convert_command("group", name))
+        fix = f"# or give each of its places a norm of its own:\n{convert_to(Group.name, name)}"
+        yield Hit(name, message, evidence, fix, command=convert_command(Group.name, name))
 
 
 def run_never(seen: Diagnosis) -> Iterator[Hit]:

@@ -83,7 +83,7 @@ def _weight(layer: NormLayer) -> dict[str, Any]:
 def _in_sixteen_bits(found: Found, x: Tensor) -> dict[str, Any]:
     """How exact a norm's statistic is in the type that it runs in, and what becomes of a token of zeros."""
     layer, channels = found.layer, x.shape[found.layer.channel_axis]
-    if layer.method not in ("rms", "layer") or layer.problem is not None or channels < _CHANNELS:
+    if not layer.over_tokens or layer.problem is not None or channels < _CHANNELS:
         return {}
     twin = unhooked(deep_copy(found.module))
     twin.training = False
@@ -101,7 +101,7 @@ def _in_sixteen_bits(found: Found, x: Tensor) -> dict[str, Any]:
         got = got if layer.channel_axis == -1 else got.reshape(channels, _TOKENS).T
         nothing = twin.forward(torch.zeros_like(given))
     exact = tokens.double()
-    exact = exact - exact.mean(-1, keepdim=True) if layer.method == "layer" else exact
+    exact = exact - exact.mean(-1, keepdim=True) if layer.traits.centres else exact
     exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + layer.eps)
     gains = (got * exact).sum(-1) / exact.square().sum(-1) - 1
     return {

@@ -7,25 +7,23 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from normwise.errors import InputError, NormwiseWarning
 from normwise.findings import Diagnosis, ModelFacts, RunTrace
 from normwise.nn._checks import model_given, number_given, optimizer_given
-from normwise.nn._convolutions import CONVOLUTIONS
 from normwise.probe.entries import Entries
 from normwise.probe.facts import Log, facts_of, joined
+from normwise.probe.hooks import Hooks, ranks
 from normwise.probe.meters import NormMeter, WeightMeter
 from normwise.probe.optimizers import Decays
 from normwise.probe.padding import padded_share
-from normwise.probe.places import input_of
 from normwise.probe.reads import Reads
 from normwise.probe.scalars import Scalars, Writer
 from normwise.probe.verdict import diagnosis_of
@@ -96,11 +94,10 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._decays = Decays(self.model, optimizer)
         self._scalars = None if writer is None else Scalars(writer)
         self._stack = ExitStack()
-        self._armed = ExitStack()
         self._log: Log | None = None
         self._facts: ModelFacts | None = None
         self._entered = False
-        self.overhead = 0.0
+        self._spent = 0.0
         self._passes = self._steps = self._sampled = self._repeated = self._blind = 0
         self._since_step = 0
         self._pending, self._measured = True, False
@@ -110,7 +107,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._broken: dict[str, None] = {}
         # Of the pass that runs now: through which modules it went in, whether it is measured, whether it came back.
         self._entered_by: set[int] = set()
-        self._measuring = self._came_back = False
+        self._measuring = False
         self._whole = True
         self._counts: dict[int, Tensor] = {}
         self._reads = Reads()
@@ -124,6 +121,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._norms = {id(found.module): NormMeter(found, self._reads) for found in self.found}
         self._weighted = {id(m): m for m in self.model.modules() if id(m) in log.weighted}
         self._weights = {key: WeightMeter(module, self._reads) for key, module in self._weighted.items()}
+        self._hooks = Hooks(self._norms, self._weighted, self._weights)
         self._entries = Entries(self.model, {*self._norms, *self._weighted}, self._begin, self._end)
         self._survey: Log | None = log
         try:
@@ -138,7 +136,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._armed.close()
+        self._hooks.take_off()
         self._stack.close()
         self.end_backward()
         self._close_pass()
@@ -205,9 +203,14 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             nonfinite_gradients=list(self._broken),
             run_length=self._run_length,
             overhead=self.overhead,
-            ranks=_ranks(),
+            ranks=ranks(),
             **self._decays.summary(),
         )
+
+    @property
+    def overhead(self) -> float:
+        """The seconds that looking took."""
+        return self._spent + (self._hooks.overhead if self._entered else 0.0)
 
     def _hook(self, handle: Any) -> None:
         self._stack.callback(handle.remove)
@@ -225,30 +228,18 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         else:
             self._note_repeated(module, tensors_in((args, kwargs)), norms)
             self._training_pass(module, args, kwargs)
-        self.overhead += time.perf_counter() - begun
+        self._spent += time.perf_counter() - begun
 
     def _training_pass(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         # Parts that are called one after the other are one pass, until one comes again or gradients come back.
-        if not self._entered_by or id(module) in self._entered_by or self._came_back:
+        if not self._entered_by or id(module) in self._entered_by or self._hooks.came_back:
             self._close_pass()
             self._open_pass(args, kwargs)
         self._entered_by.add(id(module))
         self._whole &= module is self.model
         if self._measuring:
-            if self._log is not None:
-                self._armed.enter_context(self._log)
-            self._arm()
-            for hook in self._late(id(module)):
-                hook(module, args, kwargs)
-
-    def _late(self, key: int) -> Iterator[Callable[..., None]]:
-        """The hooks of a layer that is called by itself: what is put on now comes too late for this run."""
-        if self._log is not None and (key in self._norms or key in self._weighted):
-            yield self._log.before(key)
-        if key in self._norms:
-            yield self._look_at_norm(key)
-        if key in self._weighted:
-            yield self._look_at_input(key)
+            self._hooks.put_on(self._log, self._passes)
+            self._hooks.late(module, args, kwargs)
 
     def _open_pass(self, args: tuple, kwargs: dict[str, Any]) -> None:
         self._passes += 1
@@ -277,7 +268,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             self._facts = facts if self._facts is None else joined(self._facts, facts)
             self._surveys += 1
         self._log, self._inputs, self._outputs = None, [], []
-        self._entered_by, self._came_back = set(), False
+        self._entered_by, self._hooks.came_back = set(), False
 
     def end_backward(self) -> None:
         """Note which running statistics moved again since the measured pass: its backward pass ran the layer anew."""
@@ -307,65 +298,9 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             self._repeated += again and bool(training_norms(norms))
             self._seen_inputs.append((id(module), weakref.ref(inputs[0])))
 
-    def _arm(self) -> None:
-        for key, norm in self._norms.items():
-            self._measure(norm.found.module, self._look_at_norm(key))
-            handle = norm.found.module.register_forward_hook(_hearing(norm))
-            self._armed.callback(handle.remove)
-        for key, module in self._weighted.items():
-            self._measure(module, self._look_at_input(key))
-            handle = module.register_forward_hook(self._listen(key))
-            self._armed.callback(handle.remove)
-
-    def _measure(self, module: nn.Module, hook: Callable[..., None]) -> None:
-        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-        self._armed.callback(handle.remove)
-
-    def _look_at_norm(self, key: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            begun = time.perf_counter()
-            x = input_of(args, kwargs)
-            if x is not None:
-                meter = self._norms[key]
-                meter.look(x, kwargs, _ranks() if meter.found.layer.synced else 1, self._passes)
-                if x.requires_grad:
-                    x.register_hook(meter.hear_input)
-            self.overhead += time.perf_counter() - begun
-
-        return hook
-
-    def _look_at_input(self, key: int) -> Callable[..., None]:
-        axis = 1 if isinstance(self._weighted[key], CONVOLUTIONS) else -1
-
-        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            begun = time.perf_counter()
-            x = input_of(args, kwargs)
-            if x is not None:
-                self._weights[key].look(x, axis)
-            self.overhead += time.perf_counter() - begun
-
-        return hook
-
-    def _listen(self, key: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, output: Any) -> None:
-            made = tensors_in(output)
-            if made and made[0].requires_grad:
-                made[0].register_hook(self._hear(key))
-
-        return hook
-
-    def _hear(self, key: int) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            begun = time.perf_counter()
-            self._came_back = True
-            self._weights[key].hear(gradient)
-            self.overhead += time.perf_counter() - begun
-
-        return hook
-
     def _end(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         begun = time.perf_counter()
-        self._armed.close()
+        self._hooks.take_off()
         if self._measuring and self._entered_by:
             if output is None:
                 self._log = None
@@ -376,7 +311,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
                     self._counts[key] = count.clone()
         if module is self.model:
             self._close_pass()
-        self.overhead += time.perf_counter() - begun
+        self._spent += time.perf_counter() - begun
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._decays.notice(optimizer)
@@ -397,19 +332,10 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         self._steps += 1
         self._since_step, self._pending, self._measured = 0, True, False
         self._seen_inputs.clear()
-        self.overhead += time.perf_counter() - begun
+        self._spent += time.perf_counter() - begun
 
     def _names(self) -> dict[int, str]:
         return {id(module): name for name, module in self.model.named_modules()}
-
-
-def _hearing(meter: NormMeter) -> Callable[..., None]:
-    def hook(_: nn.Module, args: tuple, output: Any) -> None:
-        made = tensors_in(output)
-        if made and made[0].requires_grad:
-            made[0].register_hook(meter.hear_output)
-
-    return hook
 
 
 def _values(gradient: Tensor) -> Tensor:
@@ -425,10 +351,6 @@ def held_still(module: nn.Module) -> bool:
     own = list(module.parameters(recurse=False))
     tracked = isinstance(getattr(module, "running_mean", None), Tensor)
     return tracked and bool(own) and not any(p.requires_grad for p in own)
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _is_sampled(step: int, every: int) -> bool:

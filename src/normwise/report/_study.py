@@ -150,7 +150,7 @@ def html(study: Study, live: Mapping[str, Any] | None = None) -> str:
         blends=blends,
         finals=finals,
         regrets=view.regrets_of(study),
-        curve_sizes=[(size, f"Batch size {size}") for size in dict.fromkeys(t.cell.batch_size for t in finals)],
+        curve_sizes=[(size, f"Batch size {size}") for size in dict.fromkeys(t.setup.batch_size for t in finals)],
         lost=[t for t in study.trials if t.state != "complete"],
         shared_cautions=view.shared_cautions(study),
         members=members,

@@ -79,7 +79,7 @@ def methods_of(study: Study) -> list[str]:
     return unique([
         *study.settings.methods,
         *(s.method for s in study.standings),
-        *(t.cell.method for t in study.trials),
+        *(t.setup.method for t in study.trials),
         *(v.use for v in study.verdicts),
     ])
 
@@ -111,7 +111,7 @@ def shared_cautions(study: Study) -> list[str]:
 
 def finals_of(study: Study) -> list[Trial]:
     """Keep the trials that are compared."""
-    return [t for t in study.trials if t.cell.stage == "final"]
+    return [t for t in study.trials if t.setup.stage == "final"]
 
 
 def blends_of(study: Study) -> list[Blend]:
@@ -119,7 +119,7 @@ def blends_of(study: Study) -> list[Blend]:
     runs: dict[tuple[str, int], list[Trial]] = defaultdict(list)
     for trial in finals_of(study):
         if trial.state == "complete" and trial.mixtures:
-            runs[trial.cell.method, trial.cell.batch_size].append(trial)
+            runs[trial.setup.method, trial.setup.batch_size].append(trial)
     return [Blend(method, size, len(trials), _average(trials)) for (method, size), trials in runs.items()]
 
 

@@ -6,7 +6,7 @@ const filter = (() => {
 
   /** Anything with data-method and data-size, or one of them, is shown if neither is switched off. */
   const shown = ({ method, size }) => !hidden.method.has(String(method)) && !hidden.size.has(String(size));
-  const shows = (cell) => shown({ method: cell.method, size: cell.batch_size });
+  const shows = (setup) => shown({ method: setup.method, size: setup.batch_size });
 
   function apply() {
     for (const element of document.querySelectorAll("[data-method], [data-size]")) {

@@ -151,9 +151,9 @@
   function curvesChart(element) {
     const size = Number(chosen("curve-size")), measure = chosen("curve-measure"), loss = measure === "train_loss";
     const value = (p) => (p[measure] === null || (loss && p[measure] <= 0) ? null : loss ? p[measure] : score(p[measure]));
-    const trials = study.trials.filter((t) => t.cell.stage === "final" && t.cell.batch_size === size && filter.shows(t.cell));
+    const trials = study.trials.filter((t) => t.setup.stage === "final" && t.setup.batch_size === size && filter.shows(t.setup));
     const whole = trials.filter((t) => t.state === "complete");
-    const means = methods.map((method) => ({ method, points: averaged(whole.filter((t) => t.cell.method === method), value) }));
+    const means = methods.map((method) => ({ method, points: averaged(whole.filter((t) => t.setup.method === method), value) }));
     const bold = means.filter((m) => m.points.length).map(({ method, points }) => ({
       x: points.map((p) => p.epoch), y: points.map((p) => p.y), mode: "lines+markers", line: { color: color(method), width: 2.4 },
       marker: { symbol: looks[method].symbol, color: color(method), opacity: 1, size: onlyLast(points, 11) }, cliponaxis: false, hoverinfo: "text",
@@ -175,7 +175,7 @@
 
   /** One run, faint; a diverged one ends in a cross, which stays in the picture however far the run went astray. */
   function seedCurve(trial, value, [low, high]) {
-    const { method, seed } = trial.cell, lost = trial.state !== "complete";
+    const { method, seed } = trial.setup, lost = trial.state !== "complete";
     const points = trial.curve.map((p) => ({ x: p.epoch, y: value(p) })).filter((p) => p.y !== null);
     if (!points.length) return null;
     if (lost) points[points.length - 1].y = Math.min(Math.max(points[points.length - 1].y, low), high);
@@ -189,13 +189,13 @@
 
   /** One trial's score and loss over its steps. */
   function trialChart(element) {
-    const { curve, cell } = study.trials[Number(element.dataset.trial)];
+    const { curve, setup } = study.trials[Number(element.dataset.trial)];
     const drawn = [["valid_score", score, "y", `validation ${scale.name}`, "solid"], ["train_loss", (v) => v, "y2", "training loss", "dot"]];
     const traces = drawn.map(([what, value, yaxis, name, dash]) => {
       const points = curve.filter((p) => p[what] !== null);
       return {
-        x: points.map((p) => p.step), y: points.map((p) => value(p[what])), yaxis, mode: "lines+markers", name, line: { color: color(cell.method), width: 2, dash },
-        marker: { size: 6, color: color(cell.method) }, hoverinfo: "text", hovertext: points.map((p) => `step ${p.step}: ${name} ${significant(value(p[what]))}`),
+        x: points.map((p) => p.step), y: points.map((p) => value(p[what])), yaxis, mode: "lines+markers", name, line: { color: color(setup.method), width: 2, dash },
+        marker: { size: 6, color: color(setup.method) }, hoverinfo: "text", hovertext: points.map((p) => `step ${p.step}: ${name} ${significant(value(p[what]))}`),
       };
     });
     const right = { overlaying: "y", side: "right", title: titled("training loss, dotted"), showgrid: false, zeroline: false, fixedrange: true, color: css("--muted"), tickfont: { size: 13 } };

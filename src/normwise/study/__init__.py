@@ -3,7 +3,7 @@
 The parts, in the order of the work of :func:`compare`: ``data`` and ``tasks`` (what is trained), ``plan`` (the grid),
 ``trial`` and ``measure`` (one run), ``database``, ``server``, ``catalog``, ``salvage`` and ``store`` (the queue),
 ``children``, ``ranks``, ``worker`` and ``engines`` (who works on it), ``standings`` and ``verdict`` (what it all says),
-``progress`` and ``result`` (what a person sees), ``stored`` and ``commands`` (studies that exist).
+``progress`` and ``result`` (what a person sees), ``stored`` (studies that exist).
 
 The public names are imported when they are first used: what reads a stored study (``store``, ``verdict`` and what they
 import) needs no torch.

@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from normwise.errors import InputError, StoreError
-from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
+from normwise.records import STUDY_VERSION, Settings, Setup, Trial, from_dict, to_dict
 from normwise.study.address import is_url, redact
 from normwise.study.database import STORE_NAME, Database, File, Memory, Storage
 from normwise.study.server import Server
@@ -71,7 +71,7 @@ def check_version(about: dict[str, Any], what: str) -> None:
 
 
 class Finished:
-    """Turns Optuna's trials into the finished ones, each cell once; remembers those it has turned."""
+    """Turns Optuna's trials into the finished ones, each setup once; remembers those it has turned."""
 
     def __init__(self) -> None:
         self._known: dict[int, Trial] = {}
@@ -83,7 +83,7 @@ class Finished:
             if frozen.state == TrialState.COMPLETE:
                 if frozen.number not in self._known:
                     self._known[frozen.number] = from_dict(Trial, frozen.user_attrs.get("result"))
-                found.setdefault(self._known[frozen.number].cell.key, self._known[frozen.number])
+                found.setdefault(self._known[frozen.number].setup.key, self._known[frozen.number])
         return list(found.values())
 
 
@@ -123,10 +123,15 @@ def rename(storage: BaseStorage, name: str) -> None:
             connection.execute(statement, {"new": new, "old": name})
 
 
-def as_frozen(settings: Settings, cell: Cell, result: dict[str, Any] | None = None) -> FrozenTrial:
+def setup_of(trial: FrozenTrial | optuna.Trial) -> Setup:
+    """What a stored trial is to train; older stores call it a cell."""
+    return from_dict(Setup, trial.user_attrs.get("setup", trial.user_attrs.get("cell")))
+
+
+def as_frozen(settings: Settings, setup: Setup, result: dict[str, Any] | None = None) -> FrozenTrial:
     """Give Optuna's form of a trial that waits, or of a finished one.
 
-    Its parameters are the cell's, so that Optuna's own tools show them; they are stored with the trial, which is much
+    Its parameters are the setup's, so that Optuna's own tools show them; they are stored with the trial, which is much
     faster than to suggest them one by one when it runs.
     """
     choices: dict[str, list[Any]] = {
@@ -136,12 +141,12 @@ def as_frozen(settings: Settings, cell: Cell, result: dict[str, Any] | None = No
         "lr": sorted({lr for batch_size in settings.batch_sizes for lr in ladder(settings, batch_size)}),
         "seed": sorted({*settings.seeds, *settings.tune_seeds}),
     }
-    given = to_dict(cell)
+    given = to_dict(setup)
     known = {name: values for name, values in choices.items() if given[name] in values}
     return optuna.trial.create_trial(
         state=TrialState.WAITING if result is None else TrialState.COMPLETE,
         value=None if result is None else result["valid_score"],
         params={name: given[name] for name in known},
         distributions={name: CategoricalDistribution(values) for name, values in known.items()},
-        user_attrs={"cell": given} | ({} if result is None else {"result": result}),
+        user_attrs={"setup": given} | ({} if result is None else {"result": result}),
     )

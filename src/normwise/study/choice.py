@@ -83,7 +83,7 @@ def step_noise(log_seconds: Sequence[Sequence[float]]) -> float | None:
 
 def trained_times(trials: Sequence[Trial], methods: Sequence[str]) -> list[list[float]]:
     """The logarithm of each method's step time in training, seed by seed; of methods that have one."""
-    timed = [m for m in methods if any(t.step_seconds for t in trials if t.cell.method == m)]
+    timed = [m for m in methods if any(t.step_seconds for t in trials if t.setup.method == m)]
     return paired(trials, timed, lambda t: math.log(t.step_seconds) if t.step_seconds else None)
 
 

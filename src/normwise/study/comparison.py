@@ -19,7 +19,7 @@ from normwise import devices as present
 from normwise.errors import InputError
 from normwise.files import check_folder
 from normwise.nn.own import Given
-from normwise.records import Cell, Settings, StepCost, Trial, from_dict, to_dict
+from normwise.records import Settings, Setup, StepCost, Trial, from_dict, to_dict
 from normwise.study.causal import without_leaks
 from normwise.study.compute import Compute
 from normwise.study.costs import measured
@@ -297,7 +297,7 @@ def _failure(task: Task, settings: Settings, method: str, batch_size: int) -> st
         **{name: getattr(task.splits, name).take(slice(8)) for name in ("valid", "test")},
     )
     try_out = Trainer(dataclasses.replace(task, splits=few), {batch_size: 1}, measure_memory=False)
-    trial = try_out(Cell("tune", method, batch_size, min(settings.lrs[str(batch_size)]), 0))
+    trial = try_out(Setup("tune", method, batch_size, min(settings.lrs[str(batch_size)]), 0))
     return trial.reason if trial.state == "failed" else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,9 +14,6 @@ from normwise import devices
 from normwise.errors import InputError
 from normwise.records import Settings
 from normwise.study.optimize import Steps
-
-# What --precision may be, and the type that autocast computes in.
-PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 # Of the models that a study holds at once: in training, in evaluation, and at each size of a batch.
 _GRAPHS = 64
@@ -34,8 +30,7 @@ class Compute:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        devices.autocast(self.device, self.precision)  # refuses one that there is not
         if not isinstance(self.num_workers, int) or isinstance(self.num_workers, bool) or self.num_workers < 0:
             raise InputError(f"num_workers must be a whole number of at least 0, got {self.num_workers!r}")
 
@@ -55,8 +50,7 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the precision: the forward pass and the loss."""
-        dtype = PRECISIONS[self.precision]
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return devices.autocast(self.device, self.precision)
 
     def settle(self, model: nn.Module) -> nn.Module:
         """Put a model that was built on the CPU where it is trained."""

@@ -14,41 +14,32 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices as present
-from normwise import records
 from normwise._version import __version__
-from normwise.advice import Advice, Check, Cost, Ranked, Situation, options_for, rank, situation_of
+from normwise.advice import Advice, Cost, Ranked, Situation, options_for, rank, situation_of
 from normwise.advice.rules import METHODS
+from normwise.arguments.data import batches_of
+from normwise.arguments.methods import is_own, method_from, several
 from normwise.errors import InputError, NormwiseError, blaming, described
 from normwise.methods import METHODS as FAMILY
 from normwise.nn import check_spec, norm_layer
 from normwise.nn._checks import callable_given, came, model_given, number_given
 from normwise.nn.own import Given, named
 from normwise.probe.facts import keeping_random_state, survey
-from normwise.records import Cell
-from normwise.study.compute import Compute
+from normwise.study.compute import PLAIN, Compute
 from normwise.study.measure import peak_bytes
-from normwise.study.plan import due
-from normwise.study.stored import draw_up
-from normwise.study.tasks.base import Task
-from normwise.study.trial import Trainer
 from normwise.surgery import convert
 from normwise.surgery.causality import leaks, sights, told
-from normwise.surgery.running import Forward, deep_copy, placed, run_on, settled, tensors_in
-from normwise.surgery.sources import is_own, method_from
+from normwise.surgery.running import Forward, deep_copy, inputs_of, placed, run_on, settled, tensors_in
 
 # Seconds that timing one method may take, and the least steps.
 _TIMING, _ROUNDS = 0.5, 3
-# A check by training: the best-ranked methods that take part, their learning rates and seeds, the steps of a first
-# taste, and those below which a run says nothing.
-_CHECKED, _LRS, _SEEDS, _TASTE, _LEAST_STEPS = 3, (0.04, 0.2), 3, 6, 30
-# Samples that it scores by at most; the share of the time that it plans for, as machines do not keep their pace, and
-# what measuring costs and first tastes may take of all.
-_SCORED, _OF_THE_TIME, _FOR_COSTS, _FOR_TASTES = 500, 0.85, 0.2, 0.1
+# The share of the time for a check that measuring costs may take.
+_FOR_COSTS = 0.2
 
 
 def advise(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
     batch_size: int | None = None,
     task: str | None = None,
@@ -59,8 +50,12 @@ def advise(
     measure: bool = True,
     data: Any = None,
     verify: float | None = None,
-    methods: Sequence[Given] = (),
+    loss: Any = None,
+    metric: Any = None,
+    optimizer: Any = None,
+    methods: Given | Sequence[Given] = (),
     device: str | torch.device | None = present.AUTO,
+    precision: str | int = "32",
 ) -> Advice:
     """Say which normalization a model should use, why, at what cost, and the line that puts it in.
 
@@ -72,7 +67,8 @@ def advise(
 
     Args:
         model: with or without normalization layers.
-        example_inputs: a tensor, a tuple of arguments or a mapping of named ones; axis 0 counts samples.
+        example_inputs: a tensor, a tuple of arguments or a mapping of named ones; axis 0 counts samples. Default: the
+            first batch of ``data``.
         batch_size: samples per step and device that are meant; default those of the example.
         task: what the model is for, where that matters: ``"stylization"``, ``"restoration"``, ``"language"``, …; see
             ``normwise.advice.TASKS``.
@@ -81,14 +77,19 @@ def advise(
         variable_length: whether batches are padded; seen by itself where the example is.
         forward: ``(model, example_inputs) -> output``; default calls the model with them.
         measure: time the step and its memory with each method, which takes some steps of each.
-        data: to verify on: ``(inputs, targets)`` or anything else that :func:`normwise.compare` takes.
+        data: to run the model on and to verify on: any of the :ref:`forms of data <arguments>`.
         verify: how many seconds all of this may take with a short paired comparison on ``data``. Fresh copies of the
             model, with the best-ranked methods and those it has now, are trained over up to three seeds; ``.check``
             says whether the advice held.
+        loss: to verify with, default by the targets: any of the :ref:`forms of a loss <arguments>`.
+        metric: likewise, any of the :ref:`forms of a metric <arguments>`.
+        optimizer: likewise, any of the :ref:`forms of an optimizer <arguments>`.
         methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
             learned about them: their costs are measured, and ``verify`` trains them along.
         device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has.
             ``"auto"`` is the accelerator that the model lies on; for a model on the CPU the one that torch reports.
+        precision: ``"32"`` as the model is written; ``"bf16"`` or ``"16"`` by torch's autocast: of what is measured and
+            trained.
 
     Returns:
         The advice: ``.best``, ``.ranking``, ``.probability``, ``.abstains``, ``.notes``, ``.check``.
@@ -109,10 +110,13 @@ def advise(
     if verify is not None:
         number_given(verify, "verify", least=0)
     callable_given(forward, "advise", "forward")
+    compute = Compute(precision=str(precision))
+    if example_inputs is None and data is not None:
+        example_inputs = _first_inputs(model, data, forward)
     if example_inputs is None or isinstance(example_inputs, str | type):
         raise InputError(
             f"advise expected example_inputs to be what the model takes, got {came(example_inputs)}: it runs the model "
-            "once, so give example_inputs, as in advise(model, torch.randn(8, 3, 32, 32))"
+            "once, so give example_inputs, as in advise(model, torch.randn(8, 3, 32, 32)), or data"
         )
     own = _named(methods)
     once = partial(run_on, example_inputs=example_inputs) if forward is None else lambda m: forward(m, example_inputs)
@@ -121,6 +125,7 @@ def advise(
         deep_copy(model)  # refused here, where nothing has been run
         model = placed(model, device)
     place = present.of(model) or present.CPU
+    compute = dataclasses.replace(compute, device=place)
     example_inputs = present.move(example_inputs, present.of(model))
     with blaming(f"{type(model).__name__} does not run on example_inputs"):
         facts = survey(model, example_inputs, batch_size=batch_size, forward=forward)
@@ -133,13 +138,13 @@ def advise(
     else:
         refused = _leaking_bare(model, forward or run_on, example_inputs, situation)
     until = math.inf if verify is None else began + _FOR_COSTS * verify
-    costs = measured_costs(model, run, options, until, own) if measure and facts.normalized else {}
+    costs = measured_costs(model, run, options, until, own, compute) if measure and facts.normalized else {}
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     versions = {"normwise": __version__, "torch": torch.__version__}
     advice = dataclasses.replace(rank(facts.model, situation, costs, refused), created=made, versions=versions)
     advice = _with_own(advice, own, costs, refused)
-    if costs and place != present.CPU:
-        note = f"What a step costs was measured on {present.name(place)}."
+    if costs and compute.notes():
+        note = f"What a step costs was measured on {', '.join(list(compute.told().values())[:2])}."
         advice = dataclasses.replace(advice, notes=[*advice.notes, note])
     if lazy is not model and isinstance(example_inputs, Tensor):
         advice = _settling(advice, example_inputs)
@@ -151,95 +156,21 @@ def advise(
         raise InputError(
             "verify= converts the layers of the model, which has none: use normwise.compare(make_model, data)"
         )
+    from normwise.study.verifying import check_by_training  # which needs more packages than the advice
+
+    how = {"loss": loss, "metric": metric, "optimizer": optimizer}
     with present.current(place):
-        check = check_by_training(model, advice, data, began + verify, own)
+        check = check_by_training(model, advice, data, began + verify, own, how, compute)
     return dataclasses.replace(advice, check=check)
 
 
-def check_by_training(
-    model: nn.Module, advice: Advice, data: Any, end: float, own: Mapping[str, Given] | None = None
-) -> Check:
-    """Train fresh copies of a model briefly, paired, under the best-ranked methods and those that it has.
-
-    It is over at ``end`` of ``time.perf_counter``: steps are as many as a first taste says that there is time for, no
-    trial begins later, and a round of seeds that is not finished by then does not count.
-    """
-    from normwise.study.comparison import make_settings
-    from normwise.study.tasks import make_task
-
-    began, b = time.perf_counter(), advice.situation.batch_size
-    possible = [r for r in advice.ranking if r.refused is None]
-    wanted = {*advice.situation.current, *(own or {})}
-    methods = [r.spec for i, r in enumerate(possible) if i < _CHECKED or r.method in wanted]
-    task = dataclasses.replace(make_task(partial(_fresh, model), data), elsewhere=_exempted(possible), own=own or {})
-    splits = task.splits._replace(**{
-        name: getattr(task.splits, name).take(slice(_SCORED)) for name in ("valid", "test")
-    })
-    task = dataclasses.replace(task, splits=splits).on(Compute(present.of(model) or present.CPU))
-
-    steps = _steps_until(end, task, methods, b)
-    if steps < _LEAST_STEPS:
-        headline = f"the time allows {steps} steps a run, too few to say anything: give more"
-        return Check(time.perf_counter() - began, methods, headline, None, None)
-    epochs = steps * b / task.splits.train.size
-    settings = make_settings(task, methods, [b], _SEEDS, _LRS, epochs)
-    trials = _trained_until(end, Trainer(task, {b: steps}, measure_memory=False), settings)
-    done = [seed for seed in settings.seeds if sum(t.cell.seed == seed for t in trials) == len(methods)]
-    if len(done) < 2:
-        return Check(time.perf_counter() - began, methods, "the time ran out, too early to say anything", None, None)
-    kept = [t for t in trials if t.cell.stage == "tune" or t.cell.seed in done]
-    study = draw_up(dataclasses.replace(settings, seeds=done), {}, kept)
-    verdict, best = study.verdicts[0], advice.best.spec
-    standing = next(s for s in study.standings if s.method == best)
-    behind = standing.behind.value if standing.behind else 0.0
-    held = best in verdict.tied if verdict.outcome in records.DECIDED else None
-    return Check(time.perf_counter() - began, methods, verdict.headline, held, behind)
-
-
-def _steps_until(end: float, task: Task, methods: Sequence[str], batch_size: int) -> int:
-    """How long each trial may be, so that all of them fit in."""
-
-    def taste(method: str, steps: int) -> records.Trial:
-        return Trainer(task, {batch_size: steps}, measure_memory=False)(Cell("tune", method, batch_size, _LRS[0], 0))
-
-    # A single step says how many the others can be given to try.
-    once = taste(methods[0], 1).seconds
-    tried = max(1, min(_TASTE, int(_FOR_TASTES * (end - time.perf_counter()) / max(once * len(methods), 1e-6))))
-    tastes = []
-    for method in methods:
-        if time.perf_counter() + once > end:
-            return 0
-        tastes.append(taste(method, tried))
-    per_step = sum(t.step_seconds or 0.0 for t in tastes)
-    # A trial is scored at six points and twice at its end; a taste at each of its few steps.
-    beside = sum(t.seconds - t.steps * (t.step_seconds or 0.0) for t in tastes) * 8 / (2 + tried)
-    left = _OF_THE_TIME * (end - time.perf_counter()) / (len(_LRS) + _SEEDS)
-    return max(0, int((left - beside) / max(per_step, 1e-6)))
-
-
-def _trained_until(end: float, trainer: Trainer, settings: records.Settings) -> list[records.Trial]:
-    """The trials that were trained in time: first those that choose learning rates, then seed by seed."""
-    trials: list[records.Trial] = []
-    while waiting := [c for c in due(settings, trials) if c.key not in {t.cell.key for t in trials}]:
-        if time.perf_counter() > end:
-            break
-        trials.append(trainer(waiting[0]))
-    return trials
-
-
-def _fresh(model: nn.Module) -> nn.Module:
-    """A copy that starts anew: every module that can reset its parameters does."""
-    copy = deep_copy(model).cpu()  # where the weights are drawn
-    for module in copy.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-    return copy
-
-
-def _exempted(ranking: Sequence[Ranked]) -> dict[str, dict[str, str]]:
-    """Method → the places that cannot have it → what they get instead, as the advised code does."""
-    return {r.spec: {e.place: e.use for e in r.exemptions} for r in ranking}
+def _first_inputs(model: nn.Module, data: Any, forward: Forward | None) -> Any:
+    """What of the first batch of the data the model is run on."""
+    with blaming("the data failed"):
+        batch = next(iter(batches_of(data)), None)
+    if batch is None:
+        raise InputError("advise: the data gave no batch")
+    return inputs_of(model, batch) if forward is None else batch
 
 
 def leaking(
@@ -275,7 +206,7 @@ def _leaking_bare(model: nn.Module, run: Forward, inputs: Any, situation: Situat
         "the model is causal, and statistics over positions would show it what it is to predict: normalize each token "
         "by itself"
     )
-    return {method: why for method in METHODS if method not in {"none", "weight"}}
+    return {method: why for method in METHODS if not FAMILY[method].only_affine}
 
 
 def _settling(advice: Advice, inputs: Tensor) -> Advice:
@@ -292,6 +223,7 @@ def measured_costs(
     methods: Mapping[str, Mapping[str, Any]],
     until: float = math.inf,
     own: Mapping[str, Given] | None = None,
+    compute: Compute = PLAIN,
 ) -> dict[str, Cost]:
     """Measure a training step (forward and backward) of copies of a model, converted to each method.
 
@@ -309,7 +241,7 @@ def measured_costs(
                 to = (own or {}).get(method, method)
                 done = convert(model, to, copy=True, strict=False, allow_leak=True, **options)
                 converted = done.model.train()
-                step: Callable[[], None] = partial(_step, converted, run)
+                step: Callable[[], None] = partial(_step, converted, run, compute)
                 step()
                 peaks[method], steps[method] = peak_bytes(step, place), step
             except Exception as error:
@@ -330,10 +262,9 @@ def measured_costs(
     return {method: Cost(min(taken), peaks[method]) for method, taken in seconds.items()}
 
 
-def _named(methods: Sequence[Given]) -> dict[str, Given]:
+def _named(methods: Given | Sequence[Given]) -> dict[str, Given]:
     """Methods of one's own by name, and those of the family that the advice does not speak of as they are."""
-    several = [methods] if isinstance(methods, str) or callable(methods) else methods
-    found = {name: given for name, given in named(several, reserved=FAMILY).items() if name not in METHODS}
+    found = {name: given for name, given in named(several(methods), reserved=FAMILY).items() if name not in METHODS}
     for name, given in found.items():
         if not isinstance(given, str):
             norm_layer(given)  # refuses what builds no layers
@@ -373,8 +304,10 @@ def _of_size(inputs: Any, samples: int, wanted: int) -> Any:
     return inputs
 
 
-def _step(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
+def _step(model: nn.Module, run: Callable[[nn.Module], Any], compute: Compute) -> None:
     """A forward and a backward pass; any loss of the outputs does, for its cost is the same."""
     model.zero_grad()
-    outputs: list[Tensor] = [t for t in tensors_in(run(model)) if t.is_floating_point() and t.requires_grad]
+    with compute.autocast():
+        made = tensors_in(run(model))
+    outputs: list[Tensor] = [t for t in made if t.is_floating_point() and t.requires_grad]
     torch.autograd.backward([t.float().square().mean() for t in outputs])

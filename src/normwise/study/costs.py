@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from normwise import devices
-from normwise.records import Cell, Settings, StepCost, Trial
+from normwise.records import Settings, Setup, StepCost, Trial
 from normwise.study.compute import Stepper
 from normwise.study.measure import peak_bytes
 from normwise.study.tasks import Task
@@ -38,13 +38,13 @@ def measured(task: Task, settings: Settings, trials: Sequence[Trial], known: Seq
     there = {(c.method, c.batch_size) for c in known}
     found = list(known)
     for batch_size in settings.batch_sizes:
-        here = [t for t in trials if t.cell.batch_size == batch_size]
-        through = {t.cell.method: t for t in here if t.cell.stage == "final" and t.state == "complete"}
+        here = [t for t in trials if t.setup.batch_size == batch_size]
+        through = {t.setup.method: t for t in here if t.setup.stage == "final" and t.state == "complete"}
         if any((method, batch_size) not in there for method in through):
             found = [c for c in found if c.batch_size != batch_size]
             if _fit(sum(t.parameters for t in through.values()), task.compute.device):
                 seconds = min(_SHARE * sum(t.seconds for t in here), _SECONDS)
-                found += _measured(task, [through[m].cell for m in settings.methods if m in through], seconds)
+                found += _measured(task, [through[m].setup for m in settings.methods if m in through], seconds)
     return found
 
 
@@ -54,11 +54,11 @@ def _fit(parameters: int, device: torch.device) -> bool:
     return free is None or parameters * 4 * _COPIES < free / 2
 
 
-def _measured(task: Task, cells: Sequence[Cell], seconds: float) -> list[StepCost]:
+def _measured(task: Task, setups: Sequence[Setup], seconds: float) -> list[StepCost]:
     """Measure a training step of each method; nothing where one of them cannot be had in this process."""
     with isolated(task):
         try:
-            steps = [_step(task, cell) for cell in cells]
+            steps = [_step(task, setup) for setup in setups]
             for step in steps * _WARM:
                 step()
             sizes = [peak_bytes(step, task.compute.device) for step in steps]
@@ -68,16 +68,16 @@ def _measured(task: Task, cells: Sequence[Cell], seconds: float) -> list[StepCos
     blocks = np.array_split(rounds, min(len(rounds), _BLOCKS))
     times = np.array([np.median(block, axis=0) for block in blocks]).T
     return [
-        StepCost(cell.method, cell.batch_size, [float(f"{s:.4g}") for s in of_one], size)
-        for cell, of_one, size in zip(cells, times, sizes, strict=True)
+        StepCost(setup.method, setup.batch_size, [float(f"{s:.4g}") for s in of_one], size)
+        for setup, of_one, size in zip(setups, times, sizes, strict=True)
     ]
 
 
-def _step(task: Task, cell: Cell) -> Callable[[], object]:
+def _step(task: Task, setup: Setup) -> Callable[[], object]:
     """A step on the first batches of the training, at so low a rate that the weights stay where they are."""
-    model = build_model(task, cell)
-    optimizer, _ = task.optimize(model, cell.lr * _STILL, _MOST)
-    batches = training_batches(task, cell)
+    model = build_model(task, setup)
+    optimizer, _ = task.optimize(model, setup.lr * _STILL, _MOST)
+    batches = training_batches(task, setup)
     step = training_step(task, model, Stepper(optimizer, task.compute))
     return partial(step, [next(batches) for _ in range(task.accumulate)])
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices
+from normwise.arguments.data import named_pair
 from normwise.errors import InputError
+from normwise.surgery.running import inputs_of, run_on
 
-# One tensor, or several that belong together sample by sample: a padded batch and its lengths, say.
-Values = Tensor | tuple[Tensor, ...]
+# One tensor, or several that belong together sample by sample, in order or by name: padded inputs and their lengths.
+Values = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 # Which samples make a batch, and the seed of what is drawn while they are read.
 Wanted = tuple[Tensor, int]
 # Of a data set that stays on the device, in bytes.
@@ -24,9 +26,10 @@ _KEPT = 2**30
 
 
 class Part(NamedTuple):
-    """Inputs and targets of one part of a data set, each (N, ...) or a tuple of such.
+    """Inputs and targets of one part of a data set, each (N, ...), or several of such in a tuple or by name.
 
-    A model is called as ``model(*inputs)`` where the inputs are a tuple, else as ``model(inputs)``.
+    A model is called as ``model(*inputs)`` where the inputs are a tuple, with those that its ``forward`` knows where
+    they have names, else as ``model(inputs)``.
 
     Example:
         >>> part = Part((torch.zeros(5, 12, 29), torch.arange(5) + 7), torch.zeros(5))
@@ -104,9 +107,12 @@ class Part(NamedTuple):
 class Samples:
     """One part of a torch data set of the user's, read when it is needed."""
 
-    def __init__(self, dataset: Any, collate: Callable | None = None, index: Tensor | None = None) -> None:
+    def __init__(
+        self, dataset: Any, collate: Callable | None = None, index: Tensor | None = None, paired: bool = False
+    ) -> None:
         self.dataset = dataset
         self.collate = collate
+        self.paired = paired  # batches of named items become inputs and targets
         self.index = torch.arange(len(dataset)) if index is None else index
 
     @property
@@ -116,7 +122,17 @@ class Samples:
 
     def take(self, index: Tensor | slice) -> Samples:
         """Select samples, without reading them."""
-        return Samples(self.dataset, self.collate, self.index[index])
+        return Samples(self.dataset, self.collate, self.index[index], self.paired)
+
+    def as_pairs(self) -> Samples:
+        """The same, whose batches of named items, or of several tensors, are inputs and targets."""
+        return Samples(self.dataset, self.collate, self.index, paired=True)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> Any:
+        return self.dataset[int(self.index[number])]
 
     def load(self, seed: int = 0) -> Any:
         """Read the samples as one batch.
@@ -135,7 +151,7 @@ class Samples:
             pair = [tuple(v) if isinstance(v, list) else v for v in batch]
             if all(isinstance(t, Tensor) for v in pair for t in (v if isinstance(v, tuple) else (v,))):
                 return Part(*pair)
-        return batch
+        return (pair_of(batch) or batch) if self.paired else batch
 
     def batches(self, size: int) -> Iterator[Samples]:
         """Go through the samples in order, the last batch being what is left."""
@@ -191,7 +207,7 @@ def on_device(splits: Splits, device: torch.device, augmented: bool) -> Splits:
 
 
 def _to(values: Values, device: torch.device) -> Values:
-    return tuple(t.to(device) for t in values) if isinstance(values, tuple) else values.to(device)
+    return _each(values, lambda t: t.to(device))
 
 
 def read(part: Part | Samples | Sent, wanted: Iterable[Wanted], num_workers: int = 0) -> Iterator[Any]:
@@ -252,27 +268,58 @@ def _leaves(batch: Any) -> Iterator[Tensor]:
             yield from _leaves(value)
 
 
+def pair_of(batch: Any) -> Part | None:
+    """Inputs and target of a batch of named items, or of several tensors, the last of which is the target."""
+    if isinstance(batch, Mapping):
+        found = named_pair(batch)
+        return None if found is None else Part(*found)
+    if isinstance(batch, tuple | list) and len(batch) > 2 and all(isinstance(value, Tensor) for value in batch):
+        return Part(tuple(batch[:-1]), batch[-1])
+    return None
+
+
 def tensors_of(values: Values) -> tuple[Tensor, ...]:
     """Give one or several tensors as several."""
+    if isinstance(values, Mapping):
+        return tuple(values.values())
     return values if isinstance(values, tuple) else (values,)
 
 
 def run(model: nn.Module, inputs: Values) -> Any:
     """Call a model on one input or several; of outputs that hold ``logits``, as those of transformers, give these."""
-    outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    outputs = run_on(model, given_to(model, inputs))
     return getattr(outputs, "logits", outputs)
+
+
+def given_to(model: nn.Module, inputs: Values) -> Any:
+    """The inputs as a model takes them: of those with names, what its ``forward`` knows."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    given = inputs_of(model, inputs)
+    if isinstance(given, Mapping):
+        return given
+    raise InputError(
+        f"{type(model).__name__}.forward knows none of the inputs {', '.join(inputs)}: call its parameters so, or "
+        "give a loss(model, batch) of your own"
+    )
 
 
 def of_tokens(inputs: Any) -> bool:
     """Whether inputs are sequences of tokens, whole numbers (N, L), and maybe what belongs to them: a mask, lengths."""
-    if not isinstance(inputs, Tensor | tuple):
+    if not isinstance(inputs, Tensor | tuple | Mapping):
         return False
     first = tensors_of(inputs)[0]
     return first.ndim == 2 and first.dtype in (torch.int32, torch.int64)
 
 
 def _taken(values: Values, index: Tensor | slice) -> Values:
-    return tuple(t[index] for t in values) if isinstance(values, tuple) else values[index]
+    return _each(values, lambda t: t[index])
+
+
+def _each(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
+    if isinstance(values, Mapping):
+        return {name: change(t) for name, t in values.items()}
+    return tuple(map(change, values)) if isinstance(values, tuple) else change(values)
 
 
 class Splits(NamedTuple):
@@ -320,56 +367,52 @@ class Splits(NamedTuple):
         return digest.hexdigest()[:8]
 
 
-def split(inputs: Any, targets: Any) -> Splits:
-    """Split data 60/20/20 into training, validation and test, with each class in proportion.
+def split(whole: Part | Samples) -> Splits:
+    """Split data 60/20/20 into training, validation and test.
 
-    The split depends on the targets only, never on the machine or on torch's global seed.
+    Classes stay in proportion where they are known before the samples are read. The split depends on the targets only,
+    never on the machine or on torch's global seed.
     """
-    whole = as_part(inputs, targets, "the data")
     if whole.size < 10:
         raise InputError(f"{whole.size} samples are too few to split into training, validation and test")
-    order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(0))
-    if isinstance(whole.targets, Tensor) and not whole.targets.is_floating_point():
-        # Dealt out class by class, every fifth sample: the classes stay in proportion without counting them.
-        order = order[torch.argsort(whole.targets[order].reshape(len(order), -1)[:, 0], stable=True)]
-    turn = torch.arange(len(order)) % 5
-    train, valid, test = (whole.take(order[mask]) for mask in (turn > 1, turn == 0, turn == 1))
-    return Splits(train, valid, test)
+    turn = torch.arange(whole.size) % 5
+    return Splits(*(_dealt(whole, mask) for mask in (turn > 1, turn == 0, turn == 1)))
 
 
-def as_part(inputs: Any, targets: Any, name: str) -> Part:
-    """Check one part's inputs and targets and turn arrays into tensors."""
-    x, y = (_as_values(values, name) for values in (inputs, targets))
-    lengths = {len(t) if t.ndim else None for t in (*tensors_of(x), *tensors_of(y))}
-    if None in lengths or len(lengths) != 1:
-        raise InputError(f"{name}: inputs {_shapes(x)} and targets {_shapes(y)} differ in length")
+def completed(train: Part | Samples, valid: Part | Samples | None, test: Part | Samples | None) -> Splits:
+    """Make the parts that are missing: validation of a fifth of the training part, test of half of the validation."""
+    if valid is None and test is None:
+        return split(train)
+    if valid is None:
+        if train.size < 5:
+            raise InputError(f"{train.size} training samples are too few to keep some of them for validation")
+        turn = torch.arange(train.size) % 5
+        train, valid = (_dealt(train, mask) for mask in (turn > 0, turn == 0))
+    elif test is None:
+        if valid.size < 2:
+            raise InputError(f"{valid.size} samples are too few to validate and to test on")
+        valid, test = (_dealt(valid, torch.arange(valid.size) % 2 == k) for k in (0, 1))
+    return Splits(train, valid, test)  # type: ignore[arg-type]
+
+
+def _dealt(part: Part | Samples, mask: Tensor) -> Any:
+    """The samples of a fixed shuffle at these places; class by class, so that the classes stay in proportion."""
+    order = torch.randperm(part.size, generator=torch.Generator().manual_seed(0))
+    targets = part.targets if isinstance(part, Part) else None
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
+        order = order[torch.argsort(targets[order].reshape(len(order), -1)[:, 0], stable=True)]
+    return part.take(order[mask])
+
+
+def as_part(inputs: Values, targets: Values, name: str) -> Part:
+    """Check one part's inputs and targets, and give them the types that training wants."""
+    x, y = (_each(values, _trainable) for values in (inputs, targets))
     if not all(bool(torch.isfinite(t).all()) for t in tensors_of(x) if t.is_floating_point()):
         raise InputError(f"{name}: the inputs contain NaN or infinite values; clean them first")
-    return Part(x, _whole(y))
+    # Class numbers as torch's losses want them.
+    return Part(x, _each(y, lambda t: t if t.is_floating_point() else t.long()))
 
 
-def _as_values(values: Any, name: str) -> Values:
-    """Tensors of what came; a tuple is several where it holds arrays, else one array of numbers."""
-    if isinstance(values, tuple) and values and all(getattr(v, "ndim", 0) for v in values):
-        return tuple(_as_tensor(v, name) for v in values)
-    return _as_tensor(values, name)
-
-
-def _as_tensor(values: Any, name: str) -> Tensor:
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: expected tensors or arrays of inputs and targets: {error}") from error
+def _trainable(tensor: Tensor) -> Tensor:
     # Where it is trained is the comparison's affair; what is drawn is drawn on the CPU.
     return (tensor.float() if tensor.dtype == torch.float64 else tensor).cpu()
-
-
-def _whole(targets: Values) -> Values:
-    """Class numbers as torch's losses want them."""
-    if isinstance(targets, tuple):
-        return tuple(t if t.is_floating_point() else t.long() for t in targets)
-    return targets if targets.is_floating_point() else targets.long()
-
-
-def _shapes(values: Values) -> str:
-    return " and ".join(str(tuple(t.shape)) for t in tensors_of(values))

@@ -104,8 +104,8 @@ def decide(
     names = [s.method for s in racers]
     near = {m: share_near_best(resampled, k, settings.tolerance) for k, m in enumerate(names)}
     tied = [s for s in standings if s.tied]
-    here = [t for t in trials if t.cell.batch_size == standings[0].batch_size]
-    finals = [t for t in here if t.cell.stage == "final"]
+    here = [t for t in trials if t.setup.batch_size == standings[0].batch_size]
+    finals = [t for t in here if t.setup.stage == "final"]
     through = [s.method for s in racers if s.diverged < s.runs]
     same = same_cost(turn_times(costs, through) or trained_times(finals, names))
     each = [cost(s.step_seconds, s.peak_bytes) for s in tied]
@@ -119,7 +119,7 @@ def decide(
         _outcome(settings.floor, standings, scores),
         choice,
         _rising(settings, finals),
-        _swings([t for t in here if t.cell.stage == "tune"], racers, scores),
+        _swings([t for t in here if t.setup.stage == "tune"], racers, scores),
     )
 
 
@@ -143,7 +143,7 @@ def _rising(settings: Settings, finals: Sequence[Trial]) -> dict[str, float]:
     for trial in (t for t in finals if t.state == "complete"):
         ends = [point.valid_score for point in trial.curve[-2:]]
         if len(ends) == 2 and None not in ends:
-            gains.setdefault(trial.cell.method, []).append(ends[1] - ends[0])  # type: ignore[operator]
+            gains.setdefault(trial.setup.method, []).append(ends[1] - ends[0])  # type: ignore[operator]
     means = {method: sum(of) / len(of) for method, of in gains.items()}
     return {method: gain for method, gain in means.items() if gain > settings.tolerance}
 
@@ -156,8 +156,8 @@ def _swings(tuning: Sequence[Trial], racers: Sequence[Standing], scores: np.ndar
     for standing, within in zip(racers, reach, strict=True):
         by_rate: dict[float, dict[int, float]] = {}
         for t in tuning:
-            if t.cell.method == standing.method and t.state == "complete":
-                by_rate.setdefault(t.cell.lr, {})[t.cell.seed] = t.valid_score
+            if t.setup.method == standing.method and t.state == "complete":
+                by_rate.setdefault(t.setup.lr, {})[t.setup.seed] = t.valid_score
         chosen = by_rate.pop(standing.lr, {})
         for lr, of_one in by_rate.items():
             shared = chosen.keys() & of_one.keys()

@@ -24,7 +24,7 @@ from normwise.errors import InputError, MissingDependencyError, NormwiseError, S
 from normwise.records import Trial
 from normwise.study.address import is_url, redact
 from normwise.study.children import helpers, packed
-from normwise.study.plan import due, total_cells
+from normwise.study.plan import due, total_setups
 from normwise.study.progress import Display
 from normwise.study.store import Store
 from normwise.study.tasks import Task
@@ -160,7 +160,7 @@ def run(store: Store, task: Task, engine: Engine, job: Job, progress: bool = Tru
     """Run a study's open trials through an engine, showing how far it is."""
     settings = store.settings
     done = store.trials()
-    missing = total_cells(settings, done) - len(done)
+    missing = total_setups(settings, done) - len(done)
     if not missing:
         return done
     train = trainer_of(task, settings) if engine.trains else None

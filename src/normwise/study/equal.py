@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normwise.records import Cell, Settings
+from normwise.records import Settings, Setup
 from normwise.study.tasks.base import Task
 from normwise.study.tasks.convert import AS_IS
 from normwise.study.trial import build_model, isolated
@@ -60,7 +60,7 @@ def _behaviour(task: Task, method: str, batch: Any) -> _Behaviour | None:
     shown: list[Tensor] = []
     with isolated(task):
         try:
-            model = build_model(task, Cell("final", method, _SAMPLES, 0.0, 0))
+            model = build_model(task, Setup("final", method, _SAMPLES, 0.0, 0))
             parameters = list(model.parameters())
             _shake(parameters)
             for training in (True, False):

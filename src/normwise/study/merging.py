@@ -20,7 +20,7 @@ _BY_KEY = {"lrs": "batch size ", "epochs": "batch size ", "own": ""}
 
 @dataclass(frozen=True)
 class Union:
-    """What several studies are together, and which of their trials differ though their cells are the same."""
+    """What several studies are together, and which of their trials differ though their setups are the same."""
 
     settings: Settings
     trials: list[Trial]
@@ -38,9 +38,9 @@ def union(studies: Sequence[records.Study]) -> Union:
     trials: dict[str, Trial] = {}
     differing = []
     for trial in (t for study in studies for t in study.trials):
-        kept = trials.setdefault(trial.cell.key, trial)
+        kept = trials.setdefault(trial.setup.key, trial)
         if (kept.valid_score, kept.test_score) != (trial.valid_score, trial.test_score):
-            differing.append(trial.cell.key)
+            differing.append(trial.setup.key)
     return Union(Settings(**merged), list(trials.values()), first, differing)
 
 

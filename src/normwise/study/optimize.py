@@ -103,7 +103,7 @@ def warm_sgd(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
 def warm_adam(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
     """Make Adam with the same schedule, for tasks on which SGD is slow."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
+    return optimizer, warm_cosine(optimizer, steps)
 
 
 class ClippedAdamW(torch.optim.AdamW):
@@ -123,7 +123,12 @@ def warm_adamw(model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps]:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = ClippedAdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
+    return optimizer, warm_cosine(optimizer, steps)
+
+
+def warm_cosine(optimizer: torch.optim.Optimizer, steps: int) -> Steps:
+    """Make the schedule of :func:`schedule` for an optimizer of torch."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, steps))
 
 
 def _factor(total: int, step: int) -> float:

@@ -11,13 +11,13 @@ from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from normwise.arguments.methods import is_own, several
 from normwise.errors import InputError, is_users
 from normwise.methods import METHODS, Method
 from normwise.nn import check_spec
 from normwise.nn.own import Given, builder, name_of, named, place_of_definition
 from normwise.study.tasks import Task, nearest
 from normwise.study.tasks.convert import AS_IS
-from normwise.surgery.sources import is_own
 
 # What of a class says where it stands and not what it does.
 _OF_THE_PLACE = {"__module__", "__doc__", "__firstlineno__"}
@@ -25,8 +25,7 @@ _OF_THE_PLACE = {"__module__", "__doc__", "__firstlineno__"}
 
 def with_methods(task: Task, methods: Iterable[Given] | Given) -> tuple[Task, list[str]]:
     """Name the methods of a study, and let the task know those that were handed over in Python."""
-    several = isinstance(methods, Iterable) and not isinstance(methods, str)
-    found = named(methods if several else [methods], reserved={*METHODS, AS_IS})  # type: ignore[arg-type, list-item]
+    found = named(several(methods), reserved={*METHODS, AS_IS})
     handed = {name: given for name, given in found.items() if not isinstance(given, str)}
     if not handed:
         return task, list(found)

@@ -24,7 +24,7 @@ ROUNDING = 1e-9
 
 def paired(trials: Sequence[Trial], methods: Sequence[str], of: Callable[[Trial], float | None]) -> list[list[float]]:
     """A number of each method's trials, seed by seed, on the seeds at which all of them have it."""
-    found = {(t.cell.method, t.cell.seed): of(t) for t in trials}
+    found = {(t.setup.method, t.setup.seed): of(t) for t in trials}
     seeds = sorted({seed for _, seed in found})
     rows = [[found.get((m, seed)) for m in methods] for seed in seeds]
     shared = [[value for value in row if value is not None] for row in rows if None not in row]
@@ -51,8 +51,8 @@ def behind_leader(scores: np.ndarray, level: float = LEVEL) -> list[Interval | N
 def variances(scores: np.ndarray) -> np.ndarray:
     """Estimate how much each method scatters, beyond the shift that a pair gives to all, with few pairs.
 
-    Formula: s̃² = (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1) mixes a method's own s², after each column's common shift
-    (its median over the methods) is taken off, with s₀², which is the median of all s² over that of χ²(n − 1)/(n − 1).
+    Formula: s̃² = (ν₀ · s₀² + (n − 1) · s²) / (ν₀ + n − 1) averages a method's own s², after each column's common shift
+    (its median over the methods) is taken off, and s₀², which is the median of all s² over that of χ²(n − 1)/(n − 1).
     ν₀ = 4.
     """
     count, n = scores.shape

@@ -1,11 +1,11 @@
-"""The grid: which cells a study has, and how long they train."""
+"""The grid: which setups a study has, and how long they train."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from normwise.records import Cell, Settings, Trial
+from normwise.records import Settings, Setup, Trial
 from normwise.study.racing import race
 from normwise.study.tuning import tuning
 
@@ -32,18 +32,18 @@ def training_steps(epochs: float, batch_size: int, samples: int, accumulate: int
     return max(1, round(epochs * (samples // batch_size) / accumulate))
 
 
-def tune_cells(settings: Settings, trials: Sequence[Trial] = ()) -> list[Cell]:
-    """The cells that choose the learning rates, as far as they are known."""
-    return [cell for b in settings.batch_sizes for cell in tuning(settings, trials, b).cells]
+def tune_setups(settings: Settings, trials: Sequence[Trial] = ()) -> list[Setup]:
+    """The setups that choose the learning rates, as far as they are known."""
+    return [setup for b in settings.batch_sizes for setup in tuning(settings, trials, b).setups]
 
 
-def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
-    """Every cell that can be known so far: the tuning, and the comparison where its learning rate has been chosen."""
+def due(settings: Settings, trials: Iterable[Trial]) -> list[Setup]:
+    """Every setup that can be known so far: the tuning, and the comparison where its learning rate has been chosen."""
     trials = list(trials)
     tuned = {b: tuning(settings, trials, b) for b in settings.batch_sizes}
     races = {b: race(settings, trials, b) for b in settings.batch_sizes}
-    return [cell for b in settings.batch_sizes for cell in tuned[b].cells] + [
-        Cell("final", method, b, tuned[b].chosen[method], seed)
+    return [setup for b in settings.batch_sizes for setup in tuned[b].setups] + [
+        Setup("final", method, b, tuned[b].chosen[method], seed)
         for b in settings.batch_sizes
         for turn, seed in enumerate(settings.seeds)
         for method in settings.methods
@@ -51,8 +51,8 @@ def due(settings: Settings, trials: Iterable[Trial]) -> list[Cell]:
     ]
 
 
-def total_cells(settings: Settings, trials: Iterable[Trial] = ()) -> int:
+def total_setups(settings: Settings, trials: Iterable[Trial] = ()) -> int:
     """How many trials a study has when it is finished, as far as is known: a race stops some, a search adds some."""
     trials = list(trials)
     finals = sum(race(settings, trials, b).most(m) for b in settings.batch_sizes for m in settings.methods)
-    return len(tune_cells(settings, trials)) + finals
+    return len(tune_setups(settings, trials)) + finals

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from normwise.records import Settings, Study, Trial
 from normwise.report.live import Ahead
-from normwise.study.plan import total_cells
+from normwise.study.plan import total_setups
 from normwise.study.racing import race
 from normwise.study.tuning import tuning
 
@@ -65,12 +65,12 @@ class Display(Live):
         self._bar_of_notebook = None if stream else notebook_output()
         if self._console.is_terminal:
             self._live = live_line(self._console, "{task.fields[left]}  {task.fields[best]}")
-            self._bar = self._live.add_task("", total=total_cells(settings), left="", best="", doing="")
+            self._bar = self._live.add_task("", total=total_setups(settings), left="", best="", doing="")
 
     def update(self, trials: Sequence[Trial], doing: str | None) -> None:
         """Show the state of the study."""
         left, best = time_left(self.settings, trials, self.workers), best_so_far(self.settings, trials)
-        total = total_cells(self.settings, trials)
+        total = total_setups(self.settings, trials)
         if self._live:
             self._live.update(self._bar, completed=len(trials), total=total, left=left, best=best, doing=doing or "")
             return
@@ -104,16 +104,16 @@ def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> 
 
 def seconds_left(settings: Settings, trials: Sequence[Trial]) -> float:
     """Estimate the training left: each open trial takes as long as its like have taken; 0 where that is not known."""
-    if not trials or len(trials) >= total_cells(settings, trials):
+    if not trials or len(trials) >= total_setups(settings, trials):
         return 0.0
     length = {"tune": settings.tune_share, "final": 1.0}
-    full = [(t.cell.method, t.cell.batch_size, t.seconds / length[t.cell.stage]) for t in trials]
+    full = [(t.setup.method, t.setup.batch_size, t.seconds / length[t.setup.stage]) for t in trials]
     overall = statistics.fmean(seconds for _, _, seconds in full)
-    done = Counter((t.cell.stage, t.cell.method, t.cell.batch_size) for t in trials)
+    done = Counter((t.setup.stage, t.setup.method, t.setup.batch_size) for t in trials)
     left = 0.0
     for batch_size in settings.batch_sizes:
         state = race(settings, trials, batch_size)
-        tunes = Counter(cell.method for cell in tuning(settings, trials, batch_size).cells)
+        tunes = Counter(setup.method for setup in tuning(settings, trials, batch_size).setups)
         for method in settings.methods:
             like = [s for m, b, s in full if (m, b) == (method, batch_size)]
             like = like or [s for _, b, s in full if b == batch_size] or [overall]
@@ -125,22 +125,22 @@ def seconds_left(settings: Settings, trials: Sequence[Trial]) -> float:
 
 def ahead(study: Study) -> Ahead:
     """Tell a live page what is still to be done."""
-    return Ahead(total_cells(study.settings, study.trials), seconds_left(study.settings, study.trials))
+    return Ahead(total_setups(study.settings, study.trials), seconds_left(study.settings, study.trials))
 
 
 def best_so_far(settings: Settings, trials: Sequence[Trial]) -> str:
     """Name the leading method of each batch size, by its final trials or, before there are any, its best tuning one."""
     found = []
     for batch_size in settings.batch_sizes:
-        here = [t for t in trials if t.cell.batch_size == batch_size]
+        here = [t for t in trials if t.setup.batch_size == batch_size]
         finals: dict[str, list[float]] = {}
         for t in here:
-            if t.cell.stage == "final":
-                finals.setdefault(t.cell.method, []).append(t.valid_score)
+            if t.setup.stage == "final":
+                finals.setdefault(t.setup.method, []).append(t.valid_score)
         if finals:
             method, scores = max(finals.items(), key=lambda item: statistics.fmean(item[1]))
             found.append(f"b{batch_size}: {method} {statistics.fmean(scores):.3f}")
         elif here:
             best = max(here, key=lambda t: t.valid_score)
-            found.append(f"b{batch_size}: {best.cell.method} {best.valid_score:.3f}")
+            found.append(f"b{batch_size}: {best.setup.method} {best.valid_score:.3f}")
     return "best so far " + ", ".join(found) if found else ""

@@ -119,9 +119,9 @@ def _scores(
     tuned: dict[str, float] = {}
     final = {}
     for t in trials:
-        if t.cell.batch_size == batch_size:
-            if t.cell.stage == "final":
-                final[t.cell.method, t.cell.seed] = t
-            elif t.cell.seed == settings.tune_seeds[0]:
-                tuned[t.cell.method] = max(tuned.get(t.cell.method, t.valid_score), t.valid_score)
+        if t.setup.batch_size == batch_size:
+            if t.setup.stage == "final":
+                final[t.setup.method, t.setup.seed] = t
+            elif t.setup.seed == settings.tune_seeds[0]:
+                tuned[t.setup.method] = max(tuned.get(t.setup.method, t.valid_score), t.valid_score)
     return tuned, final

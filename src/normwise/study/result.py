@@ -94,8 +94,8 @@ class Study(Tabular):
 
     def _rows(self) -> list[dict[str, Any]]:
         """Every training run, without its curve."""
-        nested = ("cell", "curve", "mixtures", "observed")
-        return [asdict(t.cell) | {k: v for k, v in asdict(t).items() if k not in nested} for t in self.trials]
+        nested = ("setup", "curve", "mixtures", "observed")
+        return [asdict(t.setup) | {k: v for k, v in asdict(t).items() if k not in nested} for t in self.trials]
 
     def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write ``study.json`` and ``report.html``; each is replaced whole or not at all.

@@ -25,8 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from normwise.errors import StoreError
 from normwise.files import parse_json
-from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
-from normwise.study.catalog import Finished, as_frozen, create, quiet
+from normwise.records import STUDY_VERSION, Settings, Setup, Trial, from_dict, to_dict
+from normwise.study.catalog import Finished, as_frozen, create, quiet, setup_of
 from normwise.study.database import LOCKED_FOR, TABLES, Database, File
 
 # So many rows in a row may be broken before the rest counts as lost.
@@ -135,17 +135,17 @@ def _read_through(about: dict[str, Any], trials: list[FrozenTrial]) -> None:
     version = about.get("version", 1)
     foreign = about.get("settings") is None
     if foreign or (isinstance(version, int) and version > STUDY_VERSION):
-        if foreign and any("cell" in trial.user_attrs for trial in trials):
+        if foreign and any(trial.user_attrs.keys() & {"setup", "cell"} for trial in trials):
             raise StoreError("the study's settings are missing")
         return
     settings = from_dict(Settings, about["settings"])
     Finished().of(trials)
     for trial in trials:
-        cell = from_dict(Cell, trial.user_attrs.get("cell"))
-        if not _belongs(cell, settings):
-            raise StoreError(f"the trial {cell.key} is not of this study")
-        if trial.state == TrialState.COMPLETE and trial.user_attrs["result"]["cell"] != trial.user_attrs["cell"]:
-            raise StoreError(f"the result of the trial {cell.key} is that of another")
+        setup = setup_of(trial)
+        if not _belongs(setup, settings):
+            raise StoreError(f"the trial {setup.key} is not of this study")
+        if trial.state == TrialState.COMPLETE and from_dict(Trial, trial.user_attrs["result"]).setup != setup:
+            raise StoreError(f"the result of the trial {setup.key} is that of another")
 
 
 def _is_hindered(error: BaseException) -> bool:
@@ -158,12 +158,12 @@ def _is_hindered(error: BaseException) -> bool:
     return any(word in text for word in _HINDERED)
 
 
-def _belongs(cell: Cell, settings: Settings) -> bool:
+def _belongs(setup: Setup, settings: Settings) -> bool:
     return (
-        cell.stage in ("tune", "final")
-        and cell.method in settings.methods
-        and cell.batch_size in settings.batch_sizes
-        and cell.seed in (*settings.seeds, *settings.tune_seeds)
+        setup.stage in ("tune", "final")
+        and setup.method in settings.methods
+        and setup.batch_size in settings.batch_sizes
+        and setup.seed in (*settings.seeds, *settings.tune_seeds)
     )
 
 
@@ -189,9 +189,9 @@ def _restore(storage: BaseStorage, name: str, kept: Salvaged, settings: Settings
     whole: dict[str, FrozenTrial] = {}
     for result in kept.results:
         with contextlib.suppress(StoreError):
-            cell = from_dict(Trial, result).cell
-            if settings is not None and _belongs(cell, settings):
-                whole[cell.key] = as_frozen(settings, cell, result)
+            setup = from_dict(Trial, result).setup
+            if settings is not None and _belongs(setup, settings):
+                whole[setup.key] = as_frozen(settings, setup, result)
     study.add_trials(list(whole.values()))
     return len(whole)
 

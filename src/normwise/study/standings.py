@@ -92,14 +92,14 @@ def standings_at(settings: Settings, trials: Sequence[Trial], batch_size: int) -
 
 def _standing(settings: Settings, runs: Sequence[Trial], tuning: Sequence[Trial], **compared: Any) -> Standing:
     """Add to what was compared what one method's own trials say."""
-    cell = runs[0].cell
+    setup = runs[0].setup
     # All methods tried the same.
-    rates = [t.cell.lr for t in tuning] or settings.lrs[str(cell.batch_size)]
+    rates = [t.setup.lr for t in tuning] or settings.lrs[str(setup.batch_size)]
     return Standing(
-        method=cell.method,
-        batch_size=cell.batch_size,
-        lr=cell.lr,
-        lr_at_edge=cell.lr in (min(rates), max(rates)),
+        method=setup.method,
+        batch_size=setup.batch_size,
+        lr=setup.lr,
+        lr_at_edge=setup.lr in (min(rates), max(rates)),
         runs=len(runs),
         diverged=_incomplete(runs),
         tune_diverged=_incomplete(tuning),
@@ -138,7 +138,7 @@ def _shares_of_wins(resampled: np.ndarray) -> np.ndarray:
 
 def _final_runs(settings: Settings, trials: Sequence[Trial], method: str, batch_size: int, count: int) -> list[Trial]:
     """A method's final trials in the order of the seeds; empty until it has run so many."""
-    by_seed = {t.cell.seed: t for t in trials if _is(t, "final", method, batch_size)}
+    by_seed = {t.setup.seed: t for t in trials if _is(t, "final", method, batch_size)}
     seeds = settings.seeds[:count]
     return [by_seed[seed] for seed in seeds] if all(seed in by_seed for seed in seeds) else []
 
@@ -148,7 +148,7 @@ def _tuning(trials: Sequence[Trial], method: str, batch_size: int) -> list[Trial
 
 
 def _is(trial: Trial, stage: str, method: str, batch_size: int) -> bool:
-    return (trial.cell.stage, trial.cell.method, trial.cell.batch_size) == (stage, method, batch_size)
+    return (trial.setup.stage, trial.setup.method, trial.setup.batch_size) == (stage, method, batch_size)
 
 
 def _valid(runs: Sequence[Trial]) -> list[float]:

@@ -10,7 +10,7 @@ takes the lock next first brings queue and plan into line (:meth:`Store._reconci
 Optuna cannot tell a trial that kills its worker (a crash in native code, all memory taken) from a worker that was
 killed by something else: after three deaths a trial counts as failed, so that it cannot take worker after worker.
 
-The lock keeps work from being done twice; that nothing is *counted* twice does not depend on it: a cell has one place
+The lock keeps work from being done twice; that nothing is *counted* twice does not depend on it: a setup has one place
 in the result, whoever finished it.
 """
 
@@ -32,8 +32,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from normwise.errors import InputError, StoreError
-from normwise.records import STUDY_VERSION, Cell, Settings, Trial, from_dict, to_dict
-from normwise.study.catalog import Finished, as_frozen, check_version, create, find, open_database, quiet, rename
+from normwise.records import STUDY_VERSION, Settings, Setup, Trial, from_dict, to_dict
+from normwise.study.catalog import (
+    Finished,
+    as_frozen,
+    check_version,
+    create,
+    find,
+    open_database,
+    quiet,
+    rename,
+    setup_of,
+)
 from normwise.study.database import Database, Storage, is_away
 from normwise.study.salvage import mended
 
@@ -95,20 +105,20 @@ class Store:
     def add(self, trials: list[Trial]) -> None:
         """Put finished trials into the study, such as those of another database."""
         with self.database.guarded(), quiet(), self._locked():
-            there = {t.cell.key for t in self.trials()}
+            there = {t.setup.key for t in self.trials()}
             for trial in trials:
-                if trial.cell.key not in there:
-                    self._study.add_trial(as_frozen(self.settings, trial.cell, to_dict(trial)))
+                if trial.setup.key not in there:
+                    self._study.add_trial(as_frozen(self.settings, trial.setup, to_dict(trial)))
 
     def work(
         self,
-        train: Callable[[Cell], Trial] | None,
-        due: Callable[[list[Trial]], list[Cell]],
+        train: Callable[[Setup], Trial] | None,
+        due: Callable[[list[Trial]], list[Setup]],
         on_change: OnChange = lambda trials, note: None,
         *,
         floor: float = 0.0,
     ) -> list[Trial]:
-        """Run cells until every due one is finished, together with any other process that works on the same store."""
+        """Run setups until every due one is finished, together with any other process that works on the same store."""
         pause = self.database.poll
         with self.database.guarded(), quiet():
             while True:
@@ -127,8 +137,8 @@ class Store:
 
     def _turn(
         self,
-        train: Callable[[Cell], Trial] | None,
-        due: Callable[[list[Trial]], list[Cell]],
+        train: Callable[[Setup], Trial] | None,
+        due: Callable[[list[Trial]], list[Setup]],
         on_change: OnChange,
         floor: float,
     ) -> tuple[int, int, list[Trial]]:
@@ -137,25 +147,25 @@ class Store:
             waiting, running, finished = self._reconcile(due, floor)
             if waiting and train is not None:
                 on_change(finished, None)
-                self._run_one(train, lambda cell: on_change(finished, cell.key))
+                self._run_one(train, lambda setup: on_change(finished, setup.key))
             return waiting, running, finished
 
-    def _run_one(self, train: Callable[[Cell], Trial], on_start: Callable[[Cell], None]) -> None:
+    def _run_one(self, train: Callable[[Setup], Trial], on_start: Callable[[Setup], None]) -> None:
         """Claim a waiting trial, release the lock, run it; leave it to another worker that took over meanwhile."""
         trial = self._study.ask()
         # The error is of a process that slept past the grace period (a closed laptop): another worker took over.
         with self._beating(trial.number), contextlib.suppress(UpdateFinishedTrialError):
             try:
                 given = trial.user_attrs
-                cell = from_dict(Cell, given["cell"])
+                setup = setup_of(trial)
                 # From here on the heartbeat tells whether this worker lives; see _reconcile.
                 trial.set_user_attr("claim", _claim(trial.number))
                 self._lock.release(force=True)
-                on_start(cell)
+                on_start(setup)
                 # A retried trial brings its result along where the worker died between writing it and saying so.
                 result = given.get("result")
                 if result is None:
-                    result = to_dict(train(cell))
+                    result = to_dict(train(setup))
                     self._insist(partial(trial.set_user_attr, "result", result))
             except BaseException:
                 with contextlib.suppress(Exception):
@@ -164,18 +174,18 @@ class Store:
                 raise
             self._study.tell(trial, result["valid_score"], skip_if_finished=True)
 
-    def _reconcile(self, due: Callable[[list[Trial]], list[Cell]], floor: float = 0.0) -> tuple[int, int, list[Trial]]:
-        """See that every due cell is finished, is trained by a living worker, or waits. The caller holds the lock."""
+    def _reconcile(self, due: Callable[[list[Trial]], list[Setup]], floor: float = 0.0) -> tuple[int, int, list[Trial]]:
+        """See that every due setup is finished, is trained by a living worker, or waits. The caller holds the lock."""
         optuna.storages.fail_stale_trials(self._study)
         trials = self._study.get_trials(deepcopy=False)
         finished = self._finished.of(trials)
-        wanted = {cell.key: cell for cell in due(finished)}
-        taken = {trial.cell.key for trial in finished}
+        wanted = {setup.key: setup for setup in due(finished)}
+        taken = {trial.setup.key for trial in finished}
         died = Counter(_key(trial) for trial in trials if _killed_its_worker(trial))
-        if deadly := [cell for key, cell in wanted.items() if key not in taken and died[key] >= DEATHS]:
-            for cell in deadly:
-                lost = Trial.lost(cell, floor, f"{died[cell.key]} processes died of it: out of memory, or a crash")
-                self._study.add_trial(as_frozen(self.settings, cell, to_dict(lost)))
+        if deadly := [setup for key, setup in wanted.items() if key not in taken and died[key] >= DEATHS]:
+            for setup in deadly:
+                lost = Trial.lost(setup, floor, f"{died[setup.key]} processes died of it: out of memory, or a crash")
+                self._study.add_trial(as_frozen(self.settings, setup, to_dict(lost)))
             return self._reconcile(due, floor)
         running = 0
         for trial in trials:
@@ -194,11 +204,11 @@ class Store:
                 else:
                     waiting += 1
                     taken.add(key)
-        for key, cell in wanted.items():
+        for key, setup in wanted.items():
             if waiting >= _AHEAD:
                 break
             if key not in taken:
-                self._study.add_trial(as_frozen(self.settings, cell))
+                self._study.add_trial(as_frozen(self.settings, setup))
                 waiting += 1
         return waiting, running, finished
 
@@ -287,7 +297,7 @@ def _claim(number: int) -> dict[str, Any]:
 
 
 def _key(trial: FrozenTrial) -> str:
-    return from_dict(Cell, trial.user_attrs["cell"]).key
+    return setup_of(trial).key
 
 
 def _own_methods_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:

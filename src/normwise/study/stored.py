@@ -16,7 +16,7 @@ from normwise.errors import StoreError
 from normwise.records import Settings, Trial
 from normwise.study.catalog import Finished, check_version, find, open_database, quiet
 from normwise.study.database import Database
-from normwise.study.plan import total_cells
+from normwise.study.plan import total_setups
 from normwise.study.salvage import damage_of
 from normwise.study.verdict import judge
 
@@ -55,7 +55,7 @@ def summaries(where: str | os.PathLike[str]) -> list[Summary]:
                     study=study.study_name,
                     task=settings.task if settings else None,
                     finished=len(finished) if settings else states[TrialState.COMPLETE],
-                    total=total_cells(settings, finished) if settings else None,
+                    total=total_setups(settings, finished) if settings else None,
                     running=states[TrialState.RUNNING],
                     version=study.user_attrs.get("version", 1),
                 )
@@ -93,7 +93,7 @@ def draw_up(settings: Settings, about: dict[str, Any], trials: list[Trial]) -> r
         standings=standings,
         verdicts=verdicts,
         seconds=sum(trial.seconds for trial in trials),
-        finished=len(trials) >= total_cells(settings, trials),
+        finished=len(trials) >= total_setups(settings, trials),
         costs=costs,
     )
 

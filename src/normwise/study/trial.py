@@ -1,4 +1,4 @@
-"""Train one cell: same cell, same numbers."""
+"""Train one setup: same setup, same numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +22,9 @@ from normwise import devices
 from normwise.errors import InputError, described
 from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
-from normwise.records import Cell, Mixture, Point, Trial
+from normwise.records import Mixture, Point, Setup, Trial
 from normwise.study.compute import Stepper
-from normwise.study.data import Part, Samples, Sent, Wanted, read, tensors_of
+from normwise.study.data import Part, Samples, Sent, Wanted, given_to, read, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
@@ -113,7 +113,7 @@ class _Losses:
 
 
 class Trainer:
-    """Turns cells into trials.
+    """Turns setups into trials.
 
     For a given batch size and seed every method starts from the same weights (the normalization layers draw no random
     numbers) and sees the same samples in the same order, on every device. torch's global random state and thread count
@@ -130,8 +130,8 @@ class Trainer:
         # This process alone, unless it is one of several that train a trial together.
         self.ranks = _ALONE
 
-    def __call__(self, cell: Cell) -> Trial:
-        """Train one cell; a divergence, or an error raised by the model, is a result too."""
+    def __call__(self, setup: Setup) -> Trial:
+        """Train one setup; a divergence, or an error raised by the model, is a result too."""
         began, log, task = time.perf_counter(), _Log(), self.task
         state, reason = "complete", None
         lost: tuple[float, float | None] = (task.floor, None)
@@ -139,9 +139,9 @@ class Trainer:
         device = task.compute.device
         with isolated(task), devices.deterministic(device) as undetermined:
             try:
-                model = build_model(task, cell)
+                model = build_model(task, setup)
                 log.parameters = sum(p.numel() for p in model.parameters())
-                self._watched(model, cell, log)
+                self._watched(model, setup, log)
                 valid, test = (evaluate(model, task, part) for part in (task.splits.valid, task.splits.test))
             except DivergedError as error:
                 state, reason = "diverged", str(error)
@@ -156,7 +156,7 @@ class Trainer:
         if undetermined:
             log.notes.append(f"not deterministic on {devices.name(device)}: {', '.join(undetermined)}")
         return Trial(
-            cell=cell,
+            setup=setup,
             state=state,
             valid_score=valid[0],
             test_score=test[0],
@@ -174,30 +174,30 @@ class Trainer:
             notes=log.notes,
         )
 
-    def _watched(self, model: nn.Module, cell: Cell, log: _Log) -> None:
+    def _watched(self, model: nn.Module, setup: Setup, log: _Log) -> None:
         """Train, with the task's observer if it has one."""
-        observer = self.task.observe(model, self.task, cell) if self.task.observe else None
+        observer = self.task.observe(model, self.task, setup) if self.task.observe else None
         try:
-            step = self._train(model, cell, log, observer)
+            step = self._train(model, setup, log, observer)
         finally:
             if observer is not None:
                 observed = observer.result()
                 json.dumps(observed, allow_nan=False)  # Refused here, where only this trial is lost.
                 log.observed = observed
         log.mixtures = list(importance(model))
-        log.peak = self._peak(model, cell, step)
+        log.peak = self._peak(model, setup, step)
 
-    def _train(self, model: nn.Module, cell: Cell, log: _Log, observer: Observer | None) -> Callable[[], object]:
+    def _train(self, model: nn.Module, setup: Setup, log: _Log, observer: Observer | None) -> Callable[[], object]:
         """Train to the end; give the last step, to be done once more."""
-        task, total = self.task, self.steps[cell.batch_size]
-        if cell.stage == "tune":
+        task, total = self.task, self.steps[setup.batch_size]
+        if setup.stage == "tune":
             total = max(1, round(total * self.tune_share))
         trained = self.ranks.wrap(model)
-        optimizer, schedule = task.optimize(model, cell.lr, total)
+        optimizer, schedule = task.optimize(model, setup.lr, total)
         stepper = Stepper(optimizer, task.compute)
         step = training_step(task, trained, stepper, self.ranks)
-        batches = training_batches(task, cell)
-        per_epoch = max(1, task.splits.train.size // cell.batch_size // task.accumulate)
+        batches = training_batches(task, setup)
+        per_epoch = max(1, task.splits.train.size // setup.batch_size // task.accumulate)
         marks = {round(total * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
         losses, told = _Losses(), 0
         # The host itself waits for nothing. An observer is told of each step.
@@ -229,7 +229,7 @@ class Trainer:
                 log.step = bad + 1
                 raise DivergedError(f"the loss became {losses.values[bad]} at step {log.step} of {total}")
             if marked:
-                epoch = round(log.step * task.accumulate * cell.batch_size / task.splits.train.size, 4)
+                epoch = round(log.step * task.accumulate * setup.batch_size / task.splits.train.size, 4)
                 score, _ = evaluate(model, task, task.splits.valid)
                 log.curve.append(Point(log.step, epoch, statistics.fmean(losses.values[told:]), score))
                 told = log.step
@@ -237,9 +237,9 @@ class Trainer:
             log.notes.append(f"{skipped} of {total} steps left out: their gradients were beyond float16")
         return partial(step, parts)
 
-    def _peak(self, model: nn.Module, cell: Cell, step: Callable[[], object]) -> int | None:
+    def _peak(self, model: nn.Module, setup: Setup, step: Callable[[], object]) -> int | None:
         """Measure a step's memory once per method and batch size; the weights it changes are put back."""
-        key = cell.method, cell.batch_size
+        key = setup.method, setup.batch_size
         if self.measure_memory and key not in self._peaks:
             before = {name: t.clone() for name, t in model.state_dict().items()}
             self._peaks[key] = peak_bytes(step, self.task.compute.device)
@@ -247,24 +247,25 @@ class Trainer:
         return self._peaks.get(key)
 
 
-def build_model(task: Task, cell: Cell) -> nn.Module:
-    """Build a cell's model: fresh weights from the cell's seed, equal for every method and on every device.
+def build_model(task: Task, setup: Setup) -> nn.Module:
+    """Build a setup's model: fresh weights from the setup's seed, equal for every method and on every device.
 
     ``weight(init=data)`` sets the lengths by a first look at some training data, the same for a seed.
     """
     home = task.home or task
-    torch.manual_seed(cell.seed)
-    model = home.build(cell.method)
-    if task.options(cell.method).get("init") == "data":
+    torch.manual_seed(setup.seed)
+    model = home.build(setup.method)
+    if task.options(setup.method).get("init") == "data":
         train = home.splits.train
-        first = torch.randperm(train.size, generator=torch.Generator().manual_seed(cell.seed))[:_INITIAL]
-        batch = train.take(first).load(cell.seed)
+        first = torch.randperm(train.size, generator=torch.Generator().manual_seed(setup.seed))[:_INITIAL]
+        batch = train.take(first).load(setup.seed)
         if not isinstance(batch, Part):
             raise InputError("weight(init=data) needs batches of (inputs, targets): use weight")
-        weight_norm_init(model, *tensors_of(batch.inputs))
+        given = given_to(model, batch.inputs)
+        weight_norm_init(model, **given) if isinstance(given, Mapping) else weight_norm_init(model, *tensors_of(given))
     model = task.compute.settle(model.train())
     # Again, so that dropout draws the same numbers even where a model drew more of them for one method.
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(setup.seed)
     return model
 
 
@@ -285,32 +286,32 @@ def training_step(task: Task, model: nn.Module, stepper: Stepper, ranks: Ranks =
     return step
 
 
-def training_batches(task: Task, cell: Cell) -> Iterator[Part]:
-    """Give a cell's training batches for ever, augmented if the task says so."""
+def training_batches(task: Task, setup: Setup) -> Iterator[Part]:
+    """Give a setup's training batches for ever, augmented if the task says so."""
     workers = task.compute.num_workers
     if task.augment is None:
-        yield from data_order(task.splits.train, cell, workers)
+        yield from data_order(task.splits.train, setup, workers)
         return
     # On the CPU, where its generator draws.
-    generator = torch.Generator().manual_seed(cell.seed)
-    for batch in data_order((task.home or task).splits.train, cell, workers):
+    generator = torch.Generator().manual_seed(setup.seed)
+    for batch in data_order((task.home or task).splits.train, setup, workers):
         yield devices.move(task.augment(batch, generator), task.compute.device)
 
 
-def data_order(train: Part | Samples | Sent, cell: Cell, num_workers: int = 0) -> Iterator[Part]:
-    """Give batches of a cell for ever: a new shuffle each epoch, the same for every method, full batches only."""
-    return read(train, _order(train, cell), num_workers)
+def data_order(train: Part | Samples | Sent, setup: Setup, num_workers: int = 0) -> Iterator[Part]:
+    """Give batches of a setup for ever: a new shuffle each epoch, the same for every method, full batches only."""
+    return read(train, _order(train, setup), num_workers)
 
 
-def _order(train: Part | Samples | Sent, cell: Cell) -> Iterator[Wanted]:
+def _order(train: Part | Samples | Sent, setup: Setup) -> Iterator[Wanted]:
     """Which samples make the batches; drawn on the CPU and brought where the data lie."""
-    generator = torch.Generator().manual_seed(cell.seed)
-    samples, size = train.size, cell.batch_size
+    generator = torch.Generator().manual_seed(setup.seed)
+    samples, size = train.size, setup.batch_size
     place = tensors_of(train.inputs)[0].device if isinstance(train, Part) else devices.CPU
     for epoch in count():
         order = torch.randperm(samples, generator=generator).to(place)
         for start in range(0, samples - size + 1, size):
-            yield order[start : start + size], cell.seed + 1_000_003 * (epoch * samples + start + 1)
+            yield order[start : start + size], setup.seed + 1_000_003 * (epoch * samples + start + 1)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 
 from normwise.errors import InputError
-from normwise.records import Cell, Settings, Trial
+from normwise.records import Settings, Setup, Trial
 from normwise.study.pairs import LEVEL, PRIOR, variances
 
 # A single seed does not show how much scores scatter: on it, rates within so many tolerances are near each other.
@@ -24,10 +24,10 @@ NEAR = 10
 
 @dataclass(frozen=True)
 class Tuning:
-    """The search at one batch size: the rates it has come to, the cells it asks for, and the rates chosen so far."""
+    """The search at one batch size: the rates it has come to, the setups it asks for, and the rates chosen so far."""
 
     rates: list[float]
-    cells: list[Cell]
+    setups: list[Setup]
     chosen: dict[str, float]
 
 
@@ -68,13 +68,13 @@ def tuning(settings: Settings, trials: Iterable[Trial], batch_size: int) -> Tuni
         chosen = search.on_first([*grid, *(lr for lr in rates if lr not in grid)])
         if len(chosen) < len(settings.methods):
             # Where the search cannot go on, no method waits for the others.
-            return Tuning(rates, search.cells, {} if settings.search or settings.tune_ties else chosen)
+            return Tuning(rates, search.setups, {} if settings.search or settings.tune_ties else chosen)
         step = beyond(chosen)
         if not any(step):
             chosen = search.on_more()
             step = beyond(chosen)
             if not chosen or not any(step):
-                return Tuning(rates, search.cells, chosen)
+                return Tuning(rates, search.setups, chosen)
             # With as many more, those that were among the best stay so, and every method has run as many.
             search.best += sum(step)
         low, high = low - step[0], high + step[1]
@@ -85,15 +85,15 @@ class _Search:
 
     def __init__(self, settings: Settings, trials: Iterable[Trial], batch_size: int) -> None:
         self.settings, self.batch_size = settings, batch_size
-        self._done = {t.cell.key: t for t in trials if t.cell.stage == "tune" and t.cell.batch_size == batch_size}
-        self._asked: dict[str, Cell] = {}
+        self._done = {t.setup.key: t for t in trials if t.setup.stage == "tune" and t.setup.batch_size == batch_size}
+        self._asked: dict[str, Setup] = {}
         self._leading: dict[str, list[float]] = {}
         self.best = 2
         first = len(settings.tune_seeds) - settings.tune_ties
         self._seeds, self._kept = settings.tune_seeds[:first], settings.tune_seeds[first:]
 
     @property
-    def cells(self) -> list[Cell]:
+    def setups(self) -> list[Setup]:
         return list(self._asked.values())
 
     def on_first(self, rates: Sequence[float]) -> dict[str, float]:
@@ -115,15 +115,15 @@ class _Search:
     def _tried(self, seeds: Sequence[int], rates: Mapping[str, Sequence[float]]) -> dict[str, list[Trial]]:
         """Ask for each method's rates on each seed; give the trials of the methods that are done."""
         every = dict.fromkeys(lr for of_one in rates.values() for lr in of_one)
-        cells = [
-            Cell("tune", method, self.batch_size, lr, seed)
+        setups = [
+            Setup("tune", method, self.batch_size, lr, seed)
             for seed in seeds
             for lr in every
             for method in rates
             if lr in rates[method]
         ]
-        self._asked.update((cell.key, cell) for cell in cells)
-        asked = {method: [cell.key for cell in cells if cell.method == method] for method in rates}
+        self._asked.update((setup.key, setup) for setup in setups)
+        asked = {method: [setup.key for setup in setups if setup.method == method] for method in rates}
         return {m: [self._done[k] for k in keys] for m, keys in asked.items() if all(k in self._done for k in keys)}
 
     def _are_near(self, tried: Mapping[str, Sequence[Trial]]) -> bool:
@@ -132,7 +132,7 @@ class _Search:
         if min(map(len, rates.values())) < 2:
             return False
         scores = np.array([
-            [[t.valid_score for t in of if t.cell.lr == lr] for lr in rates[method]] for method, of in tried.items()
+            [[t.valid_score for t in of if t.setup.lr == lr] for lr in rates[method]] for method, of in tried.items()
         ])
         tolerance, (_, _, n) = self.settings.tolerance, scores.shape
         reach = np.full(len(scores), NEAR * tolerance)
@@ -149,7 +149,7 @@ def by_merit(trials: Iterable[Trial]) -> list[float]:
     """Order the rates of one method's trials: highest mean validation score, then lowest loss, then smallest rate."""
     by_lr: dict[float, list[Trial]] = {}
     for trial in trials:
-        by_lr.setdefault(trial.cell.lr, []).append(trial)
+        by_lr.setdefault(trial.setup.lr, []).append(trial)
 
     def merit(lr: float) -> tuple[float, float, float]:
         same = by_lr[lr]

@@ -196,8 +196,8 @@ def _lost_sentence(standing: Standing, trials: Sequence[Trial]) -> str:
     lost = [
         t
         for t in trials
-        if t.cell.stage == "final"
-        and (t.cell.method, t.cell.batch_size) == (standing.method, standing.batch_size)
+        if t.setup.stage == "final"
+        and (t.setup.method, t.setup.batch_size) == (standing.method, standing.batch_size)
         and t.state != "complete"
     ]
     kind = "failed" if any(t.state == "failed" for t in lost) else "diverged"

@@ -83,7 +83,7 @@ def rebuild(store: Store) -> Task:
 
 
 def trainer_of(task: Task, settings: Settings, measure_memory: bool = True) -> Trainer | Distributed:
-    """Give the trainer of a study's cells: of one process or, where the settings ask for several devices, of more."""
+    """Give the trainer of a study's setups: of one process or, where the settings ask for several devices, of more."""
     samples, each = task.splits.train.size, task.accumulate
     steps = {b: training_steps(settings.epochs[str(b)], b, samples, each) for b in settings.batch_sizes}
     trainer = Trainer(task.on(Compute.of(settings)), steps, measure_memory, tune_share=settings.tune_share)

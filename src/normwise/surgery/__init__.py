@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from normwise.surgery.conversion import Conversion
     from normwise.surgery.convert import convert
     from normwise.surgery.description import NormLayer
-    from normwise.surgery.fold import Folding, fold
+    from normwise.surgery.fold import fold
+    from normwise.surgery.folding import Folding
     from normwise.surgery.freeze import audit_frozen, freeze, frozen_layers, is_frozen, statistics_paused, unfreeze
     from normwise.surgery.harden import Hardening, harden
     from normwise.surgery.heads import HeadNorms, qk_norm
-    from normwise.surgery.inspect import Inspection, inspect
+    from normwise.surgery.inspect import inspect
+    from normwise.surgery.inspection import Inspection
     from normwise.surgery.layers import describe, find
     from normwise.surgery.to_torch import Returned, to_torch
 
@@ -66,11 +68,13 @@ offer(
         "conversion": "Conversion",
         "convert": "convert",
         "description": "NormLayer",
-        "fold": "Folding fold",
+        "fold": "fold",
+        "folding": "Folding",
         "freeze": "audit_frozen freeze frozen_layers is_frozen statistics_paused unfreeze",
         "harden": "Hardening harden",
         "heads": "HeadNorms qk_norm",
-        "inspect": "Inspection inspect",
+        "inspect": "inspect",
+        "inspection": "Inspection",
         "layers": "describe find",
         "to_torch": "Returned to_torch",
     },

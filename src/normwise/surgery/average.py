@@ -182,4 +182,4 @@ def _instance_norms(model: nn.Module | None) -> set[str]:
     if model is None:
         return set()
     model_given(model, "average_states")
-    return {name for found in find(model) if found.layer.method == "instance" for name in found.names}
+    return {name for found in find(model) if found.layer.traits.tracks_samples for name in found.names}

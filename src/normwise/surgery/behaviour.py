@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from normwise.methods import L2, METHODS, RMS, Group
 from normwise.parametrize._copies import deep_copy
 from normwise.surgery.description import NormLayer, unhooked
+from normwise.surgery.roles import explained, is_length
+from normwise.surgery.ways import Fit, Way, broadcast, explain, gatings, named, per_channel
 
 # Of the largest output. Norms compute in float32 at least, whatever comes; a real difference is far larger.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
@@ -29,54 +31,6 @@ _SMALL = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 _ANY = 12
 # The most that is tried as numbers per head and channel, and as channels that an attribute tells of.
 _GRID, _MOST = 1 << 16, 1 << 13
-_GATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-    "identity": lambda gate: gate,
-}
-
-
-class Way(NamedTuple):
-    """One way to normalize: ``groups`` of channels along ``axis`` share a statistic over ``pool``."""
-
-    pool: str
-    axis: int
-    groups: int
-    centred: bool
-    # Whether each of the last two axes' elements has a scale of its own (heads and channels).
-    grid: bool = False
-
-    def __call__(self, x: Tensor, eps: float = 0.0) -> Tensor:
-        """Normalize."""
-        parts = self.split(x)
-        return self.join(parts * torch.rsqrt(parts.square().mean(self.dims(parts), keepdim=True) + eps), x)
-
-    def split(self, x: Tensor) -> Tensor:
-        """The input as (N, ..., groups, channels of a group), without its mean where that is taken off."""
-        moved = x.movedim(self.axis, -1)
-        parts = moved.unflatten(-1, (self.groups, -1))
-        return parts - parts.mean(self.dims(parts), keepdim=True) if self.centred else parts
-
-    def join(self, parts: Tensor, x: Tensor) -> Tensor:
-        """The other way round."""
-        return parts.flatten(-2).movedim(-1, self.axis)
-
-    def dims(self, parts: Tensor) -> tuple[int, ...]:
-        """The axes of what :meth:`split` gives that share a statistic."""
-        if self.pool == "token":
-            return (-1,)
-        inner = range(1, parts.ndim - 2) if self.pool == "sample" else range(parts.ndim - 2)
-        return (*inner, parts.ndim - 1)
-
-
-class _Fit(NamedTuple):
-    """A way, and the scale and shift of each channel that explain the output best."""
-
-    way: Way
-    scale: Tensor
-    shift: Tensor
-    error: float
 
 
 def read(module: torch.nn.Module) -> NormLayer | None:
@@ -224,26 +178,26 @@ class _Trial:
         """Read it as a squashing function of each element by itself: DyT or Derf."""
         x = self._input(shape, size=1.0)
         y = self._output(x, 1)
-        numbers = {name: getattr(self._twin, name) for name, t in self.own.items() if t.numel() == 1}
-        for a, alpha in numbers.items():
-            for method, inner in [("dyt", torch.tanh(alpha * x))] + [
-                ("derf", torch.erf(alpha * x + shift)) for s, shift in [*numbers.items(), ("", 0.0)] if s != a
-            ]:
-                scale, shift, error = _per_channel(inner.double(), y.double(), Way("token", -1, 1, False))
-                if error < self._tolerance and bool((scale.abs() > 1e-6).any()):
+        numbers = [getattr(self._twin, name) for name, t in self.own.items() if t.numel() == 1]
+        way = Way("token", -1, 1, False)
+        curves = [(method, method.curve) for method in METHODS.values() if method.curve is not None]
+        for method, curve in curves:
+            for given in permutations([*numbers, x.new_zeros(())], len(method.learned)):
+                inner = curve(x, **dict(zip(method.learned, given, strict=True)))
+                fit = Fit(way, *per_channel(inner.double(), y.double(), way))
+                if fit.error < self._tolerance and bool((fit.scale.abs() > 1e-6).any()):
                     learned = {n: t for n, t in self.own.items() if t.numel() > 1}
-                    fits = [_Fit(Way("token", -1, 1, False), scale, shift, error)]
-                    names = self._roles(fits, learned)
-                    return self._layer(method, shape, -1, 0.0, names, learned, per_token=True)
+                    names = self._roles([fit], learned)
+                    return self._layer(method.name, shape, -1, 0.0, names, learned, per_token=True)
         return None
 
     def normalizer(self, shape: tuple[int, ...], axes: tuple[int, ...], arity: int) -> NormLayer | None:
         """Read it as a division by a statistic of several values."""
         x, gate = self._input(shape), self._gate(shape) if arity == 2 else None
         y = self._output(x, arity).double()
-        for gating, inner, outer in _gatings(x.double(), gate):
+        for gating, inner, outer in gatings(x.double(), gate):
             for way in self._ways(shape, axes):
-                fit = _fit(way, inner, y, outer)
+                fit = explain(way, inner, y, outer)
                 if fit.error < self._tolerance:
                     return self._proven(way, gating, shape, arity)
         return None
@@ -282,23 +236,23 @@ class _Trial:
         self._twin.training = True
         in_training = self._fit_again(way, gating, shape, arity)
         differs = "it computes something else in training" if in_training.error > self._tolerance else None
-        method, pool_problem = _named(way, shape)
+        method, pool_problem = named(way, shape)
         gated = None if gating == "" else f"it takes a second input ({gating})"
         return self._layer(
             *(method, shape, way.axis, eps, names, learned),
             per_token=way.pool == "token",
-            groups=None if method not in ("group",) and not (way.pool == "token" and way.groups > 1) else way.groups,
+            groups=None if method != Group.name and not (way.pool == "token" and way.groups > 1) else way.groups,
             gate=gating or None,
             problem=gated or pool_problem or names.problem or how or differs,
         )
 
-    def _fit_again(self, way: Way, gating: str, shape: tuple[int, ...], arity: int, size: float = 100.0) -> _Fit:
+    def _fit_again(self, way: Way, gating: str, shape: tuple[int, ...], arity: int, size: float = 100.0) -> Fit:
         x, gate = self._input(shape, size), self._gate(shape) if arity == 2 else None
         y = self._output(x, arity).double()
-        inner, outer = next((inner, outer) for name, inner, outer in _gatings(x.double(), gate) if name == gating)
-        return _fit(way, inner, y, outer)
+        inner, outer = next((inner, outer) for name, inner, outer in gatings(x.double(), gate) if name == gating)
+        return explain(way, inner, y, outer)
 
-    def _eps(self, way: Way, gating: str, shape: tuple[int, ...], arity: int, fit: _Fit) -> tuple[float, str | None]:
+    def _eps(self, way: Way, gating: str, shape: tuple[int, ...], arity: int, fit: Fit) -> tuple[float, str | None]:
         """What is added under the root, and a word on it where it enters elsewhere."""
         stated = small_number(self.module)
         if self.dtype not in _TOLERANCE or gating:
@@ -314,10 +268,10 @@ class _Trial:
                 return (0.0 if eps < 1e-20 else eps), told
         return stated, "its eps enters in a way of its own"
 
-    def _divisor(self, way: Way, shape: tuple[int, ...], arity: int, fit: _Fit, size: float) -> tuple[Tensor, Tensor]:
+    def _divisor(self, way: Way, shape: tuple[int, ...], arity: int, fit: Fit, size: float) -> tuple[Tensor, Tensor]:
         """The deviation of small values that share a statistic, and what they are divided by."""
         x = self._input(shape, size)
-        scale, shift = (_broadcast(t, x, way) for t in (fit.scale, fit.shift))
+        scale, shift = (broadcast(t, x, way) for t in (fit.scale, fit.shift))
         # Of zeros nothing is left but the shift, without the rounding of a fit.
         nothing = self._twin.forward(torch.zeros_like(x)).double()
         shift = torch.where(nothing.isfinite(), nothing, shift)
@@ -329,12 +283,12 @@ class _Trial:
         return squares.mean(dims).sqrt(), 1 / gain
 
     def _roles(
-        self, fits: list[_Fit], learned: dict[str, Tensor], values: list[dict[str, Tensor]] | None = None
+        self, fits: list[Fit], learned: dict[str, Tensor], values: list[dict[str, Tensor]] | None = None
     ) -> _Roles:
         """Which parameter is the scale, as it is or as an offset, and which the shift."""
         values = values or [self._values()]
-        scale = _explained([fit.scale for fit in fits], learned, values, self._tolerance)
-        shift = _explained([fit.shift for fit in fits], learned, values, self._tolerance)
+        scale = explained([fit.scale for fit in fits], learned, values, self._tolerance)
+        shift = explained([fit.shift for fit in fits], learned, values, self._tolerance)
         problem = None
         if scale is None or shift is None:
             problem = f"its scale or shift is computed from {', '.join(learned)} in a way of its own"
@@ -349,7 +303,7 @@ class _Trial:
             shift.name if shift else None,
             float(scale.offset) if scale and scale.name else 0.0,
             problem,
-            bool(scale) and _is_length(scale, fits[0].scale.shape[-1]),  # type: ignore[arg-type]
+            bool(scale) and is_length(scale, fits[0].scale.shape[-1]),  # type: ignore[arg-type]
         )
 
     def _layer(
@@ -376,7 +330,7 @@ class _Trial:
         if isinstance(self.module, torch.jit.ScriptModule):
             problem = problem or "it is scripted: take the module that it was scripted from"
         return NormLayer(
-            "l2" if names.unit_length and method == "rms" else method,
+            L2.name if names.unit_length and method == RMS.name else method,
             shape[axis] if known else 0,
             eps,
             num_groups=groups,
@@ -427,97 +381,6 @@ class _Roles(NamedTuple):
     offset: float
     problem: str | None
     unit_length: bool
-
-
-class _Explained(NamedTuple):
-    """A quantity as ``factor`` · parameter + ``offset``; without a name it is the offset alone."""
-
-    name: str | None
-    factor: float
-    offset: float
-
-
-def _explained(
-    seen: list[Tensor], learned: dict[str, Tensor], values: list[dict[str, Tensor]], tolerance: float
-) -> _Explained | None:
-    """Which parameter a scale or shift follows, if one."""
-    wanted = torch.cat([t.flatten() for t in seen])
-    size = float(wanted.abs().max())
-    if size < 1e-6 or float((wanted - wanted.mean()).abs().max()) < 10 * tolerance * max(size, 1.0):
-        return _Explained(None, 0.0, 0.0 if size < 10 * tolerance else float(wanted.mean()))
-    for name in learned:
-        given = torch.cat([
-            v[name].flatten().expand(s.numel()) if v[name].numel() == 1 else v[name].flatten()
-            for v, s in zip(values, seen, strict=False)
-        ])
-        if given.shape != wanted.shape or float(given.std()) < 1e-9:
-            continue
-        factor = float(
-            ((given - given.mean()) * (wanted - wanted.mean())).sum() / (given - given.mean()).square().sum()
-        )
-        offset = float(wanted.mean() - factor * given.mean())
-        if float((factor * given + offset - wanted).abs().max()) < 10 * tolerance * size:
-            return _Explained(name, factor, offset if abs(offset) > 1e-3 else 0.0)
-    return None
-
-
-def _is_length(scale: _Explained, channels: int) -> bool:
-    """Whether the result's length is 1, or the parameter, and not √channels times that."""
-    factor = scale.factor if scale.name else scale.offset
-    return channels > 1 and math.isclose(factor, channels**-0.5, rel_tol=1e-3)
-
-
-def _gatings(x: Tensor, gate: Tensor | None) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """What a second input may do: its name, what is normalized then, and what the result is multiplied by."""
-    if gate is None:
-        yield "", x, None
-        return
-    gate = gate.double()
-    for name, function in _GATES.items():
-        yield f"times {name} of the second, after", x, function(gate)
-        yield f"times {name} of the second, before", x * function(gate), None
-    yield "the second added before", x + gate, None
-
-
-def _fit(way: Way, inner: Tensor, y: Tensor, outer: Tensor | None) -> _Fit:
-    if outer is not None:
-        y = torch.where(outer.abs() > 1e-3, y / outer, float("nan"))
-    return _Fit(way, *_per_channel(way(inner), y, way))
-
-
-def _per_channel(z: Tensor, y: Tensor, way: Way) -> tuple[Tensor, Tensor, float]:
-    """Scale and shift of each channel by least squares, and the largest error relative to the largest value."""
-    z, y = ((t.flatten(-2) if way.grid else t).movedim(way.axis, 0).flatten(1) for t in (z, y))
-    known = y.isfinite()
-    y, weight = torch.where(known, y, 0.0), known.double()
-    count = weight.sum(1, keepdim=True).clamp_min(1)
-    mean_z, mean_y = ((t * weight).sum(1, keepdim=True) / count for t in (z, y))
-    dz, dy = (z - mean_z) * weight, (y - mean_y) * weight
-    scale = (dz * dy).sum(1, keepdim=True) / dz.square().sum(1, keepdim=True).clamp_min(1e-300)
-    error = (dy - scale * dz).abs().max() / y.abs().max().clamp_min(1e-300)
-    flat = bool(scale.abs().max() <= 1e-6)
-    return scale[:, 0], (mean_y - scale * mean_z)[:, 0], math.inf if flat else float(error)
-
-
-def _broadcast(values: Tensor, y: Tensor, way: Way) -> Tensor:
-    if way.axis == -1:
-        return values.reshape(y.shape[-2:]) if way.grid else values
-    return values.reshape(-1, *(1,) * (y.ndim - 2))
-
-
-def _named(way: Way, shape: tuple[int, ...]) -> tuple[str, str | None]:
-    """The method's name, and why it is not the plain one."""
-    channels = shape[way.axis]
-    if way.pool == "token" and way.groups == 1:
-        return "layer" if way.centred else "rms", None
-    if way.pool == "token":
-        each = f"it takes a statistic over each {channels // way.groups} of its {channels} channels"
-        return "layer" if way.centred else "rms", each
-    if not way.centred:
-        return "rms", "it takes its statistics over several positions"
-    if way.pool == "batch":
-        return "batch", None
-    return {1: "layer", channels: "instance"}.get(way.groups, "group"), None
 
 
 def small_number(module: torch.nn.Module) -> float:

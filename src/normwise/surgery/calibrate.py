@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normwise.arguments.data import batches_of
+from normwise.arguments.renamed import renamed
 from normwise.core.method import Method
 from normwise.core.moments import Moments, pool
 from normwise.errors import InputError, NormwiseError
-from normwise.nn._checks import batches_given, callable_given, model_given, number_given
+from normwise.nn._checks import callable_given, model_given, number_given
 from normwise.surgery.description import is_ours
 from normwise.surgery.freeze import is_frozen
 from normwise.surgery.layers import Found, Where, chosen
@@ -78,13 +80,15 @@ class Calibration:
         return "\n".join(lines)
 
 
+@renamed("loader", "data", until="0.3")
 def calibrate(
     model: nn.Module,
-    loader: Iterable[Any],
+    data: Any,
     *,
     forward: Forward | None = None,
     layerwise: bool = False,
     batches: int | None = None,
+    batch_size: int | None = None,
     where: Where = None,
     copy: bool = False,
     report: Callable[[Calibration], object] | None = None,
@@ -108,11 +112,13 @@ def calibrate(
 
     Args:
         model: changed in place.
-        loader: gives batches; a one-off iterator is read into memory if ``layerwise``.
+        data: any of the :ref:`forms of data <arguments>`, of parts the training part; of a loader or a list the batches
+            as they are. A one-off iterator is read into memory if ``layerwise``.
         forward: ``(model, batch) -> anything`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
         layerwise: measure layer by layer.
         batches: how many batches to use at most, default all.
+        batch_size: samples of a batch, where the data are samples; default 32.
         where: a name pattern or predicate ``(name, layer) -> bool``; default every layer with running statistics.
         copy: leave ``model`` alone and calibrate a deep copy.
         report: called with the :class:`Calibration`: ``print``, or a list's ``append``.
@@ -131,11 +137,13 @@ def calibrate(
         160
     """
     model_given(model, "calibrate")
-    batches_given(loader, "calibrate", "loader")
     callable_given(forward, "calibrate", "forward")
     callable_given(report, "calibrate", "report")
     if batches is not None:
         number_given(batches, "batches", least=1, whole=True)
+    if batch_size is not None:
+        number_given(batch_size, "batch_size", least=1, whole=True)
+    loader = batches_of(data, batch_size)
     if copy and uninitialized(model) and iter(loader) is loader:
         loader = list(itertools.islice(loader, batches))  # the first is read twice
     model = working_copy(model, copy, "calibrate", lambda m: (forward or feed)(unwrapped(m), _first(loader)))
@@ -171,11 +179,11 @@ class _Target:
         self.old_mean, self.old_var = (buffer.detach().clone() for buffer in buffers)
         # Our conditional layers say themselves what they normalize by.
         own = getattr(found.module, "method", None)  # a conditional layer's says more than its description
-        method = own.name if isinstance(own, Method) else found.layer.method
-        self.population = Population(len(self.old_mean), per_sample=method == "instance")
+        method = own if isinstance(own, Method) else found.layer.traits
+        self.population = Population(len(self.old_mean), per_sample=method.tracks_samples)
         counter = getattr(found.module, "num_batches_tracked", None)
         # An instance norm never counts, as in torch.
-        self.counter = counter if isinstance(counter, Tensor) and method != "instance" else None
+        self.counter = counter if isinstance(counter, Tensor) and not method.tracks_samples else None
         self._old_count = None if self.counter is None else self.counter.clone()
 
     def normalize_by(self, cells: Moments) -> None:
@@ -210,7 +218,7 @@ def _targets(model: nn.Module, where: Where) -> tuple[list[_Target], list[Left]]
         buffers = tuple(getattr(module, name, None) for name in ("running_mean", "running_var"))
         reason = None
         if not all(isinstance(buffer, Tensor) for buffer in buffers):
-            reason = "keeps no running statistics" if layer.method == "batch" else ""
+            reason = "keeps no running statistics" if layer.traits.folds and layer.traits.running else ""
         elif is_frozen(module) or layer.frozen:
             reason = "is frozen"
         elif layer.problem is not None and not is_ours(module):

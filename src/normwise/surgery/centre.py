@@ -21,7 +21,7 @@ from normwise.nn._checks import callable_given, number_given
 from normwise.results import layers as counted
 from normwise.surgery.absorb import is_conv
 from normwise.surgery.flow import SAME, Reading, Step, record
-from normwise.surgery.fold import _change
+from normwise.surgery.folding import change
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, Where, chosen, replace
 from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
@@ -130,7 +130,7 @@ class _Surgeon:
 
     def turn(self, found: list[Found], tolerance: float | None) -> Centring:
         reading = record(self.model, self.run, found=None)
-        wanted = [f for f in found if f.layer.method == "layer" and f.layer.per_token]
+        wanted = [f for f in found if f.layer.per_token and f.layer.traits.centred]
         writers: dict[str, None] = {}
         ready, left = [], []
         for f in wanted:
@@ -149,7 +149,7 @@ class _Surgeon:
             self._require_centred(ready)
             for f in ready:
                 self._exchange(f)
-            error, limit = _change(before, self._outputs(), tolerance)
+            error, limit = change(before, self._outputs(), tolerance)
             if not error <= limit:
                 raise NormwiseError(
                     f"RMS norms changed the output by {error:.3g} of its largest value, more than tolerance={limit:g}: "
@@ -290,7 +290,7 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 
 def _gives_centred(found: Found) -> bool:
     layer = found.layer
-    return layer.method == "layer" and layer.per_token and layer.weight is None and layer.bias is None
+    return layer.per_token and bool(layer.traits.centred) and layer.weight is None and layer.bias is None
 
 
 def _adds_up(step: Step) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from normwise.methods import METHODS
+from normwise.methods import METHODS, traits_of
 from normwise.parametrize._splits import Split
 from normwise.results import Result, Tabular, layers
 from normwise.surgery.carry import AFFINE, restored, translated
@@ -202,7 +202,7 @@ class Conversion(Tabular):
                     changed = _own_mapped(own, pair, account, side)
                 for key, value in getattr(pair, side).state_dict().items():
                     result[prefix + key] = changed.get(key, value).detach().clone()
-        return self._weights_mapped(result, joined=(side == "new") != (self.record.to == "weight"))
+        return self._weights_mapped(result, joined=(side == "new") != traits_of(self.record.to).on_weights)
 
     def _weights_mapped(self, state: dict[str, Tensor], joined: bool) -> dict[str, Tensor]:
         """Split or join the weights that weight norm was put on or taken off."""
@@ -298,7 +298,8 @@ def table(record: Record) -> str:
         after = "" if record.output_refitted is None else f", {record.output_refitted:.3g} after the re-fit"
         lines.append(f"output drift {record.output_drift:.3g}{after}")
     if record.weights:
-        lines.append(f"weight norm {'put on' if record.to == 'weight' else 'taken off'}: {', '.join(record.weights)}")
+        done = "put on" if traits_of(record.to).on_weights else "taken off"
+        lines.append(f"weight norm {done}: {', '.join(record.weights)}")
     lines += [
         line for title, said in _told(record).items() if said for line in (f"{title}:", *(f"  {s}" for s in said))
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from normwise.arguments.methods import method_from
 from normwise.errors import InputError, blaming
 from normwise.methods import METHODS, Method
 from normwise.nn import parse_spec
@@ -17,16 +18,17 @@ from normwise.nn._checks import batches_given, callable_given, came, model_given
 from normwise.nn.own import Given, named
 from normwise.parametrize._splits import splits
 from normwise.surgery import weights
-from normwise.surgery.carry import Built, Order, build, by_position, folds, refusal, unneeded
+from normwise.surgery.build import Built, build, refusal, unneeded
+from normwise.surgery.carry import folds
 from normwise.surgery.causality import guessed, leaks, sights, told
 from normwise.surgery.conversion import Conversion, Drift, Record, Replacement
 from normwise.surgery.exchange import Exchange, Pair, spatial_axes, with_channels
 from normwise.surgery.layers import Found, Where, chosen, find, matches, not_understood
-from normwise.surgery.layouts import CLASSES, ChannelAffine, core
+from normwise.surgery.layouts import ChannelAffine, core
 from normwise.surgery.optimizer import Arrival, remap
+from normwise.surgery.order import Order, by_position
 from normwise.surgery.refit import refit
 from normwise.surgery.running import Forward, Left, drift, evaluating, feed, run_on, unwrapped, working_copy
-from normwise.surgery.sources import method_from
 
 
 def convert(
@@ -122,7 +124,7 @@ def convert(
     try:
         new_body = exchange.put_new()
         conversion.model = new_body if model is body else model
-        reweighted = _reweight(new_body, to, where, pairs, bool(left))
+        reweighted = _reweight(new_body, order, where, pairs, bool(left))
         conversion._undo += reweighted.undo
         conversion._splits = reweighted.splits
         record.weights, record.left = reweighted.names, record.left + reweighted.left
@@ -145,7 +147,7 @@ def _asked(to: Any, options: dict[str, Any]) -> tuple[str, Given | None, dict[st
     """The name of a method, the method itself if it is one's own, and options."""
     if not (isinstance(to, str | Method) or callable(to)) or isinstance(to, torch.nn.Module):
         raise InputError(
-            f"convert expected to= as the name of a method, one of {', '.join(CLASSES)}, got {came(to)}: write "
+            f"convert expected to= as the name of a method, one of {', '.join(METHODS)}, got {came(to)}: write "
             'convert(model, "group"); for layers of your own convert(model, lambda channels: MyLayer(channels))'
         )
     ((name, given),) = named([to], reserved=METHODS).items()
@@ -156,8 +158,6 @@ def _asked(to: Any, options: dict[str, Any]) -> tuple[str, Given | None, dict[st
     if name not in METHODS:
         known = ", ".join(METHODS)
         raise InputError(f"unknown method {name!r}: expected one of {known}; or one of your own: my_file.py:NAME")
-    if name not in CLASSES:
-        raise InputError(f"{name} has no layers to convert to")
     return name, None, told | options
 
 
@@ -235,7 +235,7 @@ def _plan(
             f"cannot convert {len(refused)} of {len(wanted)} layers to {order.to} norm: {listed}. Nothing was changed: "
             "leave them out with where=, or give strict=False to leave them as they are"
         )
-    if not wanted and order.to not in ("none", "weight"):
+    if not wanted and (order.own is not None or not order.traits.only_affine):
         raise InputError(_nothing(body, order.to, where))
     return replace, left
 
@@ -274,21 +274,24 @@ def _account(found: Found, built: Built) -> Replacement:
     )
 
 
-def _reweight(body: torch.nn.Module, to: str, where: Where, pairs: Sequence[Pair], idle: bool) -> weights.Reweighted:
+def _reweight(
+    body: torch.nn.Module, order: Order, where: Where, pairs: Sequence[Pair], idle: bool
+) -> weights.Reweighted:
     """Put weight norm on or take it off, as the method asks."""
 
     def meant(name: str, module: torch.nn.Module) -> bool:
         return where is None or matches(where, name, module)
 
-    if to == "weight":
+    if order.own is None and order.traits.on_weights:
         done = weights.put_on(body, meant)
         if not (done.names or done.left or pairs):
             raise InputError("weight norm acts on convolutions and linear layers, and where= chose none")
         return done
-    places = any(isinstance(p.old, ChannelAffine) and p.old.method == "weight" for p in pairs)
-    done = weights.take_off(body, meant) if places or to == "none" else weights.Reweighted()
-    if to == "none" and not (pairs or done.names or idle):
-        raise InputError(_nothing(body, to, where))
+    places = any(isinstance(p.old, ChannelAffine) and METHODS[p.old.method].on_weights for p in pairs)
+    bare = order.own is None and order.traits.only_affine
+    done = weights.take_off(body, meant) if places or bare else weights.Reweighted()
+    if bare and not (pairs or done.names or idle):
+        raise InputError(_nothing(body, order.to, where))
     return done
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normwise.functional import normalize
-from normwise.methods import METHODS
+from normwise.methods import METHODS, Method, traits_of
 from normwise.parametrize._copies import deep_copy
 
 # Hand-written layers often compute in float32 inside; a real difference in the formula is far larger.
@@ -57,6 +57,20 @@ class NormLayer:
     offset: float = 0.0
     names: tuple[str, str] = ("weight", "bias")
     gate: str | None = None
+
+    @property
+    def traits(self) -> Method:
+        """The method that it is of."""
+        return traits_of(self.method)
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether it divides each position by the deviation or root mean square of its channels."""
+        return self.traits.centred is not None and not self.traits.unit_length and self.per_token
+
+    def takes_single(self, ndim: int) -> bool:
+        """Whether an input of so many axes is a sample without a batch, which torch's instance norms also take."""
+        return self.dim is not None and self.traits.needs_space and ndim == self.dim + 1
 
     @property
     def scale(self) -> Tensor | None:

@@ -135,9 +135,8 @@ def spatial_axes(found: Sequence[Found], run: Callable[[], Any]) -> dict[int, se
     seen: dict[int, set[int]] = {}
 
     def count(layer: NormLayer, module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: Any) -> None:
-        # torch's instance norms also take a single sample.
-        unbatched = layer.dim if layer.method == "instance" else None
-        seen.setdefault(id(module), set()).add(args[0].ndim - 2 if unbatched is None else unbatched)
+        axes = args[0].ndim
+        seen.setdefault(id(module), set()).add(axes - 1 if layer.takes_single(axes) else axes - 2)
 
     with hooked(((f.module, partial(count, f.layer)) for f in found), before=True):
         run()

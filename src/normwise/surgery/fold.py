@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace as with_changes
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,6 @@ from torch import Tensor, fx, nn
 
 from normwise import kernels
 from normwise.errors import NormwiseError, NormwiseWarning
-from normwise.kernels.reference import widened
-from normwise.methods import METHODS, Method
 from normwise.nn._checks import callable_given, number_given
 from normwise.surgery import graph
 from normwise.surgery.absorb import (
@@ -26,58 +24,14 @@ from normwise.surgery.absorb import (
     out_features,
     why_not,
 )
+from normwise.surgery.carry import evaluated
 from normwise.surgery.description import NormLayer
 from normwise.surgery.flow import record
+from normwise.surgery.folding import Folded, Folding, change
 from normwise.surgery.graph import Unprovable
 from normwise.surgery.layers import Found, Where, chosen, replace
 from normwise.surgery.readers import give_to_readers, readers_of
 from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
-
-
-@dataclass(frozen=True)
-class Folded:
-    """One layer that is gone: ``into`` took it over, ``side`` says whether that came before it or after it."""
-
-    layer: str
-    into: str
-    side: str
-    through: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Folding:
-    """What :func:`fold` did; ``print`` it for a table.
-
-    ``error`` is the largest change of the output on the example inputs over its largest value, ``None`` where that was
-    not measured, and ``unchecked`` says why. ``notes`` hold what the proof rests on, where that is not the whole model
-    in every use.
-
-    Example:
-        >>> print(Folding([Folded("bn", "conv", "before")], [Left("bn2", "is in training mode")], error=1e-7))
-        folded 1 layer, output changed by 1e-07 of its largest value
-          bn -> conv (before it)
-        left alone:
-          bn2  is in training mode
-    """
-
-    folded: list[Folded]
-    left: list[Left]
-    error: float | None
-    notes: list[str] = field(default_factory=list)
-    unchecked: str = "no example_inputs"
-
-    def __str__(self) -> str:
-        """Give a table."""
-        changed = f"not checked: {self.unchecked}" if self.error is None else f"{self.error:.2g} of its largest value"
-        lines = [f"folded {len(self.folded)} layer{'' if len(self.folded) == 1 else 's'}, output changed by {changed}"]
-        if self.error is None:
-            lines[0] = lines[0].replace("changed by ", "")
-        for row in self.folded:
-            through = f", through {', '.join(row.through)}" if row.through else ""
-            lines.append(f"  {row.layer} -> {row.into} ({row.side} it{through})")
-        if self.left:
-            lines += ["left alone:", *(f"  {left.layer}  {left.reason}" for left in self.left)]
-        return "\n".join([*lines, *self.notes])
 
 
 def fold(
@@ -149,7 +103,7 @@ def fold(
     if before:
         with evaluating(surgeon.model):
             after = [t for t in tensors_in(run_on(surgeon.model, example_inputs)) if t.is_floating_point()]
-        error, limit = _change(before, after, tolerance)
+        error, limit = change(before, after, tolerance)
         if not error <= limit:
             surgeon.undo()
             raise NormwiseError(
@@ -197,10 +151,10 @@ class _Surgeon:
         """Fold whatever can be proven."""
         folded, left = [], []
         for found in self.found:
-            method = METHODS.get(found.layer.method)
-            if method is None or not (method.folds or _mixes(method)):
+            method = found.layer.traits
+            if not (method.folds or method.mixes):
                 continue
-            if found.layer.running_mean is None and (_mixes(method) or not method.running) and method.pools:
+            if found.layer.running_mean is None and (method.mixes or not method.running) and method.pools:
                 continue  # never a fixed map
             try:
                 folded.append(self._fold(found))
@@ -210,7 +164,7 @@ class _Surgeon:
 
     def fold_tokens(self, example_inputs: Any) -> tuple[list[Folded], list[Left]]:
         """Give weight and bias of norms over tokens to the linear layers that read them; the division stays."""
-        wanted = [f for f in self.found if f.layer.per_token and f.layer.method in ("layer", "rms")]
+        wanted = [f for f in self.found if f.layer.over_tokens]
         wanted = [f for f in wanted if f.layer.weight is not None or f.layer.bias is not None or f.layer.problem]
         if not wanted:
             return [], []
@@ -353,31 +307,24 @@ class _Surgeon:
         self._undo.append(back)
 
 
-def _mixes(method: Method) -> bool:
-    """Whether it is a mix of several pools, which may come down to the one over samples."""
-    return method.mix(stored=True) is not None and len(method.pools) > 1
-
-
 def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel of a layer that is an affine map in evaluation, in float64."""
     if layer.problem is not None:
         raise Unprovable(layer.problem)
     if has_hooks(module):
         raise Unprovable("has hooks, which would be lost")
-    if layer.method == "switchable" and tuple(module.over) != ("batch",):
-        raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
-    one = torch.ones(layer.channels, dtype=torch.float64)
-    weight, bias = (None if t is None else t.detach().cpu().double() for t in (layer.weight, layer.bias))
-    shift = torch.zeros_like(one) if bias is None else bias
-    scale = one if weight is None else weight
-    if layer.method not in {"none", "weight"}:
+    if layer.traits.mixes:
+        if len(module.over) > 1:
+            raise Unprovable(f"mixes {', '.join(module.over)}: harden it first")
+        layer = with_changes(layer, method=module.over[0])
+    if not layer.traits.only_affine:
         if module.training and not layer.frozen:
             raise Unprovable("is in training mode: call .eval() first")
         if layer.running_mean is None or layer.running_var is None:
             raise Unprovable("keeps no running statistics: in evaluation it normalizes by the batch")
-        mean, var = (t.detach().cpu().double() for t in (layer.running_mean, layer.running_var))
-        scale = scale if layer.method == "mean_only_batch" else scale * torch.rsqrt(var + layer.eps)
-        shift = shift - mean * scale
+    tensors = {name: t.detach().cpu() for name, t in layer.tensors.items()}
+    center, scale, shift = evaluated(tensors, layer, tensors)
+    shift = shift - center * scale
     if not bool(scale.isfinite().all() and shift.isfinite().all()):
         raise Unprovable("its statistics or parameters are not finite")
     return scale, shift
@@ -407,21 +354,3 @@ def _remainder(layer: NormLayer) -> nn.Module:
     for name, module in layer.tail:
         rest.add_module(name, module)
     return rest
-
-
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-
-
-def _change(before: list[Tensor], after: list[Tensor], tolerance: float | None) -> tuple[float, float]:
-    """Largest change over largest value, of the worst of the outputs, and what is accepted."""
-    worst, limit = 0.0, 0.0
-    for old, new in zip(before, after, strict=True):
-        limit = max(limit, _TOLERANCE.get(old.dtype, 0.02))
-        if old.numel():
-            old, new = widened(old), widened(new)
-            size = old[old.isfinite()].abs().amax() if old.isfinite().any() else old.new_ones(())
-            # What was NaN or infinite before may stay so.
-            same = (old == new) | (old.isnan() & new.isnan())
-            error = (torch.where(same, 0, (new - old).abs()).amax() / size.clamp_min(1e-300)).item()
-            worst = error if not error <= worst else worst
-    return worst, limit if tolerance is None else tolerance

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
+from normwise.methods import METHODS, Switchable
 from normwise.nn import SwitchableNorm
 from normwise.nn._checks import callable_given, number_given
-from normwise.surgery.carry import Order, build
+from normwise.surgery.build import build
 from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.order import Order
 from normwise.surgery.running import Left, drift, evaluating, hooked, run_on, tensors_in, unwrapped, working_copy
 
 
@@ -37,7 +39,7 @@ class Hardened:
     @property
     def became(self) -> str:
         """The method's name, or ``"switchable"`` for a mixture."""
-        return self.kept[0] if len(self.kept) == 1 else "switchable"
+        return self.kept[0] if len(self.kept) == 1 else Switchable.name
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Hardening:
 
     def __str__(self) -> str:
         """Give a table."""
-        single = sum(row.became != "switchable" for row in self.layers)
+        single = sum(len(row.kept) == 1 for row in self.layers)
         total = len(self.layers) + len(self.left)
         moved = "" if self.drift is None else f", output moved by {self.drift:.1%}"
         lines = [f"hardened {single} of {total} switchable layers to a single method{moved}"]
@@ -66,7 +68,7 @@ class Hardening:
                 ", ".join(f"{share:.2f} {name}" for name, share in zip(row.members, weights, strict=True))
                 for weights in (row.mean_weights, row.var_weights)
             ]
-            became = row.became if row.became != "switchable" else f"mixture of {', '.join(row.kept)}"
+            became = row.became if len(row.kept) == 1 else f"mixture of {', '.join(row.kept)}"
             moved = "" if row.drift is None else f"  moved by {row.drift:.1%}"
             lines.append(f"  {row.layer} -> {became}  shares of means {shares[0]}; of variances {shares[1]}{moved}")
         return "\n".join([*lines, *(f"  {left.layer} left alone: {left.reason}" for left in self.left)])
@@ -158,10 +160,10 @@ def _built(found: Found, members: list[str]) -> nn.Module:
     if members == list(old.over) and len(members) > 1 and old.sparsity is None:
         return old
     if len(members) == 1:
-        options = {"num_groups": old.num_groups} if members == ["group"] else {}
+        options = {"num_groups": old.num_groups} if METHODS[members[0]].grouped else {}
         return build(old, found.layer, Order(members[0], options), set(), None).module
     options = {"over": tuple(members), "variance": old.variance, "num_groups": old.num_groups}
-    new: Any = build(old, found.layer, Order("switchable", options), set(), None).module
+    new: Any = build(old, found.layer, Order(Switchable.name, options), set(), None).module
     kept = [old.over.index(name) for name in members]
     with torch.no_grad():
         for logits, was, share in zip(_mix(new), _mix(old), old.shares(), strict=True):

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from dataclasses import replace as with_changes
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from normwise import findings as records
 from normwise.core.reading import on_host
 from normwise.errors import InputError
-from normwise.files import finite
-from normwise.findings import Finding, gravest_first
+from normwise.findings import Finding
 from normwise.kernels.reference import widened
+from normwise.methods import Batch, Switchable, WeightNorm, traits_of
 from normwise.nn._checks import came
 from normwise.parametrize._splits import splits
-from normwise.results import Result, counted, layers
+from normwise.results import layers
 from normwise.surgery.flow import record
+from normwise.surgery.inspection import Inspection, Row
 from normwise.surgery.layers import Found, find, not_understood
 from normwise.surgery.running import run_on
 
@@ -31,103 +30,6 @@ _DEAD, GONE = 1e-3, 1e-5
 _SCALE = 100.0
 # How the keys of a weight's length and direction end: as a parametrization, and by torch's older hook.
 _WEIGHT_NORM_KEYS = (("original0", "original1"), ("_g", "_v"))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One normalization layer. What a checkpoint does not tell (eps, momentum, the class) is ``None``.
-
-    ``weight`` says how the weight scales: ``"1 + w"`` where it is an offset from 1; of a checkpoint with the evidence.
-    ``gate`` says what a second input does, ``role`` where it stood in a run (pre, post, branch end, final, …).
-    ``method`` is ``"?"`` where a module is called a norm and not understood.
-    """
-
-    names: list[str]
-    type: str | None
-    method: str
-    channels: int
-    eps: float | None = None
-    momentum: float | None = None
-    num_groups: int | None = None
-    batches: int | None = None
-    variance_min: float | None = None
-    variance_max: float | None = None
-    dead: int = 0
-    frozen: bool = False
-    weight: str | None = None
-    gate: str | None = None
-    role: str | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class Inspection(Result):
-    """All layers and all findings; ``print`` it for a table.
-
-    Example:
-        >>> inspect(torch.nn.Sequential(torch.nn.BatchNorm1d(3))).worst
-        'warning'
-    """
-
-    layers: list[Row]
-    findings: list[Finding] = field(default_factory=list)
-    version: int = 1
-    placement: str | None = None
-
-    _kind: ClassVar[str] = "inspection"
-    _newest: ClassVar[int] = 1
-
-    def _headline(self) -> str:
-        return f"of {layers(len(self.layers))}: {counted(finding.severity for finding in self.findings)}"
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return [asdict(row) for row in self.layers]
-
-    @property
-    def worst(self) -> str | None:
-        """The highest severity among the findings; ``None`` without any."""
-        return records.worst(self.findings)
-
-    def fails(self, severity: str) -> bool:
-        """Whether there is a finding of this severity or a higher one.
-
-        Args:
-            severity: one of :data:`normwise.findings.SEVERITIES`.
-
-        Returns:
-            Whether there is.
-
-        Raises:
-            InputError: an unknown severity.
-
-        Example:
-            >>> Inspection([]).fails("info")
-            False
-        """
-        return records.fails(self.findings, severity)
-
-    def to_json(self) -> str:
-        """Strict JSON; numbers that are not finite are ``null``.
-
-        Returns:
-            The text, ending in a newline.
-
-        Example:
-            >>> json.loads(Inspection([]).to_json())
-            {'layers': [], 'findings': [], 'version': 1, 'placement': None}
-        """
-        return json.dumps(finite(asdict(self)), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-    def __str__(self) -> str:
-        """A table of the layers, then the findings, the gravest first."""
-        head = ["layer", "type", "method", "channels", "eps", "momentum", "batches", "variance", "dead", "weight"]
-        rows = [head, *(_cells(row) for row in self.layers)]
-        if not any(row.weight for row in self.layers):
-            rows = [row[:-1] for row in rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        found = gravest_first(self.findings)
-        lines += [] if self.placement is None else ["", f"placement of the blocks: {self.placement}"]
-        return "\n".join([*lines, "", *(map(str, found) if found else ["no findings"])])
 
 
 def inspect(source: torch.nn.Module | Mapping[str, Tensor], example_inputs: Any = None) -> Inspection:
@@ -211,7 +113,7 @@ def _held(found: Found) -> tuple[dict[str, Tensor], Tensor | None]:
 
 def _of_weight_norm(name: str, kind: str | None, g: Tensor, v: Tensor) -> _Facts:
     readable = {n: t for n, t in (("g", g), ("v", v)) if not _unreadable(t)}
-    return _Facts(Row([name], kind, "weight", g.numel(), dead=_dead(g) if "g" in readable else 0), readable)
+    return _Facts(Row([name], kind, WeightNorm.name, g.numel(), dead=_dead(g) if "g" in readable else 0), readable)
 
 
 def _unreadable(tensor: Tensor) -> bool:
@@ -292,9 +194,9 @@ def _convention(facts: Iterable[_Facts]) -> Iterator[Finding]:
 def _method_of(tensors: Mapping[str, Tensor]) -> str | None:
     """What the names and shapes of a module's tensors say that it is."""
     if "mean_weight" in tensors and "var_weight" in tensors:
-        return "switchable"
+        return Switchable.name
     if "running_mean" in tensors and "running_var" in tensors:
-        return "batch"
+        return Batch.name
     vectors = all(t.ndim == 1 and t.numel() > 1 for t in tensors.values())
     if vectors and set(tensors) in ({"weight"}, {"weight", "bias"}):
         return "layer, group or rms"
@@ -340,14 +242,15 @@ def _problems(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
             yield "error", "non-finite", f"{_of(broken, tensor)} of {leaf} are not finite: {result}"
     yield from _statistics_problems(facts.tensors, row)
     yield from _dead_weights(facts, row)
-    if row.method == "instance" and row.num_groups is not None:
+    if row.num_groups is not None and traits_of(row.method).needs_space:
         yield "info", "group-of-one", f"{row.num_groups} groups of one channel: instance norm, which erases (N, C) data"
     if facts.problem is not None:
         yield "info", "unproven", f"convert and fold leave it alone: {facts.problem}"
 
 
 def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
-    weight = facts.tensors.get("g") if row.method == "weight" else facts.scale
+    of_weights = traits_of(row.method).on_weights
+    weight = facts.tensors.get("g") if of_weights else facts.scale
     if weight is None or not row.dead:
         return
     size = widened(weight.abs()).flatten()
@@ -357,7 +260,7 @@ def _dead_weights(facts: _Facts, row: Row) -> Iterator[tuple[str, str, str]]:
         yield "warning", "dead-weight", f"the largest of its {row.channels} |weight|s is {largest:.2g}: {rest}"
         return
     # A norm's weights of exactly 0 beside others were put there: channels that somebody pruned.
-    near = size[(size <= dead_below(size)) & ((size > 0) | (row.method == "weight"))]
+    near = size[(size <= dead_below(size)) & ((size > 0) | of_weights)]
     if near.numel():
         yield (
             "info",
@@ -400,20 +303,3 @@ def _statistics_problems(tensors: Mapping[str, Tensor], row: Row) -> Iterator[tu
 
 def _of(count: int, tensor: Tensor) -> str:
     return f"{count} of {tensor.numel()} {'channels' if tensor.numel() == max(tensor.shape, default=1) else 'values'}"
-
-
-def _cells(row: Row) -> list[str]:
-    spread = "" if row.variance_min is None else f"{row.variance_min:.3g} .. {row.variance_max:.3g}"
-    groups = f" ({row.num_groups} groups)" if row.num_groups is not None and row.method == "group" else ""
-    return [
-        ", ".join(row.names) or "(the model)",
-        (row.type or "?") + (" frozen" if row.frozen else ""),
-        row.method + groups + (" gated" if row.gate else ""),
-        str(row.channels or "any"),
-        "?" if row.eps is None else f"{row.eps:g}",
-        "" if row.momentum is None else f"{row.momentum:g}",
-        "" if row.batches is None else str(row.batches),
-        spread,
-        str(row.dead or ""),
-        row.weight or "",
-    ]

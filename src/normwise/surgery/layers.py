@@ -21,10 +21,11 @@ from torch.nn.utils import parametrize
 
 from normwise import nn
 from normwise.errors import InputError
+from normwise.methods import METHODS, RMS, Batch, Group, Instance, Layer, Switchable
 from normwise.nn._axis import ChannelAxis
 from normwise.nn._checks import model_given
 from normwise.nn._eps import stored_eps
-from normwise.nn.factory import _ANY_DIM
+from normwise.nn.factory import Identity, classes_of
 from normwise.nn.norm import NormOverSamples
 from normwise.nn.own import in_family, name_of
 from normwise.nn.relatives_conditional import AdaptiveInstanceNorm, ConditionalNorm
@@ -178,7 +179,8 @@ _EXACT: set[type] = {
     *(getattr(nn, f"{kind}{d}d") for kind in ("BatchNorm", "InstanceNorm", "SwitchableNorm") for d in (1, 2, 3)),
     *(torch.nn.SyncBatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm),
     *(nn.Norm, NormOverSamples, nn.GroupNorm, nn.AnyLayerNorm, nn.LayerNorm, nn.RMSNorm, layouts.LayerNormNd),
-    *(*_ANY_DIM.values(), *layouts.CLASSES.values()),
+    *(kind for method in METHODS.values() for kind in classes_of(method) if kind is not Identity),
+    *layouts.CLASSES.values(),
 }
 
 _DIMS: dict[type, int] = {
@@ -192,7 +194,7 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, layouts.ChannelAffine):
         return _common(module, module.method, module.num_features, eps=0.0)
     if isinstance(module, nn.SwitchableNorm):
-        return _common(module, "switchable", module.num_features, num_groups=module.num_groups)
+        return _common(module, Switchable.name, module.num_features, num_groups=module.num_groups)
     if isinstance(module, nn.Norm):
         thresholded = "it thresholds its output (tlu=True)" if getattr(module, "threshold", None) is not None else None
         name = module.method.name if in_family(module.method) else name_of(module.method)
@@ -201,14 +203,14 @@ def _by_type(module: torch.nn.Module) -> NormLayer | None:
     if isinstance(module, ConditionalNorm | AdaptiveInstanceNorm):
         return NormLayer("conditional", 0, stored_eps(module.eps), problem="its weight and bias come from a condition")
     if isinstance(module, _BatchNorm):
-        return _common(module, "batch", module.num_features)
+        return _common(module, Batch.name, module.num_features)
     if isinstance(module, _InstanceNorm):
-        return _common(module, "instance", module.num_features)
+        return _common(module, Instance.name, module.num_features)
     if isinstance(module, torch.nn.GroupNorm):
         place = _place(module) if isinstance(module, nn.AnyLayerNorm) else {}
         return _common(module, _group_method(module), module.num_channels, num_groups=module.num_groups, **place)
     if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
-        method = "layer" if isinstance(module, torch.nn.LayerNorm) else "rms"
+        method = Layer.name if isinstance(module, torch.nn.LayerNorm) else RMS.name
         shape = tuple(module.normalized_shape)
         several = f"its weight has one entry per element of {shape}, not one per channel"
         channels, problem = (shape[0], None) if len(shape) == 1 else (shape[0], several)
@@ -232,8 +234,8 @@ def _place(module: ChannelAxis) -> dict[str, Any]:
 def _group_method(module: torch.nn.GroupNorm) -> str:
     # By behaviour: one group is layer norm, a group per channel is instance norm.
     if module.num_groups == 1:
-        return "layer"
-    return "instance" if module.num_groups == module.num_channels else "group"
+        return Layer.name
+    return Instance.name if module.num_groups == module.num_channels else Group.name
 
 
 def _common(module: torch.nn.Module, method: str, channels: int, **known: Any) -> NormLayer:
@@ -278,7 +280,7 @@ def _by_structure(module: torch.nn.Module) -> NormLayer | None:
         return None
     if any(t.ndim != 1 or t.shape != floats["weight"].shape for t in floats.values()):
         return None
-    return _common(module, "batch", len(floats["weight"]), eps=behaviour.small_number(module), frozen=True)
+    return _common(module, Batch.name, len(floats["weight"]), eps=behaviour.small_number(module), frozen=True)
 
 
 def _proven(module: torch.nn.Module, layer: NormLayer) -> NormLayer | None:
@@ -295,8 +297,8 @@ def _proven(module: torch.nn.Module, layer: NormLayer) -> NormLayer | None:
 def _readings(layer: NormLayer) -> list[NormLayer]:
     """What a layer of this kind may be; the likeliest first."""
     if layer.per_token:
-        other = "rms" if layer.method == "layer" else "layer"
-        ways = [(method, axis) for method in (layer.method, other) for axis in (-1, 1)]
+        methods = dict.fromkeys((layer.method, Layer.name, RMS.name))
+        ways = [(method, axis) for method in methods for axis in (-1, 1)]
         return [with_changes(layer, method=method, channel_axis=axis) for method, axis in ways]
     if layer.frozen:
         return [with_changes(layer, dim=dim, frozen=frozen) for frozen in (True, False) for dim in (2, 1, 3)]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from normwise import nn
 from normwise.functional import normalize
-from normwise.methods import METHODS
+from normwise.methods import METHODS, Method, NoNorm
 from normwise.nn.batchnorm import _BatchNorm
-from normwise.nn.factory import _ANY_DIM
+from normwise.nn.factory import classes_of
 from normwise.nn.instancenorm import _InstanceNorm
 
 # By its name in this module, where the forward passes below look it up.
@@ -149,7 +149,7 @@ class ChannelAffine(Adapted):
         *,
         bias: bool = True,
         activation: str | None = None,
-        method: str = "none",
+        method: str = NoNorm.name,
     ) -> None:
         super().__init__()
         self.num_features = num_features
@@ -162,7 +162,7 @@ class ChannelAffine(Adapted):
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
         if self.weight is None and self.bias is None and self.activation is None:
             return x
-        return normalize(x, "none", weight=self.weight, bias=self.bias, activation=self.activation)
+        return normalize(x, NoNorm(), weight=self.weight, bias=self.bias, activation=self.activation)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
@@ -180,7 +180,7 @@ class OwnNormNd(Adapted):
 
     def tail(self) -> Iterable[torch.nn.Module]:
         """What follows the normalization."""
-        return (module for name, module in self.named_children() if name != "layer")
+        return (module for module in self.children() if module is not self.layer)
 
     def _compute(self, x: Tensor, **masks: Tensor | None) -> Tensor:
         return self.layer(x, **masks)
@@ -191,34 +191,29 @@ def core(module: torch.nn.Module) -> torch.nn.Module:
     return module.layer if isinstance(module, OwnNormNd) else module
 
 
-CLASSES: dict[str, type[Adapted]] = {
-    "batch": BatchNormNd,
-    "instance": InstanceNormNd,
-    "group": GroupNormNd,
-    "layer": GroupNormNd,
-    "rms": RMSNormNd,
-    "switchable": SwitchableNormNd,
-    "none": ChannelAffine,
-    "weight": ChannelAffine,
+# What takes the place of the layers of a class. The relatives, which take any number of axes already, need no more.
+_FOR: dict[type[torch.nn.Module], type[Adapted]] = {
+    _BatchNorm: BatchNormNd,
+    _InstanceNorm: InstanceNormNd,
+    nn.GroupNorm: GroupNormNd,
+    nn.RMSNorm: RMSNormNd,
+    nn.SwitchableNorm: SwitchableNormNd,
+    torch.nn.Identity: ChannelAffine,
 }
 
 
-_RELATIVE = """{kind} where channels may come last, and with what the old layer did afterwards.
-
-    Example:
-        >>> {kind}Nd(3).adapt("last")(torch.randn(4, 5, 3)).shape
-        torch.Size([4, 5, 3])
-    """
-
-
-def _adapt_relatives() -> None:
-    """Give each of the relatives, which take any number of axes already, a namesake that is adapted."""
-    for method, kind in _ANY_DIM.items():
-        name = f"{kind.__name__}Nd"
-        doc = _RELATIVE.format(kind=kind.__name__)
-        # A name in the module, so that layers pickle.
-        base = Adapted if METHODS[method].per_token is False else AtAxis
-        globals()[name] = CLASSES[method] = type(name, (base, kind), {"__module__": __name__, "__doc__": doc})
+def _adapted(method: Method) -> type[Adapted]:
+    """The class that takes another layer's place by a method; those of the relatives are made here."""
+    plain = classes_of(method)[0]
+    known = next((adapted for kind, adapted in _FOR.items() if issubclass(plain, kind)), None)
+    if known is not None:
+        return known
+    name = f"{plain.__name__}Nd"
+    base = Adapted if method.per_token is False else AtAxis
+    doc = f"{plain.__name__} where channels may come last, and with what the old layer did afterwards."
+    # A name in the module, so that layers pickle.
+    made = globals()[name] = type(name, (base, plain), {"__module__": __name__, "__doc__": doc})
+    return made
 
 
-_adapt_relatives()
+CLASSES = {name: _adapted(method) for name, method in METHODS.items()}

@@ -83,7 +83,7 @@ def cells_of(layer: NormLayer, module: nn.Module, x: Tensor, mask: Tensor | None
     """Moments per cell of a layer's input, in float64 on the CPU."""
     if layer.channel_axis == -1:
         x = x.movedim(-1, 1)
-    elif layer.dim is not None and layer.method == "instance" and x.ndim == layer.dim + 1:
+    elif layer.takes_single(x.ndim):
         x, mask, lengths = (None if t is None else t.unsqueeze(0) for t in (x, mask, lengths))  # type: ignore[assignment]
     keep = real_elements(x, mask, lengths)
     x = widened(x.detach())

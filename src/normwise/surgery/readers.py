@@ -69,7 +69,7 @@ def give_to_readers(model: nn.Module, found: Found, readers: list[tuple[str, nn.
         absorb_before(reader, weight, bias)
         if not had and layer.bias is None:
             reader._parameters["bias"] = None
-    plain = nn.LayerNorm if layer.method == "layer" else nn.RMSNorm
+    plain = nn.LayerNorm if layer.traits.centres else nn.RMSNorm
     new = plain(layer.channels, eps=layer.eps, elementwise_affine=False).train(old.training)
     places = [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]
     replace(model, old, new)

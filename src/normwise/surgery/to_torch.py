@@ -13,14 +13,17 @@ from torch.nn.utils import parametrize
 
 import normwise.nn as ours
 from normwise.errors import InputError, NormwiseWarning
+from normwise.methods import METHODS
 from normwise.nn._axis import ChannelAxis
 from normwise.nn.factory import Identity
 from normwise.parametrize._copies import inject
 from normwise.surgery import layouts
-from normwise.surgery.carry import _HOOKS, Order, _carry_hooks, build
+from normwise.surgery.build import build
+from normwise.surgery.carry import HOOKS, carry_hooks
 from normwise.surgery.exchange import spatial_axes
 from normwise.surgery.fold import _Activation
 from normwise.surgery.layers import Found, Where, find, matches, replace
+from normwise.surgery.order import Order
 from normwise.surgery.running import deep_copy, evaluating, run_on, unwrapped
 from normwise.surgery.weights import parametrized, plain_weight, why_no_plain_weight
 
@@ -235,7 +238,7 @@ class _Plan:
         member, share = module.over[best], min(means[best].item(), variances[best].item())
         if share < 0.75:
             _warn_unclear(name, member, share)
-        options = {"num_groups": module.num_groups} if member == "group" else {}
+        options = {"num_groups": module.num_groups} if METHODS[member].grouped else {}
         return build(module, layer, Order(member, options), self._spatial(module), None).module
 
 
@@ -333,9 +336,9 @@ def _joined(norm: nn.Module, after: Mapping[str, nn.Module]) -> nn.Sequential:
     # What torch's encoder layer compares before it computes both norms itself, from weight, bias and eps alone.
     joined.eps = float("nan")  # type: ignore[assignment]
     if not _is_lazy(norm):  # whose hooks are its own
-        _carry_hooks(norm, joined)
+        carry_hooks(norm, joined)
         fresh = vars(nn.Module())
-        for name in _HOOKS:
+        for name in HOOKS:
             object.__setattr__(norm, name, fresh[name])
     joined.register_state_dict_post_hook(_shorten)
     joined.register_load_state_dict_pre_hook(_lengthen)

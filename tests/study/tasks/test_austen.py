@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from normwise.errors import DataError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import load_task
 from normwise.study.tasks.austen import austen
 from normwise.study.trial import Trainer
@@ -39,7 +39,7 @@ def test_the_model_does_not_see_the_future(task, method):
 
 
 def test_a_trial_learns(task):
-    trial = Trainer(task, {16: 30}, measure_memory=False)(Cell("final", "layer", 16, 0.004, 3))
+    trial = Trainer(task, {16: 30}, measure_memory=False)(Setup("final", "layer", 16, 0.004, 3))
     assert trial.state == "complete"
     assert task.floor < trial.valid_score < -2
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import normwise
 from normwise.errors import DataError, InputError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import Part, language_data, load_task, make_task
 from normwise.study.optimize import warm_adamw
 from normwise.study.tasks.decoder import PLACEMENTS, Decoder
@@ -101,7 +101,7 @@ def test_perplexity_counts_tokens_and_leaves_padding_out():
 def test_a_trial_on_ones_own_text_beats_the_untrained_model():
     data = torch.frombuffer(bytearray(TEXT), dtype=torch.uint8)
     task = make_task(Net, language_data(data, window=16))
-    trial = Trainer(task, {8: 60}, measure_memory=False)(Cell("final", "layer", 8, 0.01, 0))
+    trial = Trainer(task, {8: 60}, measure_memory=False)(Setup("final", "layer", 8, 0.01, 0))
     assert trial.state == "complete"
     assert -task.floor > 100
     assert 1 < -trial.valid_score < 0.3 * -task.floor
@@ -115,7 +115,7 @@ def test_models_of_transformers_need_no_loss_of_ones_own():
     task = make_task(lambda: transformers.LlamaForCausalLM(config), torch.arange(3000) % 50)
     assert task.converts
     assert "rms" in task.methods
-    trial = Trainer(task, {8: 8}, measure_memory=False)(Cell("final", "rms", 8, 0.01, 0))
+    trial = Trainer(task, {8: 8}, measure_memory=False)(Setup("final", "rms", 8, 0.01, 0))
     assert trial.state == "complete"
     assert trial.valid_score > task.floor
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from normwise.errors import InputError, MissingDependencyError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import load_task
 from normwise.study.tasks.textures import StyleLoss
 from normwise.study.trial import Trainer
@@ -38,7 +38,7 @@ def test_the_loss_knows_a_texture(task):
 
 
 def test_a_trial_learns(task):
-    trial = Trainer(task, {4: 12}, measure_memory=False)(Cell("final", "instance", 4, 0.003, 3))
+    trial = Trainer(task, {4: 12}, measure_memory=False)(Setup("final", "instance", 4, 0.003, 3))
     assert trial.state == "complete"
     assert trial.valid_score > task.floor
     assert trial.curve[-1].train_loss < trial.curve[0].train_loss

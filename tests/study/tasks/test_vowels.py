@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from normwise.errors import DataError
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study import load_task
 from normwise.study.tasks.vowels import japanese_vowels
 from normwise.study.trial import Trainer
@@ -40,7 +40,7 @@ def test_padding_changes_nothing(task, method):
 
 
 def test_a_trial_learns(task):
-    trial = Trainer(task, {32: 60}, measure_memory=False)(Cell("final", "batch", 32, 0.32, 3))
+    trial = Trainer(task, {32: 60}, measure_memory=False)(Setup("final", "batch", 32, 0.32, 3))
     assert trial.test_score > 0.85
 
 

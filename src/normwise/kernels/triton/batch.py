@@ -20,10 +20,11 @@ from normwise.kernels.triton.tiles import (
     gradient_tiles,
     halves,
     is_finite,
+    mapped,
     moved,
-    parameter,
+    piece_of,
     rows_of,
-    standardized,
+    store_two,
     sums_of,
     two_sum,
 )
@@ -100,20 +101,17 @@ def batch_apply(
             C, M, tiles, S, T, ACC, B, S2, R,
         )  # fmt: skip
     else:
+        s, begin, end = piece_of(pid, tiles, S, T)
         n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, JOINED, R)
         if STORED:
             hi, lo = halves(tl.load(stored_mean_ptr + c, live, 0.0).to(tl.float64), ACC)
             var = tl.load(stored_var_ptr + c, live, 1.0).to(ACC)
         else:
             hi, lo, var = pooled_pieces(pieces_ptr, c, live, C, M, tiles, S, T, ACC, B, S2)
-        leads = live & (n == 0) & (pid % S == 0)
+        leads = live & (n == 0) & (s == 0)
         tl.store(moments_ptr + c, hi.to(tl.float64) + lo.to(tl.float64), leads)
         tl.store(moments_ptr + C + c, var.to(tl.float64), leads)
-        hi, lo, rstd = standardized(hi, lo, var, eps)
-        scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
-        begin = (pid % S) * T
-        end = tl.minimum(begin + T, tiles)
+        hi, lo, _, scale, shift = mapped(hi, lo, var, w_ptr, b_ptr, n, c, live, per_sample, eps, ACC)
         apply_tiles(x_ptr, y_ptr, begin, end, first, live, hi, lo, scale, shift, C, M, slope, ACT, COLUMNS, ACC, B)
 
 
@@ -121,12 +119,10 @@ def batch_apply(
 def from_moments(
     moments_ptr, w_ptr, b_ptr, n, c, live, C, per_sample, eps: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """Mean, center, reciprocal deviation, scale and shift of some channels."""
+    """Center, reciprocal of the deviation, scale and shift of some channels."""
     mean, mean_lo = halves(tl.load(moments_ptr + c, live, 0.0), ACC)
     var = tl.load(moments_ptr + C + c, live, 1.0).to(ACC)
-    hi, lo, rstd = standardized(mean, mean_lo, var, eps)
-    scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-    return hi, lo, rstd, scale, parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+    return mapped(mean, mean_lo, var, w_ptr, b_ptr, n, c, live, per_sample, eps, ACC)
 
 
 @triton.jit
@@ -137,17 +133,13 @@ def batch_grad_sums(
 ):  # fmt: skip
     """The gradients of weight and bias of each piece of a row: (2, S, rows)."""
     pid = tl.program_id(0)
-    s = pid % S
+    s, begin, end = piece_of(pid, tiles, S, T)
     n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, JOINED, R)
     hi, lo, rstd, scale, shift = from_moments(moments_ptr, w_ptr, b_ptr, n, c, live, C, per_sample, eps, ACC)
-    begin = s * T
-    end = tl.minimum(begin + T, tiles)
     one, two = sums_of(
         g_ptr, x_ptr, begin, end, first, live, hi, lo, hi, lo, scale, shift, C, M, slope, ACT, COLUMNS, ACC, R, B
     )  # fmt: skip
-    to = sums_ptr + s.to(tl.int64) * rows + n * C + c
-    tl.store(to, tl.where(rstd == 0, 0.0, rstd * two), live)
-    tl.store(to + tl.cast(S, tl.int64) * rows, one, live)
+    store_two(sums_ptr, tl.where(rstd == 0, 0.0, rstd * two), one, s, S, rows, n * C + c, live)
 
 
 @triton.jit
@@ -159,6 +151,7 @@ def batch_grad_input(
 ):  # fmt: skip
     """The gradient of x; of joined rows those of weight and bias, too."""
     pid = tl.program_id(0)
+    piece, begin, end = piece_of(pid, tiles, S, T)
     n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, JOINED, R)
     hi, lo, rstd, scale, shift = from_moments(moments_ptr, w_ptr, b_ptr, n, c, live, C, per_sample, eps, ACC)
     tilt, offset = tl.zeros((R,), ACC), tl.zeros((R,), ACC)
@@ -168,15 +161,13 @@ def batch_grad_input(
         at = sums_ptr + s.to(tl.int64)[None, :] * C + c[:, None]
         two = tl.sum(tl.load(at, real, 0.0), 1)
         one = tl.sum(tl.load(at + tl.cast(S, tl.int64) * C, real, 0.0), 1)
-        leads = live & (pid % S == 0)
+        leads = live & (piece == 0)
         tl.store(of_weight_ptr + c, two.to(of_weight_ptr.dtype.element_ty), leads)
         tl.store(of_bias_ptr + c, one.to(of_bias_ptr.dtype.element_ty), leads)
         if not STORED:
             elements = (tl.cast(N, tl.int64) * M).to(ACC)
             tilt = -scale * rstd * two / elements
             offset = -scale * one / elements
-    begin = (pid % S) * T
-    end = tl.minimum(begin + T, tiles)
     gradient_tiles(
         g_ptr, x_ptr, dx_ptr, begin, end, first, live, hi, lo, hi, lo, scale, shift, tilt, offset, C, M,
         slope, ACT, STORED, COLUMNS, ACC, B,

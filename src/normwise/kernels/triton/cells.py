@@ -8,7 +8,15 @@ from torch import Tensor
 
 from normwise.kernels.cpu.native import CODES
 from normwise.kernels.triton.launching import View, launch
-from normwise.kernels.triton.tiles import apply_tiles, gradient_tiles, moments_of, rows_of, sums_of
+from normwise.kernels.triton.tiles import (
+    apply_tiles,
+    gradient_tiles,
+    moments_of,
+    piece_of,
+    rows_of,
+    store_two,
+    sums_of,
+)
 
 
 @triton.jit
@@ -18,15 +26,11 @@ def piece_moments(
 ):  # fmt: skip
     """Mean (two numbers) and variance of each of the S pieces, of T tiles, that rows are cut into: (3, S, rows)."""
     pid = tl.program_id(0)
-    s = pid % S
+    s, begin, end = piece_of(pid, tiles, S, T)
     n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, JOINED, R)
-    begin = s * T
-    hi, lo, var = moments_of(x_ptr, begin, tl.minimum(begin + T, tiles), first, live, C, M, COLUMNS, ACC, B)
-    to = pieces_ptr + s.to(tl.int64) * rows + n * C + c
-    plane = tl.cast(S, tl.int64) * rows
-    tl.store(to, hi, live)
-    tl.store(to + plane, lo, live)
-    tl.store(to + 2 * plane, var, live)
+    hi, lo, var = moments_of(x_ptr, begin, end, first, live, C, M, COLUMNS, ACC, B)
+    store_two(pieces_ptr, hi, lo, s, S, rows, n * C + c, live)
+    tl.store(pieces_ptr + (2 * tl.cast(S, tl.int64) + s) * rows + n * C + c, var, live)
 
 
 @triton.jit
@@ -46,8 +50,7 @@ def cell_apply(
     center = given(center_ptr, n, c, live, strides[0], strides[1])
     scale = given(scale_ptr, n, c, live, strides[2], strides[3])
     shift = given(shift_ptr, n, c, live, strides[4], strides[5])
-    begin = (pid % S) * T
-    end = tl.minimum(begin + T, tiles)
+    _, begin, end = piece_of(pid, tiles, S, T)
     none = tl.zeros_like(center)
     apply_tiles(x_ptr, y_ptr, begin, end, first, live, center, none, scale, shift, C, M, slope, ACT, COLUMNS, ACC, B)
 
@@ -59,23 +62,18 @@ def cell_grad_sums(
 ):  # fmt: skip
     """The two sums of each piece of each cell: (2, S, N, C)."""
     pid = tl.program_id(0)
-    s = pid % S
+    s, begin, end = piece_of(pid, tiles, S, T)
     n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
     mean = given(mean_ptr, n, c, live, strides[0], strides[1])
     center = given(center_ptr, n, c, live, strides[2], strides[3])
     scale = given(scale_ptr, n, c, live, strides[4], strides[5])
     shift = given(shift_ptr, n, c, live, strides[6], strides[7])
-    begin = s * T
-    end = tl.minimum(begin + T, tiles)
     none = tl.zeros_like(center)
     one, two = sums_of(
         g_ptr, x_ptr, begin, end, first, live, mean, none, center, none, scale, shift, C, M,
         slope, ACT, COLUMNS, ACC, R, B,
     )  # fmt: skip
-    rows = tl.cast(N, tl.int64) * C
-    to = sums_ptr + s * rows + n * C + c
-    tl.store(to, one, live)
-    tl.store(to + S * rows, two, live)
+    store_two(sums_ptr, one, two, s, S, tl.cast(N, tl.int64) * C, n * C + c, live)
 
 
 @triton.jit
@@ -95,8 +93,7 @@ def cell_grad_input(
     tilt = given(grad_var_ptr, n, c, live, strides[10], strides[11]) * 2 / tl.cast(M, ACC)
     # Where the variance overflowed its gradient is 0, and the deviation may have overflowed, too.
     mean = tl.where(tilt == 0, 0.0, mean)
-    begin = (pid % S) * T
-    end = tl.minimum(begin + T, tiles)
+    _, begin, end = piece_of(pid, tiles, S, T)
     none = tl.zeros_like(center)
     gradient_tiles(
         g_ptr, x_ptr, dx_ptr, begin, end, first, live, mean, none, center, none, scale, shift, tilt, offset, C, M,

@@ -25,7 +25,28 @@ from normwise.kernels.triton.pools import (
     share_gradient,
 )
 from normwise.kernels.triton.sample import alike, empty_parameter, per_sample
-from normwise.kernels.triton.tiles import apply_tiles, gradient_tiles, parameter, rows_of, standardized, sums_of
+from normwise.kernels.triton.tiles import (
+    apply_tiles,
+    gradient_tiles,
+    mapped,
+    piece_of,
+    rows_of,
+    store_two,
+    sums_of,
+)
+
+
+@triton.jit
+def map_of(
+    pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, w_ptr, b_ptr, n, c, live, N, C, per_sample,
+    eps: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr, LOGITS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Center, scale and shift of some cells by the mix."""
+    hi, lo, var, _, _ = mixed(
+        pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
+    )  # fmt: skip
+    hi, lo, _, scale, shift = mapped(hi, lo, var, w_ptr, b_ptr, n, c, live, per_sample, eps, ACC)
+    return hi, lo, scale, shift
 
 
 @triton.jit
@@ -46,14 +67,11 @@ def mix_apply(
         )  # fmt: skip
     else:
         n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
-        hi, lo, var, _, _ = mixed(
-            pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
+        hi, lo, scale, shift = map_of(
+            pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, w_ptr, b_ptr, n, c, live, N, C, per_sample,
+            eps, K, FIRST, LOGITS, ACC,
         )  # fmt: skip
-        hi, lo, rstd = standardized(hi, lo, var, eps)
-        scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
-        begin = (pid % S) * T
-        end = tl.minimum(begin + T, tiles)
+        _, begin, end = piece_of(pid, tiles, S, T)
         apply_tiles(x_ptr, y_ptr, begin, end, first, live, hi, lo, scale, shift, C, M, slope, ACT, COLUMNS, ACC, B)
 
 
@@ -66,25 +84,18 @@ def mix_grad_sums(
 ):  # fmt: skip
     """S1 = Σ g and S2 = Σ g · (x − about) of each piece of each cell: (2, S, N, C)."""
     pid = tl.program_id(0)
-    s = pid % S
+    s, begin, end = piece_of(pid, tiles, S, T)
     n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
-    hi, lo, var, _, _ = mixed(
-        pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
+    hi, lo, scale, shift = map_of(
+        pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, w_ptr, b_ptr, n, c, live, N, C, per_sample,
+        eps, K, FIRST, LOGITS, ACC,
     )  # fmt: skip
-    hi, lo, rstd = standardized(hi, lo, var, eps)
-    scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-    shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
     about, about_lo = about_of(pooled_ptr, groups, n, c, live, N, C)
-    begin = s * T
-    end = tl.minimum(begin + T, tiles)
     one, two = sums_of(
         g_ptr, x_ptr, begin, end, first, live, about, about_lo, hi, lo, scale, shift, C, M,
         slope, ACT, COLUMNS, ACC, R, B,
     )  # fmt: skip
-    rows = tl.cast(N, tl.int64) * C
-    to = sums_ptr + s * rows + n * C + c
-    tl.store(to, one, live)
-    tl.store(to + S * rows, two, live)
+    store_two(sums_ptr, one, two, s, S, tl.cast(N, tl.int64) * C, n * C + c, live)
 
 
 @triton.jit
@@ -109,12 +120,10 @@ def mix_grad_input(
             )  # fmt: skip
     else:
         n, c, live, first = rows_of(pid // S, N, C, M, COLUMNS, False, R)
-        hi, lo, var, _, _ = mixed(
-            pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, n, c, live, N, C, K, FIRST, LOGITS, ACC
+        hi, lo, scale, shift = map_of(
+            pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, w_ptr, b_ptr, n, c, live, N, C, per_sample,
+            eps, K, FIRST, LOGITS, ACC,
         )  # fmt: skip
-        hi, lo, rstd = standardized(hi, lo, var, eps)
-        scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
         about, about_lo = about_of(pooled_ptr, groups, n, c, live, N, C)
         of_mean, of_var = cell_gradients(
             pool_sums_ptr, pooled_ptr, groups, mean_weight_ptr, var_weight_ptr, about, about_lo, n, c, live, N, C,
@@ -123,8 +132,7 @@ def mix_grad_input(
         tilt = 2 * of_var / tl.cast(M, ACC)
         # Where the variance overflowed its gradient is 0, and the deviation may have overflowed, too.
         about, about_lo = tl.where(tilt == 0, 0.0, about), tl.where(tilt == 0, 0.0, about_lo)
-        begin = (pid % S) * T
-        end = tl.minimum(begin + T, tiles)
+        _, begin, end = piece_of(pid, tiles, S, T)
         gradient_tiles(
             g_ptr, x_ptr, dx_ptr, begin, end, first, live, about, about_lo, hi, lo, scale, shift, tilt,
             of_mean / tl.cast(M, ACC), C, M, slope, ACT, False, COLUMNS, ACC, B,

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from normwise.kernels.reference import accumulation_dtype
 from normwise.kernels.triton.launching import CHANNELS, View, launch, power
-from normwise.kernels.triton.tiles import activated, halves, parameter, standardized, through, two_sum
+from normwise.kernels.triton.tiles import activated, halves, parameters, standardized, through, two_sum
 
 # The most elements that a program of 8 warps holds without spilling: 32 a thread forward, 16 each of two backward.
 HELD, HELD_BACKWARD = 8192, 4096
-# Elements of a tile of what is read again, and the largest group for which that is worth it: half a megabyte of
-# float32, of which a second-level cache of 50 MB holds a hundred.
-LOOPED, LARGEST = 4096, 131072
+# Elements of a tile of what is read again, 8 a thread: their sums are held beside them. And the largest group for which
+# that is worth it: half a megabyte of float32, of which a second-level cache of 50 MB holds a hundred.
+LOOPED, LARGEST = 2048, 131072
 # Channels next to each other that are read without waste: 32 bytes or more.
 LINE = 16
 # With fewer programs most of a large device would be idle, unless there is little to do.
@@ -108,19 +108,17 @@ def sample_forward(
     tl.store(to + tl.cast(N, tl.int64) * G, var.to(tl.float64), leads)
     hi, lo, rstd = standardized(hi, lo, var, eps)
     if HELD:
-        scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
-        z = (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None]
+        weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
+        z = (x - hi[:, None] - lo[:, None]) * (rstd * weight)[:, None] + bias[:, None]
         tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
     else:
         for part in range(0, tl.cdiv(K, K2)):
             n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
-            scale = rstd * parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-            shift = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+            weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
                 x = tl.load(x_ptr + at, real, 0.0, eviction_policy="evict_first").to(ACC)
-                z = (x - hi[:, None] - lo[:, None]) * scale[:, None] + shift[:, None]
+                z = (x - hi[:, None] - lo[:, None]) * (rstd * weight)[:, None] + bias[:, None]
                 tl.store(y_ptr + at, activated(z, slope, ACT).to(y_ptr.dtype.element_ty), real)
 
 
@@ -153,8 +151,7 @@ def sample_backward(
     var = tl.load(moments_ptr + tl.cast(N, tl.int64) * G + n * G + g, g < G, 0.0).to(ACC)
     hi, lo, rstd = standardized(hi, lo, var, eps)
     if HELD:
-        weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-        bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+        weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
         at, real = group_tile(0, first, live, C, M, COLUMNS, B)
         normal, of_z = standardized_tile(g_ptr, x_ptr, at, real, hi, lo, rstd, weight, bias, slope, ACT, ACC)
         one, two = tl.sum(of_z, 1), tl.sum(of_z * normal, 1)
@@ -168,8 +165,7 @@ def sample_backward(
         of_mean, of_var = tl.zeros((R,), ACC), tl.zeros((R,), ACC)
         for part in range(0, tl.cdiv(K, K2)):
             n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
-            weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-            bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+            weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
             ones, twos = tl.zeros((R, B), ACC), tl.zeros((R, B), ACC)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
@@ -185,8 +181,7 @@ def sample_backward(
         of_var = sums_by_group(of_var, K2, R) / elements
         for part in range(0, tl.cdiv(K, K2)):
             n, g, c, live, first, _ = group_rows(pid, part, G, K, M, COLUMNS, EXACT, K2, R)
-            weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
-            bias = parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+            weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
             for m0 in range(0, M, B):
                 at, real = group_tile(m0, first, live, C, M, COLUMNS, B)
                 normal, of_z = standardized_tile(g_ptr, x_ptr, at, real, hi, lo, rstd, weight, bias, slope, ACT, ACC)
@@ -237,7 +232,7 @@ class Grouping:
             K2 = min(K2, CHANNELS if view.columns else max(1, LOOPED // B))
             B = min(B, LOOPED // (K2 * few))
         programs = view.N * -(-groups // few)
-        if programs < FEWEST and few * K * M > 16 * LOOPED:
+        if programs < FEWEST and few * K * M > 32 * LOOPED:
             return None
         return cls(fits, K2 == K, K2, K2 * few, B, programs)
 
@@ -248,8 +243,8 @@ class Grouping:
 
     @property
     def warps(self) -> int:
-        """Groups of threads, of 16 elements each backward."""
-        return min(8, max(1, self.R * self.B // 512))
+        """Groups of threads, of 8 elements each where 8 of them suffice."""
+        return min(8, max(1, self.R * self.B // 256))
 
 
 def per_sample(view: View, *parameters: Tensor | None) -> int:

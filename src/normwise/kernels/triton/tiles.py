@@ -70,6 +70,22 @@ def rows_of(block, N, C, M, COLUMNS: tl.constexpr, JOINED: tl.constexpr, R: tl.c
 
 
 @triton.jit
+def piece_of(pid, tiles, S, T):
+    """The piece of its rows that a program works on: its number, its first tile, and the one after its last."""
+    s = pid % S
+    begin = s * T
+    return s, begin, tl.minimum(begin + T, tiles)
+
+
+@triton.jit
+def store_two(ptr, one, two, s, S, rows, row, live):
+    """Store two numbers of a piece of each row: (2, S, rows)."""
+    to = ptr + s.to(tl.int64) * rows + row
+    tl.store(to, one, live)
+    tl.store(to + tl.cast(S, tl.int64) * rows, two, live)
+
+
+@triton.jit
 def tile_at(t, first, live, C, M, COLUMNS: tl.constexpr, B: tl.constexpr):
     """The offsets of tile ``t`` of some rows, and which of them are elements."""
     blocks = tl.cdiv(M, B)
@@ -178,10 +194,25 @@ def parameter(ptr, n, c, live, per_sample, otherwise: tl.constexpr, ACC: tl.cons
 
 
 @triton.jit
+def parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC: tl.constexpr):
+    """Weight and bias of some rows."""
+    weight = parameter(w_ptr, n, c, live, per_sample, 1.0, ACC)
+    return weight, parameter(b_ptr, n, c, live, per_sample, 0.0, ACC)
+
+
+@triton.jit
 def standardized(hi, lo, var, eps: tl.constexpr):
     """Center and reciprocal of the deviation. Where the variance overflowed both are 0: nothing is left of ``x``."""
     rstd = 1.0 / tl.sqrt(var + eps)
     return tl.where(rstd == 0, 0.0, hi), tl.where(rstd == 0, 0.0, lo), rstd
+
+
+@triton.jit
+def mapped(hi, lo, var, w_ptr, b_ptr, n, c, live, per_sample, eps: tl.constexpr, ACC: tl.constexpr):
+    """What is made of the moments of some rows: center, reciprocal of the deviation, scale and shift."""
+    hi, lo, rstd = standardized(hi, lo, var, eps)
+    weight, bias = parameters(w_ptr, b_ptr, n, c, live, per_sample, ACC)
+    return hi, lo, rstd, rstd * weight, bias
 
 
 @triton.jit

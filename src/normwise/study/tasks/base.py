@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from normwise import devices
+from normwise.arguments.methods import method_from
 from normwise.errors import InputError
 from normwise.methods import METHODS
 from normwise.nn import NormFactory, norm_layer, parse_spec
 from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
-from normwise.records import Cell
+from normwise.records import Setup
 from normwise.study.compute import PLAIN, Compute
-from normwise.study.data import Part, Samples, Splits, Values, on_device, run, tensors_of
+from normwise.study.data import Part, Samples, Splits, given_to, on_device, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
 from normwise.surgery.running import settle
-from normwise.surgery.sources import method_from
 
 DEFAULT_METHODS = ("none", "batch", "layer", "weight", "instance", "group", "switchable")
 # At batch size 32; scaled for others. A factor of 4 apart, wide enough that every method finds a rate that suits it.
@@ -70,7 +70,7 @@ class Task:
       ``optimizer_name`` and ``schedule_name`` describe them;
     - ``augment(batch, generator)`` changes training batches; its generator draws the same for every method;
     - ``accumulate`` batches make one optimizer step;
-    - ``observe(model, task, cell)`` makes the observer of a trial;
+    - ``observe(model, task, setup)`` makes the observer of a trial;
     - ``methods`` and ``lrs`` are what is compared and tried by default; the rates hold at ``lrs_at`` samples a step,
       ``None`` being the largest batch size compared, and are scaled for others; without ``lrs`` they must be given;
     - ``converts`` says that ``make_model`` takes no ``norm``: the layers of what it builds are converted to each method
@@ -105,7 +105,7 @@ class Task:
     optimizer: Callable[[nn.Module, float, int], tuple[Steps, Steps | None]] | None = None
     augment: Callable[[Any, torch.Generator], Any] | None = None
     accumulate: int = 1
-    observe: Callable[[nn.Module, Task, Cell], Observer] | None = None
+    observe: Callable[[nn.Module, Task, Setup], Observer] | None = None
     optimizer_name: str = OPTIMIZER
     schedule_name: str = SCHEDULE
     methods: tuple[str, ...] = DEFAULT_METHODS
@@ -224,7 +224,7 @@ class Task:
             return self.home.build(method).to(self.compute.device)
         model, given = self._made(method), self.given(method)
         if self.converts:
-            model = converted(model, given, self._examples(), self.elsewhere.get(method))
+            model = converted(model, given, self._examples(model), self.elsewhere.get(method))
         elif isinstance(given, str) and METHODS[parse_spec(given)[0]].on_weights:
             weight_normalize(model, **{key: value for key, value in self.options(method).items() if key != "init"})
         return model.train()
@@ -256,17 +256,18 @@ class Task:
         if self.home is not None:
             return self.home.conversions(methods)
         with torch.random.fork_rng(devices=[]):
+            made = [(m, self._made(m)) for m in methods]
             return [
-                f"{m}: " + conversion_note(self._made(m), self.given(m), self._examples(), self.elsewhere.get(m))
-                for m in methods
+                f"{m}: " + conversion_note(model, self.given(m), self._examples(model), self.elsewhere.get(m))
+                for m, model in made
             ]
 
-    def _examples(self) -> Values | None:
+    def _examples(self, model: nn.Module) -> Any:
         """Two samples to tell a layer's axes by, where the model is known to run on them."""
         if self.batch_loss is not None:
             return None
         batch = self.splits.train.take(slice(2)).load()
-        return batch.inputs if isinstance(batch, Part) else None
+        return given_to(model, batch.inputs) if isinstance(batch, Part) else None
 
     def loss_of(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Give the loss of a batch.

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normwise.arguments.data import WINDOW
+from normwise.arguments.data import windows as cut
+from normwise.arguments.loss import by_class
 from normwise.errors import DataError, InputError
 from normwise.study.data import Part, Samples, Splits, of_tokens, run, tensors_of
 from normwise.study.evaluate import at_once
-from normwise.study.tasks.scores import by_class, class_loss
+from normwise.study.tasks.scores import class_loss
 
-WINDOW = 64
 # What is compared and tried by default where tokens predict the next one; the rates suit AdamW at 32 windows a step.
 METHODS_OF_TOKENS = ("none", "layer", "rms", "dyt", "derf")
 RATES_OF_TOKENS = (0.001, 0.004, 0.016)
@@ -70,8 +72,7 @@ def language_source(source: str) -> Splits:
 
 def windows(tokens: Tensor, window: int) -> Part:
     """Cut a row of tokens into windows, each with its successors as targets."""
-    count = (len(tokens) - 1) // window
-    return Part(*(tokens[i : i + count * window].reshape(count, window) for i in (0, 1)))
+    return Part(*cut(tokens, window))
 
 
 def spread(part: Part, count: int) -> Part:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise.arguments.optimizer import Maker
 from normwise.errors import InputError
 from normwise.study.data import Part, Samples
 from normwise.study.optimize import PerEpoch
@@ -55,6 +56,11 @@ class Logged:
                 )
             total += float(logged[wanted]) * piece.size
         return (-1 if self.name.startswith("-") else 1) * total / part.size
+
+
+def maker(model: nn.Module) -> Maker:
+    """What makes a module's optimizer and schedule."""
+    return Maker(configured, of_parameters=False, called=f"{type(model).__name__}.configure_optimizers")
 
 
 def configured(model: nn.Module) -> tuple[Any, Any]:

@@ -13,20 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise.arguments.lookup import called, resolved
+from normwise.arguments.loss import Loss, loss_of
+from normwise.arguments.metric import Metric, metric_of
+from normwise.arguments.optimizer import maker_of
 from normwise.errors import InputError, MissingDependencyError, NormwiseError, blaming, described
 from normwise.files import parse_json
-from normwise.study.data import Part, Samples, Splits, of_tokens, tensors_of
+from normwise.study.data import Part, Samples, Splits, given_to, of_tokens, run, tensors_of
 from normwise.study.evaluate import EVALUATION_BATCH, evaluate
-from normwise.study.optimize import ADAMW, warm_adamw
+from normwise.study.optimize import ADAMW, SCHEDULE, warm_adamw
 from normwise.study.tasks import modules
 from normwise.study.tasks.base import Task, classification, nearest
 from normwise.study.tasks.convert import AS_IS, own_methods
 from normwise.study.tasks.forms import splits_of
 from normwise.study.tasks.language import METHODS_OF_TOKENS, RATES_OF_TOKENS, Perplexity, language_source, predicts_next
 from normwise.study.tasks.named import DATASETS, named_task
-from normwise.study.tasks.scores import METRICS, Criterion, class_loss, r_squared, squared_error
+from normwise.study.tasks.scores import METRICS, class_loss, r_squared, squared_error
 from normwise.study.tasks.tuning import OwnOptimizer
-from normwise.surgery.sources import called, resolved
 
 
 def make_task(
@@ -49,13 +52,11 @@ def make_task(
     Args:
         make_model: ``make_model(norm)`` builds a fresh model; ``make_model()`` one whose layers are converted to each
             method; either may be a Lightning module. ``"timm:resnet18"`` takes timm's, ``None`` a data set's own.
-        data: the name of a data set, ``"text:FILE"`` (see :func:`normwise.study.language_data`), or what
-            :func:`~normwise.study.tasks.forms.splits_of` takes.
+        data: as for :func:`normwise.compare`.
         name: of the task; default the model's function.
-        loss: ``loss(model, batch)``, or a ``torch.nn`` criterion, called with outputs and targets.
-        metric: ``metric(model, loader)``, higher is better; or a name: accuracy, mean_iou, r_squared, perplexity and
-            loss (minus them), or what a Lightning module logs in its validation step (``"val_acc"``, ``"-val_loss"``).
-        optimizer: ``optimizer(model)``, which may take ``lr`` and ``steps``, gives an optimizer, or it and a schedule.
+        loss: as for :func:`normwise.compare`.
+        metric: as for :func:`normwise.compare`.
+        optimizer: as for :func:`normwise.compare`.
         augment: ``augment(batch, generator)`` gives a training batch.
         collate: makes a batch of a list of samples of a torch data set.
         accumulate: batches that make one optimizer step.
@@ -80,11 +81,9 @@ def make_task(
     splits = _splits(data, _function(collate, "collate"))
     make, label = _model(make_model, splits) if make_model is not None else (_reference(data), "")
     label = label or (data if isinstance(data, str) else "own data")
-    task = _basic(name or label, splits, make, _function(loss, "loss"), metric)
-    task = _with_model(task)
+    task = _basic(name or label, splits, make, loss_of(loss), None if metric is None else metric_of(metric))
     if optimizer is not None:
-        own = OwnOptimizer(_function(optimizer, "optimizer"))
-        task = dataclasses.replace(task, **_tuned(own, f"own: {_name(own.make)}"))
+        task = dataclasses.replace(task, **_tuned(OwnOptimizer(maker_of(optimizer))))
     task = dataclasses.replace(task, augment=_function(augment, "augment"), accumulate=accumulate)
     if all(isinstance(value, str | int | None) for value in texts.values()):
         given = {key: value for key, value in texts.items() if value is not None and (key, value) != ("accumulate", 1)}
@@ -117,12 +116,15 @@ def load_task(name: str) -> Task:
 def _splits(data: Any, collate: Callable | None) -> Splits:
     if not isinstance(data, str):
         return splits_of(data, collate)
+    return named_splits(data) or splits_of(called(data), collate)
+
+
+def named_splits(data: str) -> Splits | None:
+    """The data of a text that names a data set or a file of text; ``None`` for one that names a callable."""
     kind, _, rest = data.partition(":")
     if kind == "text" and rest:
         return language_source(rest)
-    if kind in DATASETS or not rest:
-        return named_task(data).splits
-    return splits_of(called(data), collate)
+    return named_task(data).splits if kind in DATASETS or not rest else None
 
 
 def _reference(data: Any) -> Callable[..., nn.Module]:
@@ -165,68 +167,101 @@ def _hint(task: Task) -> str:
     return f" (called with norm, because {names[0]!r} has no default; without arguments, layers are converted)"
 
 
-def _basic(name: str, splits: Splits, make: Callable, loss: Any, metric: Any) -> Task:
-    """Loss and score, before the model is looked at."""
+def _basic(name: str, raw: Splits, make: Callable, loss: Loss | None, metric: Metric | str | None) -> Task:
+    """Loss and score, by the data and by a look at the model: does it train itself, are its layers to be converted?"""
+    splits = raw if loss is not None and loss.takes == "batch" else _paired(raw)
     batch = splits.train.take(slice(2)).load()
-    criterion = loss if isinstance(loss, nn.Module) else None
-    own_loss = loss if criterion is None else None
-    pair = _is_pair(batch)
-    if predicts_next(batch):
-        task = _scored(Task(name, splits, make, class_loss, None, "", 0.0, methods=METHODS_OF_TOKENS), "perplexity")
-    elif pair and not tensors_of(batch.targets)[0].is_floating_point():
-        task = classification(name, splits, make)
-    else:
-        task = Task(name, splits, make, squared_error, r_squared, "R²", floor=0.0)
-    if isinstance(batch, Part) and of_tokens(batch.inputs):
-        task = dataclasses.replace(task, optimizer=warm_adamw, optimizer_name=ADAMW, lrs=RATES_OF_TOKENS)
-    if criterion is not None:
-        task = dataclasses.replace(task, loss=Criterion(criterion))
-    if own_loss is not None:
-        task = dataclasses.replace(task, batch_loss=own_loss)
-    if metric is not None:
-        return _scored(task, metric)
-    # A loss of one's own says that the defaults do not fit; so do batches that are no pairs of tensors.
-    return _scored(task, "loss") if own_loss is not None or not pair else task
-
-
-def _scored(task: Task, metric: Any) -> Task:
-    if isinstance(metric, str) and ":" not in metric:
-        if metric in METRICS:
-            score, label = METRICS[metric]
-            return dataclasses.replace(task, score=score, score_name=label, metric=None)
-        if metric == "perplexity":
-            return dataclasses.replace(task, metric=Perplexity(), score_name="−perplexity")
-        if metric == "loss":
-            return dataclasses.replace(task, score=None, metric=None, score_name="−loss")
-        return dataclasses.replace(task, metric=modules.Logged(metric), score_name=metric.replace("-", "−", 1))
-    function = _function(metric, "metric")
-    return dataclasses.replace(task, metric=OwnMetric(function), score_name=_name(function))
-
-
-def _with_model(task: Task) -> Task:
-    """Look at the model once: does it train itself, and are its layers to be converted?"""
-    converts = not _takes_norm(task.make_model)
-    task = dataclasses.replace(task, converts=converts)
+    task = _by_targets(Task(name, splits, make, squared_error, r_squared, "R²", floor=0.0), batch)
+    task = dataclasses.replace(task, converts=not _takes_norm(make))
     model = _built(task)
-    if modules.is_lightning(model):
-        if task.batch_loss is None:
-            task = dataclasses.replace(task, batch_loss=modules.training_loss)
-            if task.metric is None:
-                task = _scored(task, "loss")
-        own = OwnOptimizer(modules.configured)
-        task = dataclasses.replace(task, **_tuned(own, f"own: {type(model).__name__}.configure_optimizers"))
-    elif isinstance(task.metric, modules.Logged):
+    own = modules.is_lightning(model)
+    if own:
+        task = dataclasses.replace(
+            task, splits=raw if loss is None else splits, **_tuned(OwnOptimizer(modules.maker(model)))
+        )
+    task = _with_loss(task, loss, model, batch) if loss is not None else task
+    if own and loss is None:
+        task = dataclasses.replace(task, batch_loss=modules.training_loss)
+    if metric is not None:
+        task = _scored(task, metric)
+    elif task.batch_loss is not None or not _is_pair(batch):
+        # A loss of batches says that the defaults do not fit; so do batches that are no pairs of tensors.
+        task = _scored(task, "loss")
+    if isinstance(task.metric, modules.Logged) and not own:
         raise InputError(
             f"unknown metric {task.metric.name!r}: {nearest(task.metric.name, [*METRICS, 'perplexity', 'loss'])}Known "
-            f"are {', '.join(METRICS)}, perplexity and loss; or name a function, as in my_project.py:metric"
+            f"are {', '.join(METRICS)}, perplexity and loss; or give an object of torchmetrics or a function"
         )
-    batch = task.splits.train.take(slice(2)).load()
     if task.batch_loss is None and not _is_pair(batch):
         raise InputError(
-            f"a training batch is {_kind(batch)}, expected a pair of inputs and targets: for others give a "
-            "loss(model, batch) of your own"
+            f"a training batch is {_kind(batch)}, expected a pair of inputs and targets, or a dict with a label: for "
+            "others give a loss(model, batch) of your own"
         )
-    if not converts:
+    if task.batch_loss is None:
+        given_to(model, batch.inputs)  # refuses names that the model does not know
+        _refuse_copies(batch) if loss is None else None
+    return _with_methods(task, model)
+
+
+def _by_targets(task: Task, batch: Any) -> Task:
+    """What fits the data where the user says nothing: classes, real numbers, or tokens to predict."""
+    if predicts_next(batch):
+        task = dataclasses.replace(_scored(task, "perplexity"), loss=class_loss, methods=METHODS_OF_TOKENS)
+    elif _is_pair(batch) and not tensors_of(batch.targets)[0].is_floating_point():
+        task = classification(task.name, task.splits, task.make_model)
+    if isinstance(batch, Part) and of_tokens(batch.inputs):
+        task = dataclasses.replace(task, optimizer=warm_adamw, optimizer_name=ADAMW, lrs=RATES_OF_TOKENS)
+    return task
+
+
+def _paired(splits: Splits) -> Splits:
+    """The same, with batches of named items read as inputs and targets."""
+    return Splits(*(part.as_pairs() if isinstance(part, Samples) else part for part in splits))
+
+
+def _with_loss(task: Task, loss: Loss, model: nn.Module, batch: Any) -> Task:
+    """The task with a loss of the user's."""
+
+    def pair() -> tuple[Any, Any]:
+        if not _is_pair(batch):
+            raise InputError(f"a training batch is {_kind(batch)}, expected a pair of inputs and targets")
+        return run(model, batch.inputs), batch.targets
+
+    loss = loss.decided(model, batch, pair)
+    if loss.takes == "outputs":
+        return dataclasses.replace(task, loss=loss)
+    return dataclasses.replace(task, batch_loss=loss.function)
+
+
+def _scored(task: Task, metric: Metric | str) -> Task:
+    if isinstance(metric, Metric):
+        if metric.takes == "outputs":
+            return dataclasses.replace(task, score=metric.function, score_name=metric.name, metric=None)
+        return dataclasses.replace(task, metric=OwnMetric(metric.function), score_name=metric.name)
+    if metric in METRICS:
+        score, label = METRICS[metric]
+        return dataclasses.replace(task, score=score, score_name=label, metric=None)
+    if metric == "perplexity":
+        return dataclasses.replace(task, metric=Perplexity(), score_name="−perplexity")
+    if metric == "loss":
+        return dataclasses.replace(task, score=None, metric=None, score_name="−loss")
+    return dataclasses.replace(task, metric=modules.Logged(metric), score_name=metric.replace("-", "−", 1))
+
+
+def _refuse_copies(batch: Part) -> None:
+    """Refuse tokens whose targets are themselves: models of transformers shift them inside, and nothing else does."""
+    if of_tokens(batch.inputs) and of_tokens(batch.targets):
+        inputs, targets = tensors_of(batch.inputs)[0], tensors_of(batch.targets)[0]
+        if inputs.shape == targets.shape and bool((inputs == targets)[targets >= 0].all()):
+            raise InputError(
+                "the targets are the inputs themselves: shift them, each token's target being the next one, or give "
+                "loss=lambda model, batch: model(**batch).loss"
+            )
+
+
+def _with_methods(task: Task, model: nn.Module) -> Task:
+    """What is compared by default of a model whose layers are converted: with those that it has, if they are mixed."""
+    if not task.converts:
         return task
     layers = own_methods(model)
     if not layers:
@@ -266,8 +301,10 @@ def _with_floor(task: Task) -> Task:
     return dataclasses.replace(task, floor=score)
 
 
-def _tuned(own: OwnOptimizer, label: str) -> dict[str, Any]:
-    return {"optimizer": own, "optimizer_name": label, "schedule_name": "own", "lrs": own.rates(), "lrs_at": None}
+def _tuned(own: OwnOptimizer) -> dict[str, Any]:
+    schedule = SCHEDULE if own.make.of_parameters else "own"
+    name = f"own: {own.make.name}"
+    return {"optimizer": own, "optimizer_name": name, "schedule_name": schedule, "lrs": own.rates(), "lrs_at": None}
 
 
 def _function(value: Any, what: str) -> Any:
@@ -276,10 +313,6 @@ def _function(value: Any, what: str) -> Any:
     if value is not None and not callable(value):
         raise InputError(f"{what} must be a function or its name, got {type(value).__name__}")
     return value
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", type(function).__name__)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 
-from normwise.errors import InputError
-
-
-def by_class(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Put the classes on axis 1, where torch's losses want them."""
-    first = outputs.shape[:1] + outputs.shape[2:] == targets.shape
-    return outputs.movedim(-1, 1) if not first and outputs.shape[:-1] == targets.shape else outputs
+from normwise.arguments.loss import aligned, by_class
 
 
 def class_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -27,37 +18,9 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return right.sum().item() / right.numel()
 
 
-def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Give real-valued outputs the targets' shape, where they differ in axes of one element alone.
-
-    (N, 1) against (N,) would broadcast to (N, N), every output against every target.
-    """
-    if [size for size in outputs.shape if size != 1] != [size for size in targets.shape if size != 1]:
-        raise InputError(
-            f"the model gives {tuple(outputs.shape)} and the targets are {tuple(targets.shape)}: make them the same "
-            "shape, or give a loss(model, batch) of your own"
-        )
-    return outputs.reshape(targets.shape)
-
-
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean squared error of outputs that are :func:`aligned` with their targets."""
     return nn.functional.mse_loss(aligned(outputs, targets), targets)
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A criterion of torch's whose real-valued targets are met by outputs of their shape; broadcasts are silent."""
-
-    criterion: nn.Module
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Give the loss."""
-        both = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
-        if both and targets.is_floating_point() and type(self.criterion).__module__ == torch.nn.modules.loss.__name__:
-            outputs = aligned(outputs, targets)
-        loss: Tensor = self.criterion(outputs, targets)
-        return loss
 
 
 def r_squared(outputs: Tensor, targets: Tensor) -> float:

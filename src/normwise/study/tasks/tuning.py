@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from normwise.arguments.optimizer import Maker
 from normwise.errors import InputError
-from normwise.study.optimize import PerEpoch, Steps
+from normwise.study.optimize import PerEpoch, Steps, warm_cosine
 
 # What is tried of an optimizer that sets its own learning rate: this many times it.
 FACTORS = (0.25, 1.0, 4.0)
@@ -20,17 +19,18 @@ _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 @dataclass(frozen=True)
 class OwnOptimizer:
-    """Calls the user's function, and hands the rate over or scales what it set.
+    """Makes the user's optimizer, and hands the rate over or scales what it set.
 
-    ``make(model)`` may take ``lr`` and ``steps``. Where it takes ``lr`` it gets the rate under trial; else the rates of
-    the optimizer that it gives, and of its schedule, are multiplied by it.
+    ``make`` may take ``lr`` and ``steps``. Where it takes ``lr`` it gets the rate under trial; else the rates of the
+    optimizer that it gives, and of its schedule, are multiplied by it. What knows the parameters alone, as a class
+    does, says nothing of a schedule: it gets the one that tasks have by default.
     """
 
-    make: Callable[..., Any]
+    make: Maker
 
     def __call__(self, model: nn.Module, lr: float, steps: int) -> tuple[Steps, Steps | None]:
         """Give optimizer and schedule of a trial."""
-        takes = self._parameters()
+        takes = self.make.parameters
         given = {name: value for name, value in (("lr", lr), ("steps", steps)) if name in takes}
         made = self.make(model, **given)
         optimizer, schedule = made if isinstance(made, tuple | list) and len(made) == 2 else (made, None)
@@ -41,18 +41,17 @@ class OwnOptimizer:
             raise InputError("ReduceLROnPlateau waits for a metric, which trials do not report: give another schedule")
         if "lr" not in takes:
             scale(optimizer, schedule, lr)
+        if schedule is None and self.make.of_parameters:
+            schedule = warm_cosine(optimizer, steps)
         return optimizer, schedule
 
     def rates(self) -> tuple[float, ...]:
         """Give the rates to try by default: about the function's own, or none where it names none."""
-        parameter = self._parameters().get("lr")
+        parameter = self.make.parameters.get("lr")
         if parameter is None:
             return FACTORS
         own = parameter.default
         return tuple(own * factor for factor in FACTORS) if isinstance(own, int | float) else ()
-
-    def _parameters(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self.make).parameters)
 
 
 def scale(optimizer: Any, schedule: Any, factor: float) -> None:

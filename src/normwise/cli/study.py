@@ -134,7 +134,7 @@ def merge(
 
 
 @app.command
-def work(*, storage: Storage, study: str | None = None) -> None:
+def work(*, storage: Storage, study: str | None = None, device: str = "auto") -> None:
     """Take part in a study until it is finished; any number of these may run, on any machine that reaches the database.
 
     The study must have been begun by normwise compare --storage. Interrupted, a worker gives its trial back.
@@ -144,16 +144,19 @@ def work(*, storage: Storage, study: str | None = None) -> None:
     Args:
         storage: The database, postgresql://USER@HOST/DATABASE. Its password is better left to ~/.pgpass or PGPASSWORD.
         study: The study's name, where the database holds several.
+        device: Where to train, of the study's kind: cuda:1, say. Default: the device of that kind that torch takes.
     """
     with _extras():
+        from normwise import devices
         from normwise.study.progress import Display
         from normwise.study.store import Store
         from normwise.study.worker import Job
     # What batch systems send before they kill.
     signal.signal(signal.SIGTERM, _interrupt)
     store = Store(storage, name=study)
+    place = devices.of_kind(device, store.settings.device, "the study")
     with Display(store.settings) as display:
-        Job(storage, store.name)(display.update)
+        Job(storage, store.name, device=str(place))(display.update)
 
 
 def read(where: str, study: str | None = None) -> Study:
@@ -196,16 +199,16 @@ def _csv(record: Study) -> str:
     """One line per trial; what is a list (curves, mixtures) is left to the JSON."""
     import dataclasses
 
-    from normwise.records import Cell, Trial
+    from normwise.records import Setup, Trial
 
     stream = io.StringIO()
-    skipped = {"cell", "curve", "mixtures", "observed", "notes"}
+    skipped = {"setup", "curve", "mixtures", "observed", "notes"}
     of_trial = [f.name for f in dataclasses.fields(Trial) if f.name not in skipped]
-    of_cell = [f.name for f in dataclasses.fields(Cell)]
+    of_setup = [f.name for f in dataclasses.fields(Setup)]
     writer = csv.writer(stream)
-    writer.writerow([*of_cell, *of_trial])
+    writer.writerow([*of_setup, *of_trial])
     for trial in record.trials:
-        writer.writerow([getattr(trial.cell, n) for n in of_cell] + [getattr(trial, n) for n in of_trial])
+        writer.writerow([getattr(trial.setup, n) for n in of_setup] + [getattr(trial, n) for n in of_trial])
     return stream.getvalue()
 
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from normwise.surgery.sources import Batches, example_inputs, model_from, specs
+from normwise.arguments.methods import several
+from normwise.cli.sources import Batches, data_of, example_inputs, model_from
+from normwise.cli.words import Precision
 
 app = App(name="consult", help="Say which normalization a model should use.")
 
@@ -28,8 +30,12 @@ def advise(
     accumulate: int = 1,
     variable_length: bool = False,
     verify: float | None = None,
-    methods: str | None = None,
+    loss: str | None = None,
+    metric: str | None = None,
+    optimizer: str | None = None,
+    methods: list[str] | None = None,
     device: str = "auto",
+    precision: Precision = "32",
     out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -45,19 +51,28 @@ def advise(
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
         checkpoint: Its weights: .pt, .pth or .safetensors.
         input_shape: Shape of an input, such as 2,3,224,224; random data are run through the model.
-        data: A callable that gives batches, as module:callable or path.py:callable, instead of random data.
-        batch_size: Samples per step and device. Default: those of the input.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE;
+            instead of random data.
+        batch_size: Samples per step and device. Default: those of the input, of data that are samples 32.
         task: What the model is for, where that matters: classification, regression, segmentation, detection, language,
             stylization, reconstruction, generation or restoration.
         devices: How many train together.
         accumulate: Batches per optimizer step.
         variable_length: Whether samples differ in length, so that batches are padded.
         verify: Train copies of the model on the data, under the best-ranked methods and the one it has, and say whether
-            the advice held; all of it takes about so many seconds. Needs --data with (input, target) batches.
-        methods: Of your own, separated by commas: path.py:NAME, with options if need be. Their costs are measured and
-            --verify trains them; nothing was learned about them.
+            the advice held; all of it takes about so many seconds. Needs --data with targets.
+        loss: To verify with: a name of torch.nn.functional, such as cross_entropy, or path.py:NAME: a function of
+            (output, target), a criterion, or loss(model, batch). Default: by the targets.
+        metric: To verify with: a name, such as accuracy, or path.py:NAME: an object of torchmetrics, a function of
+            (output, target), or metric(model, loader); higher is better. Default: by the targets.
+        optimizer: To verify with: a name of torch.optim, such as AdamW, or path.py:NAME: a class, a function of
+            (params, lr), or of (model, lr, steps). Default: SGD, for models of tokens AdamW.
+        methods: Of your own, separated by commas or given again: path.py:NAME, with options if need be. Their costs are
+            measured and --verify trains them; nothing was learned about them.
         device: Where to measure and train: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the
             accelerator that torch reports, else the CPU.
+        precision: 32 as the model is written, or bf16 or 16 by torch's autocast: of what is measured and trained.
         out: Write the advice there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         as_json: Print JSON.
 
@@ -76,7 +91,7 @@ def advise(
     page = out is not None and out.suffix in (".html", ".htm")
     check_target(out, "advice", page)
     net, _ = model_from(model, checkpoint)
-    batches = None if data is None else Batches(data)
+    batches = None if data is None else Batches(data, batch_size)
     inputs: Any = example_inputs(net, input_shape, batches)
     advice = ask(
         net,
@@ -87,9 +102,13 @@ def advise(
         accumulate=accumulate,
         variable_length=variable_length,
         verify=verify,
-        methods=specs(methods or ""),
+        loss=loss,
+        metric=metric,
+        optimizer=optimizer,
+        methods=several(methods or []),
         device=device,
-        data=None if verify is None or batches is None else _whole(batches),
+        precision=precision,
+        data=None if verify is None or data is None else data_of(data),
     )
     if as_json:
         print(advice.to_json(), end="")
@@ -100,18 +119,3 @@ def advise(
     if out is not None:
         write_own(out, report.advice_html(advice) if page else advice.to_json(), "advice", page)
         print(f"\nadvice  {out}", file=sys.stderr)
-
-
-def _whole(batches: Batches) -> tuple[Any, Any]:
-    """All inputs and all targets, of (input, target) batches of tensors."""
-    import torch
-
-    from normwise.errors import InputError
-
-    pairs = list(batches)
-    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs) or not all(
-        isinstance(value, torch.Tensor) for pair in pairs for value in pair
-    ):
-        raise InputError(f"--verify trains, so {batches.spec} must give batches (input, target) of tensors")
-    inputs, targets = zip(*pairs, strict=True)
-    return torch.cat(inputs), torch.cat(targets)

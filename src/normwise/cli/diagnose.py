@@ -10,8 +10,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from normwise.cli.sources import data_of, model_from
+from normwise.cli.words import Precision
 from normwise.findings import Diagnosis, fails
-from normwise.surgery.sources import called, model_from, resolved
 
 app = App(name="probe", help="Say what is wrong with a model's normalization.")
 
@@ -24,8 +25,11 @@ def diagnose(
     *,
     data: str,
     loss: str | None = None,
+    optimizer: str | None = None,
     steps: int = 16,
+    batch_size: int | None = None,
     device: str = "auto",
+    precision: Precision = "32",
     out: Path | None = None,
     fail_on: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -41,12 +45,17 @@ def diagnose(
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
         checkpoint: Its weights: .pt, .pth or .safetensors. Without them the weights are what the callable gives.
-        data: A callable that gives batches (tensors, (input, target) pairs or mappings), named like the model.
-        loss: A function of torch.nn.functional, such as cross_entropy, or one of yours, named like the model, taking
-            (output, target). With it gradients, covariate shift and the loss in evaluation are measured.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE.
+        loss: A name of torch.nn.functional, such as cross_entropy, or path.py:NAME: a function of (output, target), a
+            criterion, or loss(model, batch). With it gradients, covariate shift and the loss are measured.
+        optimizer: A name of torch.optim, such as AdamW, or path.py:NAME: a class, a function of (params, lr), or of
+            (model). Its weight decay is checked, its learning rate used for the shift.
         steps: How many batches to look at, at most.
+        batch_size: Samples of a batch, where the data are samples. Default: 32.
         device: Where to run it: auto, cpu, cuda, cuda:1, mps, xpu or whatever torch has. auto takes the accelerator
             that torch reports, else the CPU.
+        precision: 32 as the model is written, or bf16 or 16 by torch's autocast.
         out: Write the diagnosis there: a page if it ends in .html, else JSON, which 'normwise report' draws again.
         fail_on: Exit with 1 if there is a finding of this severity or a higher one: info, warning or error.
         as_json: Print JSON.
@@ -56,17 +65,26 @@ def diagnose(
         SystemExit: with 1, as asked for by --fail-on.
     """
     from normwise import report
+    from normwise.arguments.loss import loss_of
     from normwise.files import check_target, write_own
     from normwise.probe.diagnosing import diagnose as examine
-    from normwise.probe.losses import loss_of
 
     fails([], fail_on or "error")
     page = out is not None and out.suffix in (".html", ".htm")
     check_target(out, "diagnosis", page)
-    criterion = resolved(loss) if loss is not None and ":" in loss else loss_of(loss)
+    criterion = loss_of(loss)  # before the model, which may be slow to build
     net, _ = model_from(model, checkpoint)
-    told = _progress if sys.stderr.isatty() else None
-    found = examine(net, called(data), criterion, steps=steps, device=device, progress=told)
+    found = examine(
+        net,
+        data_of(data),
+        criterion,
+        optimizer=optimizer,
+        steps=steps,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        progress=_progress if sys.stderr.isatty() else None,
+    )
     found = _with_commands(found, model, checkpoint, data)
     if as_json:
         print(found.to_json(), end="")

@@ -1,16 +1,21 @@
-"""``normwise convert | fold | calibrate | inspect``. torch is imported when a command runs, not for its help."""
+"""``normwise convert | fold | calibrate | inspect | layer-to-rms | qk-norm``: what changes or lists layers.
+
+torch is imported when a command runs, not for its help.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from normwise.arguments.lookup import is_checkpoint
+from normwise.cli.sources import Batches, example_inputs, model_from, weights_from
 from normwise.errors import InputError
-from normwise.surgery.sources import Batches, example_inputs, is_checkpoint, model_from, weights_from
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +59,9 @@ def convert(
         out: The file to write the converted weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all.
         input_shape: Shape of an input, such as 1,3,224,224: measures the drift on random data.
-        data: A callable that gives batches, as module:callable or path.py:callable: re-fits weight and bias on them,
-            and measures the drift on the first.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE.
+            Weight and bias are re-fitted on its batches, and the drift is measured on the first.
         keep_going: Leave layers that cannot be converted as they are, instead of refusing.
         harden: With --to torch: let switchable layers become the method that their weights chose.
         allow_leak: Convert a causal model even if it would see what it is to predict.
@@ -113,7 +119,9 @@ def fold(
         out: The file to write the folded weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all.
         input_shape: Shape of an input, such as 1,3,224,224: the outputs before and after are compared on random data.
-        data: A callable that gives batches, named like the model: the outputs are compared on the first.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE.
+            The outputs are compared on the first batch.
     """
     from normwise.surgery.checkpoint import check_target
     from normwise.surgery.fold import fold as fold_layers
@@ -135,6 +143,7 @@ def calibrate(
     where: str | None = None,
     layerwise: bool = False,
     batches: int | None = None,
+    batch_size: int | None = None,
 ) -> None:
     """Replace running averages by the statistics of the whole data, measured with the network as it is.
 
@@ -143,18 +152,20 @@ def calibrate(
     Args:
         model: Where the model comes from: module:callable or path.py:callable, called without arguments.
         checkpoint: Its weights: .pt, .pth or .safetensors.
-        data: A callable that gives batches (tensors, (input, target) pairs or mappings), named like the model.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE.
         out: The file to write the calibrated weights to; never the one that was read.
         where: Which layers, a shell pattern of their names. Default: all that keep running averages.
         layerwise: Measure layer by layer, each on the calibrated ones before it: slower, right where they shift much.
         batches: How many batches to use at most. Default: all.
+        batch_size: Samples of a batch, where the data are samples. Default: 32.
     """
     from normwise.surgery.calibrate import calibrate as measure
     from normwise.surgery.checkpoint import check_target
 
     check_target(out, checkpoint)
     net, source = model_from(model, checkpoint)
-    loader = Batches(data)
+    loader = Batches(data, batch_size)
     how: dict[str, Any] = {"where": where, "layerwise": layerwise, "batches": batches}
     done = measure(net.eval(), loader, forward=loader.feed, report=print, **how)
     _write(out, done, source, checkpoint)
@@ -166,6 +177,8 @@ def inspect(
     checkpoint: Path | None = None,
     /,
     *,
+    input_shape: str | None = None,
+    data: str | None = None,
     fail_on: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -178,6 +191,11 @@ def inspect(
     Args:
         model: module:callable or path.py:callable, or a checkpoint alone (.pt, .pth, .safetensors, …).
         checkpoint: The model's weights.
+        input_shape: Shape of an input, such as 2,16: the model is run on random data, or token ids, to tell where its
+            blocks have their norms.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE:
+            the same on its first batch.
         fail_on: Exit with 1 if there is a finding of this severity or a higher one: info, warning or error.
         as_json: Print JSON.
 
@@ -185,8 +203,8 @@ def inspect(
         InputError: two checkpoints, or an unknown severity.
         SystemExit: with 1, as asked for by --fail-on.
     """
-    from normwise.surgery.inspect import Inspection
     from normwise.surgery.inspect import inspect as look
+    from normwise.surgery.inspection import Inspection
 
     Inspection([]).fails(fail_on or "error")
     if is_checkpoint(model):
@@ -194,10 +212,104 @@ def inspect(
             raise InputError(f"{model} is a checkpoint, not a model: give module:callable, or one checkpoint alone")
         found = look(weights_from(model).state)
     else:
-        found = look(model_from(model, checkpoint)[0])
+        net, _ = model_from(model, checkpoint)
+        found = look(net, example_inputs(net, input_shape, None if data is None else Batches(data)))
     print(found.to_json().rstrip() if as_json else found)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
+
+
+@app.command
+def layer_to_rms(
+    model: str,
+    checkpoint: Path | None = None,
+    /,
+    *,
+    input_shape: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    where: str | None = None,
+) -> None:
+    """Make layer norms over tokens RMS norms that compute the same, their mean taken off the layers before them.
+
+    For instance: normwise layer-to-rms nets.py:gpt model.pt --input-shape 2,64 --out model-rms.pt
+
+    Load the result in Python with normwise.layer_to_rms(gpt(), inputs).load_state_dict(...).
+
+    Args:
+        model: Where the model comes from: module:callable or path.py:callable, called without arguments.
+        checkpoint: Its weights: .pt, .pth or .safetensors.
+        input_shape: Shape of an input, such as 2,64: who writes to the residual stream is read from a run on random
+            data, or token ids.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE:
+            the same from its first batch.
+        out: The file to write the weights to; never the one that was read.
+        where: Which layers, a shell pattern of their names. Default: all.
+    """
+    from normwise.surgery.centre import layer_to_rms as turn
+
+    _change(model, checkpoint, input_shape, data, out, lambda net, inputs: turn(net, inputs, where=where, report=print))
+
+
+@app.command
+def qk_norm(
+    model: str,
+    checkpoint: Path | None = None,
+    /,
+    *,
+    input_shape: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    where: str | None = None,
+) -> None:
+    """Put RMS norms of queries and keys into attention that has none, so that its logits cannot grow.
+
+    For instance: normwise qk-norm nets.py:gpt model.pt --data text:book.txt --out model-qk.pt
+
+    Load the result in Python with normwise.qk_norm(gpt(), batches).load_state_dict(...).
+
+    Args:
+        model: Where the model comes from: module:callable or path.py:callable, called without arguments.
+        checkpoint: Its weights: .pt, .pth or .safetensors.
+        input_shape: Shape of an input, such as 2,64: the norms start at the sizes that queries and keys have on random
+            data, or token ids.
+        data: A callable that gives data in any form (tensors, a Dataset, a DataLoader, a list of batches, …), as
+            module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE:
+            the same on its first batch.
+        out: The file to write the weights to; never the one that was read.
+        where: Which of the layers that make queries and keys, a shell pattern of their names. Default: all.
+    """
+    from normwise.surgery.heads import qk_norm as put
+    from normwise.surgery.running import run_on
+
+    _change(
+        model,
+        checkpoint,
+        input_shape,
+        data,
+        out,
+        lambda net, inputs: put(net, [inputs], where=where, forward=run_on, report=print),
+    )
+
+
+def _change(
+    model: str,
+    checkpoint: Path | None,
+    input_shape: str | None,
+    data: str | None,
+    out: Path | None,
+    change: Callable[[torch.nn.Module, Any], torch.nn.Module],
+) -> None:
+    """Change a model on what it is run on, and write its weights."""
+    from normwise.surgery.checkpoint import check_target
+
+    if (input_shape is None) == (data is None):
+        raise InputError("give --input-shape 2,64 or --data path.py:callable, so that the model can be run")
+    check_target(out, checkpoint)
+    net, source = model_from(model, checkpoint)
+    inputs = example_inputs(net, input_shape, None if data is None else Batches(data))
+    _write(out, change(net.eval(), inputs), source, checkpoint)
 
 
 def _to_torch(

@@ -1,7 +1,4 @@
-"""Plain records of what was measured, and their JSON. Standard library only.
-
-Everything that is stored or drawn passes through here: ``report`` and ``advise`` read these classes and never import
-torch, so that a report can be redrawn from a file years later on a machine without it.
+"""What a study is made of: settings, trials, standings, verdicts. Standard library only.
 
 Scores are always "higher is better". Times are in seconds, memory in bytes. A number that could not be measured is
 ``None``, never NaN, so that the files are strict JSON.
@@ -9,22 +6,19 @@ Scores are always "higher is better". Times are in seconds, memory in bytes. A n
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import os
-import types
 import typing
 from dataclasses import dataclass, field
 
-from normwise.errors import StoreError
-from normwise.files import read_json
-
-R = typing.TypeVar("R")
+from normwise.records.plain import load_record
 
 STUDY_VERSION = 1
+
+
 # The outcomes of a batch size at which a method is advised, and those at which the runs decide nothing.
 DECIDED = ("alone", "clear", "tied")
+
+
 UNDECIDED = ("lost", "unlearned", "equal")
 
 
@@ -49,8 +43,8 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One trial to run: the same cell always gives the same numbers.
+class Setup:
+    """One trial to run: the same setup always gives the same numbers.
 
     ``stage`` is ``"tune"`` (chooses the learning rate) or ``"final"`` (is compared).
     """
@@ -69,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trial:
-    """The outcome of one cell.
+    """The outcome of one setup.
 
     ``state`` is ``"complete"``, ``"diverged"`` (the loss or the outputs became infinite or NaN) or ``"failed"`` (the
     model raised an error, the memory did not suffice, or processes died of it); the last two carry the task's floor as
@@ -79,7 +73,7 @@ class Trial:
     observer saw, if it has one; ``notes`` say what else is to be known, such as steps that float16 left out.
     """
 
-    cell: Cell
+    setup: Setup = field(metadata={"once": "cell"})
     state: str
     valid_score: float
     test_score: float
@@ -97,9 +91,9 @@ class Trial:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def lost(cls, cell: Cell, floor: float, reason: str, seconds: float = 0.0) -> Trial:
+    def lost(cls, setup: Setup, floor: float, reason: str, seconds: float = 0.0) -> Trial:
         """A trial of which nothing is known but why it failed."""
-        return cls(cell, "failed", floor, floor, None, None, 0, None, seconds, None, 0, reason=reason)
+        return cls(setup, "failed", floor, floor, None, None, 0, None, seconds, None, 0, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -188,7 +182,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that fixes a study's numbers; two studies with equal settings have equal cells.
+    """All that fixes a study's numbers; two studies with equal settings have equal setups.
 
     In a ``race`` a method stops once it is clearly behind. A trial that chooses a learning rate has ``tune_share`` of a
     final one's length. Each trial is trained on so many ``devices``, in parallel over its batches' samples. ``floor``
@@ -253,73 +247,6 @@ class Study:
     costs: list[StepCost] = field(default_factory=list)
 
 
-def to_dict(record: object) -> dict:
-    """Turn a record into plain lists, dicts, strings and numbers.
-
-    Args:
-        record: any dataclass of this module.
-
-    Returns:
-        A dict that :func:`from_dict` turns back into an equal record.
-
-    Raises:
-        TypeError: ``record`` is not a dataclass.
-
-    Example:
-        >>> to_dict(Point(step=1, epoch=0.5, train_loss=2.0, valid_score=None))
-        {'step': 1, 'epoch': 0.5, 'train_loss': 2.0, 'valid_score': None}
-    """
-    if not dataclasses.is_dataclass(record) or isinstance(record, type):
-        raise TypeError(f"to_dict expects a record, got {type(record).__name__}")
-    return dataclasses.asdict(record)
-
-
-def from_dict(cls: type[R], data: object) -> R:
-    """Build a record from what :func:`to_dict` gave, checking every field's type.
-
-    Unknown fields are ignored (a newer normwise may have written them); missing ones take their default.
-
-    Args:
-        cls: the record's class.
-        data: a dict, as read from JSON.
-
-    Returns:
-        The record.
-
-    Raises:
-        StoreError: a field is missing or of the wrong type; the message names it.
-
-    Example:
-        >>> from_dict(Interval, {"value": 1.0, "low": 0.5, "high": 1.5})
-        Interval(value=1.0, low=0.5, high=1.5, level=0.95)
-    """
-    return _build(cls, data, cls.__name__)
-
-
-def dumps(record: object) -> str:
-    """Give a record's JSON text; strict JSON, keys in the order of the fields.
-
-    Args:
-        record: any dataclass of this module.
-
-    Returns:
-        The text, ending in a newline.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-
-    Example:
-        >>> print(dumps(Interval(1.0, 0.5, 1.5)), end="")
-        {
-          "value": 1.0,
-          "low": 0.5,
-          "high": 1.5,
-          "level": 0.95
-        }
-    """
-    return json.dumps(to_dict(record), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
 def load_study(path: str | os.PathLike[str]) -> Study:
     """Read a ``study.json``.
 
@@ -339,100 +266,3 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
     """
     return load_record(path, Study, "study", STUDY_VERSION)
-
-
-def load_record(path: str | os.PathLike[str], cls: type[R], noun: str, newest: int) -> R:
-    """Read a record that has a version number from a JSON file.
-
-    Args:
-        path: the file.
-        cls: the record's class.
-        noun: what to call it in errors.
-        newest: the highest version that can be read.
-
-    Returns:
-        The record.
-
-    Raises:
-        StoreError: the file cannot be read, is no such record, or is of a newer version than this normwise knows.
-
-    Example:
-        >>> load_record("nowhere.json", Study, "study", STUDY_VERSION)
-        Traceback (most recent call last):
-        ...
-        normwise.errors.StoreError: cannot read the study nowhere.json: No such file or directory
-    """
-    try:
-        data = read_json(path)
-    except OSError as error:
-        raise StoreError(f"cannot read the {noun} {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise StoreError(f"{path} is not a {noun}: it is not JSON ({error})") from error
-    version = data.get("version") if isinstance(data, dict) else None
-    if not isinstance(version, int):
-        raise StoreError(f"{path} is not a {noun}: it has no version number")
-    if version > newest:
-        raise StoreError(f"{path} has version {version}, this normwise reads up to {newest}: upgrade normwise")
-    return from_dict(cls, data)
-
-
-def keys_of(path: str | os.PathLike[str]) -> set[str]:
-    """The top-level keys of a JSON file, to tell what kind of record it holds.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The keys; none for what cannot be read or is no JSON object.
-
-    Example:
-        >>> keys_of("nowhere.json")
-        set()
-    """
-    try:
-        data = read_json(path)
-    except (OSError, ValueError):
-        return set()
-    return set(data) if isinstance(data, dict) else set()
-
-
-def _build(kind: typing.Any, data: object, where: str) -> typing.Any:
-    """Turn plain data into ``kind``: a record, a list, a dict, an optional or a scalar."""
-    if dataclasses.is_dataclass(kind):
-        return _build_record(kind, data, where)
-    if kind is typing.Any:
-        return data
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if data is None else _build(arguments[0], data, where)
-    if origin is list:
-        return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(_expect(list, data, where))]
-    if origin is dict:
-        return {str(k): _build(arguments[1], v, f"{where}[{k!r}]") for k, v in _expect(dict, data, where).items()}
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        try:
-            data = float(data)
-        except OverflowError:
-            raise StoreError(f"{where} is too large a number") from None
-    value = _expect(kind, data, where)
-    if kind is float and not math.isfinite(value):
-        raise StoreError(f"{where} is {value}: numbers must be finite")
-    return value
-
-
-def _build_record(kind: typing.Any, data: object, where: str) -> typing.Any:
-    values = _expect(dict, data, where)
-    hints = typing.get_type_hints(kind)
-    given = {}
-    for f in dataclasses.fields(kind):
-        if f.name in values:
-            given[f.name] = _build(hints[f.name], values[f.name], f"{where}.{f.name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise StoreError(f"{where} has no field {f.name!r}")
-    return kind(**given)
-
-
-def _expect(kind: type, data: object, where: str) -> typing.Any:
-    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise StoreError(f"{where} should be {kind.__name__}, got {type(data).__name__}")
-    return data
