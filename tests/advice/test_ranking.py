@@ -118,9 +118,7 @@ def test_a_close_call_names_the_others():
         "noise": 1.0,
     }
     even["covariance"] = np.zeros((len(RULES), len(RULES))).tolist()
-    alike = Learned(
-        [r.name for r in RULES], dict.fromkeys(METHODS, even), [0.0, 0.0], learned().tasks, 1.0, 1.0, 99.0
-    )
+    alike = Learned([r.name for r in RULES], dict.fromkeys(METHODS, even), [0.0, 0.0], learned().tasks, 1.0, 1.0, 99.0)
     assert alike.choose(strengths(conv(4)), ["batch", "group"], "group") == (
         "group",
         "batch is expected to be 0.0 points better, which is within the error of ±1.4",
