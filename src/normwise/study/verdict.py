@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normwise.records import Settings, Standing, StepCost, Study, Trial, Verdict
+from normwise.records import Settings, Standing, StepCost, Trial, Verdict
 from normwise.study.choice import with_costs
 from normwise.study.decision import Decision, Swing, decide
 from normwise.study.standings import standings_at
@@ -48,11 +48,6 @@ def verdict_of(trials: Sequence[Trial], decision: Decision) -> Verdict:
         probability_best=use.probability_best if decided else None,
         lr_decided=decision.swing is not None,
     )
-
-
-def progress_line(study: Study) -> str:
-    """Say in one line what the study found."""
-    return " ".join(v.headline for v in study.verdicts) or "No method is finished yet."
 
 
 def _headline(decision: Decision) -> str:
