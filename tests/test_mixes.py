@@ -15,7 +15,7 @@ import fused
 from normwise.core import autograd as core_autograd
 from normwise.core.autograd import Cells
 from normwise.core.moments import Moments
-from normwise.core.route import whole
+from normwise.core.route import MixCall, whole
 from normwise.kernels.cpu import native
 from normwise.methods import METHODS, Context
 
@@ -40,8 +40,8 @@ def mixed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Tensor
     x, *parameters = (given.get(name) for name in names)
     assert x is not None
     population, activation = rest or (None, "silu")
-    options = (True, 1e-5, population, None, activation, 0.01)
-    return whole(x, tuple(POOLS[name] for name in over), *parameters, *options)  # type: ignore[arg-type]
+    call = MixCall(tuple(POOLS[name] for name in over), *parameters, True, 1e-5, population, None)
+    return whole(x, call, activation, 0.01)
 
 
 def composed(over: tuple[str, ...], given: dict[str, Tensor], *rest: Any) -> Tensor:
@@ -101,7 +101,7 @@ def test_averages_in_a_mix_are_those_of_the_forward_pass(autograd: str) -> None:
     given = inputs_of(over)
     x, weight, bias, *mix = (t.requires_grad_() for t in given.values())
     buffers = [t[0].clone() for t in averages]
-    y = whole(x, (1, 0), weight, bias, *mix, True, 1e-5, buffers, None, None, 0.01)
+    y = whole(x, MixCall((1, 0), weight, bias, *mix, True, 1e-5, buffers, None), None, 0.01)
     for t in buffers:
         t.add_(1)
     expected = composed(over, given, averages, None)
