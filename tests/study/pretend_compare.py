@@ -140,7 +140,9 @@ def test_small_data_stay_on_the_device(device: torch.device, monkeypatch: pytest
     assert trials[0].valid_loss == trials[1].valid_loss
 
 
-def test_copies_are_pinned_and_do_not_keep_the_host_waiting(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_pinned_and_do_not_keep_the_host_waiting(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert devices.pins(device)  # tried once
     pinned, waits = [], []
     pin, to = torch.Tensor.pin_memory, torch.Tensor.to
