@@ -30,7 +30,8 @@ from normwise.errors import InputError
 from normwise.records import Setup
 from normwise.study import compare, make_task
 from normwise.study.compute import Compute
-from normwise.study.data import Part, Sent
+from normwise.study.data import Part
+from normwise.study.reading import Sent
 from normwise.study.trial import Trainer, build_model, training_batches
 
 SHORT = {"batch_sizes": [32], "seeds": 2, "epochs": 0.1, "lrs": [0.08], "progress": False}

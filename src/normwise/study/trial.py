@@ -25,10 +25,11 @@ from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Mixture, Point, Setup, Trial
 from normwise.study.compute import Stepper
-from normwise.study.data import Part, Samples, Sent, Wanted, given_to, read, tensors_of
+from normwise.study.data import Part, Samples, Wanted, given_to, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
+from normwise.study.reading import Sent, read
 from normwise.study.tasks.base import Observer, Task
 
 Step = Callable[[Sequence[Part]], Tensor]
@@ -60,8 +61,9 @@ class Ranks:
         # Synced running averages are equal already. From torch 2.13 on the option has another name.
         names = "forward_sync_buffers", "broadcast_buffers"
         known = next(name for name in names if name in inspect.signature(parallel).parameters)
+        options: dict[str, Any] = {known: False}
         # A parameter may be unused in some batch.
-        return parallel(sync(model), find_unused_parameters=True, **{known: False})
+        return parallel(sync(model), find_unused_parameters=True, **options)
 
     def loss(self, task: Task, model: nn.Module, batch: Part) -> Tensor:
         """Give this rank's loss, such that the average over the ranks is the mean over the batch."""
