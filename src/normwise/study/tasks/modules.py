@@ -24,17 +24,19 @@ def is_lightning(model: nn.Module) -> bool:
 
 
 def training_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Run a module's ``training_step``, or its ``validation_step`` in evaluation mode."""
-    with _logging(model) as logged:
-        step: Any = model.training_step if model.training or not _validates(model) else model.validation_step
-        given = step(batch, 0)
-    loss = given.get("loss") if isinstance(given, Mapping) else given
-    if loss is None and not model.training:
-        loss = logged.get("val_loss", logged.get("valid_loss"))
-    if not isinstance(loss, Tensor):
-        name = "training_step" if model.training else "validation_step"
-        raise InputError(f"{type(model).__name__}.{name} gave no loss: return it, or log it as val_loss")
-    return loss
+    """Run a module's ``training_step``; in evaluation mode first its ``validation_step``, which may know a loss."""
+    steps: list[Any] = [model.training_step]
+    if not model.training and _validates(model):
+        steps.insert(0, model.validation_step)
+    for step in steps:
+        with _logging(model) as logged:
+            given = step(batch, 0)
+        loss = given.get("loss") if isinstance(given, Mapping) else given
+        if loss is None and not model.training:
+            loss = logged.get("val_loss", logged.get("valid_loss"))
+        if isinstance(loss, Tensor):
+            return loss
+    raise InputError(f"{type(model).__name__}.training_step gave no loss: return it")
 
 
 @dataclass(frozen=True)
