@@ -17,6 +17,7 @@ import pytest
 
 import normwise
 from normwise import cli, records
+from normwise.errors import NormwiseError
 
 TINY = ["--methods", "none,batch", "--batch-sizes", "64", "--seeds", "2", "--lrs", "0.1", "--epochs", "0.6"]
 
@@ -112,6 +113,45 @@ def test_bash_completes_commands_and_options(tmp_path):
     assert "--batch-sizes" in completed("normwise", "compare", "--ba")
 
 
+def test_completion_is_installed(tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    done = run("--install-completion", env=home)
+    assert done.returncode == 0, done.stderr
+    assert any("_normwise" in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command line asks of compare, without training."""
+    from normwise.study import comparison
+
+    def compare(*args, **given):
+        found.update(given)
+        raise NormwiseError("asked")
+
+    found = {}
+    monkeypatch.setattr(comparison, "compare", compare)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--methods batch --methods group(num_groups=4),layer", {"methods": ["batch", "group(num_groups=4)", "layer"]}),
+        ("--batch-sizes 8", {"batch_sizes": [8]}),
+        ("--batch-sizes 2,8 --batch-sizes 32", {"batch_sizes": [2, 8, 32]}),
+        ("--seeds 3", {"seeds": 3}),
+        ("--seeds 3,", {"seeds": [3]}),
+        ("--seeds 1 --seeds 2", {"seeds": [1, 2]}),
+        ("--lrs 0.1 --lrs 0.2,0.3", {"lrs": [0.1, 0.2, 0.3]}),
+        ("--quick --epochs 2", {"quick": True, "epochs": 2.0, "batch_sizes": (2, 32)}),
+    ],
+)
+def test_lists_and_single_values_alike(asked, capsys, options, expected):
+    refused(capsys, "compare", *options.split())
+    assert expected.items() <= asked.items()
+
+
 @pytest.mark.parametrize("verb", ["inspect", "convert", "fold", "calibrate"])
 def test_surgery_refuses_what_is_not_there_in_one_line(capsys, verb):
     needed = {"convert": ["--to", "group"], "calibrate": ["--data", "nowhere:data"]}.get(verb, [])
@@ -132,7 +172,13 @@ def test_surgery_refuses_what_is_not_there_in_one_line(capsys, verb):
         (["--lrs", "-1"], "learning rates"),
         (["--epochs", "0"], "epochs"),
         (["--workers", "0"], "workers"),
-        (["--quick", "--epochs", "1"], "--quick chooses the epochs"),
+        (["--quick", "--epochs", "0"], "epochs must be"),
+        (
+            ["--batch-sizes", "2", "--batch-sizes", "x"],
+            "--batch-sizes must be whole numbers separated by commas, got '2,x'",
+        ),
+        (["--lrs", "0.1,fast"], "--lrs must be numbers separated by commas"),
+        (["--precision", "8"], 'Choose from: "32", "bf16", "16"'),
         (["--sedes", "3"], "--sedes"),
         (["--methods", "as_is"], "as_is is for models with layers of their own"),
         (["--data", "digits:folder"], "unknown data set 'digits:folder'"),
@@ -142,7 +188,10 @@ def test_surgery_refuses_what_is_not_there_in_one_line(capsys, verb):
         (["nowhere.py:make_model"], "cannot find nowhere.py: no such file"),
         (["nowhere"], "cannot find 'nowhere': expected module:callable"),
         ([f"{PROJECT}:no_model"], "has no attribute 'no_model'"),
-        ([f"{PROJECT}:make_model", "--data", f"{PROJECT}:make_data"], "a training batch is a dict"),
+        ([f"{PROJECT}:make_model", "--loss", "cross_entrpy"], "did you mean 'cross_entropy'"),
+        ([f"{PROJECT}:make_model", "--optimizer", "adm"], "unknown optimizer 'adm': did you mean 'Adam'"),
+        ([f"{PROJECT}:make_model", "--optimizer", "LBFGS"], "LBFGS runs the model several times a step"),
+        ([f"{PROJECT}:make_model", "--loss", f"{PROJECT}:make_data"], "must take (output, target) or (model, batch)"),
         ([f"{PROJECT}:make_model", "--metric", "acuracy"], "did you mean 'accuracy'"),
         ([f"{PROJECT}:make_model", "--accumulate", "0"], "accumulate"),
         ([f"{PROJECT}:make_model", "--optimizer", f"{PROJECT}:loss"], "missing 1 required positional argument"),

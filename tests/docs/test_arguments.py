@@ -28,9 +28,7 @@ images = torch.randn(64, 1, 4, 4, generator=generator) + labels.reshape(-1, 1, 1
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
-        )
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
 
     def forward(self, image):
         return self.body(image)
@@ -52,11 +50,9 @@ class Pictures(Dataset):
 class Faces:
     """What the datasets package gives: rows by name, in Python's types unless tensors are asked for."""
 
-    column_names, features = ["image", "label"], {"image": None, "label": None}
-    format = {"type": None}
-
     def __init__(self, kind=None):
-        self.kind = kind
+        self.kind, self.format = kind, {"type": kind}
+        self.column_names, self.features = ["image", "label"], {"image": None, "label": None}
 
     def __len__(self):
         return 64

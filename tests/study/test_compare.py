@@ -21,7 +21,8 @@ def test_own_model_and_data(tmp_path):
     assert stored == study.record
     page = (tmp_path / "report.html").read_text()
     assert "<b>mine</b>" not in page
-    assert repr(study).startswith("Study '<b>mine</b>': ") and repr(study).endswith("at batch size 8; 18 trials")
+    assert repr(study).startswith("Study '<b>mine</b>': ")
+    assert repr(study).endswith("at batch size 8; 18 trials")
 
 
 def test_same_study_same_scores():

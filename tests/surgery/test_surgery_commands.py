@@ -125,6 +125,39 @@ def test_inspect_a_model_and_a_checkpoint(place, capsys):
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 3
 
 
+def test_models_of_tokens_are_run_on_token_ids(place, capsys):
+    Path("two.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class GPT(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.norm, self.qkv = nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 24)\n"
+        "        self.last, self.head = nn.LayerNorm(8), nn.Linear(8, 20)\n"
+        "    def forward(self, ids):\n"
+        "        x = self.embed(ids)\n"
+        "        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)\n"
+        "        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)\n"
+        "        return self.head(self.last(x + y @ torch.eye(8)))\n"
+        "def windows(): return torch.arange(3000) % 20\n"
+    )
+    run("inspect", "two.py:GPT", "--input-shape", "2,12")
+    run("inspect", "two.py:GPT", "--data", "two.py:windows")
+    assert capsys.readouterr().out.count("placement of the blocks: pre") == 2
+    run("layer-to-rms", "two.py:GPT", "--input-shape", "2,12", "--where", "norm", "--out", "rms.pt")
+    run("qk-norm", "two.py:GPT", "--data", "two.py:windows", "--out", "qk.pt")
+    text = capsys.readouterr().out
+    assert "1 layer made RMS norm" in text
+    assert "norms of queries and keys behind 1 layer: qkv" in text
+    assert "norm.bias" not in torch.load("rms.pt", weights_only=True)
+    assert torch.load("qk.pt", weights_only=True)["qkv.head_norm.query"].shape == (4,)
+    for verb in ("layer-to-rms", "qk-norm"):
+        with pytest.raises(NormwiseError, match="give --input-shape 2,64 or --data"):
+            run(verb, "two.py:GPT")
+    with pytest.raises(NormwiseError, match="no attention of ConvNet"):
+        run("qk-norm", "mynets.py:net", "--input-shape", "2,3,8,8")
+
+
 @pytest.mark.parametrize(("severity", "code"), [("error", None), ("warning", 1), ("info", 1)])
 def test_fail_on(place, severity, code, capsys):
     if code is None:

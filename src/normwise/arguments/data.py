@@ -79,7 +79,8 @@ class Records:
 
     def take(self, index: Tensor) -> Any:
         """A batch of these samples."""
-        return (self.collate or default_collate)([self.dataset[i] for i in index.tolist()])
+        with blaming("reading a batch failed"):
+            return (self.collate or default_collate)([self.dataset[i] for i in index.tolist()])
 
 
 @dataclass(frozen=True)
@@ -204,15 +205,16 @@ def joined(batches: Iterable[Any], name: str) -> Table | Records:
 
 def _of_mapping(data: Mapping[Any, Any], name: str) -> Form:
     """Parts, or columns by name."""
-    if not any(str(key) in _PARTS for key in data):
+    data = {str(key): value for key, value in data.items() if value is not None}
+    if not any(key in _PARTS for key in data):
         if data and all(_is_array(value) for value in data.values()):
-            return _table({str(key): _tensor(value, name) for key, value in data.items()}, name)
-        told = ", ".join(map(str, data)) or "nothing"
+            return _table({key: _tensor(value, name) for key, value in data.items()}, name)
+        told = ", ".join(data) or "nothing"
         raise InputError(f"the data lack train: they have {told}; expected {FORMS}")
-    parts = {_PARTS[str(key)]: value for key, value in data.items() if str(key) in _PARTS and value is not None}
+    parts = {_PARTS[key]: value for key, value in data.items() if key in _PARTS}
     missing = [part for part in _HOOKS if part not in parts]
     if "train" in missing or (missing and len(parts) < len(data) and not _is_hugging_face(parts["train"])):
-        raise InputError(f"the data lack {', '.join(missing)}: they have {', '.join(map(str, data))}")
+        raise InputError(f"the data lack {', '.join(missing)}: they have {', '.join(data)}")
     return Parts(parts)
 
 
@@ -221,7 +223,7 @@ def _of_sequence(data: tuple | list, name: str, collate: Callable | None) -> For
     if data and all(map(_is_array, data)):
         return _of_arrays(data, name)
     if isinstance(data, tuple) and len(data) == 2 and not any(map(_is_dataset, data)):
-        return _of_pair(data, name)
+        return as_table(*data, name)
     if isinstance(data, tuple) and len(data) in (2, 3):
         return Parts(dict(zip(_HOOKS, data, strict=False)))
     return _of_items(data, name, collate)
@@ -253,9 +255,8 @@ def _of_arrays(data: tuple | list, name: str) -> Form:
     return _table(columns, name, max(len(columns) - 1, 1))
 
 
-def _of_pair(data: tuple, name: str) -> Table:
+def as_table(inputs: Any, targets: Any, name: str) -> Table:
     """Inputs and targets, either of which may be several."""
-    inputs, targets = data
     if isinstance(inputs, Mapping):
         named = {str(key): _tensor(value, name) for key, value in inputs.items()}
         return _table(named | {TARGETS[0]: _tensor(targets, name)}, name)

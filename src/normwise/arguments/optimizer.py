@@ -80,15 +80,15 @@ def optimizer_for(model: nn.Module, value: Any) -> torch.optim.Optimizer:
 
 
 def _named(name: str) -> type[torch.optim.Optimizer]:
-    known = {n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and _is_optimizer(c)}
-    found = known.get(name) or next((c for n, c in known.items() if n.lower() == name.lower()), None)
-    if found is None:
-        near = "".join(f"did you mean {n!r}? " for n in difflib.get_close_matches(name, known, 1))
-        raise InputError(
-            f"unknown optimizer {name!r}: {near}torch.optim has {', '.join(sorted(known))}; for your own give the "
-            "function itself, or path.py:callable"
-        )
-    return found
+    known = {n.lower(): c for n, c in vars(torch.optim).items() if isinstance(c, type) and _is_optimizer(c)}
+    if name.lower() in known:
+        return known[name.lower()]
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    raise InputError(
+        f"unknown optimizer {name!r}: {''.join(f'did you mean {known[n].__name__!r}? ' for n in near)}torch.optim has "
+        f"{', '.join(sorted(c.__name__ for c in known.values()))}; for your own give the function itself, or "
+        "path.py:callable"
+    )
 
 
 def _is_optimizer(kind: type) -> bool:

@@ -91,7 +91,7 @@ def diagnose(
     for name, function in {"forward": forward, "progress": progress}.items():
         callable_given(function, "diagnose", name)
     devices.autocast(None, precision)  # refuses one that there is not
-    criterion = loss_of(loss)
+    wanted = loss_of(loss)
     loader = batches_of(data, batch_size)
     with blaming("the loader failed"):
         batches = list(itertools.islice(loader, steps))
@@ -106,7 +106,7 @@ def diagnose(
     if optimizer is not None and not its_own:
         optimizer = optimizer_for(body, optimizer)
     place = devices.of(body)
-    criterion, forward = _decided(body, batches[0], devices.held_by(criterion, place), forward)
+    criterion, forward = _decided(body, batches[0], devices.held_by(wanted, place), forward)
 
     def run(model: nn.Module, batch: Any) -> Any:
         with devices.autocast(place, precision):

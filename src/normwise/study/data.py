@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices
-from normwise.arguments.data import named_pair
+from normwise.arguments.data import as_table, named_pair
 from normwise.errors import InputError
 from normwise.surgery.running import inputs_of, run_on
 
@@ -21,8 +21,6 @@ from normwise.surgery.running import inputs_of, run_on
 Values = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 # Which samples make a batch, and the seed of what is drawn while they are read.
 Wanted = tuple[Tensor, int]
-# Of a data set that stays on the device, in bytes.
-_KEPT = 2**30
 
 
 class Part(NamedTuple):
@@ -165,83 +163,6 @@ class Samples:
             yield from _leaves(self.take(slice(i * self.size // min(self.size, 16), None)).take(slice(1)).load())
 
 
-class Sent:
-    """One part of the data that goes to a device batch by batch, when it is read."""
-
-    def __init__(self, part: Part | Samples, device: torch.device) -> None:
-        self.part, self.device = part, device
-
-    @property
-    def size(self) -> int:
-        """The number of samples."""
-        return self.part.size
-
-    def take(self, index: Tensor | slice) -> Sent:
-        """Select samples, without reading them."""
-        return Sent(self.part.take(index), self.device)
-
-    def load(self, seed: int = 0) -> Any:
-        """Read the samples as one batch, on the device."""
-        return devices.move(self.part.load(seed), self.device)
-
-    def batches(self, size: int) -> Iterator[Sent]:
-        """Go through the samples in order, the last batch being what is left."""
-        return (Sent(piece, self.device) for piece in self.part.batches(size))
-
-    def sketch(self) -> Iterator[Tensor]:
-        """Give some of the content to tell data sets apart by."""
-        return self.part.sketch()
-
-
-def on_device(splits: Splits, device: torch.device, augmented: bool) -> Splits:
-    """Splits whose batches come on a device; small tensors are brought there once and stay, if nothing changes them."""
-    parts: list[Part | Samples | Sent] = list(splits)
-    tensors = [t for part in splits if isinstance(part, Part) for t in part.sketch()]
-    small = sum(t.numel() * t.element_size() for t in tensors) <= _KEPT
-    for i, part in enumerate(splits):
-        if isinstance(part, Part) and small and not (augmented and part is splits.train):
-            parts[i] = Part(*(_to(values, device) for values in part))
-        else:
-            parts[i] = Sent(part, device)
-    return Splits(*parts)  # type: ignore[arg-type]
-
-
-def _to(values: Values, device: torch.device) -> Values:
-    return _each(values, lambda t: t.to(device))
-
-
-def read(part: Part | Samples | Sent, wanted: Iterable[Wanted], num_workers: int = 0) -> Iterator[Any]:
-    """Read batches one after the other; of a user's data set, processes may read ahead. The batches are the same."""
-    source, device = (part.part, part.device) if isinstance(part, Sent) else (part, None)
-    if not num_workers or isinstance(source, Part):
-        for index, seed in wanted:
-            yield part.take(index).load(seed)
-        return
-    pin = device is not None and devices.pins(device)
-    # A generator of its own: the loader draws from it, and the program's draws must stay those of a run without.
-    loader: Any = torch.utils.data.DataLoader(
-        _Reading(source),
-        batch_size=None,
-        sampler=wanted,
-        num_workers=num_workers,
-        pin_memory=pin,
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        yield devices.move(batch, device)
-
-
-class _Reading(torch.utils.data.Dataset[Any]):
-    """Batches by which samples they hold."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
-
-    def __getitem__(self, wanted: Wanted) -> Any:
-        index, seed = wanted
-        return self._samples.take(index).load(seed)
-
-
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
     """Let torch, NumPy and Python draw from a seed for a while."""
@@ -313,10 +234,11 @@ def of_tokens(inputs: Any) -> bool:
 
 
 def _taken(values: Values, index: Tensor | slice) -> Values:
-    return _each(values, lambda t: t[index])
+    return each(values, lambda t: t[index])
 
 
-def _each(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
+def each(values: Values, change: Callable[[Tensor], Tensor]) -> Values:
+    """Change one or several tensors."""
     if isinstance(values, Mapping):
         return {name: change(t) for name, t in values.items()}
     return tuple(map(change, values)) if isinstance(values, tuple) else change(values)
@@ -367,8 +289,13 @@ class Splits(NamedTuple):
         return digest.hexdigest()[:8]
 
 
-def split(whole: Part | Samples) -> Splits:
-    """Split data 60/20/20 into training, validation and test.
+def split(inputs: Any, targets: Any) -> Splits:
+    """Split tensors or arrays 60/20/20, see :func:`dealt`."""
+    return dealt(as_part(inputs, targets, "the data"))
+
+
+def dealt(whole: Part | Samples) -> Splits:
+    """Deal data out 60/20/20 to training, validation and test.
 
     Classes stay in proportion where they are known before the samples are read. The split depends on the targets only,
     never on the machine or on torch's global seed.
@@ -376,26 +303,26 @@ def split(whole: Part | Samples) -> Splits:
     if whole.size < 10:
         raise InputError(f"{whole.size} samples are too few to split into training, validation and test")
     turn = torch.arange(whole.size) % 5
-    return Splits(*(_dealt(whole, mask) for mask in (turn > 1, turn == 0, turn == 1)))
+    return Splits(*(_chosen(whole, mask) for mask in (turn > 1, turn == 0, turn == 1)))
 
 
 def completed(train: Part | Samples, valid: Part | Samples | None, test: Part | Samples | None) -> Splits:
     """Make the parts that are missing: validation of a fifth of the training part, test of half of the validation."""
     if valid is None and test is None:
-        return split(train)
+        return dealt(train)
     if valid is None:
         if train.size < 5:
             raise InputError(f"{train.size} training samples are too few to keep some of them for validation")
         turn = torch.arange(train.size) % 5
-        train, valid = (_dealt(train, mask) for mask in (turn > 0, turn == 0))
+        train, valid = (_chosen(train, mask) for mask in (turn > 0, turn == 0))
     elif test is None:
         if valid.size < 2:
             raise InputError(f"{valid.size} samples are too few to validate and to test on")
-        valid, test = (_dealt(valid, torch.arange(valid.size) % 2 == k) for k in (0, 1))
+        valid, test = (_chosen(valid, torch.arange(valid.size) % 2 == k) for k in (0, 1))
     return Splits(train, valid, test)  # type: ignore[arg-type]
 
 
-def _dealt(part: Part | Samples, mask: Tensor) -> Any:
+def _chosen(part: Part | Samples, mask: Tensor) -> Any:
     """The samples of a fixed shuffle at these places; class by class, so that the classes stay in proportion."""
     order = torch.randperm(part.size, generator=torch.Generator().manual_seed(0))
     targets = part.targets if isinstance(part, Part) else None
@@ -404,13 +331,13 @@ def _dealt(part: Part | Samples, mask: Tensor) -> Any:
     return part.take(order[mask])
 
 
-def as_part(inputs: Values, targets: Values, name: str) -> Part:
-    """Check one part's inputs and targets, and give them the types that training wants."""
-    x, y = (_each(values, _trainable) for values in (inputs, targets))
+def as_part(inputs: Any, targets: Any, name: str) -> Part:
+    """Check one part's inputs and targets, tensors or arrays, and give them the types that training wants."""
+    x, y = (each(values, _trainable) for values in as_table(inputs, targets, name).pair())
     if not all(bool(torch.isfinite(t).all()) for t in tensors_of(x) if t.is_floating_point()):
         raise InputError(f"{name}: the inputs contain NaN or infinite values; clean them first")
     # Class numbers as torch's losses want them.
-    return Part(x, _each(y, lambda t: t if t.is_floating_point() else t.long()))
+    return Part(x, each(y, lambda t: t if t.is_floating_point() else t.long()))
 
 
 def _trainable(tensor: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normwise.errors import InputError
-from normwise.study.data import Part, Samples, Sent, of_tokens, read, run, tensors_of
+from normwise.study.data import Part, Samples, of_tokens, run, tensors_of
+from normwise.study.reading import Sent, read
 
 if TYPE_CHECKING:
     from normwise.study.tasks.base import Task

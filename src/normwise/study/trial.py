@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import statistics
@@ -24,10 +25,11 @@ from normwise.nn import importance, sync
 from normwise.parametrize import weight_norm_init
 from normwise.records import Mixture, Point, Setup, Trial
 from normwise.study.compute import Stepper
-from normwise.study.data import Part, Samples, Sent, Wanted, given_to, read, tensors_of
+from normwise.study.data import Part, Samples, Wanted, given_to, tensors_of
 from normwise.study.evaluate import DivergedError, evaluate
 from normwise.study.measure import peak_bytes
 from normwise.study.optimize import PerEpoch
+from normwise.study.reading import Sent, read
 from normwise.study.tasks.base import Observer, Task
 
 Step = Callable[[Sequence[Part]], Tensor]
@@ -55,8 +57,12 @@ class Ranks:
         """Prepare a model for training: sync its statistics, average its gradients."""
         if self.size == 1:
             return model
-        # Synced running averages are equal already; a parameter may be unused in some batch.
-        return nn.parallel.DistributedDataParallel(sync(model), broadcast_buffers=False, find_unused_parameters=True)
+        parallel = nn.parallel.DistributedDataParallel
+        # Synced running averages are equal already. From torch 2.13 on the option has another name.
+        names = "forward_sync_buffers", "broadcast_buffers"
+        known = next(name for name in names if name in inspect.signature(parallel).parameters)
+        # A parameter may be unused in some batch.
+        return parallel(sync(model), find_unused_parameters=True, **{known: False})
 
     def loss(self, task: Task, model: nn.Module, batch: Part) -> Tensor:
         """Give this rank's loss, such that the average over the ranks is the mean over the batch."""

@@ -21,9 +21,10 @@ from normwise.nn.own import Given
 from normwise.parametrize import weight_normalize
 from normwise.records import Setup
 from normwise.study.compute import PLAIN, Compute
-from normwise.study.data import Part, Samples, Splits, given_to, on_device, run, tensors_of
+from normwise.study.data import Part, Samples, Splits, given_to, run, tensors_of
 from normwise.study.optimize import OPTIMIZER, SCHEDULE, Steps, warm_sgd
 from normwise.study.plan import REFERENCE_BATCH
+from normwise.study.reading import on_device
 from normwise.study.tasks.convert import AS_IS, conversion_note, converted
 from normwise.study.tasks.scores import accuracy, class_loss
 from normwise.surgery.running import settle

@@ -26,7 +26,8 @@ def splits_of(data: Any, collate: Callable | None = None) -> Splits:
     for name, part in parts.items():
         if not part.size:
             raise InputError(f"the {name} part has no samples")
-    return completed(parts.get("train", parts.get(WHOLE)), parts.get("valid"), parts.get("test"))
+    train = parts["train"] if isinstance(form, Parts) else parts[WHOLE]
+    return completed(train, parts.get("valid"), parts.get("test"))
 
 
 def _part(form: Form, name: str, collate: Callable | None) -> Part | Samples:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normwise.errors import DataError, MissingDependencyError
 from normwise.nn import NormFactory
-from normwise.study.data import Part, Splits, as_part, split
+from normwise.study.data import Part, Splits, split
 from normwise.study.tasks.base import Task, classification
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -50,7 +50,7 @@ def digits() -> Splits:
     except ImportError as error:
         raise MissingDependencyError("the digits need scikit-learn: pip install 'normwise[compare]'") from error
     images, labels = load_digits(return_X_y=True)
-    return split(as_part(torch.from_numpy(images.reshape(-1, 1, 8, 8) / 16), torch.from_numpy(labels), "digits"))
+    return split(images.reshape(-1, 1, 8, 8) / 16, labels)
 
 
 def fashion_mnist(folder: str | Path = FASHION_FOLDER, train: int = 12_000, valid: int = 4_000) -> Splits:

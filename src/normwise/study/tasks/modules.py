@@ -24,7 +24,7 @@ def is_lightning(model: nn.Module) -> bool:
 
 
 def training_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Run a module's ``training_step``; in evaluation mode first its ``validation_step``, which may know a loss."""
+    """Run a module's ``training_step``; in evaluation mode its ``validation_step``, if that gives or logs a loss."""
     steps: list[Any] = [model.training_step]
     if not model.training and _validates(model):
         steps.insert(0, model.validation_step)
@@ -32,8 +32,7 @@ def training_loss(model: nn.Module, batch: Any) -> Tensor:
         with _logging(model) as logged:
             given = step(batch, 0)
         loss = given.get("loss") if isinstance(given, Mapping) else given
-        if loss is None and not model.training:
-            loss = logged.get("val_loss", logged.get("valid_loss"))
+        loss = logged.get("val_loss", logged.get("valid_loss")) if loss is None else loss
         if isinstance(loss, Tensor):
             return loss
     raise InputError(f"{type(model).__name__}.training_step gave no loss: return it")
