@@ -110,7 +110,7 @@ wheel: $(VENV)/tools-$(TORCH)  ## dist/: a wheel with the kernels and the source
 	rm -rf build/wheel dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
-	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" > build/sdist.log
 	set -e; for python in $(TRY); do for made in dist/*.whl dist/*.tar.gz; do \
 		rm -rf build/try && $$python -m venv build/try && cd build; \
 		export PATH="$(abspath build/try/bin)"; \

@@ -19,6 +19,7 @@ from draw.compare import TASKS
 from normwise import report
 from normwise.outcomes import load_claims
 from normwise.records import Study, load_study
+from normwise.results import Tabular
 
 ROOT = Path(__file__).parents[1]
 # The modules that have a page, those nearer to the root first.
@@ -86,7 +87,10 @@ def described(module: str, name: str, thing: object) -> list[str]:
         return [f".. py:{kind}:: {name}", f"   :module: {module}", "", f"   The same as :py:obj:`{where}.{name}`."]
     if kind == "data":
         return [f".. py:data:: {name}", f"   :module: {module}", "", f"   {CONSTANTS.get(name, '')}"]
-    return [f".. auto{'exception' if kind == 'class' and issubclass(thing, Warning | Exception) else kind}:: {full}"]
+    # What results can do stands in a class of their own, which has no page.
+    shared = ["   :inherited-members:"] if kind == "class" and issubclass(thing, Tabular) else []
+    kind = "exception" if kind == "class" and issubclass(thing, Warning | Exception) else kind
+    return [f".. auto{kind}:: {full}", *shared]
 
 
 class PublicNames(SphinxDirective):

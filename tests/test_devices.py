@@ -156,6 +156,11 @@ def test_what_a_user_means() -> None:
         devices.resolve("meta")
     with pytest.raises(InputError, match="unknown device 'gpu': expected auto or one of cpu"):
         devices.resolve("gpu")
+    assert devices.of_kind("auto", "cpu", "the study") == devices.CPU
+    with pytest.raises(InputError, match="there is no device cuda here"):
+        devices.of_kind("auto", "cuda", "the study")
+    with pytest.raises(InputError, match="the study was begun on cuda and keeps to it, got the device cpu"):
+        devices.of_kind("cpu", "cuda", "the study")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from draw import ROOT
 from normwise.records import Interval, Standing, Study, Verdict, load_study
 
-TASKS = ("digits", "fashion-mnist", "japanese-vowels", "austen", "textures")
+TASKS = ("digits", "fashion-mnist", "japanese-vowels", "austen", "austen-post", "textures")
 
 
 def score(study: Study, interval: Interval) -> str:

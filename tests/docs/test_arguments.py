@@ -30,8 +30,8 @@ class Net(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
 
-    def forward(self, image):
-        return self.body(image)
+    def forward(self, x):
+        return self.body(x)
 
 
 class Two(Net):

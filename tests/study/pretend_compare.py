@@ -141,6 +141,21 @@ def test_small_data_stay_on_the_device(device: torch.device, monkeypatch: pytest
     assert trials[0].valid_loss == trials[1].valid_loss
 
 
+def test_copies_are_pinned_and_do_not_keep_the_host_waiting(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert devices.pins(device)  # tried once
+    pinned, waits = [], []
+    pin, to = torch.Tensor.pin_memory, torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or pin(t))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda t, *how, **more: waits.append(not more.get("non_blocking")) or to(t, *how, **more)
+    )
+    moved = devices.move({"x": torch.ones(2), "y": [torch.ones(3)]}, device)
+    assert moved["y"][0].device == device
+    assert (pinned, waits) == ([(2,), (3,)], [False, False])
+
+
 class Weighted(nn.Module):
     """A loss with a buffer, of batches that are dicts."""
 

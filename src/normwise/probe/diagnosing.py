@@ -54,13 +54,15 @@ def diagnose(
 
     Args:
         model: to diagnose; may be wrapped for data-parallel training.
-        data: to train on, any of the :ref:`forms of data <arguments>`; of a loader or a list the batches as they are.
-        loss: any of the :ref:`forms of a loss <arguments>`; gradients and covariate shift are measured with it. The
-            target is what of a batch the model does not take, see :func:`normwise.surgery.running.targets_of`.
+        data: a loader or a list of batches, taken as they are; or ``(inputs, targets)``, a data set, a Lightning data
+            module or another of the :ref:`forms of data <arguments>`.
+        loss: a name of ``torch.nn.functional``, a criterion, a function of (output, target), or ``loss(model, batch)``;
+            gradients and covariate shift are measured with it, and not without. The target is what of a batch the
+            model does not take, see :func:`normwise.surgery.running.targets_of`.
         steps: how many batches to look at, at most.
         batch_size: samples of a batch, where the data are samples; default 32.
-        optimizer: the one that trains the model, or any of the :ref:`forms of an optimizer <arguments>`: its weight
-            decay is checked, its learning rate used for the shift.
+        optimizer: the one that trains the model, or a class of ``torch.optim``, its name, or a function of the
+            parameters or the model: its weight decay is checked, its learning rate used for the shift.
         forward: ``(model, batch) -> output`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
         device: where to run it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has. ``"auto"`` stays

@@ -56,10 +56,10 @@ def compare(
     augment: Any = None,
     collate: Any = None,
     accumulate: int | None = None,
-    methods: Sequence[Given] | None = None,
-    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    methods: Given | Sequence[Given] | None = None,
+    batch_sizes: int | Sequence[int] = DEFAULT_BATCH_SIZES,
     seeds: int | Sequence[int] | None = None,
-    lrs: Sequence[float] | None = None,
+    lrs: float | Sequence[float] | None = None,
     tune_seeds: int | None = None,
     epochs: float | Mapping[int, float] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -93,24 +93,26 @@ def compare(
             without arguments builds a model with layers of its own, which are converted to each method. Either may
             give a Lightning module. Or a text: ``"my_project.py:make_model"``, ``"timm:resnet18"``. Default: the data
             set's reference model.
-        data: ``"digits"`` or another name, ``(inputs, targets)``, :class:`~normwise.study.Splits`, torch data sets or
-            loaders, alone or as train, valid and test, a text ``"my_project.py:make_data"``, or a
-            :class:`~normwise.study.Task` that says everything itself.
-        loss: ``loss(model, batch)``, or a ``torch.nn`` criterion; default cross-entropy for class numbers, else the
-            mean squared error.
-        metric: ``metric(model, loader)``, higher is better, or ``"accuracy"``, ``"mean_iou"``, ``"r_squared"``,
-            ``"loss"`` (minus it), or what a Lightning module logs.
-        optimizer: ``optimizer(model)`` gives an optimizer, or it and a schedule; it may take ``lr`` and ``steps``.
-            Without ``lr`` the rates it sets are multiplied by the rates under trial.
+        data: ``"digits"`` or another name; ``(inputs, targets)`` or a dict of tensors or arrays, a data set, a loader,
+            a list of batches, a Lightning data module, a Hugging Face data set, or train, valid and test of these, see
+            the :ref:`forms of data <arguments>`; or a :class:`~normwise.study.Task` that says everything itself.
+        loss: a name of ``torch.nn.functional``, a criterion, a function of (output, target), or ``loss(model, batch)``;
+            default cross-entropy for class numbers, else the mean squared error.
+        metric: a name (``"accuracy"``, ``"mean_iou"``, ``"r_squared"``, ``"perplexity"``, ``"loss"``, minus the last
+            two, or what a Lightning module logs), an object of torchmetrics, a function of (outputs, targets), or
+            ``metric(model, loader)``; higher is better.
+        optimizer: a class of ``torch.optim`` or its name, a function of (params, lr), or ``optimizer(model)``, which
+            gives an optimizer, or it and a schedule; either may take ``lr``, the second ``steps``. Without ``lr`` the
+            rates it sets are multiplied by the rates under trial.
         augment: ``augment(batch, generator)`` gives a training batch; every method gets the same draws.
         collate: makes a batch of a list of samples of a torch data set.
         accumulate: batches that make one optimizer step; default 1.
-        methods: keys of ``METHODS``, with options where you want others than the defaults: ``"group(num_groups=4)"``,
-            ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. And methods of
+        methods: one or several: keys of ``METHODS``, with options where you want others than the defaults:
+            ``"group(num_groups=4)"``, ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. And methods of
             your own: a :class:`normwise.methods.Method`, what builds a layer, as in ``lambda channels:
             MyLayer(channels)``, or either by name, ``"my_file.py:MyMethod"``. Methods that make the same network, as
             ``"as_is"`` and the one it was written with, are trained once.
-        batch_sizes: to compare at.
+        batch_sizes: one or several to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
         lrs: the learning rates to try, at batch size 32; for others they are scaled by √(b / 32). With an optimizer of

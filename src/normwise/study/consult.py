@@ -26,6 +26,7 @@ from normwise.nn.own import Given, named
 from normwise.probe.facts import keeping_random_state, survey
 from normwise.study.compute import PLAIN, Compute
 from normwise.study.measure import peak_bytes
+from normwise.study.tasks.own import named_splits
 from normwise.surgery import convert
 from normwise.surgery.causality import leaks, sights, told
 from normwise.surgery.running import Forward, deep_copy, inputs_of, placed, run_on, settled, tensors_in
@@ -76,13 +77,14 @@ def advise(
         variable_length: whether batches are padded; seen by itself where the example is.
         forward: ``(model, example_inputs) -> output``; default calls the model with them.
         measure: time the step and its memory with each method, which takes some steps of each.
-        data: to run the model on and to verify on: any of the :ref:`forms of data <arguments>`.
+        data: to run the model on and to verify on: ``(inputs, targets)``, a data set, a loader, a Lightning data module
+            or another of the :ref:`forms of data <arguments>`.
         verify: how many seconds all of this may take with a short paired comparison on ``data``. Fresh copies of the
             model, with the best-ranked methods and those it has now, are trained over up to three seeds; ``.check``
             says whether the advice held.
-        loss: to verify with, default by the targets: any of the :ref:`forms of a loss <arguments>`.
-        metric: likewise, any of the :ref:`forms of a metric <arguments>`.
-        optimizer: likewise, any of the :ref:`forms of an optimizer <arguments>`.
+        loss: to verify with, as for :func:`normwise.compare`; default by the targets.
+        metric: likewise.
+        optimizer: likewise; default SGD, for models of tokens AdamW.
         methods: of your own, or of the family with options of yours, as for :func:`normwise.compare`. Nothing was
             learned about them: their costs are measured, and ``verify`` trains them along.
         device: where to measure and train: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or whatever torch has.
@@ -110,6 +112,7 @@ def advise(
         number_given(verify, "verify", least=0)
     callable_given(forward, "advise", "forward")
     compute = Compute(precision=str(precision))
+    data = (named_splits(data) or data) if isinstance(data, str) else data
     if example_inputs is None and data is not None:
         example_inputs = _first_inputs(model, data, forward)
     if example_inputs is None or isinstance(example_inputs, str | type):

@@ -112,8 +112,9 @@ def calibrate(
 
     Args:
         model: changed in place.
-        data: any of the :ref:`forms of data <arguments>`, of parts the training part; of a loader or a list the batches
-            as they are. A one-off iterator is read into memory if ``layerwise``.
+        data: a loader or a list of batches, taken as they are; or ``(inputs, targets)``, a data set, a Lightning data
+            module or another of the :ref:`forms of data <arguments>`, of parts the training part. A one-off iterator
+            is read into memory if ``layerwise``.
         forward: ``(model, batch) -> anything`` runs the model on a batch; the default takes tensors, (input, target)
             pairs and mappings, see :func:`normwise.surgery.running.feed`.
         layerwise: measure layer by layer.

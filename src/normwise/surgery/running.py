@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from normwise import devices
+from normwise.arguments.data import named_pair
 from normwise.core.reading import unequal
 from normwise.devices import keeping_random_state as keeping_random_state
 from normwise.errors import InputError, blaming
 from normwise.kernels.reference import widened
 from normwise.nn._checks import model_given
 from normwise.parametrize._copies import deep_copy as deep_copy
+
+# What ``forward`` calls its argument where that is a whole batch of named items.
+_WHOLE = {"batch", "data", "sample", "samples", "example", "examples", "inputs", "items", "features"}
 
 Forward = Callable[[nn.Module, Any], Any]
 Run = Callable[[nn.Module], Any]
@@ -40,8 +44,9 @@ def feed(model: nn.Module, batch: Any) -> Any:
     """Run a model on a batch as loaders give them, targets ignored.
 
     A tensor is the input. Of a tuple or list as many items are passed as ``forward`` takes without defaults, at least
-    one: (input, target) runs on the input. Of a mapping those entries are passed by name that ``forward`` knows; where
-    it knows none and takes one argument, that is the mapping. Tensors are moved to the model's device.
+    one: (input, target) runs on the input. Of a mapping those entries are passed by name that ``forward`` knows. Where
+    it knows none and takes one argument, that is the one input beside a target, or else, and where it is called
+    ``batch`` or the like, the mapping. Tensors are moved to the model's device.
     """
     return run_on(model, inputs_of(model, batch))
 
@@ -54,7 +59,8 @@ def inputs_of(model: nn.Module, batch: Any) -> Any:
         if known and all(name in known for name in required):
             return known
         if len(required) == 1 and not known:
-            return (batch,)
+            pair = None if required[0] in _WHOLE else named_pair(batch)
+            return (batch,) if pair is None or isinstance(pair[0], Mapping) else (pair[0],)
         raise InputError(
             f"cannot feed a batch with keys {', '.join(map(str, batch))} to {type(model).__name__}.forward, which "
             f"needs {', '.join(required)}: give forward=lambda model, batch: model(...)"

@@ -17,6 +17,7 @@ from normwise.study import compare, load_task, make_task
 from normwise.study.comparison import make_settings
 from normwise.study.data import Part, Samples
 from normwise.study.optimize import PerEpoch
+from normwise.study.tasks.modules import training_loss
 from normwise.study.tasks.scores import r_squared
 from normwise.study.trial import Trainer, build_model, training_batches
 
@@ -256,6 +257,20 @@ def test_what_cannot_be_used_is_said(arguments, said):
 def test_options_that_cannot_be_used_are_said(options, said):
     with pytest.raises(InputError, match=said):
         make_task(projects.plain, projects.pairs(), **options)
+
+
+def test_a_validation_step_may_log_its_score_alone():
+    """The loss in evaluation is then that of the training step."""
+
+    class Scored(lit_projects.Module):
+        def validation_step(self, batch, index):
+            self.log("val_acc", torch.tensor(0.25))
+
+    task = make_task(Scored, projects.pairs(), metric="val_acc")
+    assert task.floor == 0.25
+    x, y = torch.randn(4, *projects.pairs()[0].shape[1:]), torch.zeros(4, dtype=torch.long)
+    model = Scored().eval()
+    assert torch.equal(training_loss(model, (x, y)), nn.functional.cross_entropy(model.body(x), y))
 
 
 def test_other_misuse():
