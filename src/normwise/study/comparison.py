@@ -108,10 +108,10 @@ def compare(
         collate: makes a batch of a list of samples of a torch data set.
         accumulate: batches that make one optimizer step; default 1.
         methods: one or several: keys of ``METHODS``, with options where you want others than the defaults:
-            ``"group(num_groups=4)"``, ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. And methods of
-            your own: a :class:`normwise.methods.Method`, what builds a layer, as in ``lambda channels:
-            MyLayer(channels)``, or either by name, ``"my_file.py:MyMethod"``. Methods that make the same network, as
-            ``"as_is"`` and the one it was written with, are trained once.
+            ``"group(num_groups=4)"``, ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six
+            and ``"none"``. And methods of your own: a :class:`normwise.methods.Method`, what builds a layer, as in
+            ``lambda channels: MyLayer(channels)``, or either by name, ``"my_file.py:MyMethod"``. Methods that make the
+            same network, as ``"as_is"`` and the one it was written with, are trained once.
         batch_sizes: one or several to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
