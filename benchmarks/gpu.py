@@ -95,6 +95,13 @@ class Record:
         """Seconds that are left."""
         return LIMIT_S - (time.monotonic() - self.start)
 
+    def must_stop(self, part: str, spare: float) -> bool:
+        """Whether a part has to leave the rest of the time to others, which is noted."""
+        stops = not DRY and self.left() < spare
+        if stops:
+            self.add("stopped for want of time", {"part": part, "seconds left": self.left()})
+        return stops
+
     def add(self, part: str, row: dict[str, Any]) -> None:
         """Note a row of a part, and write all."""
         self.told.setdefault(part, []).append(row)
@@ -140,8 +147,9 @@ def bandwidth(record: Record) -> None:
 
 
 def problems() -> Iterator[tuple[str, tuple[int, ...], torch.dtype, bool]]:
-    """Layers, shapes, types, channels-last."""
-    yield from product(MOVES, SHAPES, DTYPES, (False, True))
+    """Layers, shapes, types, channels-last; all layers at one shape before the next, should time run out."""
+    for shape, dtype, last, name in product(SHAPES, DTYPES, (False, True), MOVES):
+        yield name, shape, dtype, last
 
 
 def correctness(record: Record) -> None:
@@ -150,6 +158,8 @@ def correctness(record: Record) -> None:
     for name, shape, dtype, last, mean in product(MOVES, shapes, DTYPES, (False, True), (0.0, 1e3, 1e6)):
         if (dtype != torch.float32 and mean) or (DRY and mean == 1e3):
             continue
+        if record.must_stop("errors", 360):
+            return
         torch.manual_seed(0)
         x, g = tensor(shape, dtype, last, mean), tensor(shape, dtype, last, 0.0).detach()
         mine = randomized(layer(name, shape, ours))
@@ -189,6 +199,8 @@ def discipline(record: Record) -> None:
     """Reads on the host, capture in a graph, launches and peak memory of a step."""
     launching = importlib.import_module("normwise.kernels.triton.launching")
     for name, last in product(MOVES, (False, True)):
+        if record.must_stop("discipline", 330):
+            return
         shape = SHAPES[0]
         module = randomized(layer(name, shape, ours))
         x, g = tensor(shape, torch.float32, last), tensor(shape, torch.float32, last).detach()
@@ -257,7 +269,7 @@ def speed(record: Record) -> None:
     rate = record.told["copy"][0]["GB/s"]
     for compiled in (False, True):
         for name, shape, dtype, last in problems():
-            if record.left() < (150 if not DRY else 0):
+            if record.must_stop(f"seconds of a step, {'compiled' if compiled else 'eager'}", 150):
                 return
             torch.manual_seed(0)
             x, g = tensor(shape, dtype, last), tensor(shape, dtype, last).detach()

@@ -228,7 +228,10 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs["pin_memory"] = False
     elif not ours:
         on_device, kwargs["device"] = True, torch.device("cpu")  # made of nothing, on the device by torch's own choice
-    found = operator(*args, **kwargs)
+    # Torch hands a number over as one, also where the operator that it chose wants a tensor: ``x % 2``.
+    declared = zip(args, operator._schema.arguments, strict=False)
+    number = any(isinstance(a, bool | int | float | complex) and str(d.type) == "Tensor" for a, d in declared)
+    found = (operator.overloadpacket if number else operator)(*args, **kwargs)
 
     def outer(t: Any) -> Any:
         if not isinstance(t, Tensor) or not on_device:

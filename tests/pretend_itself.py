@@ -141,6 +141,14 @@ READS: dict[str, tuple[Callable[[Tensor], object], int]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["remainder", "fmod", "add", "mul", "pow", "floor_divide", "bitwise_and", "eq"])
+def test_tensors_and_numbers_calculate_together(name: str, device: torch.device) -> None:
+    calculate, x = getattr(torch, name), torch.arange(6)
+    found = calculate(x.to(device), 3)
+    assert found.device.type == "pretend"
+    assert torch.equal(found.cpu(), calculate(x, 3))
+
+
 @pytest.mark.parametrize("name", READS)
 def test_readings_are_counted(name: str, device: torch.device) -> None:
     read, expected = READS[name]

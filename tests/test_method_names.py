@@ -13,13 +13,14 @@ from normwise.methods import METHODS
 PACKAGE = Path(normwise.__file__).parent
 # Tensors are called "weight" as well; a list of methods or a comparison with one has another name beside it.
 NAMES = METHODS.keys() - {"weight"}
-# Pools have the names of the methods that rest on them alone; what is compared with these names is a pool.
-OF_POOLS = {"pool", "pools", "rests_on", "members", "over"}
+# Pools have the names of methods that rest on them alone: what is compared with these is a pool, or what a loss takes.
+OF_POOLS = {"pool", "pools", "rests_on", "members", "over", "takes"}
 # Where methods are named all the same, and why.
 NAMED = {
     "advice/": "what papers and trained networks say of a method; read without torch, and held to the traits below",
     "claims/": "a claim of the literature is about the methods that it names",
     "core/checks.py": "what torch says of each pool with a single value",
+    "core/formula.py": "what each pool computes",
     "core/method.py": "what the traits say of each pool",
     "pools.py": "the list of pools",
     "report/_palette.py": "each method looks the same in all reports; others get what is left",

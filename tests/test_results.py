@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -51,7 +52,11 @@ MADE = {
     advice: ("Advice for Sequential: use ", {"method", "points", "reasons"}, "group"),
     inspection: ("Inspection of 1 layer: ", {"names", "type", "method", "channels"}, "BatchNorm2d"),
     conversion: ("Conversion to group: 1 layer replaced, 0 left", {"layer", "old", "new", "drift"}, "GroupNorm"),
-    study: ("Study '", {"method", "batch_size", "seed", "test_score"}, "switchable"),
+    study: (
+        "Study 'Which normalization for digits?': switchable at batch size 2, batch at",
+        {"method", "batch_size", "seed", "test_score"},
+        "switchable",
+    ),
 }
 
 
@@ -106,9 +111,46 @@ def test_a_result_comes_back_from_its_file(made, tmp_path):
             type(result).load(tmp_path / "mine.json")
 
 
-@pytest.mark.parametrize("make", [diagnosis, advice, study], ids=lambda make: make.__name__)
-def test_a_result_is_drawn_as_a_page(make):
-    assert make().to_html().startswith("<!doctype html>")
+def test_a_result_is_drawn_as_a_page(made):
+    page = made[0].to_html()
+    assert page.startswith("<!doctype html>")
+    assert made[3] in page
+
+
+# The charts of each; the first is drawn where none is named.
+CHARTS = {
+    diagnosis: ["gaps"],
+    advice: ["points", "time", "memory"],
+    inspection: ["channels", "variance"],
+    conversion: ["drift"],
+    study: ["score", "behind", "time", "memory"],
+}
+
+
+@pytest.mark.parametrize("make", CHARTS, ids=lambda make: make.__name__)
+def test_a_result_is_plotted(make):
+    result, charts = make(), CHARTS[make]
+    for name in charts:
+        figure = result.plot(name)
+        values = [value for trace in figure.data for value in trace.x]
+        names = [name for trace in figure.data for name in trace.text]
+        assert len(values) == len(names) > 0
+        assert json.loads(figure.to_json())["data"]
+    assert result.plot() == result.plot(charts[0])
+    with pytest.raises(InputError, match=f"no chart 'colour': choose from {', '.join(charts)}"):
+        result.plot("colour")
+
+
+def test_a_plot_says_what_it_cannot_show(monkeypatch):
+    with pytest.raises(InputError, match="nothing that could be plotted"):
+        normwise.inspect(nn.Linear(2, 2)).plot()
+    names = normwise.inspect(nn.ModuleDict({"<b>": nn.BatchNorm1d(2)})).plot().data[0].text
+    assert names == ("&lt;b&gt;",)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    monkeypatch.delitem(sys.modules, "normwise.report._figures")
+    monkeypatch.delattr("normwise.report._figures")
+    with pytest.raises(MissingDependencyError, match=r"drawing needs plotly: pip install 'normwise\[compare\]'"):
+        inspection().plot()
 
 
 def test_notebooks_show_text_as_text():

@@ -37,7 +37,7 @@ def sizes() -> str:
         size = re.search(r"\d+$", row["task"])
         if size:
             best[next(name for top, name in SIZES.items() if int(size[0]) <= top)][row["best"]] += 1
-    methods = sorted({method for counts in best.values() for method in counts}, key=lambda m: -best["1 to 4"][m])
+    methods = sorted({method for counts in best.values() for method in counts}, key=lambda m: (-best["1 to 4"][m], m))
     lines = [f"| batch size | tasks | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}"]
     for name, counts in best.items():
         shares = (f"{counts[method] / counts.total():.0%}" for method in methods)

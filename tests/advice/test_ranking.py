@@ -57,15 +57,25 @@ def test_what_no_task_is_like_is_left_to_the_safe_choice(changes, words):
 
 
 def test_what_was_not_measured_stays():
-    tokens = [Place("n", 64, [20], 4, per_token=True, method="rms")]
-    told = rank("Net", Situation("attention", ["attention"], 4, places=tokens, current=["rms"]))
+    told = rank("Net", conv(4, current=["rms"]))
     assert told.best.method == "as_is"
     assert told.best.points is None
     assert told.best.code.startswith("#")
     assert "no measured task compares rms with other methods" in told.abstains
+    assert {r.method for r in told.ranking}.isdisjoint({"rms", "dyt", "derf"})
     both = rank("Net", conv(4, current=["batch", "layer"]))
     assert both.best.method == "as_is"
     assert "compares batch and layer" in both.abstains
+
+
+def test_transformers_keep_rms_norm_unless_another_is_known_to_be_better():
+    tokens = [Place("n", 64, [20], 4, per_token=True, method="rms")]
+    told = rank("Net", Situation("attention", ["attention"], 4, tokens=True, depth=9, places=tokens, current=["rms"]))
+    assert told.best.method == "rms"
+    assert told.best.code.startswith("#")
+    assert {"layer", "dyt", "derf"} <= {r.method for r in told.ranking}
+    assert told.abstains == "" or "within the error" in told.abstains
+    assert 0 < told.probability < 1
 
 
 def test_the_safe_choice_is_that_of_the_kind():
@@ -108,14 +118,12 @@ def test_a_close_call_names_the_others():
         "noise": 1.0,
     }
     even["covariance"] = np.zeros((len(RULES), len(RULES))).tolist()
-    alike = Learned(
-        [r.name for r in RULES], dict.fromkeys(METHODS, even), [0.0, 0.0, 0.0], learned().tasks, 1.0, 1.0, 99.0
-    )
+    alike = Learned([r.name for r in RULES], dict.fromkeys(METHODS, even), [0.0, 0.0], learned().tasks, 1.0, 1.0, 99.0)
     assert alike.choose(strengths(conv(4)), ["batch", "group"], "group") == (
         "group",
         "batch is expected to be 0.0 points better, which is within the error of ±1.4",
     )
-    assert alike.probability(strengths(conv(4)), ["batch", "group"], "group") == 0.5
+    assert alike.probability(strengths(conv(4))) == 0.5
 
 
 def test_advice_survives_json():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return built
+
+
+def test_notebooks_ran_in_a_kernel(site: Path) -> None:
+    """Their cells show results as notebooks do: a bar while a study runs, its report, plotly's figures."""
+    shown = {page.stem: page.read_text(encoding="utf-8") for page in (site / "notebooks").glob("*.html")}
+    assert re.search(r"<progress value=.(\d+). max=.\1.></progress> \1 of \1 trials done", shown["compare"])
+    assert "<iframe srcdoc=" in shown["compare"]
+    assert "[&#39;scatter&#39;]" in re.sub(r"<[^>]*>", "", shown["compare"])
 
 
 class Page(HTMLParser):

@@ -33,6 +33,8 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
 }
+# Of the launcher's, which are no arguments of kernels; AMD's compiler has the first alone.
+_OPTIONS = ("num_warps", "maxnreg")
 # A float64 mean is put together from two numbers by an addition a row, and cut into them by a subtraction: no more.
 _IN_FLOAT64 = re.compile(r"(?:arith\.(?:mulf|divf)|math\.\w+).*f64|arith\.addf.*(?:x\d+xf64|: f64)")
 LAYERS = ("instance", "group", "layer", "batch", "evaluation", "switchable", "cells")
@@ -54,7 +56,7 @@ class Launch:
     @property
     def key(self) -> str:
         """The same for launches of which one is compiled."""
-        told = (self.source().hash(), self.options["num_warps"])
+        told = (self.source().hash(), *(self.options[name] for name in _OPTIONS if name in self.options))
         return f"{self.name} {hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
 
     def source(self) -> ASTSource:
@@ -80,9 +82,9 @@ class Launch:
 
     def compile(self, target: str) -> dict[str, int]:
         """Compile for a device, and read what came out."""
-        options = {"num_warps": self.options["num_warps"]}
+        read, known = (_of_nvidia, _OPTIONS) if target.startswith("sm_") else (_of_amd, _OPTIONS[:1])
+        options = {name: self.options[name] for name in known if name in self.options}
         compiled = triton.compile(self.source(), target=TARGETS[target], options=options)
-        read = _of_nvidia if target.startswith("sm_") else _of_amd
         told = {"warps": self.options["num_warps"], "shared": compiled.metadata.shared}
         return {**told, "float64": len(_IN_FLOAT64.findall(compiled.asm["ttir"])), **read(compiled.asm)}
 

@@ -40,7 +40,7 @@ assert serving.INTERPRETED, f"run by test_triton.py: {serving.why_not()}"
 # NumPy's, where a device gives infinity without a word.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-SHAPES = [(2, 6, 7, 7), (1, 3, 13), (2, 4, 3, 2, 5), (3, 49, 1), (5, 6), (1, 1, 1, 1), (0, 3, 4, 4), (3, 2, 0)]
+SHAPES = [(2, 6, 7, 7), (1, 3, 13), (2, 4, 3, 2, 3), (2, 49, 1), (5, 6), (1, 1, 1, 1), (0, 3, 4, 4), (3, 2, 0)]
 WAYS = ["held", "looped", "pooled"]
 
 
@@ -156,7 +156,7 @@ LARGE_MEANS = [*pairwise([0.0, 1e3, 1e6], ["contiguous", "channels_last"], WAYS,
 
 @pytest.mark.parametrize(("mean", "layout", "way", "groups"), LARGE_MEANS, ids=str, indirect=["way"])
 def test_large_means_keep_their_digits(mean, layout, way, groups):
-    x, g, *_ = problem((3, 4, 9, 11), torch.float32, layout, 0.0, 1.0)
+    x, g, *_ = problem((2, 4, 5, 11), torch.float32, layout, 0.0, 1.0)
     # So that float32 holds every value to the same share of the deviation, whatever the mean.
     x = torch.round(x * 8) / 8 + mean
     learned = [torch.rand(4) + 0.5, torch.randn(4), *(torch.randn(len(groups)) for _ in range(2))]
@@ -196,21 +196,23 @@ def test_running_averages(way, groups):
 
 
 @pytest.mark.parametrize(
-    ("way", "layout", "value"), pairwise(WAYS, ["contiguous", "channels_last"], [3.3, 2e36]), indirect=["way"]
+    ("way", "layout", "value", "groups"),
+    pairwise(WAYS, ["contiguous", "channels_last"], [3.3, 2e36], [[1], [2], [0], [4, 1, 0]]),
+    ids=str,
+    indirect=["way"],
 )
-def test_equal_values_come_out_as_the_bias_and_have_gradients(way, layout, value):
+def test_equal_values_come_out_as_the_bias_and_have_gradients(way, layout, value, groups):
     x, g, weight, bias, *_ = problem((2, 4, 5, 7), torch.float32, layout)
     x = torch.full_like(x, value)
-    for groups in ([1], [2], [0], [4, 1, 0]):
-        y, moments = fused.mix_norm(x, groups, weight[0], bias[0])
-        assert torch.equal(y, bias[0][:, None, None].expand_as(x))
-        found = fused.mix_norm_backward(g, x, moments, groups, weight[0], bias[0], activation="silu")
-        assert all(t.isfinite().all() for t in found if t is not None)
+    y, moments = fused.mix_norm(x, groups, weight[0], bias[0])
+    assert torch.equal(y, bias[0][:, None, None].expand_as(x))
+    found = fused.mix_norm_backward(g, x, moments, groups, weight[0], bias[0], activation="silu")
+    assert all(t.isfinite().all() for t in found if t is not None)
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 def test_the_same_bits_every_time(way):
-    x, g, weight, bias, *_ = problem((3, 4, 5, 7), torch.float32, "channels_last")
+    x, g, weight, bias, *_ = problem((2, 4, 3, 7), torch.float32, "channels_last")
     results = []
     for _ in range(2):
         y, moments = fused.mix_norm(x, [4, 1, 0], weight[0], bias[0])
@@ -237,7 +239,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_second_gradients_of_layers(name):
-    layer, x = LAYERS[name]().double(), torch.randn(2, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    layer, x = LAYERS[name]().double(), torch.randn(2, 4, 1, 3, dtype=torch.float64, requires_grad=True)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     assert torch.autograd.gradcheck(layer, (x,), atol=1e-6, fast_mode=True)

@@ -123,7 +123,7 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, slack: float = 1
 
 
 def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """A result in a type, as the kernels round: Triton's interpreter cuts float32 off where devices round to bfloat16."""
+    """A result as the kernels round it: Triton's interpreter cuts float32 off where devices round to bfloat16."""
     if serving.INTERPRETED and dtype == torch.bfloat16:
         t = (t.float().view(torch.int32) & -(2**16)).view(torch.float32)
     return t.to(dtype)

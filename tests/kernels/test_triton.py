@@ -31,10 +31,8 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @needs_triton
 @pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
-@pytest.mark.parametrize("part", ["cells", "sample_norm", "mixes", "not (cells or sample_norm or mixes)"])
-def test_interpreted(part):
-    files = [str(HERE / "interpreted.py")]
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", part, *files, **INTERPRETED)
+def test_interpreted():
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py"), **INTERPRETED)
     assert done.returncode == 0, done.stdout
 
 
@@ -84,9 +82,12 @@ COMPILED = [
 ]
 
 
+# Each for AMD's, and for one of NVIDIA's in turn, which take four times as long.
+TARGETED = [(*row, target) for i, row in enumerate(COMPILED) for target in (f"sm_{8 + i % 2}0", "gfx942")]
+
+
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-@pytest.mark.parametrize(("layer", "shape", "dtype", "columns", "code"), COMPILED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("layer", "shape", "dtype", "columns", "code", "target"), TARGETED, ids=str)
 def test_compiled_for_devices(layer, shape, dtype, columns, code, target):
     from ahead_of_time import faults, launches
 
@@ -166,8 +167,11 @@ def test_nothing_loads_triton_before_a_device_needs_it():
 @needs_triton
 @pytest.mark.skipif(not native.differentiates(), reason=native.why_not_differentiable() or "")
 def test_what_runs_on_a_device_runs_dry(tmp_path):
+    # Beside conftest.py, which takes time off the interpreter.
+    begin = "import runpy, sys, conftest; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     script = str(HERE.parents[1] / "benchmarks/gpu.py")
-    done = run(script, "--dry", "--out", str(tmp_path / "gpu.json"))
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run("-c", begin, script, "--dry", "--out", str(tmp_path / "gpu.json"), PYTHONPATH=path, **INTERPRETED)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "gpu.json").read_text())
     assert told["finished"]
@@ -184,13 +188,11 @@ def test_what_runs_on_a_device_runs_dry(tmp_path):
 STORED = HERE.parents[1] / "results/triton-aot.json"
 
 
-# A tile of channels-last float32 keeps one value in memory there, which is written and read once.
-KNOWN = {("sm_100", "sample_forward", "spills 2")}
-
-
-def test_what_was_compiled_for_seven_devices_has_no_other_fault():
+def test_what_was_compiled_for_seven_devices_has_no_fault():
     stored = json.loads(STORED.read_text())
-    told = {(*row["key"].split()[:2], fault) for row in stored["rows"] for fault in row["faults"]}
-    assert told <= KNOWN
-    targets = {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx90a", "gfx1100"}
-    assert {row["key"].split()[0] for row in stored["rows"]} == targets
+    assert [(row["key"], row["faults"]) for row in stored["rows"] if row["faults"]] == []
+    kernels = {target: set() for target in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx90a", "gfx1100")}
+    for row in stored["rows"]:
+        target, kernel, _ = row["key"].split()
+        kernels[target].add(kernel)
+    assert set(map(len, kernels.values())) == {15}

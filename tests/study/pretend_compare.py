@@ -58,7 +58,7 @@ def test_auto_is_what_torch_reports(device: torch.device) -> None:
 
 
 def test_the_quick_main_job_gives_the_cpus_scores() -> None:
-    methods = ["none", "batch", "weight(init=data)", "switchable"]
+    methods = ["none", "weight(init=data)", "switchable"]
     cpu, other = (compare(methods=methods, device=where, quick=True, **SHORT).record for where in ("cpu", "auto"))
     assert [t.setup for t in other.trials] == [t.setup for t in cpu.trials]
     for ours, theirs in zip(other.trials, cpu.trials, strict=True):
@@ -85,13 +85,13 @@ def reads(task, steps: int, *, method: str = "none", **how) -> Counter[str]:
 def test_no_step_reads_the_device() -> None:
     """Twice as many steps read as often, but for what is told of all of them at once."""
     task = make_task(tiny_model, tiny_data())
-    for method in ("none", "batch"):
-        few, many = (reads(task, steps, method=method).total() for steps in (18, 36))
-        assert few == many
+    plain, batch = reads(task, 18), reads(task, 18, method="batch")
+    assert reads(task, 36) == plain
+    assert reads(task, 36, method="batch") == batch
     # Six points of the curve and the two scores at the end: loss, outputs' finiteness and score; and the losses so far.
-    assert reads(task, 18) == {"_local_scalar_dense": 3 * 8, "copy to the CPU": 6}
+    assert plain == {"_local_scalar_dense": 3 * 8, "copy to the CPU": 6}
     # With layers that ask in train() and eval() whether they have a batch that is not finite to tell of: once each.
-    assert reads(task, 18, method="batch").total() == 3 * 8 + 6 + 2 * 8
+    assert batch.total() == 3 * 8 + 6 + 2 * 8
     # float16 leaves steps out on the device; their number is read at the end.
     assert reads(task, 18, precision="16").total() == 3 * 8 + 6 + 1
 
@@ -99,8 +99,9 @@ def test_no_step_reads_the_device() -> None:
 def test_an_optimizer_of_torchs_with_float16_reads_once_a_step() -> None:
     """As the docs say: its scaler asks whether the step is to be left out."""
     task = make_task(tiny_model, tiny_data(), optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1))
-    assert reads(task, 18, precision="16").total() - reads(task, 18).total() == 18 + 1
-    assert reads(task, 18) == {"_local_scalar_dense": 3 * 8, "copy to the CPU": 6}
+    plain = reads(task, 18)
+    assert reads(task, 18, precision="16").total() - plain.total() == 18 + 1
+    assert plain == {"_local_scalar_dense": 3 * 8, "copy to the CPU": 6}
 
 
 def test_steps_are_timed_by_waiting_for_some(device: torch.device) -> None:
@@ -138,6 +139,21 @@ def test_small_data_stay_on_the_device(device: torch.device, monkeypatch: pytest
     assert all(isinstance(part, Sent) for part in task.on(Compute(device)).splits)
     trials = [Trainer(t, {8: 12}, measure_memory=False)(SETUP) for t in (kept, task.on(Compute(device)))]
     assert trials[0].valid_loss == trials[1].valid_loss
+
+
+def test_copies_are_pinned_and_do_not_keep_the_host_waiting(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert devices.pins(device)  # tried once
+    pinned, waits = [], []
+    pin, to = torch.Tensor.pin_memory, torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or pin(t))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda t, *how, **more: waits.append(not more.get("non_blocking")) or to(t, *how, **more)
+    )
+    moved = devices.move({"x": torch.ones(2), "y": [torch.ones(3)]}, device)
+    assert moved["y"][0].device == device
+    assert (pinned, waits) == ([(2,), (3,)], [False, False])
 
 
 class Weighted(nn.Module):
@@ -236,7 +252,7 @@ def test_no_memory_is_a_result_and_the_next_trial_has_it_back(
 
 def test_studies_of_two_devices_do_not_mix(tmp_path, device: torch.device) -> None:
     task = make_task(tiny_model, tiny_data())
-    given = SHORT | {"batch_sizes": [8], "epochs": 0.3}
+    given = SHORT | {"batch_sizes": [8]}
     compare(data=task, methods=["none", "batch"], out=tmp_path, device="cpu", **given)
     with pytest.raises(InputError, match=r"runs with cpu, .* this command with pretend, .* give --device cpu"):
         compare(data=task, methods=["none", "batch"], out=tmp_path, **given)

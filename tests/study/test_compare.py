@@ -21,7 +21,8 @@ def test_own_model_and_data(tmp_path):
     assert stored == study.record
     page = (tmp_path / "report.html").read_text()
     assert "<b>mine</b>" not in page
-    assert all(v.headline in repr(study) for v in study.verdicts)
+    assert repr(study).startswith("Study '<b>mine</b>': ")
+    assert repr(study).endswith("at batch size 8; 18 trials")
 
 
 def test_same_study_same_scores():

@@ -68,8 +68,9 @@ class Tokens(nn.Module):
         return self.out(h.cumsum(1) if self.causal else h + h.mean(1, keepdim=True))
 
 
-def test_rms_norm_is_left_alone_for_want_of_evidence():
-    told = advise(Tokens(nn.RMSNorm), torch.randint(11, (4, 8)), measure=False)
+def test_rms_norm_between_convolutions_is_left_alone_for_want_of_evidence():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), normwise.norm_layer("rms")(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    told = advise(model, torch.randn(4, 3, 8, 8), measure=False)
     assert told.best.method == "as_is"
     assert told.probability is None
     assert "compares rms" in told.abstains

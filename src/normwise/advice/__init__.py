@@ -5,7 +5,7 @@
 
 from normwise.advice.code import code_for, options_for
 from normwise.advice.learning import Learned, Prediction, learned
-from normwise.advice.ranking import rank, safe_choice
+from normwise.advice.ranking import candidates, rank, safe_choice
 from normwise.advice.records import Advice, Check, Cost, Exemption, Ranked, Reason, is_advice, load_advice
 from normwise.advice.rules import RULES, Rule, strengths
 from normwise.advice.situation import TASKS, Place, Situation, situation_of
@@ -27,6 +27,7 @@ __all__ = [
     "Rule",
     "Situation",
     "Veto",
+    "candidates",
     "code_for",
     "is_advice",
     "learned",

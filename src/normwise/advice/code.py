@@ -16,6 +16,9 @@ GROUP_VALUES = 8
 # The methods whose statistics processes can share.
 OVER_SAMPLES = {"batch", "switchable"}
 
+# The methods that normalize each token by itself.
+OF_TOKENS = ("layer", "rms", "dyt", "derf")
+
 # What an LSTM or GRU of torch is made with.
 _RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 
@@ -114,7 +117,7 @@ def _into_bare(method: str, told: str, exemptions: Sequence[Exemption], situatio
     behind = [(p, elsewhere.get(p.name, method)) for p in situation.places]
     for p, use in behind:
         if use != "none":
-            norm = f"torch.nn.LayerNorm({p.channels})" if p.per_token else _norm(use, told if use == method else "", p)
+            norm = _norm(use, told if use == method else "", p)
             lines.append(_instead(p.name, f"torch.nn.Sequential(model.get_submodule({p.name!r}), {norm})"))
     if method == "layer":
         for name, kind in situation.closed.items():
@@ -124,6 +127,8 @@ def _into_bare(method: str, told: str, exemptions: Sequence[Exemption], situatio
 
 
 def _norm(method: str, told: str, place: Place) -> str:
+    if place.per_token:
+        return f'normwise.norm_layer("{method}", axis=-1)({place.channels})'
     dim = max(len(place.spatial), 1)
     return f'normwise.norm_layer("{method}", dim={dim}{told})({place.channels})'
 

@@ -107,46 +107,39 @@ class Learned:
             return best, ""
         return safe, f"{best} is expected to be {gain:.1f} points better, which is within the error of ±{noise:.1f}"
 
-    def probability(self, at: Sequence[float], possible: Sequence[str], method: str) -> float:
-        """How likely a method is as good as the best, calibrated on tasks of kinds that nothing was learned from.
+    def probability(self, at: Sequence[float]) -> float:
+        """How likely the advice is as good as the best, by how far the nearest measured task is from the model.
+
+        Calibrated on tasks of kinds that nothing was learned from. Nothing else that was tried tells good advice from
+        bad: neither its lead over the other methods, nor whether it abstains, nor how it did on the nearest tasks.
 
         Args:
             at: how much each rule applies.
-            possible: the methods to choose from.
-            method: one of them.
 
         Returns:
             A number from 0 to 1.
 
         Example:
-            >>> 0 < learned().probability([0.0] * len(RULES), ["layer", "batch"], "batch") < 1
+            >>> 0 < learned().probability([0.0] * len(RULES)) < 1
             True
         """
-        start, lead, small = self.calibration
-        ahead, batch = self.signs(at, possible, method)
-        return 1 / (1 + math.exp(-start - lead * ahead - small * batch))
+        start, slope = self.calibration
+        return 1 / (1 + math.exp(-start - slope * self.away(at)))
 
-    def signs(self, at: Sequence[float], possible: Sequence[str], method: str) -> tuple[float, float]:
-        """What the probability depends on: how far ahead of the others a method is expected, and the batch's size.
+    def away(self, at: Sequence[float]) -> float:
+        """How far the nearest measured task is.
 
         Args:
             at: how much each rule applies.
-            possible: the methods to choose from.
-            method: one of them.
 
         Returns:
-            The lead over the next best, in deviations of their difference; and the strength of ``small-batch``.
+            The distance.
 
         Example:
-            >>> len(learned().signs([0.0] * len(RULES), ["layer"], "layer"))
-            2
+            >>> learned().away(learned().tasks[0]["at"])
+            0.0
         """
-        predictions = self.predict(at)
-        own = predictions[method]
-        others = [predictions[m] for m in possible if m != method] or [own]
-        best = max(others, key=lambda p: p.points)
-        lead = (own.points - best.points) / math.hypot(own.spread, best.spread)
-        return lead, at[self.rules.index("small-batch")]
+        return math.dist(self.nearest(at)[0]["at"], at)
 
     def nearest(self, at: Sequence[float]) -> list[dict[str, Any]]:
         """The measured tasks most like a model, the nearest first.
@@ -162,6 +155,21 @@ class Learned:
             8
         """
         return sorted(self.tasks, key=lambda task: math.dist(task["at"], at))[:NEAREST]
+
+    def known(self, at: Sequence[float]) -> set[str]:
+        """The methods that were tried on one at least of the measured tasks most like a model.
+
+        Args:
+            at: how much each rule applies.
+
+        Returns:
+            Their names.
+
+        Example:
+            >>> learned().known([0.0] * len(RULES)) <= set(learned().methods)
+            True
+        """
+        return {method for task in self.nearest(at) for method in task["behind"]}
 
     def beyond(self, at: Sequence[float]) -> str:
         """Why nothing was learned of such a model; empty where something was.
@@ -179,7 +187,7 @@ class Learned:
         for rule, x, *seen in zip(RULES, at, *(task["at"] for task in self.tasks), strict=True):
             if x > 0 and not any(seen):
                 return f"no measured task has this: {rule.when}"
-        if math.dist(self.nearest(at)[0]["at"], at) > self.reach:
+        if self.away(at) > self.reach:
             return "it is further from all measured tasks than any was on which the advice was judged"
         return ""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from statistics import fmean
 
-from normwise.advice.code import code_for, options_for
+from normwise.advice.code import OF_TOKENS, code_for, options_for
 from normwise.advice.learning import Prediction, learned
 from normwise.advice.records import Advice, Cost, Exemption, Ranked, Reason
 from normwise.advice.rules import ENOUGH_VALUES, METHODS, RULES, strengths, told
@@ -49,10 +49,10 @@ def rank(
     """
     at = strengths(situation)
     predictions = learned().predict(at)
-    ranking = [_ranked(method, situation, predictions, (costs or {}).get(method)) for method in METHODS]
+    ranking = [_ranked(method, situation, predictions, (costs or {}).get(method)) for method in candidates(situation)]
     ranking = [replace(r, refused=(refused or {}).get(r.method, r.refused)) for r in ranking]
     possible = [r.method for r in ranking if r.refused is None]
-    safe = safe_choice(situation, possible)
+    safe = safe_choice(situation, possible, [r.method for r in ranking])
     if safe == AS_IS:
         ranking.append(Ranked(AS_IS, None, []))
         chosen, why, sure = (
@@ -62,7 +62,7 @@ def rank(
         )
     else:
         chosen, why = learned().choose(at, possible, safe)
-        sure = None if learned().beyond(at) else round(learned().probability(at, possible, chosen), 3)
+        sure = None if learned().beyond(at) else round(learned().probability(at), 3)
     ranking = [_written(r, situation) for r in ranking]
     ranking.sort(key=lambda r: (r.method != chosen, r.refused is not None, -(r.points or 0.0)))
     near = predictions[chosen].points - learned().tolerance if chosen in predictions else 0.0
@@ -72,23 +72,41 @@ def rank(
     return Advice(model, situation, ranking, notes, probability=sure, abstains=why, evidence=shown)
 
 
-def safe_choice(s: Situation, possible: list[str]) -> str:
+def candidates(situation: Situation) -> list[str]:
+    """The methods that were measured on models like this one.
+
+    Args:
+        situation: the model's.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> "rms" in candidates(Situation("conv", ["conv"], 32))
+        False
+    """
+    known = learned().known(strengths(situation))
+    return [method for method in METHODS if method in known]
+
+
+def safe_choice(s: Situation, possible: list[str], known: Container[str] = METHODS) -> str:
     """What to use where nothing is known: what the model has, else what papers use for its kind.
 
     Args:
         s: the situation.
         possible: the methods that are not refused.
+        known: those that were measured on models like this one.
 
     Returns:
-        A method, or ``"as_is"`` where the model has something else than one of them.
+        A method, or ``"as_is"`` where the model has something else than one that is known.
 
     Example:
         >>> safe_choice(Situation("conv", ["conv"], 32), ["batch", "group"])
         'batch'
-        >>> safe_choice(Situation("attention", ["attention"], 32, current=["rms"]), ["batch", "layer"])
+        >>> safe_choice(Situation("conv", ["conv"], 32, current=["rms"]), ["batch", "layer"], ["batch", "layer"])
         'as_is'
     """
-    if s.current and (len(s.current) > 1 or s.current[0] not in METHODS):
+    if s.current and (len(s.current) > 1 or s.current[0] not in known):
         return AS_IS
     # Wu & He 2018 (arXiv 1803.08494) find batch norm behind group norm from fewer than 16 images a step on.
     of_kind = (
@@ -122,10 +140,13 @@ def forbidden(method: str, situation: Situation) -> tuple[list[Exemption], str |
     if closed:
         return [], closed
     found: dict[str, Exemption] = {}
-    if not situation.current and method not in {"layer", "none", "weight"}:
+    if not situation.current and method not in {*OF_TOKENS, "none", "weight"}:
         by_token = [p for p in situation.places if p.per_token]
         if by_token and len(by_token) == len(situation.places):
-            return [], "the channels are on the last axis, where only layer norm can stand behind a layer as it is"
+            return (
+                [],
+                f"the channels are on the last axis, where {', '.join(OF_TOKENS)} can stand behind a layer as they are",
+            )
         found = {p.name: Exemption(p.name, "layer", "its channels are on the last axis") for p in by_token}
     for veto in VETOES:
         if veto.method == method:

@@ -228,9 +228,21 @@ RULES: tuple[Rule, ...] = (
         lambda s: "attention" in s.kinds,
         fires=_ATTENTION,
         silent=_CONV,
-        text="Transformers are trained with layer norm per token.",
-        source="Vaswani et al. 2017, arXiv 1706.03762",
-        sides={"layer": 1},
+        text="Transformers are trained with layer norm or RMS norm per token.",
+        source="Vaswani et al. 2017, arXiv 1706.03762; Zhang & Sennrich 2019, arXiv 1910.07467",
+        sides={"layer": 1, "rms": 1},
+    ),
+    Rule(
+        "last-axis",
+        "the share of norms with the channels on the last axis, each position by itself",
+        lambda s: _share(s, lambda p: p.per_token),
+        fires=_ATTENTION,
+        silent=_CONV,
+        text="Each norm sees one token: RMS norm does what layer norm does without taking the mean, and a tanh or an "
+        "erf of each value has been found to serve in their place.",
+        source="Zhang & Sennrich 2019, arXiv 1910.07467; Zhu et al. 2025, arXiv 2503.10622; Chen et al. 2025, arXiv "
+        "2512.10938",
+        sides={"rms": 1, "dyt": 1, "derf": 1},
     ),
     Rule(
         "tokens",
@@ -300,7 +312,7 @@ RULES: tuple[Rule, ...] = (
         text="The first layer makes all its outputs from {features} numbers, so a statistic over one sample's "
         "outputs measures these, and dividing by it takes away what they say.",
         source="Labatie et al. 2021, arXiv 2106.03743",
-        sides={"layer": -1, "group": -1, "instance": -1, "switchable": -1},
+        sides={"layer": -1, "rms": -1, "group": -1, "instance": -1, "switchable": -1},
     ),
     Rule(
         "padding",
@@ -362,20 +374,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def told(rule: Rule, situation: Situation) -> str:
-    """A rule's text with the numbers of a situation.
-
-    Args:
-        rule: one of ``RULES``.
-        situation: in which it applies.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> small = next(rule for rule in RULES if rule.name == "small-batch")
-        >>> told(small, Situation("conv", ["conv"], batch_size=2))
-        'Each batch statistic is of 2 samples, and evaluation uses averages over all of them.'
-    """
+    """A rule's text with the numbers of a situation."""
     s = situation
     text = rule.text.format(
         few=s.few, values=_values(s), depth=s.depth, drift=s.drift, saturating=s.saturating, features=s.features

@@ -23,20 +23,12 @@ class Sync:
 
     Kept by layers and passed to :func:`normwise.normalize`; :func:`normwise.sync` puts it there. Copies of a layer
     share the group. A custom group cannot be pickled; the default one, ``None``, is looked up when it is used.
-
-    Example:
-        >>> Sync().exchange() is None  # no process group: nothing to share, as in a single process
-        True
     """
 
     process_group: dist.ProcessGroup | None = None
 
     def exchange(self) -> Exchange | None:
-        """Start one forward pass's exchange.
-
-        Returns:
-            The exchange; ``None`` in a single process, where there is nobody to exchange with.
-        """
+        """Start one forward pass's exchange."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self.process_group) < 2:
             return None
         return Exchange(self.process_group)
@@ -58,10 +50,6 @@ class Exchange:
 
     The ranks communicate on the first call. Later calls (the backward pass recomputes its method) replay what was
     received then, and only connect the gradients: one gather forward and one reduce-scatter backward per layer.
-
-    Example:
-        >>> callable(Exchange(None))
-        True
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None) -> None:

@@ -301,6 +301,7 @@ class Pooled(Method):
     ``parts``, as of :func:`standardize`, is an option where a class makes it a field.
 
     Example:
+        >>> import torch
         >>> class Scaled(Pooled):
         ...     pools, parts = ("layer",), "scale"
         >>> Scaled().affine(Moments(torch.full((1, 1), 2.0), torch.zeros(1, 1)), Context(eps=0.0)).scale

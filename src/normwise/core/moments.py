@@ -17,10 +17,6 @@ class Moments(NamedTuple):
 
     ``mean`` and ``var`` broadcast to (N, C). ``elements`` is one number where all cells are of equal size,
     else a tensor that broadcasts to (N, C): cells of a padded sequence weigh as much as they hold.
-
-    Example:
-        >>> Moments(torch.zeros(2, 3), torch.ones(2, 3), elements=4).var.shape
-        torch.Size([2, 3])
     """
 
     mean: Tensor
@@ -29,12 +25,7 @@ class Moments(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """What a method makes of the moments: ``y = (x − center) · scale + shift``, each broadcastable to (N, C).
-
-    Example:
-        >>> Affine(center=torch.zeros(1, 3), scale=torch.ones(1, 3), shift=torch.zeros(1, 3)).scale.shape
-        torch.Size([1, 3])
-    """
+    """What a method makes of the moments: ``y = (x − center) · scale + shift``, each broadcastable to (N, C)."""
 
     center: Tensor
     scale: Tensor
@@ -45,18 +36,6 @@ def pool(cells: Moments, dim: int) -> Moments:
     """Moments of the union of all cells along one axis, which stays with size 1.
 
     Formula: n = Σ nᵢ, μ = Σ (nᵢ/n) μᵢ, σ² = Σ (nᵢ/n) (σᵢ² + (μᵢ − μ)²).
-
-    Args:
-        cells: the moments to pool.
-        dim: the axis: 0 pools samples, 1 pools channels.
-
-    Returns:
-        The pooled moments. A pool without any element has mean and variance 0.
-
-    Example:
-        >>> a = Moments(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 1.0]]), elements=5)
-        >>> pool(a, dim=1)
-        Moments(mean=tensor([[1.]]), var=tensor([[2.]]), elements=10)
     """
     mean, var, count = cells
     if not isinstance(count, Tensor):
@@ -78,20 +57,7 @@ def pool(cells: Moments, dim: int) -> Moments:
 
 
 def pool_groups(cells: Moments, num_groups: int) -> Moments:
-    """Moments over the channels of each group of a sample, given back for every channel.
-
-    Args:
-        cells: moments per cell, (N, C).
-        num_groups: G, a divisor of C.
-
-    Returns:
-        Moments that are equal within a group; (N, 1) where there is one group, else (N, C).
-
-    Example:
-        >>> cells = Moments(torch.tensor([[0.0, 2.0, 5.0, 5.0]]), torch.zeros(1, 4), elements=3)
-        >>> pool_groups(cells, num_groups=2).mean
-        tensor([[1., 1., 5., 5.]])
-    """
+    """Moments over the channels of each group of a sample, given back for every channel."""
     N, C = cells.mean.shape
     if num_groups == 1:
         return pool(cells, 1)
@@ -115,20 +81,6 @@ def mix(members: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -
 
     Formula: μ = Σₖ wₖ μₖ and σ² = Σₖ w′ₖ σ²ₖ. The spread *between* the members' means is left out on purpose: that is
     the paper's definition (arXiv 1806.10779, eq. 3), not a pool.
-
-    Args:
-        members: K moments that broadcast against each other.
-        mean_weights: (K,), summing to 1.
-        var_weights: (K,), summing to 1.
-
-    Returns:
-        The mixed moments; ``elements`` has no meaning and is 1.
-
-    Example:
-        >>> a = Moments(torch.zeros(1, 1), torch.ones(1, 1))
-        >>> b = Moments(torch.ones(1, 1), torch.ones(1, 1))
-        >>> mix([a, b], torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])).mean
-        tensor([[0.7500]])
     """
     # About the first member, so that equal means mix to exactly themselves though rounded shares may not sum to 1.
     # Halved, as differences of large means could overflow.
@@ -147,16 +99,6 @@ def sparsemax(logits: Tensor) -> Tensor:
     """Project onto the simplex (Martins & Astudillo 2016, arXiv 1602.02068): small shares are exactly 0.
 
     Formula: argmin ‖p − z‖ over p ≥ 0, Σ p = 1, which is pₖ = max(zₖ − τ, 0) with τ such that Σ p = 1.
-
-    Args:
-        logits: (..., K), each row for itself.
-
-    Returns:
-        (..., K), summing to 1; the gradient is (gₖ − mean of g over the support) on the support and 0 elsewhere.
-
-    Example:
-        >>> sparsemax(torch.tensor([1.0, 0.8, -1.0]))
-        tensor([0.6000, 0.4000, 0.0000])
     """
     # Counted from the largest, so that a large common offset costs no digits.
     z = logits - logits.detach().amax(-1, keepdim=True)
@@ -174,19 +116,6 @@ def sparsestmax(logits: Tensor, sparsity: float | Tensor) -> Tensor:
     Formula: argmin ‖p − z‖ over p ≥ 0, Σ p = 1, ‖p − 1/K‖ ≥ r, with r = sparsity · √((K − 1)/K). A radius of 0 is
     :func:`sparsemax`, the full radius leaves only the corners: one share of 1. Equal logits have no direction in which
     to leave the centre and stay equal.
-
-    Args:
-        logits: (..., K), each row for itself.
-        sparsity: the radius as a fraction of the largest, 0 to 1.
-
-    Returns:
-        (..., K), summing to 1.
-
-    Example:
-        >>> sparsestmax(torch.tensor([0.5, 0.3, 0.1]), 0.5)
-        tensor([0.6220, 0.3333, 0.0447])
-        >>> sparsestmax(torch.tensor([0.5, 0.3, 0.1]), 1.0)
-        tensor([1., 0., 0.])
     """
     K = logits.shape[-1]
     squared_radius = torch.as_tensor(sparsity, dtype=logits.dtype, device=logits.device) ** 2 * ((K - 1) / K)
@@ -207,18 +136,7 @@ def sparsestmax(logits: Tensor, sparsity: float | Tensor) -> Tensor:
 
 
 def unbiased(m: Moments) -> Tensor:
-    """The unbiased estimate of the variance, σ² · n / (n − 1); one element alone gives 0.
-
-    Args:
-        m: moments with biased variances.
-
-    Returns:
-        The variances.
-
-    Example:
-        >>> unbiased(Moments(torch.zeros(1), torch.ones(1), elements=3))
-        tensor([1.5000])
-    """
+    """The unbiased estimate of the variance, σ² · n / (n − 1); one element alone gives 0."""
     if not isinstance(m.elements, Tensor):
         return m.var * (m.elements / max(m.elements - 1, 1))
     elements = m.elements.to(m.var.dtype)
@@ -226,18 +144,7 @@ def unbiased(m: Moments) -> Tensor:
 
 
 def readable(t: Tensor) -> bool:
-    """Tell whether reading a number off a tensor costs nothing: neither a device nor a tracer has to be asked.
-
-    Args:
-        t: any tensor.
-
-    Returns:
-        Whether ``t.item()`` is quick and allowed.
-
-    Example:
-        >>> readable(torch.zeros(())), readable(torch.zeros((), device="meta"))
-        (True, False)
-    """
+    """Tell whether reading a number off a tensor costs nothing: neither a device nor a tracer has to be asked."""
     return (
         not torch.compiler.is_compiling()
         and type(t) is Tensor
@@ -267,18 +174,6 @@ def may_move(running: Sequence[Tensor | None], batch: Sequence[Tensor | None]) -
 
     They have no side effects, so the averages must be arguments of every one of them; and where ``vmap`` runs over many
     batches there must be as many averages, as in an ensemble (``torch.func.stack_module_state``).
-
-    Args:
-        running: what would change.
-        batch: what it would change by.
-
-    Returns:
-        Whether it may.
-
-    Example:
-        >>> mean, batch = torch.zeros(3), torch.ones(2, 3)
-        >>> torch.func.vmap(lambda m, x: x.new_tensor(may_move([m], [x])), (None, 0))(mean, batch)
-        tensor([0., 0.])
     """
     if not transforming():
         return True
@@ -304,18 +199,7 @@ def _levels(t: Tensor) -> set[int]:
 
 
 def countable(t: Tensor) -> bool:
-    """Tell whether what a tensor says may be counted in another that no transform and no graph knows of.
-
-    Args:
-        t: any tensor.
-
-    Returns:
-        Whether it stands for itself, and not for that of a ``torch.func`` transform or of an exported graph, or a fake.
-
-    Example:
-        >>> countable(torch.zeros(()))
-        True
-    """
+    """Tell whether what a tensor says may be counted in another that no transform and no graph knows of."""
     if transforming() or torch.compiler.is_exporting():
         return False
     return torch.compiler.is_compiling() or type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
@@ -333,22 +217,8 @@ def update_running(
 
     As in torch, ``momentum`` is the weight of the *new* batch and the variance enters unbiased. Where the elements are
     counted by a tensor (padding, several processes), a statistic of fewer than two leaves the averages as they are.
-
-    Args:
-        running_mean: (C,), changed in place.
-        running_var: (C,), changed in place.
-        batch: the batch's moments, (1, C).
-        momentum: a number, or a 0-d tensor (for a cumulative average without a graph break).
-        skipped: an integer tensor (); with it, a batch whose moments are not all finite, or that would take an average
-            beyond what its type holds, leaves the averages as they are and adds 1 here, without the host waiting for a
-            device; where :func:`countable` allows.
-        tracked: an integer tensor (), to which 1 is added for a batch that is not skipped.
-
-    Example:
-        >>> mean, var = torch.zeros(1), torch.ones(1)
-        >>> update_running(mean, var, Moments(torch.ones(1, 1), torch.ones(1, 1), elements=2), momentum=0.5)
-        >>> mean.item(), var.item()
-        (0.5, 1.5)
+    With ``skipped`` a batch whose moments are not all finite, or that would take an average beyond what its type holds,
+    leaves them as they are and is counted there, without the host waiting for a device; ``tracked`` counts the others.
     """
     # In float32 at least, whatever the buffers' type: of float16 the largest number is 65504.
     dtype = torch.promote_types(running_var.dtype, torch.float32)

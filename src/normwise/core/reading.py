@@ -10,18 +10,7 @@ from torch import Tensor
 
 
 def on_host(tensors: Sequence[Tensor | None]) -> list[Any]:
-    """Give tensors on the CPU, in their types; those of one type on one device come in one copy.
-
-    Args:
-        tensors: any, ``None`` among them.
-
-    Returns:
-        As many, without graphs; those of the CPU, and ``None``, are the ones that came.
-
-    Example:
-        >>> on_host([torch.ones(2), None])
-        [tensor([1., 1.]), None]
-    """
+    """Give tensors on the CPU, in their types; those of one type on one device come in one copy."""
     found: list[Any] = [None if t is None else t.detach() for t in tensors]
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, t in enumerate(found):
@@ -36,18 +25,7 @@ def on_host(tensors: Sequence[Tensor | None]) -> list[Any]:
 
 
 def unequal(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Tell of pairs of tensors whether they differ, of those on a device together.
-
-    Args:
-        pairs: of one shape each.
-
-    Returns:
-        Whether the two differ, for each pair.
-
-    Example:
-        >>> unequal([(torch.ones(2), torch.ones(2)), (torch.ones(2), torch.zeros(2))])
-        [False, True]
-    """
+    """Tell of pairs of tensors whether they differ, of those on a device together."""
     same = on_host([(a == b).all() if a.shape == b.shape and not a.is_cpu else None for a, b in pairs])
     return [
         not (torch.equal(a, b) if s is None and a.is_cpu else bool(s)) for s, (a, b) in zip(same, pairs, strict=True)

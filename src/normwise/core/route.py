@@ -39,7 +39,7 @@ class Running(NamedTuple):
     tracked: Tensor | None = None
 
 
-class Mix(NamedTuple):
+class MixCall(NamedTuple):
     """A mix of pools: numbers of groups within a sample, or 0 for the pool over samples. What one call of it takes."""
 
     pools: tuple[int, ...]
@@ -98,7 +98,7 @@ def at_once(
         return y
     if not _for_torch(x, pools, weight, bias, population, running):
         return None
-    mix = Mix(pools, weight, bias, mean_weight, var_weight, logits, eps, population, running)
+    mix = MixCall(pools, weight, bias, mean_weight, var_weight, logits, eps, population, running)
     return by_torch(x, mix, activation, slope)
 
 
@@ -124,13 +124,13 @@ def _for_torch(
     return of_torch.takes(x, weight, bias, *(t.reshape(-1) for t in averages))
 
 
-def by_torch(x: Tensor, mix: Mix, activation: str | None, slope: float) -> Tensor:
+def by_torch(x: Tensor, mix: MixCall, activation: str | None, slope: float) -> Tensor:
     """Normalize by torch's own kernels."""
     pools, weight, bias, mean_weight, var_weight, logits, eps, population, running = mix
     learned = (weight, bias, mean_weight, var_weight)
     if population is not None and torch.is_grad_enabled() and any_requires_grad(x, *learned):
         # They may change before the backward pass.
-        population = torch.stack([t.reshape(-1) for t in population[:2]])
+        population = torch.stack([t.reshape(-1) for t in population[:2]]).unbind()
     if len(pools) > 1 or mean_weight is not None or var_weight is not None:
         y = Fused.apply(Mixture(pools, logits, eps, population, running), x, *learned)
     elif pools[0]:
@@ -198,7 +198,7 @@ def normalized(
         pooled = method.mix(given.population is not None)
         assert pooled is not None
         shares = (learned.get("mean_weight"), learned.get("var_weight"), pooled.logits)
-        mix = Mix(way.whole, given.weight, given.bias, *shares, given.eps, given.population, running)
+        mix = MixCall(way.whole, given.weight, given.bias, *shares, given.eps, given.population, running)
         if way.kernels is not of_torch:
             return whole(x, mix, activation, slope), None
         tracks = running is not None and 0 not in way.whole  # by the cells' own moments: each sample's
@@ -230,7 +230,7 @@ def all_learned(x: Tensor, method: Method, given: Mapping[str, Tensor]) -> Itera
             yield name, x.new_full(one.shape(x.shape[1]), one.start, dtype=dtype)
 
 
-def whole(x: Tensor, mix: Mix, activation: str | None, slope: float) -> Tensor:
+def whole(x: Tensor, mix: MixCall, activation: str | None, slope: float) -> Tensor:
     """Normalize by a mix of pools in one native call."""
     name, args = fused.operator_for_mix(x, *mix)
     learned = (mix.weight, mix.bias, mix.mean_weight, mix.var_weight)

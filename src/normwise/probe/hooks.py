@@ -62,26 +62,25 @@ class Hooks:
         self._on.callback(module.register_forward_hook(listen).remove)
 
     def _look_at_norm(self, key: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            begun = time.perf_counter()
-            x = input_of(args, kwargs)
-            if x is not None:
-                meter = self._norms[key]
-                meter.look(x, kwargs, ranks() if meter.found.layer.synced else 1, self._at)
-                if x.requires_grad:
-                    x.register_hook(meter.hear_input)
-            self.overhead += time.perf_counter() - begun
+        meter = self._norms[key]
 
-        return hook
+        def look(x: Tensor, kwargs: dict[str, Any]) -> None:
+            meter.look(x, kwargs, ranks() if meter.found.layer.synced else 1, self._at)
+            if x.requires_grad:
+                x.register_hook(meter.hear_input)
+
+        return self._looking(look)
 
     def _look_at_input(self, key: int) -> Callable[..., None]:
         axis = 1 if isinstance(self._weighted[key], CONVOLUTIONS) else -1
+        return self._looking(lambda x, _: self._weights[key].look(x, axis))
 
+    def _looking(self, look: Callable[[Tensor, dict[str, Any]], None]) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             begun = time.perf_counter()
             x = input_of(args, kwargs)
             if x is not None:
-                self._weights[key].look(x, axis)
+                look(x, kwargs)
             self.overhead += time.perf_counter() - begun
 
         return hook

@@ -184,21 +184,7 @@ def statistics_disagree(seen: Diagnosis) -> Iterator[Hit]:
 
 
 def disagrees(norm: NormTrace, mean: float = MEAN_GAP, factor: float = VAR_FACTOR) -> bool:
-    """Whether running statistics are not those of the batches.
-
-    Args:
-        norm: what was measured.
-        mean: how far means may be off, in standard deviations.
-        factor: how far variances may be.
-
-    Returns:
-        Whether one is further off; false where that was not measured.
-
-    Example:
-        >>> from normwise.findings import NormFacts
-        >>> disagrees(NormTrace(NormFacts(["bn"], "", "batch", 0, 1, 2), mean_gap=0.1, var_factor=3.0))
-        True
-    """
+    """Whether running statistics are not those of the batches."""
     return (
         norm.mean_gap is not None and norm.var_factor is not None and (norm.mean_gap > mean or norm.var_factor > factor)
     )

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from normwise import devices as present
 from normwise._version import __version__
-from normwise.advice import Advice, Cost, Ranked, Situation, options_for, rank, situation_of
-from normwise.advice.rules import METHODS
+from normwise.advice import Advice, Cost, Ranked, Situation, candidates, options_for, rank, situation_of
 from normwise.arguments.data import batches_of
 from normwise.arguments.methods import is_own, method_from, several
 from normwise.errors import InputError, NormwiseError, blaming, described
@@ -135,7 +134,9 @@ def advise(
     situation = situation_of(facts, task=task, devices=devices, accumulate=accumulate, variable_length=variable_length)
     step_inputs = _of_size(example_inputs, facts.example_size, facts.batch_size)
     run = partial(run_on, example_inputs=step_inputs) if forward is None else lambda m: forward(m, step_inputs)
-    options: dict[str, Any] = {method: options_for(method, situation) for method in METHODS} | {m: {} for m in own}
+    known = candidates(situation)
+    own = {name: given for name, given in own.items() if name not in known}
+    options: dict[str, Any] = {method: options_for(method, situation) for method in known} | {m: {} for m in own}
     if facts.normalized:
         refused = leaking(model, forward or run_on, example_inputs, options, own)
     else:
@@ -209,7 +210,8 @@ def _leaking_bare(model: nn.Module, run: Forward, inputs: Any, situation: Situat
         "the model is causal, and statistics over positions would show it what it is to predict: normalize each token "
         "by itself"
     )
-    return {method: why for method in METHODS if not FAMILY[method].only_affine}
+    family = [FAMILY[method] for method in candidates(situation)]
+    return {method.name: why for method in family if not method.only_affine and not method.per_token}
 
 
 def _settling(advice: Advice, inputs: Tensor) -> Advice:
@@ -266,8 +268,8 @@ def measured_costs(
 
 
 def _named(methods: Given | Sequence[Given]) -> dict[str, Given]:
-    """Methods of one's own by name, and those of the family that the advice does not speak of as they are."""
-    found = {name: given for name, given in named(several(methods), reserved=FAMILY).items() if name not in METHODS}
+    """Methods of one's own by name, and those of the family."""
+    found = named(several(methods), reserved=FAMILY)
     for name, given in found.items():
         if not isinstance(given, str):
             norm_layer(given)  # refuses what builds no layers

@@ -1,13 +1,17 @@
-"""What a person sees while a study runs: a live line in a terminal, plain lines elsewhere, on standard error."""
+"""What a person sees while a study runs: a live line in a terminal, a bar in a notebook, plain lines elsewhere.
+
+Lines go to standard error.
+"""
 
 from __future__ import annotations
 
+import html
 import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -58,6 +62,7 @@ class Display(Live):
         self.workers = workers
         self._console = Console(file=stream or sys.stderr)
         self._said = ""
+        self._bar_of_notebook = None if stream else notebook_output()
         if self._console.is_terminal:
             self._live = live_line(self._console, "{task.fields[left]}  {task.fields[best]}")
             self._bar = self._live.add_task("", total=total_setups(settings), left="", best="", doing="")
@@ -74,7 +79,19 @@ class Display(Live):
             line += f"; {doing}"
         if line != self._said:
             self._said = line
+            if self._bar_of_notebook:
+                bar = f'<progress value="{len(trials)}" max="{total}"></progress> {html.escape(line)}'
+                self._bar_of_notebook.update({"text/html": bar, "text/plain": line}, raw=True)
+                return
             print(line, file=self._console.file, flush=True)
+
+
+def notebook_output() -> Any:
+    """An output of the running cell that can be changed; ``None`` where no notebook's kernel runs this."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
+        return None
+    return ipython.display.display({"text/plain": ""}, raw=True, display_id=True)
 
 
 def time_left(settings: Settings, trials: Sequence[Trial], workers: int = 1) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from normwise import files, records, report
 from normwise.results import Tabular
-from normwise.study.verdict import progress_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +27,7 @@ class Study(Tabular):
     Example:
         >>> settings = records.Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
         >>> Study(records.Study("T", "2026-01-01", "", settings, {}, {}, [], [], [], 0.0))
-        Study 'T': No method is finished yet.
+        Study 'T': no method is finished yet; 0 trials
     """
 
     _kind: ClassVar[str] = "study"
@@ -87,7 +86,11 @@ class Study(Tabular):
         return cls(records.load_study(Path(where) / FILES[0] if Path(where).is_dir() else where))
 
     def _headline(self) -> str:
-        return f"{self.record.title!r}: {progress_line(self.record)}"
+        said = [
+            f"{'undecided' if v.outcome in records.UNDECIDED else v.use} at batch size {v.batch_size}"
+            for v in self.verdicts
+        ]
+        return f"{self.record.title!r}: {', '.join(said) or 'no method is finished yet'}; {len(self.trials)} trials"
 
     def _rows(self) -> list[dict[str, Any]]:
         """Every training run, without its curve."""

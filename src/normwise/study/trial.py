@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import statistics
@@ -56,8 +57,13 @@ class Ranks:
         """Prepare a model for training: sync its statistics, average its gradients."""
         if self.size == 1:
             return model
-        # Synced running averages are equal already; a parameter may be unused in some batch.
-        return nn.parallel.DistributedDataParallel(sync(model), broadcast_buffers=False, find_unused_parameters=True)
+        parallel = nn.parallel.DistributedDataParallel
+        # Synced running averages are equal already. From torch 2.13 on the option has another name.
+        names = "forward_sync_buffers", "broadcast_buffers"
+        known = next(name for name in names if name in inspect.signature(parallel).parameters)
+        options: dict[str, Any] = {known: False}
+        # A parameter may be unused in some batch.
+        return parallel(sync(model), find_unused_parameters=True, **options)
 
     def loss(self, task: Task, model: nn.Module, batch: Part) -> Tensor:
         """Give this rank's loss, such that the average over the ranks is the mean over the batch."""

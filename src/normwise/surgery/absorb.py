@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,3 +109,22 @@ def _store(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
             module.bias.copy_(bias)
         else:
             module.bias = nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
+
+
+@torch.no_grad()
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Change a tensor's values where they stand."""
+    tensor.copy_(value)
+
+
+def remembered(module: Any) -> Callable[[], None]:
+    """What gives a layer the weight and bias back that it has now, to the bit."""
+    bias = module.bias
+    values = [(t, t.detach().clone()) for t in (module.weight, bias) if isinstance(t, Tensor)]
+
+    def back() -> None:
+        for tensor, value in values:
+            write(tensor, value)
+        module._parameters["bias"] = bias
+
+    return back

@@ -19,11 +19,11 @@ from normwise.errors import InputError, NormwiseError
 from normwise.nn import RMSNorm
 from normwise.nn._checks import callable_given, number_given
 from normwise.results import layers as counted
-from normwise.surgery.absorb import is_conv
+from normwise.surgery.absorb import is_conv, write
 from normwise.surgery.flow import SAME, Reading, Step, record
 from normwise.surgery.folding import change
 from normwise.surgery.graph import Unprovable
-from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.layers import Found, Where, chosen, exchanged
 from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
 
 # The mean of a centred token, relative to its root mean square, that rounding leaves.
@@ -242,9 +242,8 @@ class _Surgeon:
             self._undo.append(partial(module._parameters.__setitem__, leaf, parameter))
             module._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
             return
-        kept = old.detach().clone()
-        self._undo.append(partial(_write, old, kept))
-        _write(old, value)
+        self._undo.append(partial(write, old, old.detach().clone()))
+        write(old, value)
 
     def _require_centred(self, found: list[Found]) -> None:
         """Measure that what comes to each norm has no mean."""
@@ -278,14 +277,7 @@ class _Surgeon:
             plain: Any = layer.weight if not layer.offset else nn.Parameter(scale.to(layer.weight.dtype))
             new._parameters["weight"] = plain
         new.train(old.training)
-        places = [(p, n) for p in self.model.modules() for n, child in p._modules.items() if child is old]
-        replace(self.model, old, new)
-        self._undo += [partial(parent._modules.__setitem__, name, old) for parent, name in places]
-
-
-def _write(tensor: Tensor, value: Tensor) -> None:
-    with torch.no_grad():
-        tensor.copy_(value)
+        self._undo.append(exchanged(self.model, old, new))
 
 
 def _gives_centred(found: Found) -> bool:

@@ -22,6 +22,7 @@ from normwise.surgery.absorb import (
     border_problem,
     is_conv,
     out_features,
+    remembered,
     why_not,
 )
 from normwise.surgery.carry import evaluated
@@ -29,7 +30,7 @@ from normwise.surgery.description import NormLayer
 from normwise.surgery.flow import record
 from normwise.surgery.folding import Folded, Folding, change
 from normwise.surgery.graph import Unprovable
-from normwise.surgery.layers import Found, Where, chosen, replace
+from normwise.surgery.layers import Found, Where, chosen, exchanged
 from normwise.surgery.readers import give_to_readers, readers_of
 from normwise.surgery.running import Left, evaluating, has_hooks, hooked, run_on, tensors_in, unwrapped, working_copy
 
@@ -212,10 +213,10 @@ class _Surgeon:
                 raise Unprovable(f"before it: {not_before}; after it: {not_after}") from None
             scale, shift = scale[source], shift[source]
             absorb, side = absorb_before, "after"
-        self._remember(target, found.module)
+        self._undo.append(remembered(target))
         absorb(target, scale, shift)
         self.order.modules[node] = remainder = _remainder(layer)
-        replace(self.model, module, remainder)
+        self._undo.append(exchanged(self.model, module, remainder))
         return Folded(found.names[0], self.names[target], side, [graph.title(n, self.order) for n in through])
 
     def _target_before(self, found: Found, node: fx.Node) -> tuple[nn.Module, list[fx.Node]]:
@@ -289,22 +290,6 @@ class _Surgeon:
             raise Unprovable("beside a linear layer the number of axes decides: give example_inputs")
         if len(shape) != 2:
             raise Unprovable(f"its channels are axis 1 of {len(shape)}, the linear layer's features the last")
-
-    def _remember(self, target: Any, norm: nn.Module) -> None:
-        weight, bias = target.weight.detach().clone(), target.bias
-        values = bias.detach().clone() if isinstance(bias, Tensor) else None
-        places = [(p, n) for p in self.model.modules() for n, child in p._modules.items() if child is norm]
-
-        def back() -> None:
-            with torch.no_grad():
-                target.weight.copy_(weight)
-                if values is not None:
-                    bias.copy_(values)
-            target._parameters["bias"] = bias
-            for parent, name in places:
-                parent._modules[name] = norm
-
-        self._undo.append(back)
 
 
 def _evaluated_affine(layer: NormLayer, module: Any) -> tuple[Tensor, Tensor]:

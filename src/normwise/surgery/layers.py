@@ -166,6 +166,18 @@ def replace(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) 
     return model
 
 
+def exchanged(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> Callable[[], None]:
+    """:func:`replace` one module by another; gives what takes that back."""
+    places = list(_places(model, old))
+    replace(model, old, new)
+
+    def back() -> None:
+        for parent, name in places:
+            parent._modules[name] = old
+
+    return back
+
+
 def _places(model: torch.nn.Module, wanted: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
     """Every parent and name under which a module is registered."""
     for parent in list(model.modules()):

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from normwise.surgery.absorb import absorb_before, why_not
+from normwise.surgery.absorb import absorb_before, remembered, why_not
 from normwise.surgery.flow import SAME, Reading
 from normwise.surgery.graph import Unprovable
-from normwise.surgery.layers import Found, replace
+from normwise.surgery.layers import Found, exchanged
 from normwise.surgery.running import has_hooks
 
 
@@ -62,8 +62,7 @@ def give_to_readers(model: nn.Module, found: Found, readers: list[tuple[str, nn.
     one = torch.ones(layer.channels, dtype=torch.float64)
     weight = one if scale is None else scale.detach().double().cpu().flatten().expand(layer.channels)
     bias = torch.zeros_like(one) if layer.bias is None else layer.bias.detach().double().cpu().flatten()
-    kept = [(m, m.weight.detach().clone(), m.bias, None if m.bias is None else m.bias.detach().clone())
-            for _, m in readers]  # fmt: skip
+    undo = [remembered(reader) for _, reader in readers]
     for _, reader in readers:
         had = reader.bias is not None
         absorb_before(reader, weight, bias)
@@ -71,21 +70,10 @@ def give_to_readers(model: nn.Module, found: Found, readers: list[tuple[str, nn.
             reader._parameters["bias"] = None
     plain = nn.LayerNorm if layer.traits.centres else nn.RMSNorm
     new = plain(layer.channels, eps=layer.eps, elementwise_affine=False).train(old.training)
-    places = [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]
-    replace(model, old, new)
+    undo.append(exchanged(model, old, new))
 
     def back() -> None:
-        for module, values, bias, numbers in kept:
-            _write(module.weight, values)
-            module._parameters["bias"] = bias
-            if numbers is not None:
-                _write(bias, numbers)
-        for parent, name in places:
-            parent._modules[name] = old
+        for step in undo:
+            step()
 
     return back
-
-
-@torch.no_grad()
-def _write(tensor: Tensor, value: Tensor) -> None:
-    tensor.copy_(value)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normwise.kernels.triton.cells import pieces
-from normwise.kernels.triton.launching import View, launch, power
+from normwise.kernels.triton.launching import TILE, View, launch, power
 from normwise.kernels.triton.sample import alike, empty_parameter, gradients_of, per_sample
 from normwise.kernels.triton.tiles import (
     apply_tiles,
@@ -205,8 +205,13 @@ def batch_norm(
     )
     options = {"eps": eps, "slope": slope, "ACT": code, "STORED": not training, "JOINED": training, "S2": power(view.S)}
     programs = view.programs + (moves[0] is not None)
-    launch(batch_apply, programs, *args, warps=view.warps, **options, **view.tile)
+    launch(batch_apply, programs, *args, warps=merging_warps(view), **options, **view.tile)
     return y, moments
+
+
+def merging_warps(view: View) -> int:
+    """Groups of threads where pieces are merged: twice as many where a program merges 64 pieces of 64 channels."""
+    return view.warps * (1 + (view.R * power(view.S) > TILE))
 
 
 def batch_norm_backward(
@@ -236,7 +241,7 @@ def batch_norm_backward(
     into = (of_weight, of_bias) if sums is not None and view.joined else (None, None)
     args = (g, view.x, dx, sums, moments, *parameters, *into, *view.sizes, of_samples)
     options |= {"STORED": not training, "S2": power(view.S)}
-    launch(batch_grad_input, view.programs, *args, warps=view.warps, **options)
+    launch(batch_grad_input, view.programs, *args, warps=merging_warps(view), **options)
     if sums is None:
         return dx, of_weight.zero_(), of_bias.zero_()
     if not view.joined:
