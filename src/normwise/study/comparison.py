@@ -213,9 +213,9 @@ def compare(
 def make_settings(
     task: Task,
     methods: Sequence[str] | None = None,
-    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    batch_sizes: int | Sequence[int] = DEFAULT_BATCH_SIZES,
     seeds: int | Sequence[int] | None = None,
-    lrs: Sequence[float] | None = None,
+    lrs: float | Sequence[float] | None = None,
     epochs: float | Mapping[int, float] | None = None,
     quick: bool = False,
     race: bool = False,
@@ -307,7 +307,7 @@ def _accumulated(task: Task) -> str:
     return f"; {task.accumulate} batches accumulated per step" if task.accumulate > 1 else ""
 
 
-def _checked_sizes(batch_sizes: Sequence[int], samples: int) -> list[int]:
+def _checked_sizes(batch_sizes: int | Sequence[int], samples: int) -> list[int]:
     sizes = list(dict.fromkeys(_as_list(batch_sizes)))
     if not sizes:
         raise InputError("no batch size given")
@@ -328,7 +328,7 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return [int(seed) for seed in chosen]
 
 
-def _checked_lrs(lrs: Sequence[float]) -> list[float]:
+def _checked_lrs(lrs: float | Sequence[float]) -> list[float]:
     rates = _as_list(lrs)
     if not rates or not all(isinstance(lr, int | float) and 0 < lr < math.inf for lr in rates):
         raise InputError(f"learning rates must be one or more finite numbers above 0, got {lrs!r}")
