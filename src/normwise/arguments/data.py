@@ -1,4 +1,4 @@
-"""Data in every form in which people have them, read into one of four: tables, data sets, batches, parts."""
+"""Data in every form in which people have them, read into a few: tables, data sets, batches, parts, rows of tokens."""
 
 from __future__ import annotations
 

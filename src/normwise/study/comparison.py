@@ -108,10 +108,10 @@ def compare(
         collate: makes a batch of a list of samples of a torch data set.
         accumulate: batches that make one optimizer step; default 1.
         methods: one or several: keys of ``METHODS``, with options where you want others than the defaults:
-            ``"group(num_groups=4)"``, ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six and ``"none"``. And methods of
-            your own: a :class:`normwise.methods.Method`, what builds a layer, as in ``lambda channels:
-            MyLayer(channels)``, or either by name, ``"my_file.py:MyMethod"``. Methods that make the same network, as
-            ``"as_is"`` and the one it was written with, are trained once.
+            ``"group(num_groups=4)"``, ``"switchable(variance=official)"``, ``"weight(init=data)"``; default the six
+            and ``"none"``. And methods of your own: a :class:`normwise.methods.Method`, what builds a layer, as in
+            ``lambda channels: MyLayer(channels)``, or either by name, ``"my_file.py:MyMethod"``. Methods that make the
+            same network, as ``"as_is"`` and the one it was written with, are trained once.
         batch_sizes: one or several to compare at.
         seeds: how many, or which; at least two, since one run cannot tell a difference from chance. Default 5, with
             ``quick`` 3.
@@ -213,9 +213,9 @@ def compare(
 def make_settings(
     task: Task,
     methods: Sequence[str] | None = None,
-    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    batch_sizes: int | Sequence[int] = DEFAULT_BATCH_SIZES,
     seeds: int | Sequence[int] | None = None,
-    lrs: Sequence[float] | None = None,
+    lrs: float | Sequence[float] | None = None,
     epochs: float | Mapping[int, float] | None = None,
     quick: bool = False,
     race: bool = False,
@@ -307,7 +307,7 @@ def _accumulated(task: Task) -> str:
     return f"; {task.accumulate} batches accumulated per step" if task.accumulate > 1 else ""
 
 
-def _checked_sizes(batch_sizes: Sequence[int], samples: int) -> list[int]:
+def _checked_sizes(batch_sizes: int | Sequence[int], samples: int) -> list[int]:
     sizes = list(dict.fromkeys(_as_list(batch_sizes)))
     if not sizes:
         raise InputError("no batch size given")
@@ -328,7 +328,7 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return [int(seed) for seed in chosen]
 
 
-def _checked_lrs(lrs: Sequence[float]) -> list[float]:
+def _checked_lrs(lrs: float | Sequence[float]) -> list[float]:
     rates = _as_list(lrs)
     if not rates or not all(isinstance(lr, int | float) and 0 < lr < math.inf for lr in rates):
         raise InputError(f"learning rates must be one or more finite numbers above 0, got {lrs!r}")

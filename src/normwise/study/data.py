@@ -102,7 +102,7 @@ class Part(NamedTuple):
             yield self.take(slice(start, start + size))
 
 
-class Samples:
+class Samples(torch.utils.data.Dataset[Any]):
     """One part of a torch data set of the user's, read when it is needed."""
 
     def __init__(

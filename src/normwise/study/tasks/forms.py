@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from normwise.arguments.data import FORMS, WHOLE, Form, Parts, Ready, Records, Table, Tokens, joined, read
@@ -32,7 +33,7 @@ def splits_of(data: Any, collate: Callable | None = None) -> Splits:
 
 def _part(form: Form, name: str, collate: Callable | None) -> Part | Samples:
     if isinstance(form, Ready):
-        if not isinstance(form.source, list | tuple):
+        if not isinstance(form.source, list | tuple | Tensor | Iterator):
             raise InputError(f"{name}: {type(form.source).__name__} cannot be read by number: expected {FORMS}")
         form = joined(form.source, name)
     if isinstance(form, Table):
