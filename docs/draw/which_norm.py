@@ -14,7 +14,7 @@ from normwise.records import UNDECIDED, load_study
 
 # Upper ends of the ranges of batch sizes, and how they are called.
 SIZES = {4: "1 to 4", 16: "5 to 16", 1000: "more than 16"}
-SIGNS = {"holds": "✓", "does not hold": "✗", "holds in part": "◐", "undecided": "?"}
+SIGNS = {"holds": "✓", "does not hold here": "✗", "holds in part": "◐", "undecided": "?"}
 
 
 def networks() -> str:
