@@ -11,10 +11,10 @@ from draw.compare import TASKS
 from normwise.advice import VETOES
 from normwise.outcomes import load_claims
 from normwise.records import UNDECIDED, load_study
+from normwise.report._claims_view import MARKS
 
 # Upper ends of the ranges of batch sizes, and how they are called.
 SIZES = {4: "1 to 4", 16: "5 to 16", 1000: "more than 16"}
-SIGNS = {"holds": "✓", "does not hold here": "✗", "holds in part": "◐", "undecided": "?"}
 
 
 def networks() -> str:
@@ -58,7 +58,7 @@ def studies() -> str:
 def claims() -> str:
     lines = ["| what is said | measured |", "|---|---|"]
     for outcome in load_claims(ROOT / "results" / "claims.json").outcomes:
-        lines.append(f"| {outcome.title} | {SIGNS[outcome.verdict]} {outcome.verdict} |")
+        lines.append(f"| {outcome.title} | {MARKS.get(outcome.verdict, '?')} {outcome.verdict} |")
     return "\n".join(lines) + "\n"
 
 
