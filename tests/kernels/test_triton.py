@@ -188,15 +188,8 @@ def test_what_runs_on_a_device_runs_dry(tmp_path):
 STORED = HERE.parents[1] / "results/triton-aot.json"
 
 
-# NVIDIA's assembler keeps some values of a thread in memory there, so that another program fits: open. The kernels that
-# read groups again have a limit of registers of their own for it (sample.REGISTERS).
-KNOWN = {("sm_100", "pool_moments", "spills 4"), ("sm_90", "cell_grad_input", "spills 21")}
-KNOWN |= {(target, "cell_grad_input", "spills 19") for target in ("sm_80", "sm_100")}
-
-
-def test_what_was_compiled_for_seven_devices_has_no_other_fault():
+def test_what_was_compiled_for_seven_devices_has_no_fault():
     stored = json.loads(STORED.read_text())
-    told = {(*row["key"].split()[:2], fault) for row in stored["rows"] for fault in row["faults"]}
-    assert told <= KNOWN
+    assert [(row["key"], row["faults"]) for row in stored["rows"] if row["faults"]] == []
     targets = {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx90a", "gfx1100"}
     assert {row["key"].split()[0] for row in stored["rows"]} == targets

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normwise.kernels.cpu.native import CODES
-from normwise.kernels.triton.launching import View, launch
+from normwise.kernels.triton.launching import View, launch, limited
 from normwise.kernels.triton.tiles import (
     apply_tiles,
     gradient_tiles,
@@ -168,5 +168,5 @@ def grad_input(
     if x.numel():
         options = {**view.tile, "slope": slope, "ACT": CODES[activation]}
         args = (view.like(g), view.x, dx, *cells, strides, *view.sizes)
-        launch(cell_grad_input, view.programs, *args, warps=view.warps, **options)
+        launch(cell_grad_input, view.programs, *args, warps=view.warps, **options, **limited())
     return dx

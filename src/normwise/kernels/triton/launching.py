@@ -22,6 +22,8 @@ CHANNELS = 64
 PROGRAMS = 1024
 # More pieces than this would take longer to merge than they save.
 PIECES = 64
+# Of a thread: 64k of them are enough for two programs of 8 warps.
+REGISTERS = 128
 
 
 def power(n: int) -> int:
@@ -130,6 +132,11 @@ def matching(t: Tensor, strides: Sequence[int]) -> Tensor:
     if all(size == 1 or have == want for size, have, want in zip(t.shape, t.stride(), strides, strict=True)):
         return t
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def limited() -> dict[str, int]:
+    """Say how many registers a thread may take: unasked, NVIDIA's assembler keeps values in memory instead."""
+    return {} if torch.version.hip else {"maxnreg": REGISTERS}
 
 
 def launch(kernel: Any, programs: int, *args: Any, warps: int = 4, **options: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normwise.kernels.triton.batch import move_running
 from normwise.kernels.triton.cells import pieces
-from normwise.kernels.triton.launching import View, launch
+from normwise.kernels.triton.launching import View, launch, limited
 from normwise.kernels.triton.pools import (
     POOLS,
     about_of,
@@ -179,7 +179,7 @@ class Mix:
         sizes = (view.N, channels, view.M, view.tiles, view.S if saved is None else 1, view.T)
         options = {"LISTS": len(self.pools), "ACC": view.tile["ACC"], "B": view.B}
         args = (found, saved, result, moments, *population, self.pools, *sizes)
-        launch(pool_moments, self.programs(view, self.pools), *args, **options)
+        launch(pool_moments, self.programs(view, self.pools), *args, **options, **limited())
         return result
 
 

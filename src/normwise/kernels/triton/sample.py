@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normwise.kernels.reference import accumulation_dtype
-from normwise.kernels.triton.launching import CHANNELS, View, launch, power
+from normwise.kernels.triton.launching import CHANNELS, View, launch, limited, power
 from normwise.kernels.triton.tiles import activated, halves, parameters, standardized, through, two_sum
 
 # The most elements that a program of 8 warps holds without spilling: 32 a thread forward, 16 each of two backward.
@@ -23,8 +23,6 @@ HELD, HELD_BACKWARD = 8192, 4096
 # Elements of a tile of what is read again, 8 a thread: their sums are held beside them. And the largest group for which
 # that is worth it: half a megabyte of float32, of which a second-level cache of 50 MB holds a hundred.
 LOOPED, LARGEST = 2048, 131072
-# Of a thread: 64k of them are enough for two programs of 8 warps.
-REGISTERS = 128
 # Channels next to each other that are read without waste: 32 bytes or more.
 LINE = 16
 # With fewer programs most of a large device would be idle, unless there is little to do.
@@ -240,11 +238,8 @@ class Grouping:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What kernels are compiled for.
-
-        Without a limit NVIDIA's assembler keeps values of loops in memory, so that another program fits.
-        """
-        limit = {} if self.held or torch.version.hip else {"maxnreg": REGISTERS}
+        """What kernels are compiled for."""
+        limit = {} if self.held else limited()
         return {"HELD": self.held, "EXACT": self.exact, "K2": self.K2, "R": self.R, "B": self.B, **limit}
 
     @property
