@@ -195,6 +195,21 @@ def test_a_watched_step_reads_a_few_times_however_deep_the_model_is(device: torc
     assert reads(2) == reads(6) <= 3
 
 
+@pytest.mark.parametrize("device", ["with float64"], indirect=True)
+def test_a_diagnosis_reads_once_for_each_pass_of_a_layers_own(device: torch.device) -> None:
+    def reads(depth: int) -> int:
+        blocks = [nn.Sequential(nn.Linear(8, 8), norms.BatchNorm1d(8), nn.ReLU()) for _ in range(depth)]
+        net = nn.Sequential(*blocks, nn.Linear(8, 2)).to(device)
+        batches = [(torch.randn(16, 8), torch.randint(2, (16,))) for _ in range(2)]
+        with pretend.counting() as counts:
+            probe.diagnose(net, batches, "cross_entropy", optimizer=torch.optim.SGD(net.parameters(), lr=0.1))
+        return counts.reads.total()
+
+    # Where float64 is lacking, what needs it is copied whole. Of a layer: the loss once more,
+    # a fix tried on a copy, and its input in each batch that calibrates.
+    assert reads(6) - reads(2) <= 4 * 5
+
+
 def test_shares_and_sparsity_are_told(device: torch.device) -> None:
     net = model().to(device)
     assert norms.importance(net)[0].mean_weights[0] > 0.9

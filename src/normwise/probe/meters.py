@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from normwise import kernels
 from normwise.core.moments import Moments, pool
-from normwise.core.reading import on_host
 from normwise.core.route import without_autocast
 from normwise.findings import NormFacts, NormTrace, WeightFacts, WeightTrace
 from normwise.functional import real_elements
@@ -28,6 +27,7 @@ from normwise.surgery.layers import Found
 _KEPT = 16
 # What must not change in a layer that is meant to stay.
 _FROZEN = ("running_mean", "running_var", "weight", "bias")
+_AT_THE_END = (*_FROZEN, "num_batches_tracked", "num_batches_skipped")
 
 
 class NormMeter:
@@ -53,6 +53,7 @@ class NormMeter:
         self._start: dict[str, Tensor | None] = {}
         self._start_weight: tuple[float, float] | None = None
         self._start_batches: int | None = None
+        self._end: tuple[Tensor | None, Tensor | None, dict[str, Tensor | None]] = None, None, {}
         tensors = [_known(found.module, name) for name in (*_FROZEN, "num_batches_tracked")]
         reads.later(self._take_start, found.layer.scale, *tensors)
 
@@ -173,12 +174,18 @@ class NormMeter:
         scale = running_var.flatten().clamp_min(0) + eps
         self._gaps.append((at, (mean - running_mean.flatten()) / scale.sqrt(), (unbiased + eps) / scale))
 
+    def close(self) -> None:
+        """Ask for what the layer holds now, which :meth:`trace` sums up."""
+        module, layer = self.found.module, self.found.layer
+        self._reads.later(self._take_end, layer.scale, layer.bias, *(_known(module, name) for name in _AT_THE_END))
+
+    def _take_end(self, scale: Tensor | None, bias: Tensor | None, *known: Tensor | None) -> None:
+        self._end = scale, bias, dict(zip(_AT_THE_END, known, strict=True))
+
     def trace(self, facts: NormFacts, since: int = 0, **more: Any) -> NormTrace:
         """Sum up."""
-        module, layer = self.found.module, self.found.layer
-        names = (*_FROZEN, "num_batches_tracked", "num_batches_skipped")
-        scale, bias, *known = on_host([layer.scale, layer.bias, *(_known(module, name) for name in names)])
-        now, weight = dict(zip(names, known, strict=True)), _largest(scale)
+        module, (scale, bias, now) = self.found.module, self._end
+        weight = _largest(scale)
         return NormTrace(
             layer=facts,
             training=module.training,
@@ -287,10 +294,22 @@ class WeightMeter:
     def __init__(self, module: nn.Module, reads: Reads) -> None:
         self._reads = reads
         self.gradients: list[float] = []
-        self._start = _size_of(module)
+        self._start: float | None = None
+        self._size: float | None = None
         self._module = module
+        reads.later(self._take_start, *_matrices(module))
         self._alive: Tensor | None = None
         self._seen = 0
+
+    def _take_start(self, *largest: Tensor) -> None:
+        self._start = max(map(float, largest), default=None)
+
+    def close(self) -> None:
+        """Ask for what the layer holds now, which :meth:`trace` sums up."""
+        self._reads.later(self._take_end, *_matrices(self._module))
+
+    def _take_end(self, *largest: Tensor) -> None:
+        self._size = max(map(float, largest), default=None)
 
     def look(self, x: Tensor, channel_axis: int) -> None:
         """Note which channels carry anything; raw inputs of the model, which have no gradient, are not judged."""
@@ -316,7 +335,7 @@ class WeightMeter:
     def trace(self, facts: WeightFacts, **more: Any) -> WeightTrace:
         """Sum up."""
         finite = [g for g in self.gradients if math.isfinite(g)]
-        size = _size_of(self._module)
+        size = self._size
         growth = None if size is None or not self._start else size / self._start
         return WeightTrace(
             layer=facts,
@@ -359,10 +378,10 @@ def _largest(scale: Tensor | None) -> tuple[float, float] | None:
     return float(scale.abs().max()), float(scale.abs().float().median())
 
 
-def _size_of(module: nn.Module) -> float | None:
-    """The greatest |weight| among a layer's matrices and kernels."""
+def _matrices(module: nn.Module) -> list[Tensor]:
+    """The greatest |weight| of each of a layer's matrices and kernels."""
     own = [p for p in module.parameters() if p.ndim >= 2 and not torch.nn.parameter.is_lazy(p) and p.numel()]
-    return max(map(float, on_host([p.detach().abs().max() for p in own])), default=None)
+    return [p.detach().abs().max() for p in own]
 
 
 def _channels(shares: Tensor | None, channels: int) -> int:

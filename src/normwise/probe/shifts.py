@@ -6,13 +6,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from normwise.core.reading import on_host
 from normwise.kernels.reference import widened
 from normwise.nn._convolutions import CONVOLUTIONS
+from normwise.probe.reads import Reads
 from normwise.surgery.running import tensors_in
 
 # Layers at which the gradient is taken again: one forward and backward pass each.
@@ -22,10 +23,12 @@ _ROWS = 16
 # Without an optimizer a step is taken that moves all parameters by this share of their length.
 _RELATIVE = 1e-3
 
+Found = dict[str, float | None]
+
 
 def measure_shifts(
     loss: Callable[[], Tensor], layers: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Found]:
     """Take one gradient step, layer by layer, and see what it does to the layers behind; then take it back.
 
     Santurkar et al. 2018 (arXiv 1805.11604, definition 2.1): for layer i the gradient of its parameters at the current
@@ -61,20 +64,23 @@ def measure_shifts(
     with _outputs(layers) as before:
         gradients = _gradients(loss(), parameters)
     step = _step(parameters, gradients, optimizer)
-    found: dict[str, dict[str, float | None]] = {name: {} for name in layers}
+    found: dict[str, Found] = {name: {} for name in layers}
     measured = _spread([name for name in list(layers)[1:] if owned[name]])
+    reads = Reads()
     with _restored(parameters):
         taken: set[int] = set()
         for name in layers:
             if name in measured:
                 again = _gradients(loss(), owned[name])
                 old = [gradients[id(p)] for p in owned[name]]
-                found[name] |= _compared(old, [again[id(p)] for p in owned[name]])
+                reads.later(partial(_compared, found[name]), *_products(old, [again[id(p)] for p in owned[name]]))
             _take(owned[name], step, taken)
         with _outputs(layers) as after, torch.no_grad():
             loss()
-    for name in layers:
-        found[name] |= _moved(before.get(name), after.get(name))
+    for name in before.keys() & after.keys():
+        if before[name][0].shape == after[name][0].shape:
+            reads.later(partial(_moved, found[name]), *before[name], *after[name])
+    reads.read()
     return found
 
 
@@ -177,23 +183,20 @@ def _outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor
             handle.remove()
 
 
-def _compared(old: list[Tensor], new: list[Tensor]) -> dict[str, float | None]:
+def _products(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
     a, b = (torch.cat([widened(g.detach()).flatten() for g in gradients]) for gradients in (old, new))
-    size, other, product, change = map(float, on_host([a.norm(), b.norm(), a @ b, (a - b).norm()]))
-    if not size or not other or not (math.isfinite(size) and math.isfinite(other)):
-        return {}
-    return {"cosine": product / (size * other), "change": change / size}
+    return [a.norm(), b.norm(), a @ b, (a - b).norm()]
 
 
-def _moved(before: tuple[Tensor, Tensor] | None, after: tuple[Tensor, Tensor] | None) -> dict[str, float | None]:
-    if before is None or after is None or before[0].shape != after[0].shape:
-        return {}
-    mean, std, mean_after, std_after = on_host([*before, *after])
+def _compared(found: Found, *products: Tensor) -> None:
+    size, other, product, change = map(float, products)
+    if size and other and math.isfinite(size) and math.isfinite(other):
+        found |= {"cosine": product / (size * other), "change": change / size}
+
+
+def _moved(found: Found, mean: Tensor, std: Tensor, mean_after: Tensor, std_after: Tensor) -> None:
     alive = std > 1e-12
-    if not alive.any():
-        return {}
-    found: dict[str, float | None] = {}
     for name, moved in (("moved_mean", mean_after - mean), ("moved_std", std_after - std)):
-        value = float((moved[alive] / std[alive]).square().mean().sqrt())
-        found[name] = value if value < float("inf") else None
-    return found
+        if alive.any():
+            value = float((moved[alive] / std[alive]).square().mean().sqrt())
+            found[name] = value if value < float("inf") else None

@@ -178,11 +178,18 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
         Returns:
             The diagnosis.
         """
+        self._close_meters()
         of_norms = {name: dict(known) for name, known in more.pop("of_norms", {}).items()}
         for key, meter in self._norms.items():
             of_norms.setdefault(meter.found.names[0], {})["ran"] = key in self._entries.ran
         more["of_norms"] = of_norms
         return diagnosis_of(self.model, facts, run, self._norms, self._weights, self._decays, **more)
+
+    def _close_meters(self) -> None:
+        meters: list[NormMeter | WeightMeter] = [*self._norms.values(), *self._weights.values()]
+        for each in meters:
+            each.close()
+        self._reads.read()
 
     def run(self) -> RunTrace:
         """How the model was run so far.
@@ -327,6 +334,7 @@ class watch:  # noqa: N801 (used as a context manager, as torch.no_grad is)
             self.take_gradients((p, p.grad) for p in held)
             self._reads.read()
         if self._scalars is not None and self._measured:
+            self._close_meters()
             self._scalars.write(self._steps, self._norms, self._weights, self._names())
         self._close_pass()
         self._steps += 1

@@ -18,6 +18,7 @@ from normwise.arguments.data import batches_of
 from normwise.arguments.renamed import renamed
 from normwise.core.method import Method
 from normwise.core.moments import Moments, pool
+from normwise.core.reading import on_host
 from normwise.errors import InputError, NormwiseError
 from normwise.nn._checks import callable_given, model_given, number_given
 from normwise.surgery.description import is_ours
@@ -275,7 +276,7 @@ class _Run:
             loader = _Kept(loader, self.limit)
         for target in self._in_order_of_execution(loader):
             self.measure([target], loader)
-            _write(target)
+            _finished([target])
 
     def measure(self, targets: list[_Target], loader: Iterable[Any]) -> None:
         """Gather the statistics of some layers in one pass; meanwhile these normalize by the batch."""
@@ -332,39 +333,38 @@ def _observed(targets: list[_Target], observe: Callable[..., object]) -> Abstrac
     return hooked(((target.found.module, partial(hook, target)) for target in targets), before=True)
 
 
-def _write(target: _Target) -> str | None:
-    """Store what was measured; where that cannot be, put the old statistics back and say why."""
-    seen = target.population
-    reason = None
+def _lacking(seen: Population) -> str | None:
+    """Why nothing was measured, if so."""
     if not seen.batches:
-        reason = "saw nothing but NaN or infinite values" if seen.skipped else "did not run in evaluation mode"
-    elif not seen.enough:
-        reason = "saw a single element, which has no variance"
-    else:
-        target.write(seen.mean, seen.var)
-        if not all(buffer.isfinite().all() for buffer in target.buffers):
-            reason = f"has a variance that {target.buffers[1].dtype} cannot hold"
-    if reason is not None:
-        target.restore()
-    elif target.counter is not None:
-        target.counter.fill_(seen.batches)
-    return reason
+        return "saw nothing but NaN or infinite values" if seen.skipped else "did not run in evaluation mode"
+    return None if seen.enough else "saw a single element, which has no variance"
 
 
 def _finished(targets: list[_Target]) -> tuple[list[Calibrated], list[Left]]:
-    layers, left = [], []
-    for target in targets:
-        reason = _write(target)
+    """Store what was measured; where that cannot be, put the old statistics back and say why."""
+    reasons = [_lacking(target.population) for target in targets]
+    held: list[Tensor | None] = []
+    for target, reason in zip(targets, reasons, strict=True):
         if reason is None:
-            layers.append(_calibrated(target))
+            target.write(target.population.mean, target.population.var)
+        held.append(None if reason else torch.stack([b.isfinite().all() for b in target.buffers]).all())
+    old = on_host([t for target in targets for t in (target.old_mean, target.old_var)])
+    layers, left = [], []
+    for target, lacking, fits, *before in zip(targets, reasons, on_host(held), old[::2], old[1::2], strict=True):
+        reason = lacking or (None if fits else f"has a variance that {target.buffers[1].dtype} cannot hold")
+        if reason is None:
+            if target.counter is not None:
+                target.counter.fill_(target.population.batches)
+            layers.append(_calibrated(target, *before))
         else:
+            target.restore()
             left.append(Left(target.name, reason))
     return layers, left
 
 
-def _calibrated(target: _Target) -> Calibrated:
+def _calibrated(target: _Target, old_mean: Tensor, old_var: Tensor) -> Calibrated:
     seen, eps = target.population, target.found.layer.eps
-    mean, var = (t.cpu().double() for t in (target.old_mean, target.old_var))
+    mean, var = old_mean.double(), old_var.double()
     shift = ((seen.mean - mean).abs() / (var + eps).sqrt()).max().item()
     factor = ((seen.var + eps) / (var + eps)).log().abs().max().exp().item()
     finite = math.isfinite(shift) and math.isfinite(factor)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from normwise import devices
 from normwise.arguments.data import named_pair
-from normwise.core.reading import unequal
+from normwise.core.reading import on_host, unequal
 from normwise.devices import keeping_random_state as keeping_random_state
 from normwise.errors import InputError, blaming
 from normwise.kernels.reference import widened
@@ -130,8 +130,9 @@ def drift(before: Any, after: Any) -> float | None:
         )
     if not old:
         return None
-    change = sum((widened(a) - widened(b)).square().sum().item() for a, b in zip(new, old, strict=True))
-    size = sum(widened(t).square().sum().item() for t in old)
+    moved = [(widened(a) - widened(b)).square().sum() for a, b in zip(new, old, strict=True)]
+    sums = [t.item() for t in on_host([*moved, *(widened(t).square().sum() for t in old)])]
+    change, size = sum(sums[: len(old)]), sum(sums[len(old) :])
     if not math.isfinite(change):
         return math.inf
     return math.sqrt(change / size) if size else (math.inf if change else 0.0)
