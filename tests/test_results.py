@@ -123,7 +123,7 @@ CHARTS = {
     advice: ["points", "time", "memory"],
     inspection: ["channels", "variance"],
     conversion: ["drift"],
-    study: ["score", "behind", "time", "memory"],
+    study: ["score", "behind", "time", "memory", "curves"],
 }
 
 
@@ -133,7 +133,7 @@ def test_a_result_is_plotted(make):
     for name in charts:
         figure = result.plot(name)
         values = [value for trace in figure.data for value in trace.x]
-        names = [name for trace in figure.data for name in trace.text]
+        names = [name for trace in figure.data for name in trace.text or [trace.name] * len(trace.x)]
         assert len(values) == len(names) > 0
         assert json.loads(figure.to_json())["data"]
     assert result.plot() == result.plot(charts[0])

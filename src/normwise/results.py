@@ -49,9 +49,10 @@ class Tabular:
         """Draw a chart of the result's page as a plotly figure.
 
         Args:
-            chart: which one; by default the first that the result holds. A study has ``score``, ``behind``, ``time``
-                and ``memory``; a diagnosis ``gradients``, ``gaps`` and ``shifts``; advice ``points``, ``time`` and
-                ``memory``; a conversion ``refitted`` and ``drift``; an inspection ``channels``, ``variance``, ``dead``.
+            chart: which one; by default the first that the result holds. A study has ``score``, ``behind``, ``time``,
+                ``memory`` and ``curves``; a diagnosis ``gradients``, ``gaps`` and ``shifts``; advice ``points``,
+                ``time`` and ``memory``; a conversion ``refitted`` and ``drift``; an inspection ``channels``,
+                ``variance`` and ``dead``.
 
         Returns:
             A ``plotly.graph_objects.Figure``, which a notebook shows.

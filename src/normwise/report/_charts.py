@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from normwise.advice import Advice
 from normwise.errors import InputError
 from normwise.findings import Diagnosis
-from normwise.records import Interval, Study
+from normwise.records import Interval, Setup, Standing, Study
 from normwise.report import _formats as formats
 from normwise.report import _view as view
 from normwise.results import Tabular
@@ -45,14 +46,33 @@ class Chart:
     unit: str = field(default="", kw_only=True)
 
 
-def charts_of(result: Tabular) -> dict[str, list[Chart]]:
+@dataclass(frozen=True)
+class Line:
+    """Numbers along an axis, and whose they are."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines of methods over one axis, ``along``."""
+
+    title: str
+    rows: list[Line]
+    along: str
+    unit: str
+
+
+def charts_of(result: Tabular) -> dict[str, list[Chart | Curves]]:
     """Give the charts of a result by name, those that have something to show; of a study one for each batch size."""
     drawn = _OF[result._kind](getattr(result, "record", result))
     told = {name: [chart for chart in charts if chart.rows] for name, charts in drawn.items()}
     return {name: charts for name, charts in told.items() if charts}
 
 
-def chosen(result: Tabular, name: str | None) -> list[Chart]:
+def chosen(result: Tabular, name: str | None) -> list[Chart | Curves]:
     """Give the charts of one name, the first where none is named."""
     there = charts_of(result)
     if not there:
@@ -62,7 +82,7 @@ def chosen(result: Tabular, name: str | None) -> list[Chart]:
     return there[name or next(iter(there))]
 
 
-def _study(study: Study) -> dict[str, list[Chart]]:
+def _study(study: Study) -> dict[str, list[Chart] | list[Curves]]:
     scale, groups = formats.scale_of(study), [g for g in view.groups_of(study) if g.standings]
 
     def each(title: str, unit: str, pick: Any, **form: Any) -> list[Chart]:
@@ -86,7 +106,29 @@ def _study(study: Study) -> dict[str, list[Chart]]:
         "memory": each(
             "Peak memory of a step", "MiB", lambda s: _row(s.method, s.peak_bytes, 1 / formats.MIB, s.method)
         ),
+        "curves": [
+            Curves(
+                f"Validation {scale.name}, batch size {g.batch_size}",
+                [_learning(study, s, scale.factor) for s in g.standings],
+                "epoch",
+                unit,
+            )
+            for g in groups
+        ],
     }
+
+
+def _learning(study: Study, standing: Standing, factor: float) -> Line:
+    """The mean of a method's runs at each point of their curves that all of them reached."""
+    runs = [t.curve for t in study.trials if t.setup.stage == "final" and key_of(t.setup) == key_of(standing)]
+    points = [(p[0].epoch, [q.valid_score for q in p if q.valid_score is not None]) for p in zip(*runs, strict=False)]
+    whole = [(epoch, factor * fmean(scores)) for epoch, scores in points if len(scores) == len(runs)]
+    return Line(standing.method, [epoch for epoch, _ in whole], [score for _, score in whole])
+
+
+def key_of(one: Setup | Standing) -> tuple[str, int]:
+    """What was trained: a method at a batch size."""
+    return one.method, one.batch_size
 
 
 def _advice(advice: Advice) -> dict[str, list[Chart]]:

@@ -26,7 +26,7 @@ from plotly.offline import get_plotlyjs
 from normwise.records import to_dict
 from normwise.report import _formats as formats
 from normwise.report import _palette as palette
-from normwise.report._charts import Chart
+from normwise.report._charts import Chart, Curves
 from normwise.results import written
 
 # What draws each kind of page's charts and moves its tables, after page.js.
@@ -45,7 +45,7 @@ def render(
     versions: Mapping[str, str],
     methods: Sequence[str],
     drawn: Sequence[str] = (),
-    charts: Mapping[str, Sequence[Chart]] = types.MappingProxyType({}),
+    charts: Mapping[str, Sequence[Chart | Curves]] = types.MappingProxyType({}),
     **context: Any,
 ) -> str:
     """Draw a page of one kind of record: its template, which extends ``page.html``, with the one style sheet."""
