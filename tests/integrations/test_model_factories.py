@@ -18,7 +18,6 @@ from normwise.errors import InputError
 NETWORKS = [
     ("timm", "resnet18", 20),
     ("timm", "efficientnet_b0", 49),  # its norms hold their activation
-    ("timm", "densenet121", 121),
     ("timm", "mobilenetv3_small_050", 34),  # it takes no norm_layer
     ("timm", "convnext_atto", 17),
     ("torchvision", "resnet18", 20),

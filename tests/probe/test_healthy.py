@@ -74,9 +74,7 @@ def test_torchcrepe_with_a_loss_and_its_optimizer():
     well(normwise.diagnose(model, sounds, lambda output, _: output.square().mean(), optimizer=optimizer))
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_100", "mixer_s32_224"]
-)
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_100", "mixer_s32_224"])
 def test_networks_of_timm_as_they_are_made(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

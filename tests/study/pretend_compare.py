@@ -135,7 +135,7 @@ def test_small_data_stay_on_the_device(device: torch.device, monkeypatch: pytest
         for _ in zip(range(9), training_batches(kept, SETUP), strict=False):
             pass
     assert counts.copies == 1
-    monkeypatch.setattr("normwise.study.data._KEPT", 1000)
+    monkeypatch.setattr("normwise.study.reading._KEPT", 1000)
     assert all(isinstance(part, Sent) for part in task.on(Compute(device)).splits)
     trials = [Trainer(t, {8: 12}, measure_memory=False)(SETUP) for t in (kept, task.on(Compute(device)))]
     assert trials[0].valid_loss == trials[1].valid_loss
@@ -295,7 +295,7 @@ def test_diagnose_and_advise_run_there_and_leave_the_model_here(device: torch.de
     with pretend.counting() as counts:
         advice = normwise.advise(model, batches[0][0])
     assert counts.waits > 10
-    assert "What a step costs was measured on pretend: Pretend accelerator." in advice.notes
+    assert "What a step costs was measured on pretend: Pretend accelerator, float32." in advice.notes
     assert devices.of(model) == devices.CPU
 
 

@@ -66,7 +66,7 @@ def test_data_must_make_sense():
         split(torch.full((20, 1), float("nan")), torch.zeros(20))
     with pytest.raises(InputError, match="did you mean 'fashion-mnist'"):
         load_task("fashion-minst")
-    with pytest.raises(InputError, match="lack train, valid, test"):
+    with pytest.raises(InputError, match="the data lack train: they have nothing"):
         make_task(tiny_model, {})
 
 

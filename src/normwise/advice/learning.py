@@ -70,7 +70,7 @@ class Learned:
         Example:
             >>> from normwise.advice.rules import RULES
             >>> sorted(learned().predict([0.0] * len(RULES)))[:2]
-            ['batch', 'group']
+            ['batch', 'derf']
         """
         return {name: self._predicted(of, at) for name, of in self.methods.items()}
 

@@ -44,7 +44,8 @@ class Inspection(Result):
     """All layers and all findings; ``print`` it for a table.
 
     Example:
-        >>> inspect(torch.nn.Sequential(torch.nn.BatchNorm1d(3))).worst
+        >>> import normwise, torch
+        >>> normwise.inspect(torch.nn.Sequential(torch.nn.BatchNorm1d(3))).worst
         'warning'
     """
 
