@@ -29,7 +29,7 @@ KERNELS := $(BIN)/python -c "from normwise.kernels.cpu import native; print(nati
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --only-shell chromium
 INSTALLED := pyproject.toml tests/real-networks.txt setup.py constraints.txt Makefile $(wildcard src/normwise/kernels/cpu/csrc/*.* src/normwise/kernels/cpu/csrc/*/*)
 
-.PHONY: help compare claims claims-docs pages docs test grid check fix device-layers advice-bench advice-fit bench bench-racing bench-verdict bench-engines triton-all bench-gpu large wheel portable clean
+.PHONY: help compare claims claims-docs pages docs test long grid check fix device-layers advice-bench advice-fit bench bench-racing bench-verdict bench-engines triton-all bench-gpu large wheel portable clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,6 +57,9 @@ docs: $(VENV)/test-$(TORCH)  ## the documentation site, in docs/_build/html
 
 test: $(VENV)/test-$(TORCH) check  ## the whole suite
 	$(BIN)/python -m pytest $(TESTS)
+
+long: $(VENV)/test-$(TORCH)  ## the tests that `make test` leaves out, as they take long and others prove most of it
+	LONG=1 $(BIN)/python -m pytest $(TESTS) -m long
 
 grid: $(VENV)/test-$(TORCH)  ## the kernels' tests on the whole grid of problems, of which `make test` takes any two values together
 	EVERY_PROBLEM=1 $(BIN)/python -m pytest $(TESTS) tests/kernels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 
@@ -19,6 +20,16 @@ for _name in ("nms", "qnms", *_BACKWARD, *(f"_{name}_backward" for name in _BACK
 
 # It holds no doctests, and where a folder before it in the alphabet has a conftest.py, pytest takes that for this one.
 collect_ignore = ["conftest.py"]
+
+LONG = "LONG" in os.environ
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests that train or wait long to ``make long``, and say so."""
+    for item in items:
+        if not LONG and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long, and others prove most of it: make long"))
+
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

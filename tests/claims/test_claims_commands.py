@@ -105,6 +105,7 @@ def test_what_users_hand_over_is_escaped():
         assert expected in page
 
 
+@pytest.mark.long
 def test_killed_and_resumed(tmp_path):
     """A run that is killed goes on where it was, and ends as one that was not."""
     arguments = ["claims", "run", "layer-any-batch", "--quick", "--workers", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -25,11 +26,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'normwise[docs]'")
     built = tmp_path_factory.mktemp("site") / "html"
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", DOCS, built]
+    command += [] if "LONG" in os.environ else ["-D", "nb_execution_mode=off"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return built
 
 
+@pytest.mark.long
 def test_notebooks_ran_in_a_kernel(site: Path) -> None:
     """Their cells show results as notebooks do: a bar while a study runs, its report, plotly's figures."""
     shown = {page.stem: page.read_text(encoding="utf-8") for page in (site / "notebooks").glob("*.html")}

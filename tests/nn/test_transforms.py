@@ -142,7 +142,7 @@ def test_gradients_and_per_sample_gradients(kind: str, training: bool) -> None:
 
 @LAYER
 @TRAINING
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["symbolic", *(pytest.param(m, marks=pytest.mark.long) for m in ("real", "fake"))])
 def test_make_fx(kind: str, training: bool, mode: str) -> None:
     layer, x = made(kind, training)
     other = torch.randn(7, *x.shape[1:], dtype=x.dtype) if mode == "symbolic" and x.ndim > 1 else 2 * x + 1

@@ -46,6 +46,7 @@ def test_a_pretrained_sentence_encoder():
     assert alike[:4].tolist() == [1, 0, 3, 2]
 
 
+@pytest.mark.long
 def test_fine_tuning_a_pretrained_sentence_encoder():
     model, batches = minilm.encoder().train(), minilm.batches()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
@@ -74,7 +75,9 @@ def test_torchcrepe_with_a_loss_and_its_optimizer():
     well(normwise.diagnose(model, sounds, lambda output, _: output.square().mean(), optimizer=optimizer))
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_100", "mixer_s32_224"])
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", pytest.param("mobilenetv3_small_100", marks=pytest.mark.long), "mixer_s32_224"]
+)
 def test_networks_of_timm_as_they_are_made(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

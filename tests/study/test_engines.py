@@ -92,6 +92,7 @@ def command_lines():
     return found
 
 
+@pytest.mark.long
 def test_worker_and_driver_killed_and_database_restarted(postgres, expected, start, tmp_path):
     url, gate, out = postgres.url(), tmp_path / "gate", tmp_path / "out"
     compare_there = ["compare", *OPTIONS, "--storage", url, "--out", str(out), "--workers"]
@@ -150,6 +151,7 @@ def test_workers_of_this_machine_are_not_told_the_password_on_their_command_line
     assert states(url) == {"COMPLETE": expected["count"]}
 
 
+@pytest.mark.long
 def test_ray_cluster_loses_a_worker_and_a_node(postgres, expected, tmp_path):
     target = tmp_path / "came-out.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "PYTHONWARNINGS": "ignore"}
@@ -235,6 +237,7 @@ def test_a_cluster_that_would_listen_on_the_network_is_not_started(monkeypatch, 
         compare(out=tmp_path, engine="ray", progress=False, **ARGUMENTS)
 
 
+@pytest.mark.long
 def test_a_trial_that_kills_its_workers_is_given_up_and_the_verdict_says_so(tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY)
     out = tmp_path / "out"

@@ -80,7 +80,7 @@ def test_every_sequence_that_comes_in_is_looked_at():
     assert convert(made("BERT")[0], "group").record.replaced
 
 
-@pytest.mark.parametrize("name", ["Llama", "T5"])
+@pytest.mark.parametrize("name", ["Llama", pytest.param("T5", marks=pytest.mark.long)])
 def test_advice_leaves_rms_norm_where_it_is(name):
     model, inputs = made(name)
     advice = normwise.advise(model, inputs, measure=False)
