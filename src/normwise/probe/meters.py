@@ -335,15 +335,14 @@ class WeightMeter:
     def trace(self, facts: WeightFacts, **more: Any) -> WeightTrace:
         """Sum up."""
         finite = [g for g in self.gradients if math.isfinite(g)]
-        size = self._size
-        growth = None if size is None or not self._start else size / self._start
+        growth = None if self._size is None or not self._start else self._size / self._start
         return WeightTrace(
             layer=facts,
             gradient=statistics.median(finite) if finite else None,
             inputs=0 if self._alive is None else len(self._alive),
             dead=0 if self._alive is None else int((~self._alive).sum()),
             seen=self._seen,
-            weight_max=_finite(size),
+            weight_max=_finite(self._size),
             weight_growth=_finite(growth),
             **more,
         )

@@ -238,10 +238,10 @@ def mix_norm_backward(
     learned = (*alike(view, samples, weight, bias), *of_members(mean_weight, var_weight, len(groups)))
     pooled = mix.pooled(view, None, moments.contiguous(), None, population)
     options = {"eps": eps, "LOGITS": logits, "ACC": view.tile["ACC"], **mix.options}
-    heavy = {**options, "slope": slope, "ACT": code, **view.tile, **limited()}
+    heavy = {**options, "slope": slope, "ACT": code, **view.tile}
     sums = x.new_empty((2, view.S, view.N, view.C), dtype=view.dtype)
     args = (g, view.x, sums, pooled, *learned, mix.pools, *view.sizes, samples)
-    launch(mix_grad_sums, view.programs, *args, warps=view.warps, **heavy)
+    launch(mix_grad_sums, view.programs, *args, warps=view.warps, **heavy, **limited())
 
     lists = mix.pools if 0 in mix.pools else (*mix.pools, 0)
     programs = mix.programs(view, lists)
