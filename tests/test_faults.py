@@ -169,14 +169,15 @@ def test_a_reader_that_goes_away_is_no_fault(place):
     assert done.returncode == 141
 
 
-AHEAD = lambda study: live.Ahead(0, 0.0)  # noqa: E731
+def nothing_ahead(study):
+    return live.Ahead(0, 0.0)
 
 
 @pytest.fixture
 def address():
     settings = records.Settings("t", ["none"], [2], [0, 1], [9], {"2": [0.1]}, {}, "", "", "", {}, "")
     study = records.Study("T", "", "", settings, {}, {}, [], [], [], 0.0)
-    with live.serving(lambda: study, ahead=AHEAD) as where:
+    with live.serving(lambda: study, ahead=nothing_ahead) as where:
         yield live.LOOPBACK, int(where.rpartition(":")[2].strip("/"))
 
 
@@ -209,7 +210,7 @@ def test_a_study_that_cannot_be_drawn_is_said_to_the_browser(capfd):
     def broken():
         raise KeyError("batch")
 
-    with live.serving(broken, ahead=AHEAD) as where:
+    with live.serving(broken, ahead=nothing_ahead) as where:
         connection = http.client.HTTPConnection(where.removeprefix("http://").strip("/"), timeout=30)
         connection.request("GET", "/")
         answer = connection.getresponse()

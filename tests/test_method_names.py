@@ -65,3 +65,4 @@ def test_methods_are_listed_once() -> None:
 def test_what_the_advice_says_of_methods_is_what_they_say_themselves() -> None:
     assert {*rules.METHODS} <= METHODS.keys()
     assert {name for name in rules.METHODS if METHODS[name].over_samples} == code.OVER_SAMPLES
+    assert {name for name in rules.METHODS if METHODS[name].per_token is not False} == {*code.OF_TOKENS}

@@ -110,8 +110,7 @@ class Learned:
     def probability(self, at: Sequence[float]) -> float:
         """How likely the advice is as good as the best, by how far the nearest measured task is from the model.
 
-        Calibrated on tasks of kinds that nothing was learned from. Nothing else that was tried tells good advice from
-        bad: neither its lead over the other methods, nor whether it abstains, nor how it did on the nearest tasks.
+        Calibrated on tasks of kinds that nothing was learned from.
 
         Args:
             at: how much each rule applies.
@@ -139,7 +138,7 @@ class Learned:
             >>> learned().away(learned().tasks[0]["at"])
             0.0
         """
-        return math.dist(self.nearest(at)[0]["at"], at)
+        return min(math.dist(task["at"], at) for task in self.tasks)
 
     def nearest(self, at: Sequence[float]) -> list[dict[str, Any]]:
         """The measured tasks most like a model, the nearest first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from cyclopts import App, Parameter
 
 from normwise.arguments.methods import several
 from normwise.cli.sources import Batches, data_of, example_inputs, model_from
-from normwise.cli.words import Precision
+from normwise.cli.words import Precision, give, is_page
 
 app = App(name="consult", help="Say which normalization a model should use.")
 
@@ -81,15 +80,14 @@ def advise(
     """
     from normwise import report
     from normwise.errors import InputError
-    from normwise.files import check_target, write_own
+    from normwise.files import check_target
     from normwise.study.consult import advise as ask
 
     if (input_shape is None) == (data is None):
         raise InputError("give --input-shape 2,3,224,224 or --data path.py:callable, so that the model can be run")
     if verify is not None and (data is None or not 0 < verify < math.inf):
         raise InputError(f"--verify {verify:g}: give a number of seconds above 0, and --data to train on")
-    page = out is not None and out.suffix in (".html", ".htm")
-    check_target(out, "advice", page)
+    check_target(out, "advice", is_page(out))
     net, _ = model_from(model, checkpoint)
     batches = None if data is None else Batches(data, batch_size)
     inputs: Any = example_inputs(net, input_shape, batches)
@@ -110,12 +108,4 @@ def advise(
         precision=precision,
         data=None if verify is None or data is None else data_of(data),
     )
-    if as_json:
-        print(advice.to_json(), end="")
-    else:
-        from rich.console import Console
-
-        Console().print(report.advice_table(advice))
-    if out is not None:
-        write_own(out, report.advice_html(advice) if page else advice.to_json(), "advice", page)
-        print(f"\nadvice  {out}", file=sys.stderr)
+    give(advice, report.advice_table, out, as_json)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from normwise.cli.words import show
 from normwise.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ def _stored(path: Path) -> tuple[Path, Claims]:
 def _show(record: Claims, names: list[str] | None = None) -> None:
     import dataclasses
 
-    from rich.console import Console
-
     from normwise import report as drawing
 
     shown = [o for o in record.outcomes if names is None or o.name in names]
-    Console().print(drawing.claims_table(dataclasses.replace(record, outcomes=shown)))
+    show(drawing.claims_table(dataclasses.replace(record, outcomes=shown)))

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from normwise.cli.sources import data_of, model_from
-from normwise.cli.words import Precision
+from normwise.cli.words import Precision, give, is_page
 from normwise.findings import Diagnosis, fails
 
 app = App(name="probe", help="Say what is wrong with a model's normalization.")
@@ -66,12 +66,11 @@ def diagnose(
     """
     from normwise import report
     from normwise.arguments.loss import loss_of
-    from normwise.files import check_target, write_own
+    from normwise.files import check_target
     from normwise.probe.diagnosing import diagnose as examine
 
     fails([], fail_on or "error")
-    page = out is not None and out.suffix in (".html", ".htm")
-    check_target(out, "diagnosis", page)
+    check_target(out, "diagnosis", is_page(out))
     criterion = loss_of(loss)  # before the model, which may be slow to build
     net, _ = model_from(model, checkpoint)
     found = examine(
@@ -86,15 +85,7 @@ def diagnose(
         progress=_progress if sys.stderr.isatty() else None,
     )
     found = _with_commands(found, model, checkpoint, data)
-    if as_json:
-        print(found.to_json(), end="")
-    else:
-        from rich.console import Console
-
-        Console().print(report.diagnosis_table(found))
-    if out is not None:
-        write_own(out, report.diagnosis_html(found) if page else found.to_json(), "diagnosis", page)
-        print(f"\ndiagnosis  {out}", file=sys.stderr)
+    give(found, report.diagnosis_table, out, as_json)
     if fail_on is not None and found.fails(fail_on):
         raise SystemExit(1)
 

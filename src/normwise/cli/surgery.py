@@ -123,13 +123,10 @@ def fold(
             module:callable or path.py:callable; a data set with a name, such as digits; or text:FILE.
             The outputs are compared on the first batch.
     """
-    from normwise.surgery.checkpoint import check_target
     from normwise.surgery.fold import fold as fold_layers
 
-    check_target(out, checkpoint)
-    net, source = model_from(model, checkpoint)
-    inputs = example_inputs(net, input_shape, None if data is None else Batches(data))
-    _write(out, fold_layers(net.eval(), inputs, where=where, report=print), source, checkpoint)
+    shown = input_shape, data
+    _change(model, checkpoint, shown, out, lambda net, inputs: fold_layers(net, inputs, where=where, report=print))
 
 
 @app.command
@@ -249,7 +246,8 @@ def layer_to_rms(
     """
     from normwise.surgery.centre import layer_to_rms as turn
 
-    _change(model, checkpoint, input_shape, data, out, lambda net, inputs: turn(net, inputs, where=where, report=print))
+    shown = _needed(input_shape, data)
+    _change(model, checkpoint, shown, out, lambda net, inputs: turn(net, inputs, where=where, report=print))
 
 
 @app.command
@@ -283,31 +281,32 @@ def qk_norm(
     from normwise.surgery.heads import qk_norm as put
     from normwise.surgery.running import run_on
 
-    _change(
-        model,
-        checkpoint,
-        input_shape,
-        data,
-        out,
-        lambda net, inputs: put(net, [inputs], where=where, forward=run_on, report=print),
-    )
+    def change(net: torch.nn.Module, inputs: Any) -> torch.nn.Module:
+        return put(net, [inputs], where=where, forward=run_on, report=print)
+
+    _change(model, checkpoint, _needed(input_shape, data), out, change)
+
+
+def _needed(input_shape: str | None, data: str | None) -> tuple[str | None, str | None]:
+    """One of the two that say what a model is run on."""
+    if (input_shape is None) == (data is None):
+        raise InputError("give --input-shape 2,64 or --data path.py:callable, so that the model can be run")
+    return input_shape, data
 
 
 def _change(
     model: str,
     checkpoint: Path | None,
-    input_shape: str | None,
-    data: str | None,
+    shown: tuple[str | None, str | None],
     out: Path | None,
     change: Callable[[torch.nn.Module, Any], torch.nn.Module],
 ) -> None:
-    """Change a model on what it is run on, and write its weights."""
+    """Change a model on what it is run on, a shape or data, and write its weights."""
     from normwise.surgery.checkpoint import check_target
 
-    if (input_shape is None) == (data is None):
-        raise InputError("give --input-shape 2,64 or --data path.py:callable, so that the model can be run")
     check_target(out, checkpoint)
     net, source = model_from(model, checkpoint)
+    input_shape, data = shown
     inputs = example_inputs(net, input_shape, None if data is None else Batches(data))
     _write(out, change(net.eval(), inputs), source, checkpoint)
 

@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from normwise.cli.study import read
 from normwise.errors import InputError
+from normwise.files import write_own
 from normwise.study.address import redact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from normwise.results import Result
 
 Precision = Literal["32", "bf16", "16"]
 Number = TypeVar("Number", int, float)
@@ -54,6 +57,23 @@ def show(shown: RenderableType) -> None:
     from rich.console import Console
 
     Console().print(shown)
+
+
+def give(result: Result, table: Callable[[Any], RenderableType], out: Path | None, as_json: bool) -> None:
+    """Print a result as its table or as JSON, and write it to the file that was asked for."""
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        show(table(result))
+    if out is not None:
+        page, kind = is_page(out), result._kind
+        write_own(out, result.to_html() if page else result.to_json(), kind, page)
+        print(f"\n{kind}  {out}", file=sys.stderr)
+
+
+def is_page(out: Path | None) -> bool:
+    """Whether a file is to be a page, by its name."""
+    return out is not None and out.suffix in (".html", ".htm")
 
 
 def typed() -> str:

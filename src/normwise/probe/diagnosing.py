@@ -76,7 +76,7 @@ def diagnose(
         The diagnosis: ``print`` it, ask ``fails("warning")``, store ``to_json()``.
 
     Raises:
-        InputError: the data fail or gives no batch, ``steps`` is below 1, a batch does not fit the model, the loss
+        InputError: the data fail or give no batch, ``steps`` is below 1, a batch does not fit the model, the loss
             is unknown or fails, an argument is of the wrong kind, there is no such device, or lazy layers have seen no
             data and an optimizer is given (without one they are settled on the first batch, in a copy).
 

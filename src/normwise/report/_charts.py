@@ -11,7 +11,7 @@ from typing import Any
 from normwise.advice import Advice
 from normwise.errors import InputError
 from normwise.findings import Diagnosis
-from normwise.records import Interval, Setup, Standing, Study
+from normwise.records import Interval, Standing, Study
 from normwise.report import _formats as formats
 from normwise.report import _view as view
 from normwise.results import Tabular
@@ -120,15 +120,11 @@ def _study(study: Study) -> dict[str, list[Chart] | list[Curves]]:
 
 def _learning(study: Study, standing: Standing, factor: float) -> Line:
     """The mean of a method's runs at each point of their curves that all of them reached."""
-    runs = [t.curve for t in study.trials if t.setup.stage == "final" and key_of(t.setup) == key_of(standing)]
+    what = standing.method, standing.batch_size
+    runs = [t.curve for t in view.finals_of(study) if (t.setup.method, t.setup.batch_size) == what]
     points = [(p[0].epoch, [q.valid_score for q in p if q.valid_score is not None]) for p in zip(*runs, strict=False)]
     whole = [(epoch, factor * fmean(scores)) for epoch, scores in points if len(scores) == len(runs)]
     return Line(standing.method, [epoch for epoch, _ in whole], [score for _, score in whole])
-
-
-def key_of(one: Setup | Standing) -> tuple[str, int]:
-    """What was trained: a method at a batch size."""
-    return one.method, one.batch_size
 
 
 def _advice(advice: Advice) -> dict[str, list[Chart]]:
